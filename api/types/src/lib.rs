@@ -1,0 +1,1 @@
+mod id; mod time; pub use id::*; pub use time::{Timestamp, Version};
