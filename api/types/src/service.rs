@@ -1,0 +1,323 @@
+//! Services: what to run, how many times, where, and how to change it.
+
+use crate::{
+    Annotations, ContainerSpec, Driver, Meta, NetworkAttachmentConfig, NetworkId, Platform, ResourceRequirements, ServiceId, Timestamp,
+    Version,
+};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How many tasks a service has and whether they end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServiceMode {
+    Replicated { replicas: u64 },
+    Global,
+    ReplicatedJob { max_concurrent: u64, total_completions: u64 },
+    GlobalJob,
+}
+
+impl ServiceMode {
+    #[must_use]
+    pub fn is_job(&self) -> bool {
+        matches!(self, Self::ReplicatedJob { .. } | Self::GlobalJob)
+    }
+}
+
+/// When a task that ended is replaced.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestartCondition {
+    /// The wire's zero: a policy that is present but says nothing never restarts.
+    #[default]
+    Never,
+    OnFailure,
+    Any,
+}
+
+/// How often and how soon. An absent policy means `Any` after 5 s without a limit.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RestartPolicy {
+    pub condition: RestartCondition,
+    /// `None` = 5 s.
+    pub delay: Option<Duration>,
+    /// 0 = no limit.
+    pub max_attempts: u64,
+    /// Attempts are counted within this time; `None` or zero = since the spec changed.
+    pub window: Option<Duration>,
+}
+
+/// Where tasks may and should go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Placement {
+    /// `key == value` or `key != value`; all must hold.
+    pub constraints: Vec<String>,
+    /// Descriptors to spread over, such as `node.labels.rack`.
+    pub spread: Vec<String>,
+    pub platforms: Vec<Platform>,
+    /// Per node; 0 = no limit.
+    pub max_replicas: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureAction {
+    #[default]
+    Pause,
+    Continue,
+    Rollback,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpdateOrder {
+    #[default]
+    StopFirst,
+    StartFirst,
+}
+
+/// How a change is rolled out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateConfig {
+    /// Slots at a time; 0 = all at once.
+    pub parallelism: u64,
+    pub delay: Duration,
+    pub failure_action: FailureAction,
+    /// `None` = 5 s.
+    pub monitor: Option<Duration>,
+    /// 0..=1.
+    pub max_failure_ratio: f32,
+    pub order: UpdateOrder,
+}
+
+impl Eq for UpdateConfig {}
+
+impl Default for UpdateConfig {
+    /// What an absent config means (wire-behaviour 12).
+    fn default() -> Self {
+        Self {
+            parallelism: 1,
+            delay: Duration::ZERO,
+            failure_action: FailureAction::Pause,
+            monitor: Some(Duration::from_secs(5)),
+            max_failure_ratio: 0.0,
+            order: UpdateOrder::StopFirst,
+        }
+    }
+}
+
+/// How clients find a service: one address for all tasks, or the addresses of all tasks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ResolutionMode {
+    #[default]
+    Vip,
+    DnsRoundRobin,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Protocol {
+    #[default]
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// `Ingress`: every node answers; `Host`: only the node that runs the task.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum PublishMode {
+    #[default]
+    Ingress,
+    Host,
+}
+
+/// A port of the tasks that is reachable from outside.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PortConfig {
+    pub name: String,
+    pub protocol: Protocol,
+    /// 1..=65535.
+    pub target_port: u32,
+    /// 0 = chosen for you (ingress: 30000..=32767 by the manager; host: by the node).
+    pub published_port: u32,
+    pub publish_mode: PublishMode,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndpointSpec {
+    pub mode: ResolutionMode,
+    pub ports: Vec<PortConfig>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtualIp {
+    pub network_id: NetworkId,
+    /// CIDR text.
+    pub addr: String,
+}
+
+/// What the allocator gave a service.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Endpoint {
+    /// The spec this was allocated for.
+    pub spec: EndpointSpec,
+    /// With every ingress port filled in.
+    pub ports: Vec<PortConfig>,
+    pub virtual_ips: Vec<VirtualIp>,
+}
+
+/// What a task runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Runtime {
+    Container(Box<ContainerSpec>),
+    /// A container that somebody else started, attached to a network.
+    Attachment {
+        container_id: String,
+    },
+    /// A kind unknown to us, carried along: kind, payload type URL, payload.
+    Generic {
+        kind: String,
+        type_url: String,
+        payload: Vec<u8>,
+    },
+}
+
+/// What a task may read besides secrets and configs of its container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResourceReference {
+    pub resource_id: String,
+    pub kind: ResourceKind,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ResourceKind {
+    #[default]
+    Task,
+    Secret,
+    Config,
+    Volume,
+}
+
+/// The part of a service that its tasks share. `Arc`ed in tasks: a thousand replicas hold one copy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskSpec {
+    pub runtime: Runtime,
+    #[serde(default)]
+    pub resources: Option<ResourceRequirements>,
+    /// `None` = `Any` after 5 s; see [`RestartPolicy`].
+    #[serde(default)]
+    pub restart: Option<RestartPolicy>,
+    #[serde(default)]
+    pub placement: Option<Placement>,
+    #[serde(default)]
+    pub log_driver: Option<Driver>,
+    #[serde(default)]
+    pub networks: Vec<NetworkAttachmentConfig>,
+    /// A new number makes every task dirty.
+    #[serde(default)]
+    pub force_update: u64,
+    #[serde(default)]
+    pub resource_references: Vec<ResourceReference>,
+}
+
+impl TaskSpec {
+    #[must_use]
+    pub fn container(&self) -> Option<&ContainerSpec> {
+        match &self.runtime {
+            Runtime::Container(container) => Some(container),
+            Runtime::Attachment { .. } | Runtime::Generic { .. } => None,
+        }
+    }
+}
+
+/// What a user wants of a service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSpec {
+    #[serde(default)]
+    pub annotations: Annotations,
+    pub task: Arc<TaskSpec>,
+    pub mode: ServiceMode,
+    /// `None` = [`UpdateConfig::default`]; must be `None` for jobs.
+    #[serde(default)]
+    pub update: Option<UpdateConfig>,
+    #[serde(default)]
+    pub rollback: Option<UpdateConfig>,
+    /// Deprecated form of `task.networks`.
+    #[serde(default)]
+    pub networks: Vec<NetworkAttachmentConfig>,
+    #[serde(default)]
+    pub endpoint: Option<EndpointSpec>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UpdateState {
+    #[default]
+    Unknown,
+    Updating,
+    Paused,
+    Completed,
+    RollbackStarted,
+    RollbackPaused,
+    RollbackCompleted,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpdateStatus {
+    pub state: UpdateState,
+    pub started_at: Option<Timestamp>,
+    pub completed_at: Option<Timestamp>,
+    pub message: String,
+}
+
+/// Which run of a job this is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct JobStatus {
+    pub iteration: Version,
+    pub last_execution: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    pub id: ServiceId,
+    #[serde(default)]
+    pub meta: Meta,
+    pub spec: ServiceSpec,
+    /// The version a client sent with the update that set `spec`; compared only with itself and [`Task::spec_version`](crate::Task).
+    #[serde(default)]
+    pub spec_version: Option<Version>,
+    #[serde(default)]
+    pub previous_spec: Option<ServiceSpec>,
+    #[serde(default)]
+    pub previous_spec_version: Option<Version>,
+    #[serde(default)]
+    pub endpoint: Option<Endpoint>,
+    #[serde(default)]
+    pub update_status: Option<UpdateStatus>,
+    #[serde(default)]
+    pub job_status: Option<JobStatus>,
+    #[serde(default)]
+    pub pending_delete: bool,
+}
+
+impl Service {
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.spec.annotations.name
+    }
+
+    /// The networks of the tasks: those of the task spec, else the deprecated ones of the service.
+    #[must_use]
+    pub fn networks(&self) -> &[NetworkAttachmentConfig] {
+        if self.spec.task.networks.is_empty() { &self.spec.networks } else { &self.spec.task.networks }
+    }
+
+    /// Whether any port is answered by every node, which puts the service on the ingress network.
+    #[must_use]
+    pub fn publishes_on_ingress(&self) -> bool {
+        self.spec.endpoint.as_ref().is_some_and(|endpoint| endpoint.ports.iter().any(|port| port.publish_mode == PublishMode::Ingress))
+    }
+}
