@@ -1,0 +1,26 @@
+//! Generates the messages, clients and servers of both packages.
+
+fn main() -> std::io::Result<()> {
+    let files = ["docker/swarmkit/v1/swarmkit.proto", "skep/v1/skep.proto"];
+    for file in files {
+        println!("cargo::rerun-if-changed=proto/{file}");
+    }
+    tonic_prost_build::configure()
+        .build_transport(true)
+        // Messages that hold keys, tokens or payloads must not be printable by accident.
+        .skip_debug([
+            ".docker.swarmkit.v1.SecretSpec",
+            ".docker.swarmkit.v1.ConfigSpec",
+            ".docker.swarmkit.v1.JoinTokens",
+            ".docker.swarmkit.v1.EncryptionKey",
+            ".docker.swarmkit.v1.RootCA",
+            ".docker.swarmkit.v1.RootRotation",
+            ".docker.swarmkit.v1.CAConfig",
+            ".docker.swarmkit.v1.IssueNodeCertificateRequest",
+            ".docker.swarmkit.v1.GetUnlockKeyResponse",
+            ".docker.swarmkit.v1.ContainerSpec.PullOptions",
+            ".skep.v1.InitResponse",
+            ".skep.v1.PullImageRequest",
+        ])
+        .compile_protos(&files, &["proto"])
+}
