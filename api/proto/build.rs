@@ -7,6 +7,8 @@ fn main() -> std::io::Result<()> {
     }
     tonic_prost_build::configure()
         .build_transport(true)
+        // The order of `skep_types::Labels`: maps move over without a copy, and equal messages have equal bytes.
+        .btree_map(".")
         // Messages that hold keys, tokens or payloads must not be printable by accident.
         .skip_debug([
             ".docker.swarmkit.v1.SecretSpec",
