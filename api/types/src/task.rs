@@ -120,6 +120,9 @@ pub struct TaskStatus {
     /// The manager that took the report, and when by its clock.
     pub applied_by: Option<NodeId>,
     pub applied_at: Option<Timestamp>,
+    /// When the task first became RUNNING, by the manager's clock if it took the report. Kept by [`TaskStatus::advance`]
+    /// and not on the wire; without it a later manager could not tell whether a task failed within the monitor time.
+    pub running_since: Option<Timestamp>,
 }
 
 /// An observed state must not go back.
@@ -135,10 +138,14 @@ impl TaskStatus {
     ///
     /// # Errors
     /// [`WentBack`] if `newer` has a lower state; nothing is changed then.
-    pub fn advance(&mut self, newer: Self) -> Result<(), WentBack> {
+    pub fn advance(&mut self, mut newer: Self) -> Result<(), WentBack> {
         if newer.state < self.state {
             return Err(WentBack { from: self.state, to: newer.state });
         }
+        newer.running_since = self.running_since.or(match newer.state {
+            TaskState::Running => Some(newer.applied_at.unwrap_or(newer.timestamp)),
+            _ => None,
+        });
         *self = newer;
         Ok(())
     }
