@@ -1,0 +1,234 @@
+//! The server's side of one connection.
+
+use crate::peer::{BadSubject, PeerIdentity};
+use crate::security::{SecurityConfig, SecurityError};
+use rustls::ServerConfig;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor as RustlsAcceptor;
+use tokio_rustls::server::TlsStream;
+
+/// How long a client may take from TCP accept to the end of the handshake. An honest one over a bad line needs two or three
+/// seconds; each that does not end holds memory and a place.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest TLS record, RFC 8446 §5.1.
+const MAX_RECORD: usize = 1 << 14;
+const RECORD_HEADER: usize = 5;
+
+/// Why a client got no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum AcceptError {
+    #[error("no TLS handshake within {} s", HANDSHAKE_TIMEOUT.as_secs())]
+    TimedOut,
+    #[error("the TLS handshake failed: {0}")]
+    Handshake(io::Error),
+    #[error("the client's certificate expired, though its session could be resumed")]
+    Expired,
+    #[error("the client's certificate names nobody: {0}")]
+    Subject(#[from] BadSubject),
+    #[error("{0}")]
+    Security(#[from] SecurityError),
+}
+
+/// Which of a node's two doors a connection came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Door {
+    /// The TCP port: a client certificate is verified if given.
+    Remote,
+    /// The local socket: no client certificates; server names that are none are tolerated, and HTTP/2 authorities that are none
+    /// are made acceptable (see the module `sni` for why).
+    Local,
+}
+
+/// Makes the server's side of connections with the configuration of the moment. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Acceptor {
+    security: SecurityConfig,
+    door: Door,
+}
+
+impl Acceptor {
+    #[must_use]
+    pub fn new(security: &SecurityConfig, door: Door) -> Self {
+        Self { security: security.clone(), door }
+    }
+
+    #[must_use]
+    pub fn door(&self) -> Door {
+        self.door
+    }
+
+    /// Shakes hands, within [`HANDSHAKE_TIMEOUT`]. Dropping the future closes the connection.
+    pub async fn accept<IO>(&self, io: IO) -> Result<TlsConnection<IO>, AcceptError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        timeout(HANDSHAKE_TIMEOUT, self.shake_hands(io)).await.map_err(|_| AcceptError::TimedOut)?
+    }
+
+    async fn shake_hands<IO>(&self, mut io: IO) -> Result<TlsConnection<IO>, AcceptError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        let (config, first) = match self.door {
+            Door::Remote => (self.security.remote_server()?, Vec::new()),
+            Door::Local => {
+                let mut record = first_record(&mut io).await.map_err(AcceptError::Handshake)?;
+                crate::sni::hide_bad_name(&mut record);
+                (self.security.local_server(), record)
+            }
+        };
+        let stream = shake(config, Replay { first, read: 0, io }).await?;
+        let peer = match stream.get_ref().1.peer_certificates() {
+            Some(chain) => Some(Arc::new(PeerIdentity::of_chain(chain)?)),
+            None => None,
+        };
+        // A resumed session brings the certificate of the first handshake, which rustls does not verify again.
+        if peer.as_ref().is_some_and(|peer| peer.is_expired(SystemTime::now())) {
+            return Err(AcceptError::Expired);
+        }
+        Ok(TlsConnection { stream, peer })
+    }
+}
+
+async fn shake<IO>(config: Arc<ServerConfig>, io: Replay<IO>) -> Result<TlsStream<Replay<IO>>, AcceptError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    RustlsAcceptor::from(config).accept(io).await.map_err(AcceptError::Handshake)
+}
+
+/// Reads one TLS record as it came, or the little that shows that it is none; rustls then says what is wrong with it.
+async fn first_record(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
+    let mut record = vec![0; RECORD_HEADER];
+    io.read_exact(&mut record).await?;
+    let length = usize::from(u16::from_be_bytes([record[3], record[4]]));
+    if record[0] == 22 && length <= MAX_RECORD {
+        record.resize(RECORD_HEADER + length, 0);
+        io.read_exact(&mut record[RECORD_HEADER..]).await?;
+    }
+    Ok(record)
+}
+
+/// A connection after the handshake.
+#[derive(Debug)]
+pub struct TlsConnection<IO> {
+    stream: TlsStream<Replay<IO>>,
+    peer: Option<Arc<PeerIdentity>>,
+}
+
+impl<IO> TlsConnection<IO> {
+    /// Who the client proved to be; `None` if it gave no certificate.
+    #[must_use]
+    pub fn peer(&self) -> Option<&Arc<PeerIdentity>> {
+        self.peer.as_ref()
+    }
+
+    /// What is below TLS, for addresses and credentials.
+    #[must_use]
+    pub fn io(&self) -> &IO {
+        &self.stream.get_ref().0.io
+    }
+
+    /// TLS 1.2 or 1.3, for logs.
+    #[must_use]
+    pub fn protocol(&self) -> Option<rustls::ProtocolVersion> {
+        self.stream.get_ref().1.protocol_version()
+    }
+
+    /// Whether an earlier session was resumed.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.stream.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsConnection<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsConnection<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+/// Gives bytes that were read already once more, then reads on.
+#[derive(Debug)]
+struct Replay<IO> {
+    first: Vec<u8>,
+    read: usize,
+    io: IO,
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for Replay<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let left = &this.first[this.read..];
+        if left.is_empty() {
+            return Pin::new(&mut this.io).poll_read(cx, buf);
+        }
+        let count = left.len().min(buf.remaining());
+        buf.put_slice(&left[..count]);
+        this.read += count;
+        if this.read == this.first.len() {
+            this.first = Vec::new();
+            this.read = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Replay<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().io).poll_shutdown(cx)
+    }
+}
