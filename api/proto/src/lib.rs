@@ -1,7 +1,8 @@
 //! The wire: SwarmKit's gRPC API ([`v1`]) and our additions to it ([`skep`]), with clients and servers.
 //!
-//! The messages are generated from `proto/`; their conversions to and from `skep-types` parse at this edge or fail with a
-//! `FieldError` that names the field.
+//! The messages are generated from `proto/`. [`FromWire`] parses them into `skep-types` at this edge or fails with a
+//! `FieldError` that names the field; [`ToWire`] is the way back. [`redact_cluster`] and [`redact_secret`] take out of an
+//! answer what no client may see.
 
 /// Package `docker.swarmkit.v1`.
 #[allow(clippy::all, clippy::pedantic, clippy::allow_attributes_without_reason, reason = "generated code")]
@@ -15,4 +16,9 @@ pub mod skep {
     tonic::include_proto!("skep.v1");
 }
 
+mod convert; // messages to types and back
+mod redact; // what answers leave out
 mod redacted; // no secret in a debug print
+
+pub use convert::{FromWire, ToWire, parse, parse_required};
+pub use redact::{redact_cluster, redact_secret};
