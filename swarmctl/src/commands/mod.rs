@@ -1,0 +1,35 @@
+//! One module per noun of the command line.
+
+pub mod cluster;
+pub mod image;
+pub mod logs;
+pub mod node;
+pub mod service;
+pub mod task;
+
+/// Flags of every list.
+#[derive(Debug, clap::Args)]
+pub struct ListFlags {
+    /// Only print ids
+    #[arg(long, short = 'q')]
+    pub quiet: bool,
+    /// table, json, or a Go template such as '{{.Name}}'
+    #[arg(long, default_value = "table", value_name = "FORMAT")]
+    pub format: crate::output::Format,
+    /// Print ids and texts in full
+    #[arg(long)]
+    pub no_trunc: bool,
+}
+
+/// Flags of every `inspect`.
+#[derive(Debug, clap::Args)]
+pub struct InspectFlags {
+    /// json, or a Go template such as '{{.spec.annotations.name}}'
+    #[arg(long, short = 'f', value_name = "FORMAT")]
+    pub format: Option<String>,
+}
+
+/// The first 12 characters, as tables show ids.
+pub fn short(id: &str, in_full: bool) -> String {
+    if in_full { id.to_owned() } else { id.chars().take(12).collect() }
+}

@@ -1,0 +1,93 @@
+//! What went wrong, in words, and the exit status that goes with it.
+
+use std::fmt;
+use std::path::Path;
+use tonic::Code;
+
+/// Exit statuses; 2 (bad command line) is clap's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// The request was refused or failed.
+    Failed = 1,
+    /// What was named does not exist.
+    NotFound = 3,
+    /// Somebody else changed or took it: look again and repeat.
+    Conflict = 4,
+    /// No daemon, no manager or no leader answered.
+    Unreachable = 5,
+    /// The change was accepted, but the cluster did not get there.
+    NotConverged = 6,
+}
+
+/// An error ready to be printed.
+#[derive(Debug)]
+pub struct Failure {
+    pub exit: Exit,
+    text: String,
+}
+
+impl Failure {
+    pub fn new(exit: Exit, text: impl Into<String>) -> Self {
+        Self { exit, text: text.into() }
+    }
+
+    pub fn failed(text: impl Into<String>) -> Self {
+        Self::new(Exit::Failed, text)
+    }
+
+    pub fn not_found(kind: &str, name: &str, hint: &str) -> Self {
+        Self::new(Exit::NotFound, format!("no such {kind}: {name}; {hint}"))
+    }
+
+    pub fn cannot_connect(socket: &Path, error: impl std::error::Error + 'static) -> Self {
+        let mut cause: &dyn std::error::Error = &error;
+        while let Some(deeper) = cause.source() {
+            cause = deeper;
+        }
+        let hint = match cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
+            Some(std::io::ErrorKind::NotFound) => "is skepd running? Start it, or name its socket with --socket",
+            Some(std::io::ErrorKind::PermissionDenied) => "the socket is root's; use sudo",
+            Some(std::io::ErrorKind::ConnectionRefused) => "nobody listens on it; is skepd running?",
+            _ => "is this skepd's socket?",
+        };
+        Self::new(Exit::Unreachable, format!("cannot reach skepd at {}: {cause}; {hint}", socket.display()))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<tonic::Status> for Failure {
+    fn from(status: tonic::Status) -> Self {
+        let message = status.message();
+        match status.code() {
+            Code::NotFound => Self::new(Exit::NotFound, message),
+            Code::AlreadyExists => Self::new(Exit::Conflict, message),
+            Code::Unknown if message.contains("update out of sequence") => {
+                Self::new(Exit::Conflict, "somebody else changed it meanwhile (update out of sequence); look again and repeat")
+            }
+            Code::Unavailable | Code::DeadlineExceeded => Self::new(Exit::Unreachable, format!("no manager answered: {message}")),
+            Code::Unimplemented if message.is_empty() => {
+                Self::new(Exit::Failed, "this node does not offer that; is it a manager? See `swarmctl cluster inspect`")
+            }
+            _ => Self::new(Exit::Failed, message),
+        }
+    }
+}
+
+impl From<skep_types::FieldError> for Failure {
+    fn from(error: skep_types::FieldError) -> Self {
+        Self::failed(format!("the manager's answer cannot be read: {error}"))
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::failed(error.to_string())
+    }
+}

@@ -1,0 +1,291 @@
+//! Tables, JSON and Go templates.
+
+use crate::failure::Failure;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use std::io::Write;
+
+/// How a list is printed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Format {
+    Table,
+    /// One object a line, as the docker CLI.
+    Json,
+    /// A Go template for each row; the flag tells whether column titles come first.
+    Template {
+        text: String,
+        titles: bool,
+    },
+}
+
+impl std::str::FromStr for Format {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Ok(match text {
+            "table" => Self::Table,
+            "json" => Self::Json,
+            template => {
+                let (titles, body) = match template.strip_prefix("table ") {
+                    Some(body) => (true, body),
+                    None => (false, template),
+                };
+                let text = body.replace("\\t", "\t").replace("\\n", "\n");
+                // Parsed once here, so that a mistake is a usage error.
+                parse_template(&text)?;
+                Self::Template { text, titles }
+            }
+        })
+    }
+}
+
+fn parse_template(text: &str) -> Result<gtmpl::Template, String> {
+    let mut template = gtmpl::Template::default();
+    template.add_func("json", |arguments| {
+        let value = arguments.first().map(to_json).unwrap_or(Value::Null);
+        Ok(gtmpl::Value::String(value.to_string()))
+    });
+    template.add_func("upper", |arguments| {
+        Ok(gtmpl::Value::String(arguments.first().map(ToString::to_string).unwrap_or_default().to_uppercase()))
+    });
+    template.add_func("lower", |arguments| {
+        Ok(gtmpl::Value::String(arguments.first().map(ToString::to_string).unwrap_or_default().to_lowercase()))
+    });
+    template.parse(text).map_err(|error| format!("bad template: {error}"))?;
+    Ok(template)
+}
+
+fn to_json(value: &gtmpl::Value) -> Value {
+    match value {
+        gtmpl::Value::Bool(value) => Value::Bool(*value),
+        gtmpl::Value::String(value) => Value::String(value.clone()),
+        gtmpl::Value::Array(values) => values.iter().map(to_json).collect(),
+        gtmpl::Value::Object(fields) | gtmpl::Value::Map(fields) => {
+            // gtmpl keeps fields unsorted; sorted output is stable.
+            let sorted: std::collections::BTreeMap<_, _> = fields.iter().map(|(key, value)| (key.clone(), to_json(value))).collect();
+            Value::Object(sorted.into_iter().collect())
+        }
+        gtmpl::Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => number.into(),
+            (None, Some(number)) => number.into(),
+            (None, None) => number.as_f64().map_or(Value::Null, Into::into),
+        },
+        gtmpl::Value::NoValue | gtmpl::Value::Nil | gtmpl::Value::Function(_) => Value::Null,
+    }
+}
+
+fn from_json(value: &Value) -> gtmpl::Value {
+    match value {
+        Value::Null => gtmpl::Value::Nil,
+        Value::Bool(value) => gtmpl::Value::Bool(*value),
+        Value::String(value) => gtmpl::Value::String(value.clone()),
+        Value::Array(values) => gtmpl::Value::Array(values.iter().map(from_json).collect()),
+        Value::Object(fields) => gtmpl::Value::Object(fields.iter().map(|(key, value)| (key.clone(), from_json(value))).collect()),
+        Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => number.into(),
+            (None, Some(number)) => number.into(),
+            (None, None) => number.as_f64().unwrap_or(0.0).into(),
+        },
+    }
+}
+
+/// One template over one value.
+pub fn render(text: &str, value: &Value) -> Result<String, Failure> {
+    let template = parse_template(text).map_err(Failure::failed)?;
+    let context = gtmpl::Context::from(from_json(value));
+    template.render(&context).map_err(|error| Failure::failed(format!("template: {error}")))
+}
+
+/// Rows with named columns, such as `ID`, `NAME`.
+#[derive(Debug, Default)]
+pub struct Table {
+    titles: Vec<&'static str>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    pub fn new(titles: &[&'static str]) -> Self {
+        Self { titles: titles.to_vec(), rows: Vec::new() }
+    }
+
+    pub fn row(&mut self, cells: Vec<String>) {
+        debug_assert_eq!(cells.len(), self.titles.len());
+        self.rows.push(cells);
+    }
+
+    /// `CURRENT STATE` is `.CurrentState` in templates and JSON, `ID` stays `.ID`.
+    fn field(title: &str) -> String {
+        if title == "ID" {
+            return "ID".into();
+        }
+        title
+            .split(' ')
+            .map(|word| {
+                let mut letters = word.chars();
+                letters.next().map(|first| first.to_string() + &letters.as_str().to_lowercase()).unwrap_or_default()
+            })
+            .collect()
+    }
+
+    fn object(&self, row: &[String]) -> Value {
+        let fields = self.titles.iter().zip(row).map(|(title, cell)| (Self::field(title), Value::String(cell.clone())));
+        Value::Object(fields.collect::<Map<_, _>>())
+    }
+
+    pub fn print(&self, format: &Format) -> Result<(), Failure> {
+        let mut text = String::new();
+        match format {
+            Format::Table => {
+                text =
+                    align(std::iter::once(self.titles.iter().map(ToString::to_string).collect()).chain(self.rows.iter().cloned()).collect())
+            }
+            Format::Json => {
+                for row in &self.rows {
+                    text += &format!("{}\n", self.object(row));
+                }
+            }
+            Format::Template { text: template, titles } => {
+                let mut lines = Vec::new();
+                if *titles {
+                    let names: Map<_, _> = self.titles.iter().map(|title| (Self::field(title), Value::String((*title).into()))).collect();
+                    lines.push(render(template, &Value::Object(names))?);
+                }
+                for row in &self.rows {
+                    lines.push(render(template, &self.object(row))?);
+                }
+                text = if *titles {
+                    align(lines.iter().map(|line| line.split('\t').map(str::to_owned).collect()).collect())
+                } else {
+                    lines.iter().map(|line| format!("{line}\n")).collect()
+                };
+            }
+        }
+        put(&text)
+    }
+}
+
+/// Columns three blanks apart, the last one unpadded.
+fn align(lines: Vec<Vec<String>>) -> String {
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| lines.iter().filter_map(|line| line.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for line in &lines {
+        let mut row = String::new();
+        for (column, cell) in line.iter().enumerate() {
+            row += cell;
+            if column + 1 < line.len() {
+                row += &" ".repeat(widths[column] - cell.chars().count() + 3);
+            }
+        }
+        text += row.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// To standard output; a reader that went away (`| head`) ends us quietly.
+pub fn put(text: &str) -> Result<(), Failure> {
+    put_bytes(text.as_bytes())
+}
+
+/// The same for bytes that a container wrote.
+pub fn put_bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        other => other.map_err(Failure::from),
+    }
+}
+
+/// Objects for people and programs: times as RFC 3339, lengths of time as `5s`, byte strings as text or hex.
+pub fn readable<T: Serialize>(object: &T) -> Result<Value, Failure> {
+    let value = serde_json::to_value(object).map_err(|error| Failure::failed(error.to_string()))?;
+    Ok(humanise("", value))
+}
+
+fn humanise(key: &str, value: Value) -> Value {
+    match value {
+        Value::Number(number) if key.ends_with("_at") || key == "timestamp" || key == "last_execution" => {
+            number.as_i64().map_or(Value::Number(number), |nanos| Value::String(crate::when::rfc3339(skep_types::Timestamp(nanos))))
+        }
+        Value::Object(fields) if fields.len() == 2 && fields.contains_key("secs") && fields.contains_key("nanos") => {
+            let number = |name: &str| fields[name].as_u64().unwrap_or(0);
+            Value::String(crate::when::length(std::time::Duration::new(number("secs"), u32::try_from(number("nanos")).unwrap_or(0))))
+        }
+        Value::Object(fields) => Value::Object(fields.into_iter().map(|(key, value)| (key.clone(), humanise(&key, value))).collect()),
+        Value::Array(items)
+            if !items.is_empty() && items.iter().all(|item| item.as_u64().is_some_and(|byte| byte < 256)) && is_bytes(key) =>
+        {
+            let bytes: Vec<u8> = items.iter().filter_map(Value::as_u64).filter_map(|byte| u8::try_from(byte).ok()).collect();
+            Value::String(
+                String::from_utf8(bytes).unwrap_or_else(|error| error.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()),
+            )
+        }
+        Value::Array(items) => Value::Array(items.into_iter().map(|item| humanise(key, item)).collect()),
+        other => other,
+    }
+}
+
+fn is_bytes(key: &str) -> bool {
+    matches!(
+        key,
+        "csr"
+            | "certificate"
+            | "ca_cert"
+            | "trust_root"
+            | "cert_issuer_subject"
+            | "cert_issuer_public_key"
+            | "data"
+            | "payload"
+            | "signing_ca_cert"
+    )
+}
+
+/// `inspect`: one JSON array, or a template for each object.
+pub fn inspect(objects: &[Value], format: Option<&str>) -> Result<(), Failure> {
+    match format {
+        None | Some("json") => {
+            let text = serde_json::to_string_pretty(objects).map_err(|error| Failure::failed(error.to_string()))?;
+            put(&format!("{text}\n"))
+        }
+        Some(template) => {
+            for object in objects {
+                put(&format!("{}\n", render(template, object)?))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn columns_line_up() {
+        let lines = vec![vec!["ID".into(), "NAME".into()], vec!["long-id".into(), "é".into()]];
+        assert_eq!(align(lines), "ID        NAME\nlong-id   é\n");
+    }
+
+    #[test]
+    fn titles_become_field_names() {
+        assert_eq!(Table::field("CURRENT STATE"), "CurrentState");
+        assert_eq!(Table::field("ID"), "ID");
+    }
+
+    #[test]
+    fn go_templates_work_on_rows_and_objects() {
+        let value = json!({"ID": "a", "Labels": {"x": "y"}, "n": 3});
+        assert_eq!(render("{{.ID}}:{{.n}}", &value).unwrap(), "a:3");
+        assert_eq!(render("{{json .Labels}}", &value).unwrap(), r#"{"x":"y"}"#);
+        assert_eq!(render("{{range $k, $v := .Labels}}{{$k}}={{$v}}{{end}}", &value).unwrap(), "x=y");
+        assert!("{{.ID".parse::<Format>().is_err());
+    }
+
+    #[test]
+    fn times_are_readable() {
+        let value = humanise("", json!({"created_at": 1_000_000_000i64, "delay": {"secs": 5, "nanos": 0}}));
+        assert_eq!(value, json!({"created_at": "1970-01-01T00:00:01Z", "delay": "5s"}));
+    }
+}
