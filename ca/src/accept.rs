@@ -1,12 +1,13 @@
 //! The server's side of one connection.
 
+use crate::authority::AuthorityFilter;
 use crate::peer::{BadSubject, PeerIdentity};
 use crate::security::{SecurityConfig, SecurityError};
 use rustls::ServerConfig;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
@@ -93,7 +94,8 @@ impl Acceptor {
         if peer.as_ref().is_some_and(|peer| peer.is_expired(SystemTime::now())) {
             return Err(AcceptError::Expired);
         }
-        Ok(TlsConnection { stream, peer })
+        let mended = (self.door == Door::Local).then(|| Box::new(Mended::new()));
+        Ok(TlsConnection { stream, peer, mended })
     }
 }
 
@@ -121,6 +123,49 @@ async fn first_record(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> 
 pub struct TlsConnection<IO> {
     stream: TlsStream<Replay<IO>>,
     peer: Option<Arc<PeerIdentity>>,
+    /// What is read goes through this; `None` on the TCP port.
+    mended: Option<Box<Mended>>,
+}
+
+/// Room for what was read before and after the filter.
+#[derive(Debug)]
+struct Mended {
+    filter: AuthorityFilter,
+    raw: Vec<u8>,
+    ready: Vec<u8>,
+    given: usize,
+}
+
+impl Mended {
+    fn new() -> Self {
+        Self { filter: AuthorityFilter::new(), raw: vec![0; 4096], ready: Vec::new(), given: 0 }
+    }
+
+    fn poll_read(
+        &mut self,
+        mut stream: Pin<&mut impl AsyncRead>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.given == self.ready.len() {
+            self.ready.clear();
+            self.given = 0;
+            let mut raw = ReadBuf::new(&mut self.raw);
+            ready!(stream.as_mut().poll_read(cx, &mut raw))?;
+            if raw.filled().is_empty() {
+                self.filter.finish(&mut self.ready);
+                if self.ready.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+            } else {
+                self.filter.feed(raw.filled(), &mut self.ready);
+            }
+        }
+        let count = (self.ready.len() - self.given).min(buf.remaining());
+        buf.put_slice(&self.ready[self.given..self.given + count]);
+        self.given += count;
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl<IO> TlsConnection<IO> {
@@ -151,7 +196,11 @@ impl<IO> TlsConnection<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for TlsConnection<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
+        let this = self.get_mut();
+        match &mut this.mended {
+            Some(mended) => mended.poll_read(Pin::new(&mut this.stream), cx, buf),
+            None => Pin::new(&mut this.stream).poll_read(cx, buf),
+        }
     }
 }
 

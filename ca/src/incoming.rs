@@ -196,3 +196,72 @@ pub fn serve_remote(listener: TcpListener, security: &crate::SecurityConfig) -> 
 pub fn serve_local(listener: UnixListener, security: &crate::SecurityConfig) -> TlsIncoming<UnixStream> {
     TlsIncoming::new(listener, Acceptor::new(security, Door::Local))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::*;
+    use tokio::io::AsyncReadExt as _;
+
+    fn security(role: NodeRole) -> (SecurityConfig, SecurityConfig) {
+        let now = std::time::SystemTime::now();
+        let root = RootCa::generate(now).unwrap();
+        let one = |number, role| {
+            let key = NodeKey::generate().unwrap();
+            let subject = Subject { node: skep_types::NodeId::for_test(number), role, cluster: skep_types::ClusterId::for_test(9) };
+            let issued = root.issue(key.request().unwrap().as_bytes(), &subject, DEFAULT_LIFETIME, now).unwrap();
+            SecurityConfig::new(Identity::new(key, &issued.chain_pem, root.bundle().clone(), now).unwrap()).unwrap()
+        };
+        (one(1, NodeRole::Manager), one(2, role))
+    }
+
+    #[tokio::test]
+    async fn idle_and_wrong_clients_do_not_hold_up_the_right_one() {
+        let (manager, worker) = security(NodeRole::Worker);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut incoming = serve_remote(listener, &manager);
+        let mut idle = Vec::new();
+        for _ in 0..50 {
+            idle.push(TcpStream::connect(address).await.unwrap()); // says nothing
+        }
+        let mut wrong = TcpStream::connect(address).await.unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut wrong, b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        // It is answered with an alert and closed.
+        let mut answer = Vec::new();
+        let _ = wrong.read_to_end(&mut answer).await;
+        assert_eq!(answer.first(), Some(&21));
+
+        let (stream, _) = Connector::node(&worker).connect(TcpStream::connect(address).await.unwrap()).await.unwrap();
+        let connection = incoming.next().await.unwrap();
+        assert!(connection.peer().unwrap().has_role(NodeRole::Worker));
+        assert_eq!(connection.io().peer_addr().unwrap(), stream.get_ref().0.local_addr().unwrap());
+    }
+
+    #[tokio::test]
+    async fn dropping_the_stream_closes_the_port() {
+        let (manager, _) = security(NodeRole::Worker);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let incoming = serve_remote(listener, &manager);
+        let mut half_open = TcpStream::connect(address).await.unwrap();
+        drop(incoming);
+        // The handshake under way is dropped with it: end of file or reset, but an end.
+        let _ = tokio::time::timeout(Duration::from_secs(5), half_open.read_u8()).await.unwrap().unwrap_err();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[test]
+    fn one_source_cannot_take_every_place() {
+        let sources = Sources::default();
+        let (far, other): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
+        let mut held: Vec<_> = (0..MAX_HALF_OPEN_PER_SOURCE).map(|_| sources.enter(Some(far)).unwrap()).collect();
+        assert!(sources.enter(Some(far)).is_none());
+        assert!(sources.enter(Some(other)).is_some());
+        assert!(sources.enter(None).is_some());
+        held.pop();
+        assert!(sources.enter(Some(far)).is_some());
+        drop(held);
+        assert!(sources.0.lock().unwrap().is_empty());
+    }
+}

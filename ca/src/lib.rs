@@ -10,6 +10,8 @@
 //! Clocks and random numbers are the caller's where a function is meant to be pure (tokens, renewal).
 
 mod accept; // the server's side of one connection
+mod authority; // HTTP/2 authorities that are none, on the local socket
+mod bind; // the local socket's place in the file system
 mod config; // the rustls configurations
 mod connect; // the client's side
 mod der; // pieces of DER and PEM
@@ -28,8 +30,11 @@ mod token; // join tokens
 
 #[cfg(test)]
 mod handshake_tests;
+#[cfg(test)]
+mod local_tests;
 
 pub use accept::{AcceptError, Acceptor, Door, HANDSHAKE_TIMEOUT, TlsConnection};
+pub use bind::{BindError, bind_local};
 pub use connect::{CONNECT_TIMEOUT, ConnectError, Connector};
 pub use files::FileError;
 pub use identity::{BadIdentity, FirstManager, Identity, TlsInfo, renewal_moment};
