@@ -8,6 +8,7 @@
 
 mod cluster; // the cluster object and its CA
 mod container; // what a container is made of
+mod local; // what skep.v1 numbers itself
 mod meta; // times, versions, ids, annotations, drivers
 mod network; // networks, attachments
 mod node; // machines and what they report
@@ -297,3 +298,5 @@ impl<T: ToWire> ToWire for Arc<T> {
     }
 }
 
+#[cfg(test)]
+mod tests;

@@ -122,8 +122,16 @@ impl FromWire for ClusterSpec {
     /// Types keep flat what the wire wraps in a message each.
     #[expect(deprecated, reason = "a client that still sets an acceptance policy is told that it has no effect")]
     fn from_wire(wire: v1::ClusterSpec) -> Result<Self, FieldError> {
-        let v1::ClusterSpec { annotations, acceptance_policy, orchestration, raft, dispatcher, ca_config, task_defaults, encryption_config } =
-            wire;
+        let v1::ClusterSpec {
+            annotations,
+            acceptance_policy,
+            orchestration,
+            raft,
+            dispatcher,
+            ca_config,
+            task_defaults,
+            encryption_config,
+        } = wire;
         if acceptance_policy.is_some_and(|policy| !policy.policies.is_empty()) {
             let problem = "acceptance policies are not supported; join tokens decide which nodes are let in";
             return Err(FieldError::new("acceptance_policy.policies", problem));
@@ -145,7 +153,8 @@ impl ToWire for ClusterSpec {
 
     #[expect(deprecated, reason = "genuine peers always write `acceptance_policy`, empty")]
     fn to_wire(&self) -> v1::ClusterSpec {
-        let Self { annotations, task_history_retention_limit, raft, heartbeat_period, ca_config, task_log_driver, auto_lock_managers } = self;
+        let Self { annotations, task_history_retention_limit, raft, heartbeat_period, ca_config, task_log_driver, auto_lock_managers } =
+            self;
         v1::ClusterSpec {
             annotations: full::to(annotations),
             acceptance_policy: Some(v1::AcceptancePolicy::default()),
@@ -164,10 +173,7 @@ pub(super) mod blacklist {
     use super::{BTreeMap, FieldError, NodeId, Timestamp, ToWire, plain};
     use crate::v1::BlacklistedCertificate;
 
-    pub fn from(
-        label: &str,
-        wire: BTreeMap<String, BlacklistedCertificate>,
-    ) -> Result<BTreeMap<NodeId, Option<Timestamp>>, FieldError> {
+    pub fn from(label: &str, wire: BTreeMap<String, BlacklistedCertificate>) -> Result<BTreeMap<NodeId, Option<Timestamp>>, FieldError> {
         let entry = |(node, certificate): (String, BlacklistedCertificate)| {
             let expiry = plain::from("expiry", certificate.expiry).map_err(|error| error.inside(&format!("{label}[{node}]")))?;
             Ok((plain::from(label, node)?, expiry))

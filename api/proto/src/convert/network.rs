@@ -2,9 +2,7 @@
 
 use super::{message, number};
 use crate::v1;
-use skep_types::{
-    AddressFamily, FieldError, IpamConfig, IpamOptions, Network, NetworkAttachment, NetworkAttachmentConfig, NetworkSpec,
-};
+use skep_types::{AddressFamily, FieldError, IpamConfig, IpamOptions, Network, NetworkAttachment, NetworkAttachmentConfig, NetworkSpec};
 
 number!(AddressFamily, v1::ipam_config::AddressFamily { Unknown = Unknown, Ipv4 = Ipv4, Ipv6 = Ipv6 });
 

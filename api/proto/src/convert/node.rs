@@ -3,8 +3,8 @@
 use super::{FromWire, ToWire, full, message, number, plain};
 use crate::v1;
 use skep_types::{
-    Availability, EngineDescription, FieldError, ManagerStatus, Membership, Node, NodeDescription, NodeRole, NodeSpec, NodeState, NodeStatus,
-    Plugin, Reachability, TlsInfo,
+    Availability, EngineDescription, FieldError, ManagerStatus, Membership, Node, NodeDescription, NodeRole, NodeSpec, NodeState,
+    NodeStatus, Plugin, Reachability, TlsInfo,
 };
 
 number!(NodeRole, v1::NodeRole { Worker = Worker, Manager = Manager });
