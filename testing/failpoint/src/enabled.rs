@@ -20,11 +20,7 @@ fn registry() -> &'static Registry {
             Some((name, n)) => Armed { name: name.to_owned(), visits_left: n.parse().unwrap_or(1) },
             None => Armed { name: text, visits_left: 1 },
         });
-        Registry {
-            armed: Mutex::new(armed),
-            trace: std::env::var("SKEP_FAILPOINT_TRACE").ok(),
-            seen: Mutex::new(BTreeSet::new()),
-        }
+        Registry { armed: Mutex::new(armed), trace: std::env::var("SKEP_FAILPOINT_TRACE").ok(), seen: Mutex::new(BTreeSet::new()) }
     })
 }
 

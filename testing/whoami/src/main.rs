@@ -1,1 +1,163 @@
-fn main() {}
+//! A web responder for demonstrations and tests: says which task answered and which client address it saw.
+//!
+//! Standard library only, so that a static build of 1.5 MB is a whole image. Listens on `PORT` (default 8080),
+//! on IPv6 and IPv4. Paths:
+//!
+//! * `/` – one line: host name, task, client address
+//! * `/health` – 200, or 500 after `/fail` was asked for
+//! * `/fail` – turns `/health` bad
+//! * `/exit?CODE` – ends the process with that code
+//! * `/env` – the environment, one variable a line
+//! * `/slow?MILLIS` – answers late
+//!
+//! `whoami check` asks its own `/health` and exits 0 or 1: a health check for images without a shell.
+//! `SIGTERM` ends it at once with code 0; `whoami stubborn` ignores it, for tests of the grace period.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+static HEALTHY: AtomicBool = AtomicBool::new(true);
+
+mod termination {
+    #![allow(unsafe_code, reason = "the standard library cannot set a signal handler")]
+
+    unsafe extern "C" {
+        fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
+        fn _exit(code: i32) -> !;
+    }
+
+    const SIGTERM: i32 = 15;
+
+    extern "C" fn exit_now(_: i32) {
+        // SAFETY: _exit(2) is async-signal-safe and does not return.
+        unsafe { _exit(0) }
+    }
+
+    extern "C" fn carry_on(_: i32) {}
+
+    /// Pid 1 has no default action for SIGTERM: without a handler it would be ignored.
+    pub fn on_sigterm(exits: bool) {
+        // SAFETY: signal(2) of libc, which std links; the handlers are async-signal-safe functions that live for ever.
+        unsafe { signal(SIGTERM, if exits { exit_now } else { carry_on }) };
+    }
+}
+
+fn main() {
+    termination::on_sigterm(std::env::args().nth(1).as_deref() != Some("stubborn"));
+    let port: u16 = std::env::var("PORT").ok().and_then(|text| text.parse().ok()).unwrap_or(8080);
+    match std::env::args().nth(1).as_deref() {
+        Some("check") => std::process::exit(i32::from(!check(port))),
+        Some("exit") => std::process::exit(std::env::args().nth(2).and_then(|code| code.parse().ok()).unwrap_or(0)),
+        Some("sleep" | "stubborn") => loop {
+            std::thread::park();
+        },
+        Some("lines") => lines(),
+        _ => serve(port),
+    }
+}
+
+/// Writes numbered lines to both streams, then ends: for tests of logs.
+fn lines() {
+    let count = std::env::args().nth(2).and_then(|count| count.parse().ok()).unwrap_or(3u64);
+    for number in 0..count {
+        println!("out {number}");
+        eprintln!("err {number}");
+    }
+}
+
+fn serve(port: u16) {
+    let listener = TcpListener::bind(("::", port)).or_else(|_| TcpListener::bind(("0.0.0.0", port))).unwrap_or_else(|error| {
+        eprintln!("cannot listen on port {port}: {error}");
+        std::process::exit(1);
+    });
+    println!("listening on port {port} as {}", host_name());
+    for stream in listener.incoming().flatten() {
+        std::thread::spawn(move || {
+            let _ = answer(&stream);
+        });
+    }
+}
+
+fn host_name() -> String {
+    std::fs::read_to_string("/etc/hostname")
+        .or_else(|_| std::fs::read_to_string("/proc/sys/kernel/hostname"))
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// IPv4 clients on an IPv6 socket look like `::ffff:1.2.3.4`; people want `1.2.3.4`.
+fn plain(address: SocketAddr) -> IpAddr {
+    address.ip().to_canonical()
+}
+
+fn answer(mut stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let client = plain(stream.peer_addr()?);
+    let mut reader = BufReader::new(stream).take(16 << 10);
+    loop {
+        let mut request = String::new();
+        if reader.read_line(&mut request)? == 0 {
+            return Ok(());
+        }
+        let mut close = request.trim_end().ends_with("HTTP/1.0");
+        loop {
+            let mut header = String::new();
+            if reader.read_line(&mut header)? == 0 || header.trim().is_empty() {
+                break;
+            }
+            close |= header.to_ascii_lowercase().starts_with("connection: close");
+        }
+        reader.set_limit(16 << 10);
+        let target = request.split(' ').nth(1).unwrap_or("/");
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        println!("{client} {}", request.trim_end());
+        let (status, body) = respond(path, query, client);
+        write!(
+            stream,
+            "HTTP/1.1 {status}\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: {}\r\n\r\n{body}",
+            body.len(),
+            if close { "close" } else { "keep-alive" }
+        )?;
+        stream.flush()?;
+        if close {
+            return Ok(());
+        }
+    }
+}
+
+fn respond(path: &str, query: &str, client: IpAddr) -> (&'static str, String) {
+    match path {
+        "/" => {
+            let task = std::env::var("TASK").unwrap_or_default();
+            let task = if task.is_empty() { String::new() } else { format!(" task={task}") };
+            ("200 OK", format!("host={}{task} client={client}\n", host_name()))
+        }
+        "/health" if HEALTHY.load(Ordering::Relaxed) => ("200 OK", "healthy\n".into()),
+        "/health" => ("500 Internal Server Error", "unhealthy\n".into()),
+        "/fail" => {
+            HEALTHY.store(false, Ordering::Relaxed);
+            ("200 OK", "unhealthy from now on\n".into())
+        }
+        "/exit" => std::process::exit(query.parse().unwrap_or(1)),
+        "/env" => ("200 OK", std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect()),
+        "/slow" => {
+            std::thread::sleep(Duration::from_millis(query.parse().unwrap_or(1000)));
+            ("200 OK", "slow\n".into())
+        }
+        _ => ("404 Not Found", "no such path\n".into()),
+    }
+}
+
+fn check(port: u16) -> bool {
+    let ask = || -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect_timeout(&SocketAddr::from(([127, 0, 0, 1], port)), Duration::from_secs(2))?;
+        stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+        let mut status = String::new();
+        BufReader::new(stream).read_line(&mut status)?;
+        Ok(status.contains(" 200 "))
+    };
+    ask().unwrap_or(false)
+}

@@ -1,0 +1,54 @@
+# `make` lists every duty. Each does its own set-up on a fresh Debian 12.
+SHELL := /bin/bash
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+SEEDS ?= 2000
+
+.PHONY: help setup build release demo demo-stop test unit e2e check fmt deny bench image
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what building, running and testing need (apt, rustup)
+	scripts/setup build run test
+
+build: ## debug build of everything
+	scripts/setup build
+	cargo build --workspace
+
+release: ## skepd and swarmctl, optimised
+	scripts/setup build
+	cargo build --release -p skepd -p swarmctl
+
+demo: ## one-node swarm, a service of 3 replicas, answers from each (root)
+	scripts/setup build run
+	cargo build --release -p skepd -p swarmctl
+	scripts/demo-image release
+	scripts/demo
+
+demo-stop: ## remove everything the demo made
+	scripts/demo-stop
+
+test: ## every test: unit, property, real kernel, real daemons (root for the real ones)
+	scripts/test all
+
+unit: ## tests that need neither root nor daemons
+	scripts/test unit
+
+e2e: ## tests with real daemons on a host of their own (root)
+	scripts/test e2e
+
+check: ## formatting, lints, crate arrows, pure crates stay pure
+	scripts/check
+
+fmt: ## format
+	cargo fmt --all
+
+deny: ## licences and banned crates (installs cargo-deny if missing)
+	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny check
+
+bench: ## benchmarks; one with B=B5
+	scripts/bench $(B)
+
+image: ## the demonstration image as an archive
+	scripts/demo-image release

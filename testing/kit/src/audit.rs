@@ -1,0 +1,125 @@
+use crate::lab::Lab;
+use crate::process::run;
+use crate::sweep::mounts_under;
+use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Everything that exists of a host: links, namespaces, mounts, rules, cgroups, processes, files, containerd's objects.
+/// A line each, so that two inventories can be compared and the difference read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inventory(BTreeSet<String>);
+
+impl Inventory {
+    /// Takes stock of a lab's host.
+    ///
+    /// # Errors
+    /// If one of the sources cannot be read: an audit that saw nothing proves nothing.
+    pub fn take(lab: &Lab) -> Result<Self> {
+        let mut lines = BTreeSet::new();
+        let namespace = lab.host_namespace();
+        let links: serde_json::Value = serde_json::from_str(&run("ip", &["-n", &namespace, "-j", "link"])?.success()?)?;
+        for link in links.as_array().into_iter().flatten() {
+            lines.insert(format!("link {}", link["ifname"].as_str().unwrap_or("?")));
+        }
+        for family in ["-4", "-6"] {
+            for line in run("ip", &[family, "-n", &namespace, "route"])?.success()?.lines() {
+                lines.insert(format!("route {family} {}", line.trim()));
+            }
+            for line in run("ip", &[family, "-n", &namespace, "rule"])?.success()?.lines() {
+                lines.insert(format!("rule {family} {}", line.trim()));
+            }
+        }
+        let net = format!("--net=/run/netns/{namespace}");
+        let rules: serde_json::Value = serde_json::from_str(&run("nsenter", &[&net, "nft", "-j", "list", "ruleset"])?.success()?)?;
+        for item in rules["nftables"].as_array().into_iter().flatten() {
+            for kind in ["table", "chain", "map", "set"] {
+                let found = &item[kind];
+                if found.is_object() {
+                    let name = |key: &str| found[key].as_str().unwrap_or("").to_owned();
+                    lines.insert(format!("nft {kind} {} {} {}", name("family"), name("table"), name("name")));
+                    for element in found["elem"].as_array().into_iter().flatten() {
+                        lines.insert(format!("nft element {} {} {element}", name("table"), name("name")));
+                    }
+                }
+            }
+        }
+        for mount in mounts_under(lab.dir()) {
+            lines.insert(format!("mount {mount}"));
+        }
+        for (what, arguments) in [
+            ("snapshot", &["snapshots", "ls"][..]),
+            ("container", &["containers", "ls", "-q"]),
+            ("containerd task", &["tasks", "ls", "-q"]),
+            ("lease", &["leases", "ls", "-q"]),
+        ] {
+            for line in lab.ctr(arguments)?.success()?.lines() {
+                lines.insert(format!("{what} {}", line.split_whitespace().next().unwrap_or_default()));
+            }
+        }
+        for dir in ["run/netns", "run/tasks", "data/agent/tasks", "data/agent/logs", "data/agent/volumes"] {
+            for entry in std::fs::read_dir(lab.dir().join(dir)).into_iter().flatten().flatten() {
+                lines.insert(format!("file {dir}/{}", entry.file_name().to_string_lossy()));
+            }
+        }
+        for group in cgroups() {
+            lines.insert(format!("cgroup {group}"));
+        }
+        for shim in shims(lab.dir()) {
+            lines.insert(format!("shim {shim}"));
+        }
+        Ok(Self(lines))
+    }
+
+    /// What is there now and was not before.
+    #[must_use]
+    pub fn leaked_since(&self, before: &Self) -> Vec<String> {
+        self.0.difference(&before.0).cloned().collect()
+    }
+
+    /// What was there before and is gone.
+    #[must_use]
+    pub fn lost_since(&self, before: &Self) -> Vec<String> {
+        before.0.difference(&self.0).cloned().collect()
+    }
+
+    /// # Errors
+    /// If anything is there that was not before, with the list of it.
+    pub fn same_as(&self, before: &Self) -> Result<()> {
+        let (leaked, lost) = (self.leaked_since(before), self.lost_since(before));
+        ensure!(leaked.is_empty() && lost.is_empty(), "leaked: {leaked:#?}\nlost: {lost:#?}");
+        Ok(())
+    }
+
+    /// How many lines begin with `kind`.
+    #[must_use]
+    pub fn count(&self, kind: &str) -> usize {
+        self.0.iter().filter(|line| line.starts_with(kind)).count()
+    }
+}
+
+fn cgroups() -> Vec<String> {
+    let mut found = Vec::new();
+    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        for group in std::fs::read_dir(hierarchy.path().join("skep")).into_iter().flatten().flatten() {
+            if group.path().is_dir() {
+                found.push(group.path().to_string_lossy().into_owned());
+            }
+        }
+    }
+    found
+}
+
+fn shims(dir: &Path) -> Vec<String> {
+    let needle = dir.to_string_lossy().into_owned();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let command = String::from_utf8_lossy(&command).replace('\0', " ");
+        if command.contains("containerd-shim") && command.contains(&needle) {
+            let id = command.split(" -id ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap_or("?");
+            found.push(id.to_owned());
+        }
+    }
+    found
+}
