@@ -149,7 +149,6 @@ mod full {
         plain::from(label, wire.unwrap_or_default())
     }
 
-    #[expect(clippy::unnecessary_wraps, reason = "the wire's type")]
     pub fn to<T: ToWire>(value: &T) -> Option<T::Wire> {
         Some(value.to_wire())
     }
@@ -207,17 +206,16 @@ mod unset_is_zero {
     }
 }
 
-/// Bytes, not one by one.
-mod bytes {
+/// Unseen: bytes, and texts of reports, which must not be lost because a program printed something odd.
+mod as_is {
     use super::FieldError;
 
-    #[expect(clippy::unnecessary_wraps, reason = "the shape of all ways")]
-    pub fn from(_label: &str, wire: Vec<u8>) -> Result<Vec<u8>, FieldError> {
+    pub fn from<T>(_label: &str, wire: T) -> Result<T, FieldError> {
         Ok(wire)
     }
 
-    pub fn to(value: &[u8]) -> Vec<u8> {
-        value.to_vec()
+    pub fn to<T: Clone>(value: &T) -> T {
+        value.clone()
     }
 }
 
@@ -226,7 +224,6 @@ mod sensitive {
     use super::FieldError;
     use skep_types::Sensitive;
 
-    #[expect(clippy::unnecessary_wraps, reason = "the shape of all ways")]
     pub fn from<T>(_label: &str, wire: T) -> Result<Sensitive<T>, FieldError> {
         Ok(Sensitive(wire))
     }
@@ -248,13 +245,46 @@ macro_rules! same {
             impl ToWire for $scalar {
                 type Wire = Self;
                 fn to_wire(&self) -> Self {
-                    self.clone()
+                    *self
                 }
             }
         )+
     };
 }
-same!(bool, i32, i64, u32, u64, String, BTreeMap<String, String>);
+same!(bool, i32, i64, u32, u64);
+
+impl FromWire for String {
+    type Wire = Self;
+
+    /// No name, path, argument or label can have a NUL: kernel and runtime take it for the end of the text.
+    fn from_wire(wire: Self) -> Result<Self, FieldError> {
+        if wire.contains('\0') { Err(FieldError::new("", "contains a NUL character; remove it")) } else { Ok(wire) }
+    }
+}
+
+impl FromWire for BTreeMap<String, String> {
+    type Wire = Self;
+    fn from_wire(wire: Self) -> Result<Self, FieldError> {
+        match wire.iter().find(|(key, value)| key.contains('\0') || value.contains('\0')) {
+            Some((key, _)) => Err(FieldError::new(format!("[{key:?}]"), "contains a NUL character; remove it")),
+            None => Ok(wire),
+        }
+    }
+}
+
+impl ToWire for String {
+    type Wire = Self;
+    fn to_wire(&self) -> Self {
+        self.clone()
+    }
+}
+
+impl ToWire for BTreeMap<String, String> {
+    type Wire = Self;
+    fn to_wire(&self) -> Self {
+        self.clone()
+    }
+}
 
 impl<T: FromWire> FromWire for Option<T> {
     type Wire = Option<T::Wire>;

@@ -18,10 +18,10 @@ number!(IssuanceState, v1::issuance_status::State {
 });
 
 message!(JoinTokens <=> v1::JoinTokens { worker => sensitive, manager => sensitive });
-message!(RootRotation <=> v1::RootRotation { ca_cert => bytes, ca_key => sensitive, cross_signed_ca_cert => bytes });
+message!(RootRotation <=> v1::RootRotation { ca_cert => as_is, ca_key => sensitive, cross_signed_ca_cert => as_is });
 message!(ClusterRootCa <=> v1::RootCa {
     ca_key => sensitive,
-    ca_cert => bytes,
+    ca_cert => as_is,
     ca_cert_hash,
     join_tokens => full,
     root_rotation,
@@ -30,7 +30,7 @@ message!(ClusterRootCa <=> v1::RootCa {
 message!(CaConfig <=> v1::CaConfig {
     node_cert_expiry,
     external_cas,
-    signing_ca_cert => bytes,
+    signing_ca_cert => as_is,
     signing_ca_key => sensitive,
     force_rotate,
 });
@@ -85,7 +85,7 @@ impl FromWire for EncryptionKey {
     fn from_wire(wire: v1::EncryptionKey) -> Result<Self, FieldError> {
         let v1::EncryptionKey { subsystem, algorithm, key, lamport_time } = wire;
         only("algorithm", algorithm, "AES_128_GCM")?;
-        Ok(Self { subsystem, key: super::sensitive::from("key", key)?, lamport_time })
+        Ok(Self { subsystem: plain::from("subsystem", subsystem)?, key: super::sensitive::from("key", key)?, lamport_time })
     }
 }
 
@@ -103,7 +103,7 @@ impl FromWire for ExternalCa {
     fn from_wire(wire: v1::ExternalCa) -> Result<Self, FieldError> {
         let v1::ExternalCa { protocol, url, options, ca_cert } = wire;
         only("protocol", protocol, "CFSSL")?;
-        Ok(Self { url, options, ca_cert })
+        Ok(Self { url: plain::from("url", url)?, options: plain::from("options", options)?, ca_cert })
     }
 }
 

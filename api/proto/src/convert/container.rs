@@ -1,6 +1,6 @@
 //! What a container is made of.
 
-use super::{FromWire, ToWire, message, number};
+use super::{FromWire, ToWire, message, number, plain};
 use crate::v1;
 use skep_types::{
     AppArmor, BindOptions, ContainerSpec, CredentialSpec, DnsConfig, FieldError, HealthConfig, Isolation, Mount, MountConsistency,
@@ -141,9 +141,9 @@ impl FromWire for CredentialSpec {
     type Wire = Source;
     fn from_wire(wire: Source) -> Result<Self, FieldError> {
         Ok(match wire {
-            Source::File(file) => Self::File(file),
-            Source::Registry(value) => Self::Registry(value),
-            Source::Config(id) => Self::Config(id),
+            Source::File(file) => Self::File(plain::from("file", file)?),
+            Source::Registry(value) => Self::Registry(plain::from("registry", value)?),
+            Source::Config(id) => Self::Config(plain::from("config", id)?),
         })
     }
 }
@@ -161,13 +161,12 @@ impl ToWire for CredentialSpec {
 
 /// Credentials for the registry: a message with one text.
 pub(super) mod pull_options {
-    use super::FieldError;
+    use super::{FieldError, plain};
     use crate::v1::container_spec::PullOptions;
     use skep_types::Sensitive;
 
-    #[expect(clippy::unnecessary_wraps, reason = "the shape of all ways")]
-    pub fn from(_label: &str, wire: Option<PullOptions>) -> Result<Sensitive<String>, FieldError> {
-        Ok(Sensitive(wire.unwrap_or_default().registry_auth))
+    pub fn from(label: &str, wire: Option<PullOptions>) -> Result<Sensitive<String>, FieldError> {
+        plain::from("registry_auth", wire.unwrap_or_default().registry_auth).map(Sensitive).map_err(|error| error.inside(label))
     }
 
     pub fn to(value: &Sensitive<String>) -> Option<PullOptions> {
@@ -180,8 +179,8 @@ pub(super) mod credential {
     use super::{CredentialSpec, FieldError, FromWire, ToWire};
     use crate::v1::privileges::CredentialSpec as Wire;
 
-    pub fn from(_label: &str, wire: Option<Wire>) -> Result<Option<CredentialSpec>, FieldError> {
-        wire.and_then(|wire| wire.source).map(CredentialSpec::from_wire).transpose()
+    pub fn from(label: &str, wire: Option<Wire>) -> Result<Option<CredentialSpec>, FieldError> {
+        wire.and_then(|wire| wire.source).map(CredentialSpec::from_wire).transpose().map_err(|error| error.inside(label))
     }
 
     pub fn to(value: &Option<CredentialSpec>) -> Option<Wire> {

@@ -1,6 +1,6 @@
 //! Times, versions, ids, annotations, drivers.
 
-use super::{FromWire, ToWire, message};
+use super::{FromWire, ToWire, message, plain};
 use crate::v1;
 use skep_types::{
     Annotations, ClusterId, ConfigId, Driver, FieldError, Meta, NetworkId, NodeId, SecretId, ServiceId, SessionId, SubscriptionId, TaskId,
@@ -29,7 +29,7 @@ impl ToWire for Version {
 impl FromWire for (String, String) {
     type Wire = v1::IndexEntry;
     fn from_wire(wire: v1::IndexEntry) -> Result<Self, FieldError> {
-        Ok((wire.key, wire.val))
+        Ok((plain::from("key", wire.key)?, plain::from("val", wire.val)?))
     }
 }
 

@@ -39,7 +39,12 @@ mod attachment {
             // Written only because of the crash; see `to_wire`.
             network.driver_state.take_if(|driver| *driver == Driver::default());
             network.ipam.take_if(|ipam| *ipam == IpamOptions::default());
-            Ok(Self { network: Arc::new(network), addresses, aliases, driver_attachment_opts })
+            Ok(Self {
+                network: Arc::new(network),
+                addresses: plain::from("addresses", addresses)?,
+                aliases: plain::from("aliases", aliases)?,
+                driver_attachment_opts: plain::from("driver_attachment_opts", driver_attachment_opts)?,
+            })
         }
     }
 
@@ -63,11 +68,12 @@ mod attachment {
 /// The only choice of the oneof `config_from`; an empty name is none.
 pub(super) mod config_from {
     use super::FieldError;
+    use crate::convert::plain;
     use crate::v1::network_spec::ConfigFrom;
 
-    #[expect(clippy::unnecessary_wraps, reason = "the shape of all ways")]
-    pub fn from(_label: &str, wire: Option<ConfigFrom>) -> Result<String, FieldError> {
-        Ok(wire.map(|ConfigFrom::Network(name)| name).unwrap_or_default())
+    pub fn from(label: &str, wire: Option<ConfigFrom>) -> Result<String, FieldError> {
+        let name = wire.map(|ConfigFrom::Network(name)| name).unwrap_or_default();
+        plain::from("network", name).map_err(|error| error.inside(label))
     }
 
     pub fn to(value: &str) -> Option<ConfigFrom> {

@@ -14,17 +14,17 @@ number!(NodeState, v1::node_status::State { Unknown = Unknown, Down = Down, Read
 number!(Reachability, v1::raft_member_status::Reachability { Unknown = Unknown, Unreachable = Unreachable, Reachable = Reachable });
 
 message!(NodeSpec <=> v1::NodeSpec { annotations => full, desired_role, membership, availability });
-message!(NodeStatus <=> v1::NodeStatus { state, message, addr });
-message!(Plugin <=> v1::PluginDescription { kind: r#type, name });
-message!(EngineDescription <=> v1::EngineDescription { engine_version, labels, plugins });
+message!(NodeStatus <=> v1::NodeStatus { state, message => as_is, addr });
+message!(Plugin <=> v1::PluginDescription { kind: r#type => as_is, name => as_is });
+message!(EngineDescription <=> v1::EngineDescription { engine_version => as_is, labels => as_is, plugins });
 message!(TlsInfo <=> v1::NodeTlsInfo {
-    trust_root => bytes,
-    cert_issuer_subject => bytes,
-    cert_issuer_public_key => bytes,
+    trust_root => as_is,
+    cert_issuer_subject => as_is,
+    cert_issuer_public_key => as_is,
 });
 // What a node says of its CSI plugins is of use to a scheduler of CSI volumes only.
 message!(NodeDescription <=> v1::NodeDescription {
-    hostname,
+    hostname => as_is,
     platform => full,
     resources => full,
     engine,

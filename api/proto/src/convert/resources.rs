@@ -1,6 +1,6 @@
 //! Amounts of CPU, memory and named things; platforms.
 
-use super::{FromWire, ToWire, message};
+use super::{FromWire, ToWire, message, plain};
 use crate::v1;
 use skep_types::{FieldError, GenericResource, Platform, ResourceRequirements, Resources};
 use v1::generic_resource::Resource;
@@ -13,8 +13,13 @@ impl FromWire for GenericResource {
     type Wire = v1::GenericResource;
     fn from_wire(wire: v1::GenericResource) -> Result<Self, FieldError> {
         match wire.resource {
-            Some(Resource::NamedResourceSpec(v1::NamedGenericResource { kind, value })) => Ok(Self::Named { kind, value }),
-            Some(Resource::DiscreteResourceSpec(v1::DiscreteGenericResource { kind, value })) => Ok(Self::Discrete { kind, value }),
+            Some(Resource::NamedResourceSpec(v1::NamedGenericResource { kind, value })) => Ok(Self::Named {
+                kind: plain::from("named_resource_spec.kind", kind)?,
+                value: plain::from("named_resource_spec.value", value)?,
+            }),
+            Some(Resource::DiscreteResourceSpec(v1::DiscreteGenericResource { kind, value })) => {
+                Ok(Self::Discrete { kind: plain::from("discrete_resource_spec.kind", kind)?, value })
+            }
             None => Err(FieldError::new("", "is empty; give named_resource_spec or discrete_resource_spec")),
         }
     }

@@ -31,7 +31,7 @@ message!(Placement <=> v1::Placement { constraints, spread: preferences => sprea
 message!(EndpointSpec <=> v1::EndpointSpec { mode, ports });
 message!(VirtualIp <=> v1::endpoint::VirtualIp { network_id, addr });
 message!(Endpoint <=> v1::Endpoint { spec => full, ports, virtual_ips });
-message!(UpdateStatus <=> v1::UpdateStatus { state, started_at, completed_at, message });
+message!(UpdateStatus <=> v1::UpdateStatus { state, started_at, completed_at, message => as_is });
 message!(JobStatus <=> v1::JobStatus { iteration: job_iteration => full, last_execution });
 message!(ResourceReference <=> v1::ResourceReference { resource_id, kind: resource_type });
 message!(TaskSpec <=> v1::TaskSpec {
@@ -118,7 +118,7 @@ impl FromWire for PortConfig {
             }
         }
         Ok(Self {
-            name,
+            name: plain::from("name", name)?,
             protocol: plain::from("protocol", protocol)?,
             target_port,
             published_port,
@@ -183,10 +183,16 @@ impl FromWire for Runtime {
         use v1::task_spec::Runtime as Wire;
         match wire {
             Some(Wire::Container(container)) => Ok(Self::Container(Box::new(plain::from::<ContainerSpec>("container", container)?))),
-            Some(Wire::Attachment(v1::NetworkAttachmentSpec { container_id })) => Ok(Self::Attachment { container_id }),
+            Some(Wire::Attachment(v1::NetworkAttachmentSpec { container_id })) => {
+                Ok(Self::Attachment { container_id: plain::from("attachment.container_id", container_id)? })
+            }
             Some(Wire::Generic(v1::GenericRuntimeSpec { kind, payload })) => {
                 let prost_types::Any { type_url, value } = payload.unwrap_or_default();
-                Ok(Self::Generic { kind, type_url, payload: value })
+                Ok(Self::Generic {
+                    kind: plain::from("generic.kind", kind)?,
+                    type_url: plain::from("generic.payload.type_url", type_url)?,
+                    payload: value,
+                })
             }
             None => Err(FieldError::new("runtime", "is missing; give container, generic or attachment")),
         }
@@ -210,13 +216,16 @@ impl ToWire for Runtime {
 
 /// Placement preferences: spreading is the only kind there is.
 pub(super) mod spread {
-    use super::FieldError;
+    use super::{FieldError, plain};
     use crate::v1::{PlacementPreference, SpreadOver, placement_preference::Preference};
 
     pub fn from(label: &str, wire: Vec<PlacementPreference>) -> Result<Vec<String>, FieldError> {
-        let descriptor = |(index, preference): (usize, PlacementPreference)| match preference.preference {
-            Some(Preference::Spread(over)) => Ok(over.spread_descriptor),
-            None => Err(FieldError::new("", "is empty; give spread").at(index).inside(label)),
+        let descriptor = |(index, preference): (usize, PlacementPreference)| {
+            match preference.preference {
+                Some(Preference::Spread(over)) => plain::from("spread.spread_descriptor", over.spread_descriptor),
+                None => Err(FieldError::new("", "is empty; give spread")),
+            }
+            .map_err(|error| error.at(index).inside(label))
         };
         wire.into_iter().enumerate().map(descriptor).collect()
     }

@@ -25,8 +25,8 @@ message!(ContainerStatus <=> v1::ContainerStatus { container_id, pid, exit_code 
 message!(TaskStatus <=> v1::TaskStatus {
     timestamp => unset_is_zero,
     state,
-    message,
-    err,
+    message => as_is,
+    err => as_is,
     container: runtime_status => container_status,
     ports: port_status => port_status,
     applied_by => maybe_id,
@@ -75,7 +75,7 @@ pub(super) mod port_status {
         plain::from("ports", wire.unwrap_or_default().ports).map_err(|error| error.inside(label))
     }
 
-    pub fn to(value: &Vec<PortConfig>) -> Option<PortStatus> {
-        (!value.is_empty()).then(|| PortStatus { ports: value.to_wire() })
+    pub fn to(value: &[PortConfig]) -> Option<PortStatus> {
+        (!value.is_empty()).then(|| PortStatus { ports: value.iter().map(ToWire::to_wire).collect() })
     }
 }

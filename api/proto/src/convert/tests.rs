@@ -31,9 +31,9 @@ where
     <T as FromWire>::Wire: Message + Default,
 {
     let mut bytes = T::sample(source).to_wire().encode_to_vec();
-    for (place, byte) in damage.iter().filter(|_| !bytes.is_empty()).collect::<Vec<_>>() {
-        let place = place % bytes.len();
-        bytes[place] = *byte;
+    let length = bytes.len().max(1);
+    for (place, damaged) in damage {
+        bytes.get_mut(place % length).into_iter().for_each(|byte| *byte = *damaged);
     }
     let Ok(wire) = <T as FromWire>::Wire::decode(bytes.as_slice()) else { return false };
     let Ok(value) = T::from_wire(wire) else { return false };

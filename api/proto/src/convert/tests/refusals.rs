@@ -215,3 +215,65 @@ fn reports_of_agents_are_parsed_as_strictly() {
     let node = v1::Node { id: "n".into(), certificate: Some(v1::Certificate { role: 7, ..Default::default() }), ..Default::default() };
     assert_eq!(parse::<Node>("node", node).unwrap_err().field, "node.certificate.role");
 }
+
+#[test]
+fn no_text_of_a_spec_has_a_nul() {
+    fn nul() -> String {
+        "a\0b".into()
+    }
+    fn list() -> Vec<String> {
+        vec!["sound".into(), nul()]
+    }
+    fn map() -> skep_types::Labels {
+        [("key".into(), nul())].into()
+    }
+    type Case = (&'static str, fn(&mut v1::ServiceSpec));
+    let cases: [Case; 26] = [
+        ("spec.annotations.name", |spec| spec.annotations = Some(v1::Annotations { name: nul(), ..Default::default() })),
+        ("spec.annotations.labels[\"key\"]", |spec| spec.annotations = Some(v1::Annotations { labels: map(), ..Default::default() })),
+        ("spec.annotations.labels[\"a\\0b\"]", |spec| {
+            spec.annotations = Some(v1::Annotations { labels: [(nul(), String::new())].into(), ..Default::default() });
+        }),
+        ("spec.endpoint.ports[1].name", |spec| ports(spec)[1].name = nul()),
+        ("spec.task.container.image", |spec| container(spec).image = nul()),
+        ("spec.task.container.labels[\"key\"]", |spec| container(spec).labels = map()),
+        ("spec.task.container.command[1]", |spec| container(spec).command = list()),
+        ("spec.task.container.args[1]", |spec| container(spec).args = list()),
+        ("spec.task.container.env[1]", |spec| container(spec).env = list()),
+        ("spec.task.container.hostname", |spec| container(spec).hostname = nul()),
+        ("spec.task.container.dir", |spec| container(spec).dir = nul()),
+        ("spec.task.container.user", |spec| container(spec).user = nul()),
+        ("spec.task.container.groups[1]", |spec| container(spec).groups = list()),
+        ("spec.task.container.stop_signal", |spec| container(spec).stop_signal = nul()),
+        ("spec.task.container.mounts[1].source", |spec| container(spec).mounts[1].source = nul()),
+        ("spec.task.container.mounts[1].target", |spec| container(spec).mounts[1].target = nul()),
+        ("spec.task.container.hosts[1]", |spec| container(spec).hosts = list()),
+        ("spec.task.container.sysctls[\"key\"]", |spec| container(spec).sysctls = map()),
+        ("spec.task.container.capability_add[1]", |spec| container(spec).capability_add = list()),
+        ("spec.task.container.secrets[0].secret_name", |spec| container(spec).secrets[0].secret_name = nul()),
+        ("spec.task.container.healthcheck.test[1]", |spec| container(spec).healthcheck.as_mut().unwrap().test = list()),
+        ("spec.task.container.pull_options.registry_auth", |spec| {
+            container(spec).pull_options = Some(v1::container_spec::PullOptions { registry_auth: nul() });
+        }),
+        ("spec.task.container.privileges.credential_spec.file", |spec| {
+            let source = Some(v1::privileges::credential_spec::Source::File(nul()));
+            privileges(spec).credential_spec = Some(v1::privileges::CredentialSpec { source });
+        }),
+        ("spec.task.placement.constraints[1]", |spec| task(spec).placement.as_mut().unwrap().constraints = list()),
+        ("spec.task.log_driver.options[\"key\"]", |spec| {
+            task(spec).log_driver = Some(v1::Driver { options: map(), ..Default::default() });
+        }),
+        ("spec.task.networks[0].aliases[1]", |spec| {
+            task(spec).networks = vec![v1::NetworkAttachmentConfig { aliases: list(), ..Default::default() }];
+        }),
+    ];
+    for (field, change) in cases {
+        assert_eq!(refused(change).field, field);
+    }
+}
+
+#[test]
+fn a_report_is_not_lost_for_an_odd_text() {
+    let status = v1::TaskStatus { err: "exec: a\0b".into(), ..Default::default() };
+    assert_eq!(parse::<TaskStatus>("status", status).unwrap().err, "exec: a\0b");
+}

@@ -73,14 +73,14 @@ macro_rules! one_of {
         $(impl Sample for $type {
             fn sample(source: &mut Source) -> Self {
                 let all = [$(Self::$variant),+];
-                all[source.below(all.len())].clone()
+                all[source.below(all.len())]
             }
         })+
     };
 }
 
 fn text(source: &mut Source) -> String {
-    const LETTERS: [char; 12] = ['a', 'Z', '0', ' ', '/', '=', '\0', '"', 'ß', '蜂', '🐝', '\u{7f}'];
+    const LETTERS: [char; 12] = ['a', 'Z', '0', ' ', '/', '=', '\n', '"', 'ß', '蜂', '🐝', '\u{7f}'];
     (0..source.below(12)).map(|_| LETTERS[source.below(LETTERS.len())]).collect()
 }
 
