@@ -14,9 +14,9 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor as RustlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-/// How long a client may take from TCP accept to the end of the handshake. An honest one over a bad line needs two or three
-/// seconds; each that does not end holds memory and a place.
-pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a client may take from TCP accept to the end of the handshake. Genuine clients give up after the same time
+/// (spec wire-behaviour 2.1); each that does not end holds memory and a place.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest TLS record, RFC 8446 §5.1.
 const MAX_RECORD: usize = 1 << 14;
@@ -141,12 +141,7 @@ impl Mended {
         Self { filter: AuthorityFilter::new(), raw: vec![0; 4096], ready: Vec::new(), given: 0 }
     }
 
-    fn poll_read(
-        &mut self,
-        mut stream: Pin<&mut impl AsyncRead>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(&mut self, mut stream: Pin<&mut impl AsyncRead>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         while self.given == self.ready.len() {
             self.ready.clear();
             self.given = 0;
@@ -209,11 +204,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TlsConnection<IO> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
     }
 
@@ -261,11 +252,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Replay<IO> {
         Pin::new(&mut self.get_mut().io).poll_write(cx, buf)
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().io).poll_write_vectored(cx, bufs)
     }
 

@@ -108,10 +108,10 @@ fn mend_block(block: &mut [u8]) -> Option<()> {
     let mut at = 0;
     while let Some(first) = block.get(at).copied() {
         let prefix = match first {
-            0x80.. => 7,      // a field of a table
-            0x40..0x80 => 6,  // a literal to be remembered
-            0x20..0x40 => 5,  // the table's new size
-            _ => 4,           // a literal not to be remembered
+            0x80.. => 7,     // a field of a table
+            0x40..0x80 => 6, // a literal to be remembered
+            0x20..0x40 => 5, // the table's new size
+            _ => 4,          // a literal not to be remembered
         };
         let name = integer(block, &mut at, prefix)?;
         if matches!(prefix, 7 | 5) {
@@ -163,8 +163,7 @@ fn string(block: &[u8], at: &mut usize) -> Option<(std::ops::Range<usize>, bool)
 
 /// How many codes of each length the table of RFC 7541 appendix B has. The code is canonical (codes of one length are consecutive,
 /// and follow those of the shorter ones), so that this alone tells where each character ends.
-const CODES: [u32; 31] =
-    [0, 0, 0, 0, 0, 10, 26, 32, 6, 0, 5, 3, 2, 6, 2, 3, 0, 0, 0, 3, 8, 13, 26, 29, 12, 4, 15, 19, 29, 0, 4];
+const CODES: [u32; 31] = [0, 0, 0, 0, 0, 10, 26, 32, 6, 0, 5, 3, 2, 6, 2, 3, 0, 0, 0, 3, 8, 13, 26, 29, 12, 4, 15, 19, 29, 0, 4];
 const PERCENT: (usize, u32) = (6, 0b01_0101);
 
 /// Turns each `%` (010101) into `-` (010110).

@@ -40,10 +40,7 @@ pub(crate) fn remote_server(identity: &Identity, tickets: Arc<dyn ProducesTicket
 
 /// For the local socket: no client certificate; TLS 1.3 only; no resumption (a command line connects once).
 /// The provider is the one of [`crate::sni`].
-pub(crate) fn local_server(
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-) -> Result<ServerConfig, rustls::Error> {
+pub(crate) fn local_server(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>) -> Result<ServerConfig, rustls::Error> {
     let mut config = ServerConfig::builder_with_provider(crate::sni::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()

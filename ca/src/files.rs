@@ -73,10 +73,8 @@ pub fn load(dir: &Path, now: SystemTime) -> Result<Option<Identity>, FileError> 
         Ok(chain) => Identity::new(key.clone(), &chain, roots.clone(), now).map_err(bad),
         Err(error) => Err(error),
     };
-    let interrupted = matches!(
-        first,
-        Err(FileError::Missing { .. } | FileError::Identity { source: BadIdentity::Key(BadKey::Mismatch), .. })
-    );
+    let interrupted =
+        matches!(first, Err(FileError::Missing { .. } | FileError::Identity { source: BadIdentity::Key(BadKey::Mismatch), .. }));
     if interrupted && staged.exists() {
         let identity = Identity::new(key, &read(&staged)?, roots, now).map_err(bad)?;
         rename(&staged, &dir.join(CERTIFICATE))?;
@@ -187,9 +185,7 @@ fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
 }
 
 fn sync_dir(dir: &Path) -> Result<(), FileError> {
-    File::open(dir)
-        .and_then(|dir| dir.sync_all())
-        .map_err(|source| FileError::Io { step: "sync directory", path: dir.to_owned(), source })
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| FileError::Io { step: "sync directory", path: dir.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -65,9 +65,8 @@ impl Identity {
     /// Checks that the key belongs to the leaf, that the chain verifies under the roots now, and that the subject names a
     /// node of a cluster.
     pub fn new(key: NodeKey, chain_pem: &str, roots: RootBundle, now: SystemTime) -> Result<Self, BadIdentity> {
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|_| BadIdentity::NotPem)?;
+        let chain: Vec<CertificateDer<'static>> =
+            CertificateDer::pem_slice_iter(chain_pem.as_bytes()).collect::<Result<_, _>>().map_err(|_| BadIdentity::NotPem)?;
         if chain.is_empty() {
             return Err(BadIdentity::NotPem);
         }
@@ -87,7 +86,13 @@ impl Identity {
     }
 
     /// The first node of a cluster certifies itself.
-    pub fn of_first_manager(root: &RootCa, node: NodeId, cluster: ClusterId, lifetime: Duration, now: SystemTime) -> Result<Self, FirstManager> {
+    pub fn of_first_manager(
+        root: &RootCa,
+        node: NodeId,
+        cluster: ClusterId,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Self, FirstManager> {
         let key = NodeKey::generate().map_err(BadIdentity::Key)?;
         let request = key.request().map_err(BadIdentity::Key)?;
         let subject = Subject { node, role: NodeRole::Manager, cluster };

@@ -2,24 +2,36 @@
 
 use crate::accept::{AcceptError, Acceptor, Door, TlsConnection};
 use futures_util::Stream;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 
-/// Handshakes under way at once. When all places are taken nothing more is accepted: a burst of joining nodes waits in the
-/// kernel's queue instead of being turned away.
-const MAX_HALF_OPEN: usize = 1024;
-/// Of these, for one address that is not this machine: one idler cannot take every place.
-const MAX_HALF_OPEN_PER_SOURCE: usize = 256;
+/// How many handshakes may be under way.
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    /// At once. When all places are taken, nothing more is accepted until one is free: a burst of joining nodes waits in the
+    /// kernel's queue instead of being turned away.
+    half_open: usize,
+    /// Of these, for one address that is not this machine: one idler cannot take every place.
+    per_source: usize,
+    /// When all places are taken, the oldest handshake gives up its own if it is older than this. An honest one takes
+    /// milliseconds, and a quarter of a second when 1,024 compete for one core.
+    grace: Duration,
+}
+
+const LIMITS: Limits = Limits { half_open: 1024, per_source: 256, grace: Duration::from_secs(1) };
+
 /// Finished connections nobody has taken yet; when full, the handshake tasks wait and keep their places.
 const READY: usize = 64;
 /// After a failed accept (usually: no file descriptors left) there is no use in asking again at once.
@@ -51,7 +63,7 @@ impl Listener for UnixListener {
 
 /// The connections of a listener, after the handshake.
 ///
-/// One task accepts; each handshake has a task of its own, at most 1,024 at once, each limited in time. Failures are logged with
+/// One task accepts; each handshake has a task of its own, at most 1,024 at once, each limited in time; idlers make room. Failures are logged with
 /// the peer's address and the reason and are not items of the stream, which therefore never ends and never fails: it can be given
 /// to a server as it is. Dropping it closes the listener and the handshakes under way.
 #[derive(Debug)]
@@ -64,10 +76,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsIncoming<IO> {
     /// Starts to accept. Must be called inside a tokio runtime.
     #[must_use]
     pub fn new<L: Listener<Io = IO>>(listener: L, acceptor: Acceptor) -> Self {
+        Self::with_limits(listener, acceptor, LIMITS)
+    }
+
+    fn with_limits<L: Listener<Io = IO>>(listener: L, acceptor: Acceptor, limits: Limits) -> Self {
         // Full: see `READY`.
         let (sender, ready) = mpsc::channel(READY);
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept_loop(listener, acceptor, sender));
+        accepting.spawn(accept_loop(listener, acceptor, sender, limits));
         Self { ready, _accepting: accepting }
     }
 
@@ -84,13 +100,11 @@ impl<IO> Stream for TlsIncoming<IO> {
     }
 }
 
-async fn accept_loop<L: Listener>(listener: L, acceptor: Acceptor, ready: mpsc::Sender<TlsConnection<L::Io>>) {
-    let places = Arc::new(Semaphore::new(MAX_HALF_OPEN));
-    let sources = Sources::default();
-    let mut handshakes = JoinSet::new();
+async fn accept_loop<L: Listener>(listener: L, acceptor: Acceptor, ready: mpsc::Sender<TlsConnection<L::Io>>, limits: Limits) {
+    let sources = Sources { counts: Arc::default(), limit: limits.per_source };
+    let mut handshakes = Handshakes { tasks: JoinSet::new(), oldest_first: VecDeque::new(), limits };
     loop {
-        while handshakes.try_join_next().is_some() {}
-        let place = places.clone().acquire_owned().await.expect("the semaphore is never closed");
+        handshakes.make_room().await;
         let (io, address) = tokio::select! {
             () = ready.closed() => return,
             accepted = listener.accept() => match accepted {
@@ -106,7 +120,55 @@ async fn accept_loop<L: Listener>(listener: L, acceptor: Acceptor, ready: mpsc::
             tracing::warn!(peer = %shown(address), "too many unfinished handshakes from this address; connection closed");
             continue;
         };
-        handshakes.spawn(one_handshake(acceptor.clone(), io, address, ready.clone(), place, source));
+        let finished = Arc::new(AtomicBool::new(false));
+        let handshake = one_handshake(acceptor.clone(), io, address, ready.clone(), source, finished.clone());
+        handshakes.start(handshake, address, finished);
+    }
+}
+
+/// The handshakes under way.
+struct Handshakes {
+    tasks: JoinSet<()>,
+    oldest_first: VecDeque<HalfOpen>,
+    limits: Limits,
+}
+
+struct HalfOpen {
+    task: AbortHandle,
+    address: Option<SocketAddr>,
+    since: Instant,
+    /// The handshake is done and its connection waits to be taken.
+    finished: Arc<AtomicBool>,
+}
+
+impl Handshakes {
+    fn start(&mut self, handshake: impl Future<Output = ()> + Send + 'static, address: Option<SocketAddr>, finished: Arc<AtomicBool>) {
+        let task = self.tasks.spawn(handshake);
+        self.oldest_first.push_back(HalfOpen { task, address, since: Instant::now(), finished });
+        if self.oldest_first.len() > 2 * self.limits.half_open {
+            self.oldest_first.retain(|entry| !entry.task.is_finished());
+        }
+    }
+
+    /// Returns when there is a place.
+    async fn make_room(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        while self.tasks.len() >= self.limits.half_open {
+            self.oldest_first.retain(|entry| !entry.task.is_finished());
+            let idler = self.oldest_first.iter().find(|entry| !entry.finished.load(Ordering::Acquire));
+            let Some(idler) = idler else {
+                self.tasks.join_next().await; // the server does not take its connections
+                continue;
+            };
+            tokio::select! {
+                _ = self.tasks.join_next() => {}
+                () = tokio::time::sleep_until(idler.since + self.limits.grace) => {
+                    tracing::warn!(peer = %shown(idler.address), "unfinished handshake dropped to make room for others");
+                    idler.task.abort();
+                    self.tasks.join_next().await;
+                }
+            }
+        }
     }
 }
 
@@ -115,11 +177,12 @@ async fn one_handshake<IO: AsyncRead + AsyncWrite + Unpin>(
     io: IO,
     address: Option<SocketAddr>,
     ready: mpsc::Sender<TlsConnection<IO>>,
-    _place: OwnedSemaphorePermit,
     _source: Source,
+    finished: Arc<AtomicBool>,
 ) {
     match acceptor.accept(io).await {
         Ok(connection) => {
+            finished.store(true, Ordering::Release);
             tracing::debug!(
                 peer = %shown(address),
                 node = connection.peer().map(|peer| peer.node_id.as_str()),
@@ -142,8 +205,11 @@ fn shown(address: Option<SocketAddr>) -> String {
 }
 
 /// Counts handshakes under way per source address.
-#[derive(Clone, Default)]
-struct Sources(Arc<Mutex<HashMap<IpAddr, usize>>>);
+#[derive(Clone)]
+struct Sources {
+    counts: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    limit: usize,
+}
 
 impl Sources {
     /// `None` if this address has too many. Local connections are not counted: tests and simulations run thousands of nodes on one
@@ -151,9 +217,9 @@ impl Sources {
     fn enter(&self, address: Option<IpAddr>) -> Option<Source> {
         let counted = address.filter(|address| !address.to_canonical().is_loopback());
         if let Some(address) = counted {
-            let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
             let count = counts.entry(address).or_insert(0);
-            if *count >= MAX_HALF_OPEN_PER_SOURCE {
+            if *count >= self.limit {
                 return None;
             }
             *count += 1;
@@ -171,7 +237,7 @@ struct Source {
 impl Drop for Source {
     fn drop(&mut self) {
         let Some(address) = self.counted else { return };
-        let mut counts = self.sources.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.sources.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&address) {
             *count -= 1;
             if *count == 0 {
@@ -239,6 +305,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn idlers_make_room_when_every_place_is_taken() {
+        let (manager, worker) = security(NodeRole::Worker);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = Limits { half_open: 4, per_source: 4, grace: Duration::from_millis(20) };
+        let mut incoming = TlsIncoming::with_limits(listener, Acceptor::new(&manager, Door::Remote), limits);
+        let mut idle = Vec::new();
+        for _ in 0..12 {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+        // Far less than the time-out of a handshake.
+        let started = Instant::now();
+        let connector = Connector::node(&worker);
+        let connected = connector.connect(TcpStream::connect(address).await.unwrap());
+        let (connected, accepted) = tokio::join!(connected, incoming.next());
+        connected.unwrap();
+        assert!(accepted.unwrap().peer().is_some());
+        assert!(started.elapsed() < HANDSHAKE_TIMEOUT / 2);
+    }
+
+    #[tokio::test]
     async fn dropping_the_stream_closes_the_port() {
         let (manager, _) = security(NodeRole::Worker);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -253,15 +340,15 @@ mod tests {
 
     #[test]
     fn one_source_cannot_take_every_place() {
-        let sources = Sources::default();
+        let sources = Sources { counts: Arc::default(), limit: 3 };
         let (far, other): (IpAddr, IpAddr) = ("192.0.2.1".parse().unwrap(), "192.0.2.2".parse().unwrap());
-        let mut held: Vec<_> = (0..MAX_HALF_OPEN_PER_SOURCE).map(|_| sources.enter(Some(far)).unwrap()).collect();
+        let mut held: Vec<_> = (0..3).map(|_| sources.enter(Some(far)).unwrap()).collect();
         assert!(sources.enter(Some(far)).is_none());
         assert!(sources.enter(Some(other)).is_some());
         assert!(sources.enter(None).is_some());
         held.pop();
         assert!(sources.enter(Some(far)).is_some());
         drop(held);
-        assert!(sources.0.lock().unwrap().is_empty());
+        assert!(sources.counts.lock().unwrap().is_empty());
     }
 }

@@ -35,7 +35,9 @@ pub enum BadCsr {
     Parse,
     #[error("the certificate request is not signed by the key in it")]
     Signature,
-    #[error("the key in the certificate request is of a kind that is not accepted; use ECDSA P-256 or P-384, or RSA with 2048 to 8192 bits")]
+    #[error(
+        "the key in the certificate request is of a kind that is not accepted; use ECDSA P-256 or P-384, or RSA with 2048 to 8192 bits"
+    )]
     Key,
 }
 

@@ -27,9 +27,12 @@ fn no_openssl() -> bool {
 
 /// `openssl s_client` with this server name: what it read and its complaints. It ends when the server closes.
 async fn openssl(target: &[&str], name: &str) -> (Vec<u8>, String) {
+    // Our own word: `-alpn h2` unless the test says otherwise.
+    let alpn: &[&str] = if target.iter().any(|word| word.ends_with("-alpn")) { &[] } else { &["-alpn", "h2"] };
     let mut child = Command::new("openssl")
-        .args(["s_client", "-quiet", "-alpn", "h2", "-servername", name])
-        .args(target)
+        .args(["s_client", "-quiet", "-servername", name])
+        .args(alpn)
+        .args(target.iter().filter(|word| **word != "-no-alpn"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -78,6 +81,105 @@ async fn rustls_by_itself_refuses_a_path_for_a_name() {
     assert!(said.contains("illegal parameter"), "{said}");
 }
 
+/// What peers of other ages do on the TCP port: TLS 1.2, no ALPN; and what is refused.
+#[tokio::test]
+async fn older_peers_are_served_on_the_tcp_port_and_too_old_ones_are_not() {
+    if no_openssl() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let mut incoming = serve_remote(listener, &security());
+    let base = ["-connect", &address];
+    let served: [(&[&str], _); 3] = [
+        (&["-tls1_2"], rustls::ProtocolVersion::TLSv1_2),
+        (&["-tls1_3"], rustls::ProtocolVersion::TLSv1_3),
+        (&["-tls1_3", "-no-alpn"], rustls::ProtocolVersion::TLSv1_3),
+    ];
+    for (more, version) in served {
+        let arguments = [&base[..], more].concat();
+        let server = async {
+            let mut connection = incoming.next().await.unwrap();
+            connection.write_all(b"hello").await.unwrap();
+            connection.shutdown().await.unwrap();
+            connection.protocol()
+        };
+        let ((read, said), seen) = tokio::join!(openssl(&arguments, "swarm-manager"), server);
+        assert_eq!((read.as_slice(), seen), (&b"hello"[..], Some(version)), "{more:?}: {said}");
+    }
+    let too_old = ["-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"];
+    let (_, said) = openssl(&[&base[..], &too_old].concat(), "swarm-manager").await;
+    assert!(said.contains("alert handshake failure") || said.contains("alert protocol version"), "{said}");
+    let (_, said) = openssl(&[&base[..], &["-alpn", "http/1.1"]].concat(), "swarm-manager").await;
+    assert!(said.contains("no application protocol"), "{said}");
+}
+
+/// An operator's own root, made by OpenSSL; and what OpenSSL thinks of the certificates we sign with it.
+#[test]
+fn roots_of_openssl_sign_certificates_that_openssl_verifies() {
+    if no_openssl() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let run = |arguments: &[&str]| {
+        let out = std::process::Command::new("openssl").args(arguments).output().unwrap();
+        assert!(out.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
+    };
+    let now = std::time::SystemTime::now();
+    let kinds: [&[&str]; 3] = [
+        &["genrsa", "-traditional", "-out"],
+        &["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out"],
+        &["ecparam", "-name", "secp384r1", "-genkey", "-noout", "-out"],
+    ];
+    let mut roots = Vec::new();
+    for (number, kind) in kinds.into_iter().enumerate() {
+        let (key, certificate) = (at(&format!("{number}.key")), at(&format!("{number}.crt")));
+        run(&[kind, &[&key]].concat());
+        run(&[
+            "req",
+            "-x509",
+            "-new",
+            "-key",
+            &key,
+            "-out",
+            &certificate,
+            "-days",
+            "4000",
+            "-sha384",
+            "-subj",
+            "/O=Bees/CN=own root",
+            "-addext",
+            "keyUsage=critical,keyCertSign,cRLSign",
+        ]);
+        let read = |path: &str| std::fs::read_to_string(path).unwrap();
+        let root = RootCa::load(&read(&certificate), &Secret::new(read(&key))).unwrap();
+        let (node, cluster) = (skep_types::NodeId::for_test(1), skep_types::ClusterId::for_test(2));
+        let manager = Identity::of_first_manager(&root, node, cluster, DEFAULT_LIFETIME, now).unwrap();
+        let leaf = at("leaf.crt");
+        std::fs::write(&leaf, manager.chain_pem()).unwrap();
+        run(&["verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", "swarm-manager", "-CAfile", &certificate, &leaf]);
+        run(&["verify", "-x509_strict", "-purpose", "sslclient", "-CAfile", &certificate, &leaf]);
+        roots.push((root, certificate));
+    }
+    // A rotation from each kind to each.
+    for (old, old_file) in &roots {
+        for (new, new_file) in roots.iter().filter(|(_, file)| file != old_file) {
+            let cross = old.cross_sign(new.bundle()).unwrap();
+            let file = at("cross.crt");
+            std::fs::write(&file, &cross).unwrap();
+            run(&["verify", "-CAfile", old_file, &file]);
+            let rotating = RootCa::during_rotation(old.bundle(), new.bundle().pem(), &new.key_pem(), &cross).unwrap();
+            let (node, cluster) = (skep_types::NodeId::for_test(1), skep_types::ClusterId::for_test(2));
+            let leaf = at("leaf.crt");
+            let manager = Identity::of_first_manager(&rotating, node, cluster, DEFAULT_LIFETIME, now).unwrap();
+            std::fs::write(&leaf, manager.chain_pem()).unwrap();
+            run(&["verify", "-x509_strict", "-purpose", "sslserver", "-untrusted", &leaf, "-CAfile", old_file, &leaf]);
+            run(&["verify", "-x509_strict", "-purpose", "sslserver", "-untrusted", &leaf, "-CAfile", new_file, &leaf]);
+        }
+    }
+}
+
 /// The first bytes a genuine `swarmctl` sends above TLS: preface, settings, one call; `:authority` in Huffman code.
 fn call() -> Vec<u8> {
     let mut bytes = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -86,8 +188,31 @@ fn call() -> Vec<u8> {
     block.push(0x41);
     // %2Fvar%2Frun%2Fswarmd.sock by RFC 7541 appendix B, padded with ones
     let codes: [(u32, u32); 26] = [
-        (6, 0x15), (5, 2), (7, 0x61), (7, 0x77), (5, 3), (6, 0x2c), (6, 0x15), (5, 2), (7, 0x61), (6, 0x2c), (6, 0x2d), (6, 0x2a),
-        (6, 0x15), (5, 2), (7, 0x61), (5, 8), (7, 0x78), (5, 3), (6, 0x2c), (6, 0x29), (6, 0x24), (6, 0x17), (5, 8), (5, 7), (5, 4),
+        (6, 0x15),
+        (5, 2),
+        (7, 0x61),
+        (7, 0x77),
+        (5, 3),
+        (6, 0x2c),
+        (6, 0x15),
+        (5, 2),
+        (7, 0x61),
+        (6, 0x2c),
+        (6, 0x2d),
+        (6, 0x2a),
+        (6, 0x15),
+        (5, 2),
+        (7, 0x61),
+        (5, 8),
+        (7, 0x78),
+        (5, 3),
+        (6, 0x2c),
+        (6, 0x29),
+        (6, 0x24),
+        (6, 0x17),
+        (5, 8),
+        (5, 7),
+        (5, 4),
         (7, 0x75),
     ];
     let mut bits: Vec<u8> = codes.iter().flat_map(|(n, code)| (0..*n).rev().map(move |bit| (code >> bit & 1) as u8)).collect();

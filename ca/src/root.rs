@@ -1,13 +1,13 @@
 //! The authority that signs node certificates.
 
 use crate::NodeRole;
-use crate::der::{BIT_STRING, SEQUENCE, INTEGER, element, take, take_tag};
+use crate::der::{BIT_STRING, INTEGER, OCTET_STRING, SEQUENCE, element, take, take_tag};
 use crate::key::{BadCsr, BadKey, NodeKey, public_key_of_request};
 use crate::roots::{BadRoots, RootBundle, certificate_pem};
 use crate::secret::Secret;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose,
-    SanType, SerialNumber, SigningKey as _,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType,
+    SerialNumber, SigningKey as _,
 };
 use rustls::pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -173,8 +173,8 @@ impl RootCa {
         params.not_before = date(Some(now), Shift::Earlier(BACKDATE))?;
         params.not_after = date(Some(now), Shift::Later(lifetime))?;
 
-        let issuer = Issuer::from_ca_cert_der(&self.signer.certificate, self.signer.key.pair())
-            .map_err(|error| CaError::Sign(error.to_string()))?;
+        let issuer =
+            Issuer::from_ca_cert_der(&self.signer.certificate, self.signer.key.pair()).map_err(|error| CaError::Sign(error.to_string()))?;
         let leaf = params.signed_by(&public_key, &issuer).map_err(|error| CaError::Sign(error.to_string()))?;
         Ok(Issued {
             chain_pem: format!("{}{}", certificate_pem(leaf.der()), self.signer.intermediates),
@@ -183,7 +183,7 @@ impl RootCa {
         })
     }
 
-    /// The new root's subject, key, serial, dates and extensions, signed by this root: PEM of one certificate.
+    /// The new root's subject, key, serial, dates and extensions (but the authority key id), signed by this root: PEM of one certificate.
     ///
     /// Who trusts only this root then also trusts what the new one signs, if the peer sends this certificate along.
     pub fn cross_sign(&self, new: &RootBundle) -> Result<String, CaError> {
@@ -191,7 +191,8 @@ impl RootCa {
         let mine = TbsParts::read(&self.signer.certificate).ok_or(CaError::SigningCertificate)?;
         let its = TbsParts::read(certificate).ok_or(CaError::SigningCertificate)?;
         let algorithm = self.signer.algorithm()?;
-        let tbs = element(SEQUENCE, &[its.version, its.serial, algorithm, mine.subject, its.validity, its.subject, its.rest]);
+        let extensions = its.extensions_under(mine.key_id).ok_or(CaError::SigningCertificate)?;
+        let tbs = element(SEQUENCE, &[its.version, its.serial, algorithm, mine.subject, its.validity, its.subject, its.key, &extensions]);
         let signature = self.signer.key.pair().sign(&tbs).map_err(|error| CaError::Sign(error.to_string()))?;
         let certificate = element(SEQUENCE, &[&tbs, algorithm, &element(BIT_STRING, &[&[0], &signature])]);
         Ok(certificate_pem(&certificate))
@@ -210,8 +211,7 @@ impl Signer {
     fn algorithm(&self) -> Result<&'static [u8], CaError> {
         const ECDSA_SHA256: &[u8] = &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
         const ECDSA_SHA384: &[u8] = &[0x30, 0x0a, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x03];
-        const RSA_SHA256: &[u8] =
-            &[0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0b, 0x05, 0x00];
+        const RSA_SHA256: &[u8] = &[0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0b, 0x05, 0x00];
         let algorithm = rcgen::PublicKeyData::algorithm(self.key.pair());
         [
             (&rcgen::PKCS_ECDSA_P256_SHA256, ECDSA_SHA256),
@@ -239,11 +239,16 @@ struct TbsParts<'a> {
     serial: &'a [u8],
     validity: &'a [u8],
     subject: &'a [u8],
-    /// SubjectPublicKeyInfo and extensions.
-    rest: &'a [u8],
+    /// SubjectPublicKeyInfo.
+    key: &'a [u8],
+    /// The extensions one after the other.
+    extensions: &'a [u8],
+    /// Content of the subject key id, if there is one.
+    key_id: Option<&'a [u8]>,
 }
 
 impl<'a> TbsParts<'a> {
+    /// `None` for what is not a version 3 certificate with extensions, as each CA certificate is.
     fn read(certificate: &'a [u8]) -> Option<Self> {
         let mut outer = take_tag(&mut { certificate }, SEQUENCE)?.content;
         let mut tbs = take_tag(&mut outer, SEQUENCE)?.content;
@@ -253,9 +258,41 @@ impl<'a> TbsParts<'a> {
         take(&mut tbs)?; // issuer
         let validity = take(&mut tbs)?.whole;
         let subject = take(&mut tbs)?.whole;
-        Some(Self { version, serial, validity, subject, rest: tbs })
+        let key = take(&mut tbs)?.whole;
+        let mut field = take_tag(&mut tbs, 0xa3)?.content;
+        let extensions = take_tag(&mut field, SEQUENCE)?.content;
+        let mut key_id = None;
+        let mut rest = extensions;
+        while let Some(extension) = take_tag(&mut rest, SEQUENCE) {
+            let mut fields = extension.content;
+            if take(&mut fields)?.whole == SUBJECT_KEY_ID {
+                key_id = Some(take_tag(&mut take_tag(&mut fields, OCTET_STRING)?.content.as_ref(), OCTET_STRING)?.content);
+            }
+        }
+        Some(Self { version, serial, validity, subject, key, extensions, key_id })
+    }
+
+    /// The field with the extensions as they are, but with the key id of another issuer: with its own, readers take the
+    /// certificate for self-signed when both roots have the same name, as those of a swarm do.
+    fn extensions_under(&self, issuer_key_id: Option<&[u8]>) -> Option<Vec<u8>> {
+        let mut kept = Vec::new();
+        let mut rest = self.extensions;
+        while let Some(extension) = take_tag(&mut rest, SEQUENCE) {
+            if take(&mut { extension.content })?.whole != AUTHORITY_KEY_ID {
+                kept.extend_from_slice(extension.whole);
+            }
+        }
+        if let Some(id) = issuer_key_id {
+            let value = element(OCTET_STRING, &[&element(SEQUENCE, &[&element(0x80, &[id])])]);
+            kept.extend_from_slice(&element(SEQUENCE, &[AUTHORITY_KEY_ID, &value]));
+        }
+        Some(element(0xa3, &[&element(SEQUENCE, &[&kept])]))
     }
 }
+
+/// 2.5.29.14 and 2.5.29.35, RFC 5280 §4.2.1.
+const SUBJECT_KEY_ID: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x0e];
+const AUTHORITY_KEY_ID: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x23];
 
 pub(crate) fn spki_of(certificate: &[u8]) -> Option<Vec<u8>> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
@@ -264,12 +301,10 @@ pub(crate) fn spki_of(certificate: &[u8]) -> Option<Vec<u8>> {
 
 /// Whether the issuer's name and key fit.
 pub(crate) fn is_signed_by(certificate: &[u8], issuer: &[u8]) -> bool {
-    let (Ok((_, certificate)), Ok((_, issuer))) = (X509Certificate::from_der(certificate), X509Certificate::from_der(issuer))
-    else {
+    let (Ok((_, certificate)), Ok((_, issuer))) = (X509Certificate::from_der(certificate), X509Certificate::from_der(issuer)) else {
         return false;
     };
-    certificate.issuer().as_raw() == issuer.subject().as_raw()
-        && certificate.verify_signature(Some(issuer.public_key())).is_ok()
+    certificate.issuer().as_raw() == issuer.subject().as_raw() && certificate.verify_signature(Some(issuer.public_key())).is_ok()
 }
 
 /// 20 octets, positive, never zero. RFC 5280 §4.1.2.2 allows no more.

@@ -52,9 +52,8 @@ struct Parsed {
 impl RootBundle {
     /// Parses PEM text. Each certificate must be a CA certificate validly signed by itself (spec wire-behaviour 4.2, step 1).
     pub fn parse(pem: &str) -> Result<Self, BadRoots> {
-        let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|_| BadRoots::NotPem)?;
+        let certificates: Vec<CertificateDer<'static>> =
+            CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().map_err(|_| BadRoots::NotPem)?;
         if certificates.is_empty() {
             return Err(if pem.trim().is_empty() { BadRoots::Empty } else { BadRoots::NotPem });
         }

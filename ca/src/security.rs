@@ -62,11 +62,7 @@ impl SecurityConfig {
     /// For a node that has no cluster yet: only the local socket can be served, with a certificate made for the occasion.
     pub fn without_identity() -> Result<Self, SecurityError> {
         let state = State { node: None, local_server: Arc::new(ephemeral_local()?) };
-        Ok(Self(Arc::new(Shared {
-            now: ArcSwap::from_pointee(state),
-            change: Mutex::new(()),
-            generation: watch::Sender::new(0),
-        })))
+        Ok(Self(Arc::new(Shared { now: ArcSwap::from_pointee(state), change: Mutex::new(()), generation: watch::Sender::new(0) })))
     }
 
     pub fn new(identity: Identity) -> Result<Self, SecurityError> {

@@ -15,10 +15,10 @@
 //! client sends a share for X25519 at once, so none is requested).
 
 use rustls::SupportedCipherSuite;
+use rustls::Tls13CipherSuite;
 use rustls::crypto::hash::{Context, Hash, HashAlgorithm, Output};
 use rustls::crypto::{CipherSuiteCommon, CryptoProvider, ring};
 use rustls::pki_types::ServerName;
-use rustls::Tls13CipherSuite;
 use std::sync::{Arc, LazyLock};
 
 /// RFC 6066 §3.

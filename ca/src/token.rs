@@ -180,16 +180,10 @@ mod tests {
         assert_eq!(refused("SWMTKN-3-a-b"), BadToken::Prefix);
         assert_eq!(refused("SWMTKN-1-abc"), BadToken::Parts { found: 3, expected: 4 });
         assert_eq!(refused(&format!("{VECTOR}-x")), BadToken::Parts { found: 5, expected: 4 });
-        assert_eq!(
-            refused(&VECTOR[..VECTOR.len() - 1]),
-            BadToken::Length { part: "secret", found: 24, expected: 25 }
-        );
+        assert_eq!(refused(&VECTOR[..VECTOR.len() - 1]), BadToken::Length { part: "secret", found: 24, expected: 25 });
         assert_eq!(refused(&VECTOR.replace("as31-", "AS31-")), BadToken::Digits { part: "digest" });
         // 50 times z is far above 2^256
-        assert_eq!(
-            refused(&format!("SWMTKN-1-{}-{}", "z".repeat(50), "0".repeat(25))),
-            BadToken::Digits { part: "digest" }
-        );
+        assert_eq!(refused(&format!("SWMTKN-1-{}-{}", "z".repeat(50), "0".repeat(25))), BadToken::Digits { part: "digest" });
     }
 
     #[test]

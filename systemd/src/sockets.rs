@@ -68,8 +68,7 @@ impl PassedSockets {
     ) -> Result<Vec<T>, SocketError> {
         let mut taken = Vec::new();
         for (index, slot) in self.names.iter_mut().enumerate().filter(|(_, slot)| slot.as_deref() == Some(name)) {
-            let listener =
-                from(&mut self.fds, index).map_err(|source| SocketError { name: name.to_owned(), kind, source })?;
+            let listener = from(&mut self.fds, index).map_err(|source| SocketError { name: name.to_owned(), kind, source })?;
             taken.extend(listener);
             *slot = None;
         }

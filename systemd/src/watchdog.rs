@@ -16,12 +16,7 @@ pub fn watchdog_period() -> Option<Duration> {
 ///
 /// `is_alive` is asked on the runtime it watches over: it must not block, and a runtime that stands still does not ping either.
 /// A daemon that is not alive goes unpinged; systemd then restarts it, and says why in its log.
-pub async fn watchdog(
-    notifier: Notifier,
-    period: Option<Duration>,
-    mut is_alive: impl FnMut() -> bool + Send,
-    stop: CancellationToken,
-) {
+pub async fn watchdog(notifier: Notifier, period: Option<Duration>, mut is_alive: impl FnMut() -> bool + Send, stop: CancellationToken) {
     let Some(period) = period else { return };
     if !notifier.is_heard() {
         return;
