@@ -1,1 +1,31 @@
-//! placeholder
+//! The network of a node: a namespace per task, a sandbox per network, published ports.
+//!
+//! The agent says what it wants as data ([`Wanted`], [`TaskNetwork`]); this crate reads what is, works out the difference
+//! (module `plan`, pure) and applies it over netlink. Every step may be repeated, so a crash at any point is mended by
+//! asking again, and [`Netlb::audit`] mends what others broke. Names of links and tables carry a tag of the instance;
+//! nothing that is not ours is touched.
+//!
+//! Start with [`Netlb::start`]. It has one thread, `skep-netlb`, which owns all sockets and state and takes one message
+//! after the other; a short-lived thread `skep-netns` makes or enters a namespace. `docs/netlb.md` has the pictures.
+//!
+//! Not here yet: other nodes of an overlay, DNS, flow clean-up (see `owner::apply`), IPVS.
+
+mod error; // what can go wrong
+mod handle; // what the agent holds
+mod names; // of links, tables and files
+mod netlink; // messages and sockets of the kernel
+mod netns; // making, entering and removing namespaces
+mod nft; // nf_tables without the nft program
+mod owner; // the thread that carries everything out
+mod plan; // pure: from what is wanted to what to do
+mod port; // is a port free on this host
+mod sysctl; // settings of the kernel
+mod wanted; // what the agent asks for
+
+pub use error::NetlbError;
+pub use handle::{Audit, Config, Generation, Netlb, TaskNetns};
+pub use port::port_is_taken;
+pub use wanted::{
+    Attachment, Backend, Endpoint, Location, Mac, Network, Peer, Protocol, PublishMode, PublishedPort, Subnet, TaskNetwork,
+    Vip, Wanted, WantedNetwork,
+};

@@ -1,0 +1,64 @@
+//! What can go wrong with the network of a node.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why the network is not as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlbError {
+    #[error("could not {step} the network namespace {path}")]
+    Namespace { path: PathBuf, step: &'static str, source: io::Error },
+    #[error("could not use netlink in {place}")]
+    Netlink { place: String, source: io::Error },
+    #[error("could not create link {link}")]
+    CreateLink { link: String, source: io::Error },
+    #[error("could not change {place}: {change}")]
+    Change { place: String, change: String, source: io::Error },
+    #[error("could not write the nftables table {table} in {place}")]
+    Table { table: String, place: String, source: io::Error },
+    #[error("could not set {path}; is /proc/sys writable?")]
+    Sysctl { path: PathBuf, source: io::Error },
+    #[error("all {0} links between this host and sandboxes of networks are taken; remove networks that are not used")]
+    SlotsUsedUp(u32),
+    #[error("network {network} has other nodes, which this version cannot reach")]
+    PeersNotSupported { network: String },
+    #[error("task {task} has two addresses of one family in network {network}")]
+    TwoAddresses { task: String, network: String },
+    #[error("the namespace of task {task} was removed while it was made")]
+    Removed { task: String },
+    #[error("{} steps failed: {}", .0.len(), joined(.0))]
+    Several(Vec<NetlbError>),
+    #[error("the wanted network is not in place: {0}")]
+    NotApplied(String),
+    /// The same failure for several who asked.
+    #[error(transparent)]
+    Shared(std::sync::Arc<NetlbError>),
+    #[error("the network part of this daemon has ended")]
+    Stopped,
+}
+
+impl NetlbError {
+    /// Nothing, the one error, or all of them.
+    pub(crate) fn all(mut errors: Vec<Self>) -> Result<(), Self> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+
+    /// The text with all causes.
+    pub(crate) fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        text
+    }
+}
+
+fn joined(errors: &[NetlbError]) -> String {
+    errors.iter().map(NetlbError::chain).collect::<Vec<_>>().join("; ")
+}

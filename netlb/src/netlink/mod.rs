@@ -1,0 +1,9 @@
+//! Talking netlink: what goes over the wire, one socket, and the routing family on top.
+//!
+//! Every call here is a system call or two and blocks for micro- to milliseconds; all of it runs on the owner's thread.
+//! A netlink socket stays in the network namespace it was opened in, whoever uses it later.
+
+pub(crate) mod route; // links, addresses, routes, neighbours, rules
+mod route_read; // the same, read back
+pub(crate) mod socket; // one socket, requests and their acknowledgements
+pub(crate) mod wire; // headers and attributes as bytes

@@ -1,0 +1,167 @@
+//! Tables, chains, rules and sets as data.
+
+use std::collections::BTreeMap;
+
+/// The address family of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    /// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::V4 => 2,
+            Self::V6 => 10,
+        }
+    }
+
+    /// Of an address, in bytes.
+    pub(crate) fn width(self) -> u32 {
+        match self {
+            Self::V4 => 4,
+            Self::V6 => 16,
+        }
+    }
+
+    /// Offset of the source address in the IP header; the destination follows it.
+    pub(crate) fn source_offset(self) -> u32 {
+        match self {
+            Self::V4 => 12,
+            Self::V6 => 8,
+        }
+    }
+
+    pub(crate) fn of(address: std::net::IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// One of the sixteen 32-bit registers of a rule (`NFT_REG32_00` is 8). A longer value takes those that follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Register(pub(crate) u32);
+
+impl Register {
+    pub(crate) fn number(self) -> u32 {
+        8 + self.0
+    }
+}
+
+/// What a rule does, step by step; a step that does not hold ends the rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Expr {
+    /// Loads from the IP header.
+    Network { offset: u32, length: u32, to: Register },
+    /// Loads the destination port, at the same place in TCP, UDP and SCTP.
+    DestinationPort { to: Register },
+    L4Protocol { to: Register },
+    InLinkName { to: Register },
+    OutLinkName { to: Register },
+    CtState { to: Register },
+    CtStatus { to: Register },
+    /// Loads the type of the destination address (`RTN_LOCAL` is 2).
+    DestinationType { to: Register },
+    /// Draws a number below `below`.
+    Random { below: u32, to: Register },
+    /// Puts a constant into a register.
+    Constant { value: Vec<u8>, to: Register },
+    Equal { register: Register, value: Vec<u8> },
+    NotEqual { register: Register, value: Vec<u8> },
+    /// Keeps the bits of the mask.
+    And { register: Register, mask: Vec<u8> },
+    /// Holds if the set has the key.
+    Contains { set: &'static str, key: Register },
+    /// Loads what the map has for the key.
+    Map { set: &'static str, key: Register, to: Register },
+    /// Goes where the map says for the key.
+    VerdictMap { set: &'static str, key: Register },
+    Dnat { family: Family, address: Register, port: Option<Register> },
+    Snat { family: Family, address: Register },
+    Masquerade,
+    Accept,
+    Drop,
+}
+
+/// A rule; the comment is how an audit knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Rule {
+    pub(crate) comment: &'static str,
+    pub(crate) steps: Vec<Expr>,
+}
+
+/// Where and when a chain is entered by packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Hook {
+    /// `nat` or `filter`.
+    pub(crate) kind: &'static str,
+    /// `NF_INET_PRE_ROUTING` 0, `FORWARD` 2, `LOCAL_OUT` 3, `POST_ROUTING` 4.
+    pub(crate) number: u32,
+    pub(crate) priority: i32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Chain {
+    pub(crate) name: String,
+    pub(crate) hook: Option<Hook>,
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// What a set maps its keys to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holds {
+    Nothing,
+    Verdicts,
+    /// Data of that type number and length.
+    Data { kind: u32, length: u32 },
+}
+
+/// The type numbers serve `nft list` only; the kernel looks at the lengths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Set {
+    pub(crate) name: &'static str,
+    pub(crate) key_kind: u32,
+    pub(crate) key_length: u32,
+    pub(crate) holds: Holds,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Value {
+    Nothing,
+    Data(Vec<u8>),
+    Goto(String),
+}
+
+/// By set and key.
+pub(crate) type Elements = BTreeMap<&'static str, BTreeMap<Vec<u8>, Value>>;
+
+/// A table of ours, whole.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub(crate) family: Family,
+    pub(crate) name: String,
+    pub(crate) sets: Vec<Set>,
+    /// Chains that others go to come before them.
+    pub(crate) chains: Vec<Chain>,
+    pub(crate) elements: Elements,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ElementChange {
+    Remove { set: &'static str, key: Vec<u8>, value: Value },
+    Add { set: &'static str, key: Vec<u8>, value: Value },
+}
+
+/// Type numbers of nft (`src/datatype.h`, `enum datatypes`), combined six bits each.
+pub(crate) mod kind {
+    pub(crate) const IPV4: u32 = 7;
+    pub(crate) const IPV6: u32 = 8;
+    pub(crate) const PROTOCOL: u32 = 12;
+    pub(crate) const PORT: u32 = 13;
+    pub(crate) const MARK: u32 = 19;
+
+    pub(crate) fn joined(kinds: &[u32]) -> u32 {
+        kinds.iter().fold(0, |all, kind| all << 6 | kind)
+    }
+}

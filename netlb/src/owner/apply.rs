@@ -1,0 +1,230 @@
+//! Carrying out what is wanted for the whole node.
+//!
+//! Flow clean-up belongs here and is not done yet: when a UDP backend goes, conntrack entries that lead to it should be
+//! deleted (ctnetlink, by reply source), or a client that keeps its port keeps sending to the dead until they time out
+//! after 30 to 120 s.
+
+use super::{Known, Owner, Sandbox, refused, task_path};
+use crate::error::NetlbError;
+use crate::names::SANDBOX_TABLE;
+use crate::netns;
+use crate::nft::Table;
+use crate::nft::socket::Nft;
+use crate::plan::Change;
+use crate::plan::tables::Update;
+use crate::wanted::{Location, Vip, Wanted};
+use skep_failpoint::failpoint;
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+impl Owner {
+    /// Goes on after a failure, so that one network cannot keep the others from working; returns all of them.
+    pub(super) fn apply(&mut self, wanted: Arc<Wanted>) -> Result<(), NetlbError> {
+        let mut errors = Vec::new();
+        self.wanted = Some(Arc::clone(&wanted));
+        for network in &wanted.networks {
+            if !network.peers.is_empty() {
+                errors.push(NetlbError::PeersNotSupported { network: network.network.name.clone() });
+            }
+            if let Err(error) = self.ensure_sandbox(&network.network) {
+                errors.push(error);
+                continue;
+            }
+            let local: BTreeSet<IpAddr> = network
+                .endpoints
+                .iter()
+                .filter(|endpoint| endpoint.location == Location::Local)
+                .flat_map(|endpoint| endpoint.addresses.iter().copied())
+                .collect();
+            if let Some(sandbox) = self.sandboxes.get_mut(&network.network.id) {
+                errors.extend(sandbox.set_vips(&network.vips, &local).err());
+            }
+            failpoint!("netlb.apply.network");
+        }
+        errors.extend(self.route_to_sandboxes().err());
+        failpoint!("netlb.apply.routed");
+        errors.extend(self.set_ports(&wanted).err());
+        failpoint!("netlb.apply.ports");
+        errors.extend(self.remove_unused_sandboxes());
+        NetlbError::all(errors)
+    }
+
+    fn set_ports(&mut self, wanted: &Wanted) -> Result<(), NetlbError> {
+        let name = self.tag.table();
+        // A node without networks and ports has no tables.
+        let needed = !self.sandboxes.is_empty() || !wanted.published.is_empty();
+        for (family, table, known) in &mut self.tables {
+            if !needed && *known == Known::No {
+                continue;
+            }
+            let update = table.update(&wanted.published);
+            tell(&mut self.nft, &name, known, &update, || table.table(), *family)
+                .map_err(|source| table_error(&name, "the host", source))?;
+        }
+        Ok(())
+    }
+
+    /// The host's tables without any port, if there are none of an earlier run: egress needs them.
+    pub(super) fn have_host_tables(&mut self) -> Result<(), NetlbError> {
+        let name = self.tag.table();
+        let failed = |source| table_error(&name, "the host", source);
+        for (family, table, known) in &mut self.tables {
+            if *known != Known::No {
+                continue;
+            }
+            if self.nft.tables(*family).map_err(failed)?.contains(&name) {
+                *known = Known::Adopted;
+                continue;
+            }
+            replace(&mut self.nft, &table.table()).map_err(failed)?;
+            *known = Known::Yes;
+        }
+        Ok(())
+    }
+
+    /// Takes away all that is ours. Links first, so that nothing reaches a host whose tables are gone.
+    pub(super) fn remove_everything(&mut self) -> Result<(), NetlbError> {
+        let mut errors = Vec::new();
+        self.wanted = None;
+        self.tasks.clear();
+        for pending in self.pending.values_mut() {
+            pending.removed = true;
+        }
+        self.sandboxes.clear();
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            errors.extend(netns::remove(&entry.path()).err());
+            failpoint!("netlb.everything.namespace");
+        }
+        let prefix = self.tag.link_prefix();
+        match self.host.read(|link| link.starts_with(&prefix)) {
+            Ok(state) => {
+                let gone: Vec<Change> = state.links.into_keys().map(Change::RemoveLink).collect();
+                errors.extend(refused("the host", self.host.apply(&gone)));
+            }
+            Err(source) => errors.push(NetlbError::Netlink { place: "the host".into(), source }),
+        }
+        self.host_state = crate::plan::State::default();
+        failpoint!("netlb.everything.links");
+        let name = self.tag.table();
+        for (family, table, known) in &mut self.tables {
+            *table = crate::plan::tables::HostTable::new(*family, self.tag.clone());
+            *known = Known::No;
+            let mut batch = self.nft.batch(*family);
+            batch.remove(&name);
+            errors.extend(self.nft.commit(batch).err().map(|source| table_error(&name, "the host", source)));
+        }
+        failpoint!("netlb.everything.tables");
+        NetlbError::all(errors)
+    }
+
+    /// Whether a namespace in our directory belongs to a task that is known or wanted.
+    pub(super) fn is_wanted_file(&self, path: &std::path::Path) -> bool {
+        let of = |task| task_path(&self.dir, task) == path;
+        let tasks = self.tasks.keys().chain(self.pending.keys());
+        let wanted = self.wanted.iter().flat_map(|wanted| &wanted.tasks);
+        tasks.chain(wanted).any(of) || self.sandboxes.keys().any(|id| self.sandbox_path(id) == path)
+    }
+}
+
+impl Sandbox {
+    fn place(&self) -> String {
+        format!("the sandbox of network {}", self.network.name)
+    }
+
+    fn set_vips(&mut self, vips: &[Vip], local: &BTreeSet<IpAddr>) -> Result<(), NetlbError> {
+        let place = self.place();
+        let nft = self.namespace.nft.as_mut().expect("a sandbox has a netfilter socket");
+        for (table, known) in &mut self.tables {
+            let update = table.update(vips, local);
+            let family = table.table_family();
+            tell(nft, SANDBOX_TABLE, known, &update, || table.table(), family)
+                .map_err(|source| table_error(SANDBOX_TABLE, &place, source))?;
+        }
+        Ok(())
+    }
+
+    /// The tables without any virtual address, if there are none of an earlier run: egress needs them.
+    pub(super) fn have_tables(&mut self) -> Result<(), NetlbError> {
+        let place = self.place();
+        let failed = |source| table_error(SANDBOX_TABLE, &place, source);
+        let nft = self.namespace.nft.as_mut().expect("a sandbox has a netfilter socket");
+        for (table, known) in self.tables.iter_mut().filter(|(_, known)| *known == Known::No) {
+            if nft.tables(table.table_family()).map_err(failed)?.iter().any(|name| name == SANDBOX_TABLE) {
+                *known = Known::Adopted;
+                continue;
+            }
+            replace(nft, &table.table()).map_err(failed)?;
+            *known = Known::Yes;
+        }
+        Ok(())
+    }
+
+    /// Puts tables that differ from what we told the kernel in order. What was mended, in words.
+    pub(super) fn audit_tables(&mut self) -> Result<Vec<String>, NetlbError> {
+        let place = self.place();
+        let nft = self.namespace.nft.as_mut().expect("a sandbox has a netfilter socket");
+        let mut mended = Vec::new();
+        for (table, known) in &mut self.tables {
+            let whole = table.table();
+            mended.extend(audit_table(nft, &whole, known, &place)?);
+        }
+        Ok(mended)
+    }
+}
+
+pub(super) fn audit_table(nft: &mut Nft, table: &Table, known: &mut Known, place: &str) -> Result<Option<String>, NetlbError> {
+    let failed = |source| table_error(&table.name, place, source);
+    if *known == Known::Adopted || (*known == Known::Yes && nft.holds(table).map_err(failed)?) {
+        return Ok(None);
+    }
+    replace(nft, table).map_err(failed)?;
+    *known = Known::Yes;
+    Ok(Some(format!("table {} of {:?} in {place}", table.name, table.family)))
+}
+
+fn table_error(table: &str, place: &str, source: std::io::Error) -> NetlbError {
+    NetlbError::Table { table: table.to_owned(), place: place.to_owned(), source }
+}
+
+fn replace(nft: &mut Nft, table: &Table) -> std::io::Result<()> {
+    let mut batch = nft.batch(table.family);
+    batch.replace(table);
+    nft.commit(batch)
+}
+
+/// Sends the update, or the whole table where the kernel's is not known to be ours. One transaction either way: traffic
+/// sees the old state or the new one.
+fn tell(
+    nft: &mut Nft,
+    name: &str,
+    known: &mut Known,
+    update: &Update,
+    whole: impl FnOnce() -> Table,
+    family: crate::nft::Family,
+) -> std::io::Result<()> {
+    if *known == Known::Yes {
+        // Until this is through nobody knows what the kernel holds; the next attempt replaces the table.
+        *known = Known::No;
+        let mut batch = nft.batch(family);
+        for chain in &update.chains {
+            batch.chain(name, chain);
+            batch.rules(name, chain);
+        }
+        batch.change(name, &update.changes);
+        match nft.commit(batch) {
+            // Somebody else changed our table: it is replaced below.
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::AlreadyExists) => {}
+            other => {
+                if other.is_ok() {
+                    *known = Known::Yes;
+                }
+                return other;
+            }
+        }
+    }
+    *known = Known::No;
+    replace(nft, &whole())?;
+    *known = Known::Yes;
+    Ok(())
+}

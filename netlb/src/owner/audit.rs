@@ -1,0 +1,143 @@
+//! Looking everything over: what differs from what is wanted is mended, what nobody wants is removed.
+
+use super::apply::audit_table;
+use super::{Owner, refused};
+use crate::error::NetlbError;
+use crate::handle::Audit;
+use crate::names;
+use crate::netns;
+use crate::plan::layout;
+use crate::plan::{State, Unwanted, difference};
+use crate::wanted::{Network, TaskNetwork};
+use skep_types::NetworkId;
+use std::collections::BTreeSet;
+use tracing::info;
+
+impl Owner {
+    /// Goes on after a failure and returns all of them.
+    pub(super) fn audit(&mut self) -> Result<Audit, NetlbError> {
+        let mut repaired = Vec::new();
+        let mut errors = Vec::new();
+        let mut note = |result: Result<Vec<String>, NetlbError>, errors: &mut Vec<NetlbError>| match result {
+            Ok(mended) => repaired.extend(mended),
+            Err(error) => errors.push(error),
+        };
+        note(self.audit_files(), &mut errors);
+        let networks: Vec<Network> = self.sandboxes.values().map(|sandbox| sandbox.network.clone()).collect();
+        for network in &networks {
+            note(self.audit_sandbox(network), &mut errors);
+        }
+        note(self.audit_host(), &mut errors);
+        let tasks: Vec<TaskNetwork> = self.tasks.values().cloned().collect();
+        for task in tasks {
+            let id = task.task.clone();
+            let mended = self.mend_task(task);
+            let words = |count| if count == 0 { Vec::new() } else { vec![format!("the network of task {id}: {count} changes")] };
+            note(mended.map(words), &mut errors);
+        }
+        for mended in &repaired {
+            info!(what = %mended, "audit mended");
+        }
+        NetlbError::all(errors).map(|()| Audit { repaired })
+    }
+
+    /// Namespaces that nobody wants, or only the files of them.
+    fn audit_files(&mut self) -> Result<Vec<String>, NetlbError> {
+        let mut removed = Vec::new();
+        if self.wanted.is_none() {
+            return Ok(removed);
+        }
+        for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if !self.is_wanted_file(&path) {
+                netns::remove(&path)?;
+                removed.push(format!("namespace {}", path.display()));
+            }
+        }
+        Ok(removed)
+    }
+
+    fn audit_sandbox(&mut self, network: &Network) -> Result<Vec<String>, NetlbError> {
+        let mut mended = Vec::new();
+        let Some(sandbox) = self.sandboxes.get_mut(&network.id) else { return Ok(mended) };
+        let place = format!("the sandbox of network {}", network.name);
+        let complete = sandbox.namespace.is_mounted() && {
+            let failed = |source| NetlbError::Netlink { place: place.clone(), source };
+            let inside = sandbox.namespace.route.link_index(names::GATEWAY_LINK).map_err(failed)?.is_some();
+            let outside = self.host.link_index(&self.tag.host_link(network)).map_err(failed)?.is_some();
+            network.internal || (inside && outside)
+        };
+        if !complete {
+            self.set_up_sandbox(network)?;
+            // Its tables are new, or of the same namespace; what is wanted in them is told again.
+            mended.push(place.clone());
+            if let Some(wanted) = self.wanted.clone() {
+                self.apply(wanted)?;
+            }
+        }
+        let wanted = self.sandbox_wanted(&network.id);
+        let unwanted = if self.wanted.is_some() { Unwanted::Remove } else { Unwanted::Keep };
+        let not_ensured = self.links_not_ensured();
+        let Some(sandbox) = self.sandboxes.get_mut(&network.id) else { return Ok(mended) };
+        let is = sandbox.namespace.route.read(|link| !not_ensured.contains(link) && !link_of_the_kernel(link));
+        let is = is.map_err(|source| NetlbError::Netlink { place: place.clone(), source })?;
+        let changes: Vec<_> = difference(&is, &wanted, unwanted)
+            .into_iter()
+            // The tasks' own turn comes later: a link that is missing here is missing there.
+            .filter(|change| crate::netlink::route::change_link(change).is_none_or(|link| is.links.contains_key(link)))
+            .collect();
+        mended.extend(changes.iter().map(|change| format!("{place}: {change:?}")));
+        NetlbError::all(refused(&place, sandbox.namespace.route.apply(&changes)))?;
+        mended.extend(sandbox.audit_tables()?);
+        Ok(mended)
+    }
+
+    /// All that a sandbox should have, its tasks' part included.
+    fn sandbox_wanted(&self, id: &NetworkId) -> State {
+        let Some(sandbox) = self.sandboxes.get(id) else { return State::default() };
+        let mut state = layout::sandbox(&sandbox.network, sandbox.slot, self.ipv6);
+        for task in self.tasks.values() {
+            for attachment in task.attachments.iter().filter(|attachment| attachment.network.id == *id) {
+                state.merge(layout::sandbox_for_task(task, attachment, self.ipv6));
+            }
+        }
+        state
+    }
+
+    /// Links of tasks that are wanted or being made, but of which this process does not know the network.
+    fn links_not_ensured(&self) -> BTreeSet<String> {
+        let wanted = self.wanted.iter().flat_map(|wanted| &wanted.tasks);
+        let unknown = wanted.chain(self.pending.keys()).filter(|task| !self.tasks.contains_key(*task));
+        unknown.map(names::task_link).collect()
+    }
+
+    fn audit_host(&mut self) -> Result<Vec<String>, NetlbError> {
+        let mut mended = Vec::new();
+        let prefix = self.tag.link_prefix();
+        let read = self.host.read(|link| link.starts_with(&prefix));
+        let is = read.map_err(|source| NetlbError::Netlink { place: "the host".into(), source })?;
+        // Routes without a link, neighbours and rules are never ours here: another instance may have made them.
+        let is = State {
+            routes: is.routes.into_iter().filter(|route| route.link().is_some()).collect(),
+            links: is.links,
+            ..State::default()
+        };
+        let wanted = self.host_wanted();
+        let unwanted = if self.wanted.is_some() { Unwanted::Remove } else { Unwanted::Keep };
+        let changes = difference(&is, &wanted, unwanted);
+        mended.extend(changes.iter().map(|change| format!("the host: {change:?}")));
+        NetlbError::all(refused("the host", self.host.apply(&changes)))?;
+        self.host_state = wanted;
+        for (_, table, known) in &mut self.tables {
+            if !self.sandboxes.is_empty() || *known != super::Known::No {
+                mended.extend(audit_table(&mut self.nft, &table.table(), known, "the host")?);
+            }
+        }
+        Ok(mended)
+    }
+}
+
+/// Tunnel devices that some kernels put into every namespace, and loopback's likes.
+fn link_of_the_kernel(link: &str) -> bool {
+    !(link == "lo" || link == names::GATEWAY_LINK || link.starts_with('t') && link.len() > 8)
+}

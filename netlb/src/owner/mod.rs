@@ -1,0 +1,221 @@
+//! The one thread that owns the node's network: sockets, what was told to the kernel, what is wanted.
+//!
+//! Its calls to the kernel block for micro- to milliseconds, so they are made right here, one message after the other;
+//! only making a namespace (2 ms and no lock of ours needed) goes to a thread of its own, so that many start at once.
+
+mod apply; // carrying out what is wanted
+mod audit; // looking everything over
+mod sandbox; // a network's namespace and the host's link to it
+mod task; // a task's namespace
+
+use crate::error::NetlbError;
+use crate::handle::{Audit, Generation, TaskNetns};
+use crate::names::Tag;
+use crate::netlink::route::{Failed, RouteSocket};
+use crate::netns::Namespace;
+use crate::nft::Family;
+use crate::nft::socket::Nft;
+use crate::plan::State;
+use crate::plan::layout::Slot;
+use crate::plan::tables::{HostTable, SandboxTable};
+use crate::sysctl;
+use crate::wanted::{Network, TaskNetwork, Wanted};
+use skep_types::{NetworkId, TaskId};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{debug, warn};
+
+/// After a failure what is wanted is tried again, first soon, then at most this rarely.
+const RETRY_FIRST: Duration = Duration::from_millis(250);
+const RETRY_LAST: Duration = Duration::from_secs(30);
+/// Namespaces being made at a time; their threads wait here when there are more.
+const MADE_AT_ONCE: usize = 64;
+
+pub(crate) type Reply<T> = oneshot::Sender<Result<T, NetlbError>>;
+
+/// What the handle asks.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Ensure { network: TaskNetwork, reply: Reply<TaskNetns> },
+    Remove { task: TaskId, reply: Reply<()> },
+    Audit(Reply<Audit>),
+    RemoveEverything(Reply<()>),
+}
+
+/// How far the wanted state was carried out.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Applied {
+    pub(crate) generation: Generation,
+    /// Why the latest attempt failed, in words.
+    pub(crate) failure: Option<String>,
+}
+
+impl Default for Generation {
+    fn default() -> Self {
+        Self(0)
+    }
+}
+
+/// A namespace made on a thread of its own.
+struct Made {
+    task: TaskId,
+    namespace: Result<Namespace, NetlbError>,
+}
+
+/// A task whose namespace is being made.
+struct Pending {
+    network: TaskNetwork,
+    replies: Vec<Reply<TaskNetns>>,
+    removed: bool,
+}
+
+/// How much we know of a table in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// Nothing: it may be absent, or of an earlier run.
+    No,
+    /// It is there from an earlier run and serves until the first wanted state replaces it.
+    Adopted,
+    /// It holds what we told it.
+    Yes,
+}
+
+/// A network's namespace on this node.
+struct Sandbox {
+    network: Network,
+    slot: Slot,
+    namespace: Namespace,
+    tables: Vec<(SandboxTable, Known)>,
+}
+
+/// See the module's description.
+struct Owner {
+    tag: Tag,
+    dir: PathBuf,
+    ipv6: bool,
+    host: RouteSocket,
+    nft: Nft,
+    host_forwards: bool,
+    /// Links and routes of ours in the host's namespace, as told to the kernel.
+    host_state: State,
+    tables: Vec<(Family, HostTable, Known)>,
+    sandboxes: BTreeMap<NetworkId, Sandbox>,
+    tasks: BTreeMap<TaskId, TaskNetwork>,
+    pending: BTreeMap<TaskId, Pending>,
+    wanted: Option<Arc<Wanted>>,
+    made: mpsc::Sender<Made>,
+}
+
+/// Where a task's namespace is mounted.
+pub(crate) fn task_path(dir: &Path, task: &TaskId) -> PathBuf {
+    dir.join(task.as_str())
+}
+
+/// Starts the thread. It ends when `requests` is closed.
+pub(crate) fn start(
+    tag: Tag,
+    dir: PathBuf,
+    requests: mpsc::Receiver<Request>,
+    wanted: watch::Receiver<(Generation, Arc<Wanted>)>,
+    report: watch::Sender<Applied>,
+) -> Result<(), NetlbError> {
+    let failed = |step| {
+        let path = dir.clone();
+        move |source| NetlbError::Namespace { path, step, source }
+    };
+    std::fs::create_dir_all(&dir).map_err(failed("make the directory of"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed("start"))?;
+    let netlink = |source| NetlbError::Netlink { place: "the host".into(), source };
+    let ipv6 = sysctl::kernel_has_ipv6();
+    let families = if ipv6 { vec![Family::V4, Family::V6] } else { vec![Family::V4] };
+    let (made, made_queue) = mpsc::channel(MADE_AT_ONCE);
+    let owner = Owner {
+        host: RouteSocket::open().map_err(netlink)?,
+        nft: Nft::open().map_err(netlink)?,
+        tables: families.into_iter().map(|family| (family, HostTable::new(family, tag.clone()), Known::No)).collect(),
+        tag,
+        ipv6,
+        host_forwards: false,
+        host_state: State::default(),
+        sandboxes: BTreeMap::new(),
+        tasks: BTreeMap::new(),
+        pending: BTreeMap::new(),
+        wanted: None,
+        made,
+        dir: dir.clone(),
+    };
+    let run = move || runtime.block_on(owner.run(requests, made_queue, wanted, report));
+    std::thread::Builder::new().name("skep-netlb".into()).spawn(run).map_err(failed("start a thread for"))?;
+    Ok(())
+}
+
+impl Owner {
+    async fn run(
+        mut self,
+        mut requests: mpsc::Receiver<Request>,
+        mut made: mpsc::Receiver<Made>,
+        mut wanted: watch::Receiver<(Generation, Arc<Wanted>)>,
+        report: watch::Sender<Applied>,
+    ) {
+        let mut retry: Option<Duration> = None;
+        loop {
+            let again = async {
+                match retry {
+                    Some(delay) => tokio::time::sleep(delay).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                Some(made) = made.recv() => self.finish(made),
+                request = requests.recv() => match request {
+                    Some(request) => self.answer(request),
+                    None => return,
+                },
+                Ok(()) = wanted.changed() => retry = self.carry_out(&mut wanted, &report, RETRY_FIRST),
+                () = again => {
+                    let next = retry.map_or(RETRY_FIRST, |delay| (delay * 2).min(RETRY_LAST));
+                    retry = self.carry_out(&mut wanted, &report, next);
+                }
+            }
+        }
+    }
+
+    /// Applies the latest wanted state; the delay until it is to be tried again if it failed.
+    fn carry_out(
+        &mut self,
+        wanted: &mut watch::Receiver<(Generation, Arc<Wanted>)>,
+        report: &watch::Sender<Applied>,
+        delay: Duration,
+    ) -> Option<Duration> {
+        let (generation, latest) = wanted.borrow_and_update().clone();
+        let failure = self.apply(latest).err().map(|error| error.chain());
+        if let Some(reasons) = &failure {
+            warn!(%reasons, retry_in_ms = delay.as_millis(), "the wanted network is not in place");
+        } else {
+            debug!(generation = generation.0, "the wanted network is in place");
+        }
+        let retry = failure.is_some().then_some(delay);
+        report.send_replace(Applied { generation, failure });
+        retry
+    }
+
+    fn answer(&mut self, request: Request) {
+        // A caller that went away does not want to hear how it went.
+        match request {
+            Request::Ensure { network, reply } => self.ensure_task(network, reply),
+            Request::Remove { task, reply } => drop(reply.send(self.remove_task(&task))),
+            Request::Audit(reply) => drop(reply.send(self.audit())),
+            Request::RemoveEverything(reply) => drop(reply.send(self.remove_everything())),
+        }
+    }
+}
+
+/// Names what could not be changed, and where.
+fn refused(place: &str, failed: Vec<Failed>) -> Vec<NetlbError> {
+    let error = |(change, source): Failed| NetlbError::Change { place: place.to_owned(), change: format!("{change:?}"), source };
+    failed.into_iter().map(error).collect()
+}

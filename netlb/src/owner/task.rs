@@ -1,0 +1,205 @@
+//! A task's namespace: made, mended, removed.
+
+use super::{Made, Owner, Pending, Reply, refused, task_path};
+use crate::error::NetlbError;
+use crate::handle::TaskNetns;
+use crate::names;
+use crate::netlink::route::VethEnd;
+use crate::netns::{self, Namespace};
+use crate::plan::layout;
+use crate::plan::{Link, State, Unwanted, difference};
+use crate::sysctl::Purpose;
+use crate::wanted::{Attachment, TaskNetwork};
+use skep_failpoint::failpoint;
+use skep_types::TaskId;
+use std::sync::Arc;
+use tracing::{debug, warn};
+
+impl Owner {
+    /// Answers at once for a namespace that is there; else starts a thread that makes one, and [`Owner::finish`] answers.
+    pub(super) fn ensure_task(&mut self, network: TaskNetwork, reply: Reply<TaskNetns>) {
+        if let Some(pending) = self.pending.get_mut(&network.task).filter(|pending| !pending.removed) {
+            // One task has one network; the second caller hears how the first one's wish went.
+            pending.replies.push(reply);
+            return;
+        }
+        let path = task_path(&self.dir, &network.task);
+        let there = check(&network).and_then(|()| {
+            let sandboxes = network.attachments.iter().try_for_each(|a| self.ensure_sandbox(&a.network));
+            sandboxes.map(|()| netns::exists(&path))
+        });
+        match there {
+            Err(error) => drop(reply.send(Err(error))),
+            Ok(true) => drop(reply.send(self.mend_task(network).map(|_| TaskNetns { path }))),
+            Ok(false) => self.make(network, reply),
+        }
+    }
+
+    fn make(&mut self, network: TaskNetwork, reply: Reply<TaskNetns>) {
+        let (task, path, made) = (network.task.clone(), task_path(&self.dir, &network.task), self.made.clone());
+        let purpose = purpose(&network, self.ipv6);
+        let run = {
+            let (task, path) = (task.clone(), path.clone());
+            move || {
+                let namespace = Namespace::create(&path, purpose);
+                // An owner that has ended leaves the namespace to the next audit.
+                drop(made.blocking_send(Made { task, namespace }));
+            }
+        };
+        match std::thread::Builder::new().name("skep-netns".into()).stack_size(netns::STACK).spawn(run) {
+            Ok(_) => {
+                self.pending.insert(task, Pending { network, replies: vec![reply], removed: false });
+            }
+            Err(source) => drop(reply.send(Err(NetlbError::Namespace { path, step: "start a thread for", source }))),
+        }
+    }
+
+    /// Puts a namespace that was just made on its networks.
+    pub(super) fn finish(&mut self, made: Made) {
+        let Some(pending) = self.pending.remove(&made.task) else { return };
+        let path = task_path(&self.dir, &made.task);
+        let outcome = match made.namespace {
+            Ok(_) if pending.removed => Err(NetlbError::Removed { task: made.task.to_string() }),
+            Ok(mut namespace) => self.connect(&pending.network, &mut namespace, Found::Nothing),
+            Err(error) => Err(error),
+        };
+        if outcome.is_ok() {
+            debug!(task = %made.task, "namespace made");
+            self.tasks.insert(made.task, pending.network);
+        } else if let Err(error) = netns::remove(&path) {
+            warn!(task = %made.task, error = error.chain(), "a namespace that failed was not removed");
+        }
+        let outcome = outcome.map(|()| TaskNetns { path }).map_err(Arc::new);
+        for reply in pending.replies {
+            drop(reply.send(outcome.clone().map_err(NetlbError::Shared)));
+        }
+    }
+
+    /// Looks over a namespace that is there. How many things were mended.
+    pub(super) fn mend_task(&mut self, network: TaskNetwork) -> Result<usize, NetlbError> {
+        let path = task_path(&self.dir, &network.task);
+        let purpose = purpose(&network, self.ipv6);
+        let mut namespace = match Namespace::open(&path, purpose)? {
+            Some(namespace) => namespace,
+            None => Namespace::create(&path, purpose)?,
+        };
+        let mut mended = 0;
+        self.connect(&network, &mut namespace, Found::Something(&mut mended))?;
+        self.tasks.insert(network.task.clone(), network);
+        Ok(mended)
+    }
+
+    /// Gives the namespace its links and addresses, and the sandboxes their side of it.
+    fn connect(&mut self, network: &TaskNetwork, namespace: &mut Namespace, found: Found<'_>) -> Result<(), NetlbError> {
+        let task = &network.task;
+        let place = format!("the namespace of task {task}");
+        let wanted = layout::task_side(network, self.ipv6);
+        let mut mended = 0;
+        let known_empty = matches!(found, Found::Nothing);
+        let mut is = if known_empty {
+            // As it was just made: loopback is up, nothing else is there.
+            let lo = wanted.links.get("lo").cloned().unwrap_or_default();
+            State { links: [("lo".to_owned(), lo)].into(), ..State::default() }
+        } else {
+            namespace.route.read(|_| true).map_err(|source| NetlbError::Netlink { place: place.clone(), source })?
+        };
+        for (index, attachment) in network.attachments.iter().enumerate() {
+            mended += self.connect_to(network, attachment, index, namespace, &mut is, known_empty)?;
+            failpoint!("netlb.task.linked");
+        }
+        let changes = difference(&is, &wanted, Unwanted::Keep);
+        mended += changes.len();
+        NetlbError::all(refused(&place, namespace.route.apply(&changes)))?;
+        failpoint!("netlb.task.addressed");
+        if let Found::Something(count) = found {
+            *count = mended;
+        }
+        Ok(())
+    }
+
+    /// The link to one network and the sandbox's side of it.
+    fn connect_to(
+        &mut self,
+        network: &TaskNetwork,
+        attachment: &Attachment,
+        index: usize,
+        namespace: &mut Namespace,
+        is: &mut State,
+        known_empty: bool,
+    ) -> Result<usize, NetlbError> {
+        let (inside, outside) = (format!("eth{index}"), names::task_link(&network.task));
+        let failed = |source| NetlbError::CreateLink { link: format!("{inside} of task {}", network.task), source };
+        self.ensure_sandbox(&attachment.network)?;
+        let sandbox = self.sandboxes.get_mut(&attachment.network.id).expect("it was just ensured");
+        let place = format!("the sandbox of network {}", attachment.network.name);
+        let wanted = layout::sandbox_for_task(network, attachment, self.ipv6);
+        let mut before = State::default();
+        let there = !known_empty && sandbox.namespace.route.link_index(&outside).map_err(failed)?.is_some();
+        if there && is.links.contains_key(&inside) {
+            let read = sandbox.namespace.route.read(|link| link == outside);
+            before = read.map_err(|source| NetlbError::Netlink { place: place.clone(), source })?;
+        } else {
+            if there {
+                sandbox.namespace.route.delete_link(&outside).map_err(failed)?;
+            }
+            if is.links.remove(&inside).is_some() {
+                namespace.route.delete_link(&inside).map_err(failed)?;
+            }
+            is.routes.retain(|route| route.link() != Some(&inside));
+            is.neighbours.retain(|neighbour| neighbour.link != inside);
+            let mac = Some(layout::mac_of(network, attachment));
+            let here = VethEnd { name: &outside, mac: Some(names::sandbox_mac(&attachment.network)) };
+            let peer = VethEnd { name: &inside, mac };
+            let mtu = attachment.network.mtu;
+            let mut made = sandbox.namespace.route.create_veth(&here, &peer, namespace.fd(), mtu);
+            if made.as_ref().is_err_and(|error| error.raw_os_error() == Some(nix::libc::EEXIST)) {
+                // The rest of a namespace that the kernel has not taken apart yet.
+                sandbox.namespace.route.delete_link(&outside).map_err(failed)?;
+                made = sandbox.namespace.route.create_veth(&here, &peer, namespace.fd(), mtu);
+            }
+            made.map_err(failed)?;
+            is.links.insert(inside, Link { mtu: Some(mtu), mac, up: true, ..Link::default() });
+            before.links.clone_from(&wanted.links);
+        }
+        let changes = difference(&before, &wanted, Unwanted::Keep);
+        NetlbError::all(refused(&place, sandbox.namespace.route.apply(&changes)))?;
+        Ok(changes.len() + usize::from(!there))
+    }
+
+    /// Removes the task's namespace, and sandboxes that nobody needs any more.
+    pub(super) fn remove_task(&mut self, task: &TaskId) -> Result<(), NetlbError> {
+        if let Some(pending) = self.pending.get_mut(task) {
+            pending.removed = true; // its maker removes it
+            return Ok(());
+        }
+        self.tasks.remove(task);
+        let mut errors: Vec<_> = netns::remove(&task_path(&self.dir, task)).err().into_iter().collect();
+        failpoint!("netlb.task.removed");
+        errors.extend(self.remove_unused_sandboxes());
+        NetlbError::all(errors)
+    }
+}
+
+/// What is known of a namespace beforehand.
+enum Found<'a> {
+    /// It is new.
+    Nothing,
+    /// It must be read; the number of changes goes here.
+    Something(&'a mut usize),
+}
+
+fn purpose(network: &TaskNetwork, ipv6: bool) -> Purpose {
+    let mut addresses = network.attachments.iter().flat_map(|attachment| &attachment.addresses);
+    Purpose::Task { ipv6: ipv6 && addresses.any(|address| address.addr().is_ipv6()) }
+}
+
+fn check(network: &TaskNetwork) -> Result<(), NetlbError> {
+    for attachment in &network.attachments {
+        let v4 = attachment.addresses.iter().filter(|address| address.addr().is_ipv4()).count();
+        if v4 > 1 || attachment.addresses.len() - v4 > 1 {
+            let (task, network) = (network.task.to_string(), attachment.network.name.clone());
+            return Err(NetlbError::TwoAddresses { task, network });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! Backends in numbered slots behind a key, moved as little as possible when some come and go.
+//!
+//! The kernel draws a number below the count and looks the slot up. A backend that leaves gives its slot to the last
+//! one; the others stay, so a change costs three elements whatever the size of the service.
+
+/// Puts `wanted` into slots, each of which keeps what it has in `old` where it can. Doubles count once.
+pub(crate) fn assign<B: PartialEq + Clone>(old: &[B], wanted: &[B]) -> Vec<B> {
+    let mut missing: Vec<&B> = Vec::with_capacity(wanted.len());
+    for backend in wanted {
+        if !missing.contains(&backend) {
+            missing.push(backend);
+        }
+    }
+    let count = missing.len();
+    let mut slots: Vec<Option<B>> = vec![None; count];
+    for (slot, backend) in slots.iter_mut().zip(old) {
+        if let Some(at) = missing.iter().position(|wanted| *wanted == backend) {
+            missing.remove(at);
+            *slot = Some(backend.clone());
+        }
+    }
+    let mut rest = missing.into_iter();
+    let fill = |slot: Option<B>| slot.or_else(|| rest.next().cloned());
+    slots.into_iter().map(fill).map(|slot| slot.expect("as many are missing as slots are empty")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_one_takes_the_slot_of_one_that_left() {
+        assert_eq!(assign(&[1, 2, 3, 4], &[1, 3, 4]), [1, 4, 3]);
+    }
+
+    #[test]
+    fn a_new_one_comes_last() {
+        assert_eq!(assign(&[1, 2], &[9, 2, 1]), [1, 2, 9]);
+    }
+
+    #[test]
+    fn one_for_another_changes_one_slot() {
+        assert_eq!(assign(&[1, 2, 3], &[3, 7, 1]), [1, 7, 3]);
+    }
+
+    #[test]
+    fn doubles_count_once() {
+        assert_eq!(assign(&[], &[5, 5, 6]), [5, 6]);
+        assert_eq!(assign(&[5, 5], &[5]), [5]);
+    }
+}

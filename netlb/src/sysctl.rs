@@ -1,0 +1,104 @@
+//! Kernel settings under /proc/sys/net, of the namespace the calling thread is in.
+
+use crate::error::NetlbError;
+use std::fs;
+use std::path::{Path, PathBuf};
+use tracing::info;
+
+const ROOT: &str = "/proc/sys/net";
+
+/// A sandbox routes, also to where it has no route back, and answers for others.
+///
+/// `all` before `default`: `ip_forward` sets both. `accept_dad` and `addr_gen_mode` keep the links to tasks, which need
+/// no addresses, from spending time on them.
+const SANDBOX_V4: &[(&str, &str)] = &[
+    ("ipv4/ip_forward", "1"),
+    ("ipv4/conf/all/rp_filter", "0"),
+    ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+    ("ipv4/conf/default/proxy_arp", "1"),
+];
+const SANDBOX_V6: &[(&str, &str)] = &[
+    ("ipv6/conf/all/forwarding", "1"),
+    ("ipv6/conf/all/accept_ra", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/default/addr_gen_mode", "1"),
+];
+/// A task takes addresses from nobody but us, and waits for no duplicate detection.
+const TASK_V6: &[(&str, &str)] = &[
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/default/router_solicitations", "0"),
+];
+/// Without an IPv6 address a task's links speak none; loopback was up before and keeps `::1`.
+const TASK_NO_V6: &[(&str, &str)] = &[("ipv6/conf/default/disable_ipv6", "1")];
+
+/// What a new namespace is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Sandbox,
+    Task { ipv6: bool },
+}
+
+/// Whether this kernel speaks IPv6 at all (`ipv6.disable=1`, or not built in).
+pub(crate) fn kernel_has_ipv6() -> bool {
+    Path::new(ROOT).join("ipv6").is_dir()
+}
+
+/// Settings of a namespace of ours, for the calling thread's namespace.
+pub(crate) fn set_for(purpose: Purpose) -> Result<(), NetlbError> {
+    let v6 = kernel_has_ipv6();
+    let wanted: &[&[(&str, &str)]] = match purpose {
+        Purpose::Sandbox if v6 => &[SANDBOX_V4, SANDBOX_V6],
+        Purpose::Sandbox => &[SANDBOX_V4],
+        Purpose::Task { .. } if !v6 => &[],
+        Purpose::Task { ipv6: true } => &[TASK_V6],
+        Purpose::Task { ipv6: false } => &[TASK_NO_V6],
+    };
+    for (key, value) in wanted.iter().copied().flatten() {
+        write(&Path::new(ROOT).join(key), value)?;
+    }
+    Ok(())
+}
+
+/// Lets the host forward packets, as published ports and egress need; says so where it was not so before.
+pub(crate) fn let_host_forward() -> Result<(), NetlbError> {
+    ensure("ipv4/ip_forward", "1")?;
+    if !kernel_has_ipv6() || is("ipv6/conf/all/forwarding", "1") {
+        return Ok(());
+    }
+    // A forwarding host ignores router advertisements unless accept_ra is 2: it would lose its own address and way out.
+    for entry in fs::read_dir(Path::new(ROOT).join("ipv6/conf")).into_iter().flatten().flatten() {
+        let key = entry.path().join("accept_ra");
+        if fs::read_to_string(&key).is_ok_and(|value| value.trim() == "1") && entry.file_name() != "all" {
+            write(&key, "2")?;
+        }
+    }
+    info!("router advertisements stay accepted on this host while it forwards (accept_ra=2)");
+    ensure("ipv6/conf/all/forwarding", "1")
+}
+
+/// Lets connections of the host's own loopback address leave by a link to a sandbox, and their answers come back.
+pub(crate) fn let_loopback_leave_by(link: &str) -> Result<(), NetlbError> {
+    let path = Path::new(ROOT).join("ipv4/conf").join(link).join("route_localnet");
+    write(&path, "1")
+}
+
+fn is(key: &str, value: &str) -> bool {
+    fs::read_to_string(Path::new(ROOT).join(key)).is_ok_and(|found| found.trim() == value)
+}
+
+fn ensure(key: &str, value: &str) -> Result<(), NetlbError> {
+    if is(key, value) {
+        return Ok(());
+    }
+    write(&Path::new(ROOT).join(key), value)?;
+    info!(key, value, "kernel setting changed");
+    Ok(())
+}
+
+fn write(path: &Path, value: &str) -> Result<(), NetlbError> {
+    fs::write(path, value).map_err(|source| NetlbError::Sysctl { path: PathBuf::from(path), source })
+}

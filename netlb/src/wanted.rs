@@ -1,0 +1,184 @@
+//! What the network of this node should be: plain data, the whole node at once.
+
+use ipnet::IpNet;
+use skep_types::{NetworkId, TaskId};
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::IpAddr;
+
+/// A hardware address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, f] = self.0;
+        write!(out, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, out)
+    }
+}
+
+/// A network as every node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    pub id: NetworkId,
+    pub name: String,
+    /// VXLAN network id, 24 bits, unique in the cluster.
+    pub vni: u32,
+    /// At most one per family is used.
+    pub subnets: Vec<Subnet>,
+    /// What a packet of a task may measure, headers of IP included, in bytes.
+    pub mtu: u32,
+    /// No way out of the network and none in: tasks reach each other only.
+    pub internal: bool,
+    /// The network over which published ports reach tasks.
+    pub ingress: bool,
+}
+
+/// One range of addresses of a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subnet {
+    pub range: IpNet,
+    /// Answered by the sandbox of the network on every node.
+    pub gateway: IpAddr,
+}
+
+/// The network of one task, as needed to start it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TaskNetwork {
+    pub task: TaskId,
+    /// `eth0`, `eth1` and so on, in this order. May be empty: the task then has loopback only.
+    pub attachments: Vec<Attachment>,
+}
+
+/// A task's place in one network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attachment {
+    pub network: Network,
+    /// At most one per family, with the prefix length of the subnet.
+    pub addresses: Vec<IpNet>,
+    /// Made from the task's id if absent; never from the address, which is used again.
+    pub mac: Option<Mac>,
+}
+
+/// Everything this node's network should be. Sets, not steps: the latest one counts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wanted {
+    pub networks: Vec<WantedNetwork>,
+    pub published: Vec<PublishedPort>,
+    /// The tasks this node still holds, in whatever state. The namespace of any other task is removed by an audit,
+    /// except of those that [`crate::Netlb::ensure_task`] made in this process.
+    pub tasks: BTreeSet<TaskId>,
+}
+
+/// A network and who is on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedNetwork {
+    pub network: Network,
+    /// This node's number in the overlay, 1 or more; its link-local address is `fe80::<index>`.
+    pub node_index: u32,
+    /// The other nodes. See [`crate::NetlbError::PeersNotSupported`].
+    pub peers: Vec<Peer>,
+    pub endpoints: Vec<Endpoint>,
+    pub vips: Vec<Vip>,
+}
+
+/// Another node of an overlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    pub node_index: u32,
+    /// Where its VXLAN packets go.
+    pub underlay: IpAddr,
+    /// Of its VXLAN device in this network, given by the manager.
+    pub mac: Mac,
+}
+
+/// A task on a network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub task: TaskId,
+    pub addresses: Vec<IpAddr>,
+    pub location: Location,
+}
+
+/// Where an endpoint runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Location {
+    Local,
+    Remote { node_index: u32 },
+}
+
+/// A service's address: every new connection goes to one of the backends, whatever its port and protocol.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vip {
+    pub address: IpAddr,
+    /// Of the same family as the address; others are left out.
+    pub backends: Vec<IpAddr>,
+}
+
+/// The protocols that have ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    /// The number in the IP header.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        })
+    }
+}
+
+/// Where a connection to a published port may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    pub address: IpAddr,
+    pub port: u16,
+}
+
+/// A port of this node that leads to tasks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublishedPort {
+    pub protocol: Protocol,
+    pub port: u16,
+    pub mode: PublishMode,
+}
+
+/// How a port is published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PublishMode {
+    /// On every node, to any running task of the service: give only those that may get connections now.
+    /// Without a backend the port answers as if nothing were published.
+    Ingress { backends: Vec<Backend> },
+    /// On this node only, to one task of it.
+    Host {
+        /// The network on which the task is reached.
+        network: NetworkId,
+        /// One backend per family.
+        backends: Vec<Backend>,
+        /// Only connections to this address of the host; all local ones if absent.
+        address: Option<IpAddr>,
+    },
+}
