@@ -1,0 +1,85 @@
+//! What is written to the disk, and how it is read back without trusting it.
+//!
+//! ```text
+//! raft/dek                      data key (0600)
+//! raft/state                    vote and newest segment, twice
+//! raft/log/0000000000000007.seg segments, preallocated and recycled; frames chained by their tags
+//! raft/log/spare                the next segment, ready or being zeroed
+//! raft/snapshot/12-900.snap     the newest snapshot
+//! ```
+//!
+//! Everything here blocks; `raft` calls it from threads of its own.
+
+pub(crate) mod frame;
+pub(crate) mod key;
+pub(crate) mod log;
+pub(crate) mod segment;
+pub(crate) mod snapshot;
+pub(crate) mod spare;
+pub(crate) mod state;
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What went wrong on the disk, where, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error("could not {step} {}", .path.display())]
+    Io { step: &'static str, path: PathBuf, source: io::Error },
+    #[error(
+        "no space left to {step} {}; free some space, the store goes on by itself then", .path.display()
+    )]
+    Full { step: &'static str, path: PathBuf },
+    #[error(
+        "{} is damaged at byte {offset} ({what}); nothing was applied from there on. Restore the raft directory from a backup, \
+         or remove it and join this node to the cluster again", .path.display()
+    )]
+    Corrupt { path: PathBuf, offset: u64, what: &'static str },
+    #[error(
+        "{} is missing although other files of the store are there; restore the raft directory from a backup, \
+         or remove it and join this node to the cluster again", .path.display()
+    )]
+    MissingFile { path: PathBuf },
+    #[error("{} cannot be read with this data key; put back the file `dek` that belongs to it", .path.display())]
+    WrongKey { path: PathBuf },
+    #[error("{} was written by a newer version of skep (format {format}); start that version again", .path.display())]
+    Newer { path: PathBuf, format: u8 },
+    #[error("{} is in use by another process", .path.display())]
+    Locked { path: PathBuf },
+    #[error("could not encode what is to be written")]
+    Codec(#[from] crate::codec::CodecError),
+}
+
+impl DiskError {
+    /// Whether waiting and trying again can help.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. })
+    }
+}
+
+/// Names the step and the file of an I/O error, and tells a full disk from a broken one.
+pub(crate) fn failed<'a>(step: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> DiskError + 'a {
+    move |source| match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => DiskError::Full { step, path: path.to_owned() },
+        _ => DiskError::Io { step, path: path.to_owned(), source },
+    }
+}
+
+/// Makes names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<(), DiskError> {
+    counted_sync();
+    File::open(path).and_then(|dir| dir.sync_all()).map_err(failed("sync the directory", path))
+}
+
+static SYNCS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// How often this process has asked the disk to make something durable.
+pub(crate) fn syncs() -> u64 {
+    SYNCS.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+pub(crate) fn counted_sync() {
+    SYNCS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+}

@@ -1,0 +1,265 @@
+//! The writer thread, and the log as openraft uses it.
+
+use crate::disk::DiskError;
+use crate::disk::log::{Log, LogShared, Lookup, read};
+use crate::raft::types::{Entry, LogId, RaftId, RaftTypes, StorageError, Vote};
+use openraft::storage::{LogFlushed, RaftLogStorage};
+use openraft::{AnyError, LogState, OptionalSend, RaftLogReader, StorageIOError};
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Waiting writes. openraft waits for each, so there are never more than a few; a full channel makes it wait longer.
+const JOBS: usize = 64;
+/// Appends that wait together are written together up to about so many bytes.
+const GROUP_BYTES: usize = 2 << 20;
+/// What one read returns at most, so that a message to another manager stays small.
+const READ_BYTES: usize = 2 << 20;
+
+type Done = oneshot::Sender<io::Result<()>>;
+
+enum Job {
+    Append { entries: Vec<Entry>, flushed: LogFlushed<RaftTypes> },
+    Vote { vote: Vote, done: Done },
+    Truncate { since: u64, previous: Option<LogId>, done: Done },
+    Reset { upto: LogId, done: Done },
+    Recycle { upto: u64 },
+    Close { done: Done },
+}
+
+/// The log's handle: sends work to the writer thread, reads by itself.
+#[derive(Clone)]
+pub(crate) struct LogStore {
+    jobs: mpsc::Sender<Job>,
+    shared: Arc<LogShared>,
+    vote: Option<Vote>,
+}
+
+/// The writer's error, once it has one: it writes no more then.
+pub(crate) type Broken = watch::Receiver<Option<Arc<DiskError>>>;
+
+impl LogStore {
+    /// Starts the writer thread. It ends after [`LogStore::close`] or when all handles are gone.
+    pub(crate) fn start(log: Log) -> io::Result<(Self, Broken, std::thread::JoinHandle<()>)> {
+        let (jobs, queue) = mpsc::channel(JOBS);
+        let store = Self { jobs, shared: log.shared(), vote: log.vote() };
+        let (broken, broken_seen) = watch::channel(None);
+        let writer = Writer { log, queue, broken };
+        let thread = std::thread::Builder::new().name("store-log".into()).spawn(move || writer.run())?;
+        Ok((store, broken_seen, thread))
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<LogShared> {
+        &self.shared
+    }
+
+    /// Marks the log as closed in order and ends the writer.
+    pub(crate) async fn close(&self) -> io::Result<()> {
+        self.shared.stopping.store(true, Ordering::Relaxed);
+        self.ask(|done| Job::Close { done }).await
+    }
+
+    async fn ask(&self, job: impl FnOnce(Done) -> Job) -> io::Result<()> {
+        let (done, answer) = oneshot::channel();
+        self.jobs.send(job(done)).await.map_err(|_| writer_gone())?;
+        answer.await.map_err(|_| writer_gone())?
+    }
+}
+
+fn writer_gone() -> io::Error {
+    io::Error::new(io::ErrorKind::BrokenPipe, "the log writer has ended")
+}
+
+struct Writer {
+    log: Log,
+    queue: mpsc::Receiver<Job>,
+    broken: watch::Sender<Option<Arc<DiskError>>>,
+}
+
+impl Writer {
+    fn run(mut self) {
+        let mut next = None;
+        while let Some(job) = next.take().or_else(|| self.queue.blocking_recv()) {
+            match job {
+                Job::Append { entries, flushed } => next = self.append(entries, flushed),
+                Job::Vote { vote, done } => self.act(done, |log| log.save_vote(vote)),
+                Job::Truncate { since, previous, done } => self.act(done, |log| log.truncate(since, previous)),
+                Job::Reset { upto, done } => self.act(done, |log| log.reset(upto)),
+                Job::Recycle { upto } => {
+                    // Segments that stay do no harm but take space; the next purge tries again.
+                    if let Err(error) = self.log.recycle(upto) {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "could not recycle log segments");
+                    }
+                }
+                Job::Close { done } => {
+                    self.act(done, Log::close);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Writes this append and those that wait behind it; returns the first job of another kind.
+    fn append(&mut self, mut entries: Vec<Entry>, flushed: LogFlushed<RaftTypes>) -> Option<Job> {
+        let mut waiting = vec![flushed];
+        let mut next = None;
+        let mut bytes: usize = entries.iter().map(size).sum();
+        while bytes < GROUP_BYTES
+            && let Ok(job) = self.queue.try_recv()
+        {
+            match job {
+                Job::Append { entries: more, flushed } => {
+                    bytes += more.iter().map(size).sum::<usize>();
+                    entries.extend(more);
+                    waiting.push(flushed);
+                }
+                other => {
+                    next = Some(other);
+                    break;
+                }
+            }
+        }
+        let outcome = self.guarded(|log| log.append(&entries));
+        for flushed in waiting {
+            flushed.log_io_completed(outcome.as_ref().map(|()| ()).map_err(|error| io::Error::other(Arc::clone(error))));
+        }
+        next
+    }
+
+    fn act(&mut self, done: Done, step: impl FnOnce(&mut Log) -> Result<(), DiskError>) {
+        // Whoever asked may have been dropped, then nobody wants to know.
+        let _ = done.send(self.guarded(step).map_err(io::Error::other));
+    }
+
+    /// After a failed write or sync nobody knows what is on the disk: no further write is tried on top of it.
+    fn guarded(&mut self, step: impl FnOnce(&mut Log) -> Result<(), DiskError>) -> Result<(), Arc<DiskError>> {
+        if let Some(error) = &*self.broken.borrow() {
+            return Err(Arc::clone(error));
+        }
+        step(&mut self.log).map_err(|error| {
+            let error = Arc::new(error);
+            tracing::error!(error = &*error as &dyn std::error::Error, "the log cannot be written");
+            self.broken.send_replace(Some(Arc::clone(&error)));
+            error
+        })
+    }
+}
+
+fn size(entry: &Entry) -> usize {
+    match &entry.payload {
+        openraft::EntryPayload::Normal(batch) => batch.size(),
+        openraft::EntryPayload::Blank | openraft::EntryPayload::Membership(_) => 64,
+    }
+}
+
+fn read_failed(error: &(impl std::error::Error + 'static)) -> StorageError {
+    StorageIOError::read_logs(AnyError::new(error)).into()
+}
+
+impl RaftLogReader<RaftTypes> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        let lookups = self.shared.index().lookup(start, end);
+        if lookups.iter().all(|lookup| matches!(lookup, Lookup::Cached(_))) {
+            return read(lookups).map_err(|error| read_failed(&error));
+        }
+        let entries = tokio::task::spawn_blocking(move || read(lookups)).await.map_err(|error| read_failed(&error))?;
+        entries.map_err(|error| read_failed(&error))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        while start + (entries.len() as u64) < end && bytes < READ_BYTES {
+            let from = start + entries.len() as u64;
+            let more = self.try_get_log_entries(from..end.min(from + 8)).await?;
+            if more.is_empty() {
+                break;
+            }
+            bytes += more.iter().map(size).sum::<usize>();
+            entries.extend(more);
+        }
+        Ok(entries)
+    }
+}
+
+impl RaftLogStorage<RaftTypes> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<RaftTypes>, StorageError> {
+        let index = self.shared.index();
+        Ok(LogState { last_purged_log_id: index.purged(), last_log_id: index.last() })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &openraft::Vote<RaftId>) -> Result<(), StorageError> {
+        let vote = *vote;
+        self.ask(|done| Job::Vote { vote, done }).await.map_err(|error| StorageIOError::write_vote(&error))?;
+        self.vote = Some(vote);
+        Ok(())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
+        Ok(self.vote)
+    }
+
+    /// Written with the next entries: it saves a restart time, it is not needed for correctness.
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
+        self.shared.set_committed(committed);
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, StorageError> {
+        Ok(self.shared.committed())
+    }
+
+    async fn append<I>(&mut self, entries: I, flushed: LogFlushed<RaftTypes>) -> Result<(), StorageError>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        self.shared.index().append(&entries);
+        let job = Job::Append { entries, flushed };
+        self.jobs.send(job).await.map_err(|_| StorageIOError::write_logs(&writer_gone()).into())
+    }
+
+    async fn truncate(&mut self, since: LogId) -> Result<(), StorageError> {
+        let since = since.index;
+        let previous = self.shared.index().truncate(since);
+        self.ask(|done| Job::Truncate { since, previous, done }).await.map_err(|error| StorageIOError::write_logs(&error).into())
+    }
+
+    /// Nothing is written: after a crash the log begins at its oldest segment again, and openraft purges anew.
+    async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
+        let ahead = {
+            let mut index = self.shared.index();
+            let ahead = index.last().is_none_or(|last| last.index < upto.index);
+            index.purge(upto);
+            ahead
+        };
+        if ahead {
+            self.ask(|done| Job::Reset { upto, done }).await.map_err(|error| StorageError::from(StorageIOError::write_logs(&error)))?;
+        }
+        let job = Job::Recycle { upto: upto.index };
+        self.jobs.send(job).await.map_err(|_| StorageIOError::write_logs(&writer_gone()).into())
+    }
+}

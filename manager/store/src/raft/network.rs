@@ -1,0 +1,162 @@
+//! Managers calling each other. Requests and answers are bytes, so that any transport can carry them.
+
+use crate::codec;
+use crate::raft::types::{Member, Raft, RaftId, RaftTypes};
+use async_trait::async_trait;
+use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable};
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest, VoteResponse,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Which of the three calls it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RaftCall {
+    AppendEntries,
+    Vote,
+    InstallSnapshot,
+}
+
+/// Why a call to another manager did not get an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// Nobody is there; the next try comes after a pause.
+    #[error("manager {target} cannot be reached")]
+    Unreachable { target: RaftId, source: Option<Box<dyn std::error::Error + Send + Sync>> },
+    /// The call failed on the way or the other side could not answer now; it may be tried again at once.
+    #[error("the call to manager {target} failed")]
+    Failed { target: RaftId, source: Option<Box<dyn std::error::Error + Send + Sync>> },
+}
+
+/// Carries calls to other managers; the answer is what [`Store::answer`](crate::Store::answer) returned there.
+///
+/// An implementation must make sure that it talks to the manager with that raft id and no other.
+#[async_trait]
+pub trait RaftTransport: Send + Sync + 'static {
+    async fn call(
+        &self,
+        target: RaftId,
+        member: &Member,
+        call: RaftCall,
+        request: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, TransportError>;
+}
+
+/// No other managers.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Alone;
+
+#[async_trait]
+impl RaftTransport for Alone {
+    async fn call(&self, target: RaftId, _: &Member, _: RaftCall, _: Vec<u8>, _: Duration) -> Result<Vec<u8>, TransportError> {
+        Err(TransportError::Unreachable { target, source: None })
+    }
+}
+
+/// Makes a [`Peer`] for each other manager.
+#[derive(Clone)]
+pub(crate) struct Network(pub(crate) Arc<dyn RaftTransport>);
+
+impl RaftNetworkFactory<RaftTypes> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: RaftId, member: &Member) -> Peer {
+        Peer { target, member: member.clone(), transport: Arc::clone(&self.0) }
+    }
+}
+
+pub(crate) struct Peer {
+    target: RaftId,
+    member: Member,
+    transport: Arc<dyn RaftTransport>,
+}
+
+type CallError<E> = RPCError<RaftId, Member, RaftError<RaftId, E>>;
+
+impl Peer {
+    async fn call<Q, A, E>(&self, call: RaftCall, request: &Q, option: &RPCOption) -> Result<A, CallError<E>>
+    where
+        Q: Serialize,
+        A: DeserializeOwned,
+        E: std::error::Error + DeserializeOwned,
+    {
+        let request = codec::encode("raft request", request).map_err(|error| RPCError::Network(NetworkError::new(&error)))?;
+        let answer = self.transport.call(self.target, &self.member, call, request, option.hard_ttl()).await;
+        let answer = answer.map_err(|error| match error {
+            TransportError::Unreachable { .. } => RPCError::Unreachable(Unreachable::new(&error)),
+            TransportError::Failed { .. } => RPCError::Network(NetworkError::new(&error)),
+        })?;
+        let answer: Result<A, RaftError<RaftId, E>> =
+            codec::decode("raft answer", &answer).map_err(|error| RPCError::Network(NetworkError::new(&error)))?;
+        answer.map_err(|error| RPCError::RemoteError(RemoteError::new(self.target, error)))
+    }
+}
+
+impl RaftNetwork<RaftTypes> for Peer {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<RaftTypes>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<RaftId>, RPCError<RaftId, Member, RaftError<RaftId>>> {
+        self.call(RaftCall::AppendEntries, &request, &option).await
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        request: InstallSnapshotRequest<RaftTypes>,
+        option: RPCOption,
+    ) -> Result<InstallSnapshotResponse<RaftId>, RPCError<RaftId, Member, RaftError<RaftId, InstallSnapshotError>>> {
+        self.call(RaftCall::InstallSnapshot, &request, &option).await
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<RaftId>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<RaftId>, RPCError<RaftId, Member, RaftError<RaftId>>> {
+        self.call(RaftCall::Vote, &request, &option).await
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new([50, 100, 200].into_iter().chain(std::iter::repeat(400)).map(Duration::from_millis))
+    }
+}
+
+/// Why a call of another manager got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AnswerError {
+    #[error(transparent)]
+    Codec(#[from] codec::CodecError),
+    /// There is no room for the entries; the leader tries again.
+    #[error("the log has no room")]
+    Disk(#[source] Arc<crate::DiskError>),
+}
+
+/// Answers a call of another manager.
+pub(crate) async fn answer(
+    raft: &Raft,
+    log: &Arc<crate::disk::log::LogShared>,
+    call: RaftCall,
+    request: &[u8],
+) -> Result<Vec<u8>, AnswerError> {
+    let bytes = match call {
+        RaftCall::Vote => codec::encode("raft answer", &raft.vote(codec::decode("raft request", request)?).await),
+        RaftCall::InstallSnapshot => codec::encode("raft answer", &raft.install_snapshot(codec::decode("raft request", request)?).await),
+        RaftCall::AppendEntries => {
+            let entries: AppendEntriesRequest<RaftTypes> = codec::decode("raft request", request)?;
+            if !entries.entries.is_empty() {
+                // Refused here, it is a follower that lags; failed in the log, it would be a manager that stopped.
+                let (log, count, bytes) = (Arc::clone(log), entries.entries.len(), request.len());
+                let room = tokio::task::spawn_blocking(move || log.room_for(bytes, count)).await;
+                room.unwrap_or(Ok(())).map_err(AnswerError::Disk)?;
+            }
+            codec::encode("raft answer", &raft.append_entries(entries).await)
+        }
+    };
+    Ok(bytes?)
+}

@@ -1,0 +1,102 @@
+//! The whole store on a real directory.
+
+use skep_store::{Alone, ApplyError, FeedEvent, Member, ProposeError, Store, StoreConfig, StoreError};
+use skep_types::{Action, ClusterView, Kind, Node, NodeId, Object, Secret, SecretId, SecretSpec, Version};
+use std::path::Path;
+use std::sync::Arc;
+
+fn config(dir: &Path) -> StoreConfig {
+    StoreConfig { segment_bytes: 1 << 20, ..StoreConfig::new(dir.join("raft")) }
+}
+
+async fn bootstrap(config: StoreConfig) -> Store {
+    let member = Member { node_id: "node".into(), addr: "127.0.0.1:2377".into() };
+    Store::bootstrap(config, 7, member, Arc::new(Alone)).await.unwrap()
+}
+
+fn node(number: u64) -> Object {
+    Object::Node(Arc::new(Node::new(NodeId::for_test(number))))
+}
+
+fn secret(number: u64, name: &str, bytes: usize) -> Object {
+    let mut spec = SecretSpec::default();
+    spec.annotations.name = name.into();
+    spec.data.0 = vec![0xff; bytes];
+    Object::Secret(Arc::new(Secret { id: SecretId::for_test(number), meta: Default::default(), spec, internal: false }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = bootstrap(config(dir.path())).await;
+    let first = store.propose(vec![Action::Create(node(1)), Action::Create(node(2))]).await.unwrap();
+    assert_eq!(store.view().node(&NodeId::for_test(1)).unwrap().meta.version, first);
+    assert_eq!(store.view().node(&NodeId::for_test(2)).unwrap().meta.version, first);
+    for n in 3..50 {
+        store.propose(vec![Action::Create(node(n))]).await.unwrap();
+    }
+    let (hash, version) = (store.state_hash(), store.view().version());
+    store.shutdown().await;
+    drop(store);
+
+    let store = Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap();
+    store.wait_leader(std::time::Duration::from_secs(10)).await.unwrap();
+    assert_eq!(store.state_hash(), hash);
+    assert_eq!(store.view().version(), version);
+    store.trigger_snapshot().await.unwrap();
+    while store.status().snapshot_index.is_none() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    store.propose(vec![Action::Create(node(60))]).await.unwrap();
+    let hash = store.state_hash();
+    store.shutdown().await;
+    drop(store);
+
+    let store = Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap();
+    store.wait_leader(std::time::Duration::from_secs(10)).await.unwrap();
+    assert_eq!(store.state_hash(), hash);
+    store.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proposals_fail_one_by_one_and_say_why() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(matches!(Store::open(config(dir.path()), Arc::new(Alone)).await, Err(StoreError::Empty { .. })));
+    let store = bootstrap(config(dir.path())).await;
+    let v1 = store.propose(vec![Action::Create(secret(1, "Key", 10))]).await.unwrap();
+    let taken = store.propose(vec![Action::Create(node(1)), Action::Create(secret(2, "kEY", 10))]).await;
+    assert!(matches!(taken, Err(ProposeError::Refused(ApplyError::NameTaken { kind: Kind::Secret, .. }))), "{taken:?}");
+    assert!(store.view().node(&NodeId::for_test(1)).is_none(), "all or nothing");
+    let stale =
+        store.propose(vec![Action::Remove { kind: Kind::Secret, id: SecretId::for_test(1).to_string(), version: Some(Version(99)) }]).await;
+    assert!(stale.unwrap_err().is_stale());
+    store.propose(vec![Action::Create(secret(3, "largest", 1000 * 1024))]).await.unwrap();
+    let large = store.propose(vec![Action::Create(secret(4, "a", 1 << 20)), Action::Create(secret(5, "b", 1 << 20))]).await;
+    assert!(matches!(large, Err(ProposeError::TooLarge { .. })), "{large:?}");
+    assert_eq!(store.propose(vec![]).await.unwrap().0, v1.0 + 1, "nothing to change gives the present version");
+    let again = Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap_err();
+    assert!(again.to_string().contains("in use"), "{again}");
+    store.shutdown().await;
+    assert!(matches!(store.propose(vec![]).await, Err(ProposeError::Stopped | ProposeError::NotLeader { .. })));
+    let member = Member::default();
+    assert!(matches!(Store::bootstrap(config(dir.path()), 7, member, Arc::new(Alone)).await, Err(StoreError::Exists { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_feed_and_a_waiter_see_commits() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = bootstrap(config(dir.path())).await;
+    let view = store.view();
+    let mut feed = store.feed(view.version());
+    let waiter = tokio::spawn({
+        let store = store.clone();
+        async move { store.changed_since(view.version()).await }
+    });
+    let version = store.propose(vec![Action::Create(node(1))]).await.unwrap();
+    waiter.await.unwrap();
+    let Some(FeedEvent::Commit(commit)) = feed.next().await else { panic!("a commit was made") };
+    assert_eq!(commit.version, version);
+    assert_eq!(commit.changes.len(), 1);
+    store.read_barrier().await.unwrap();
+    store.shutdown().await;
+}
