@@ -64,7 +64,8 @@ impl RouteSocket {
         }
     }
 
-    /// Makes a veth pair, both ends up, the other end in the namespace `peer_in`.
+    /// Makes a veth pair, the other end in the namespace `peer_in` and still down: the kernel refuses to bring an end up
+    /// that has no other yet (ENOTCONN), and the other end is made first.
     pub(crate) fn create_veth(
         &mut self,
         here: &VethEnd<'_>,
@@ -85,7 +86,7 @@ impl RouteSocket {
             out.nest(libc::IFLA_LINKINFO, |out| {
                 out.attribute(libc::IFLA_INFO_KIND, b"veth").nest(libc::IFLA_INFO_DATA, |out| {
                     out.nest(VETH_INFO_PEER, |out| {
-                        link_header(out, 0, UP, UP);
+                        link_header(out, 0, 0, 0);
                         end(out, peer);
                         out.host_u32(libc::IFLA_NET_NS_FD, peer_in.as_raw_fd().cast_unsigned());
                     });

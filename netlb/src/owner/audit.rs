@@ -116,11 +116,11 @@ impl Owner {
         let prefix = self.tag.link_prefix();
         let read = self.host.read(|link| link.starts_with(&prefix));
         let is = read.map_err(|source| NetlbError::Netlink { place: "the host".into(), source })?;
-        // Routes without a link, neighbours and rules are never ours here: another instance may have made them.
+        // Routes without a link and rules are never ours here: another instance may have made them.
         let is = State {
             routes: is.routes.into_iter().filter(|route| route.link().is_some()).collect(),
-            links: is.links,
-            ..State::default()
+            rules: Default::default(),
+            ..is
         };
         let wanted = self.host_wanted();
         let unwanted = if self.wanted.is_some() { Unwanted::Remove } else { Unwanted::Keep };

@@ -94,6 +94,7 @@ impl Owner {
         }
         self.host_state.links.remove(&name);
         self.host_state.routes.retain(|route| route.link() != Some(&name));
+        self.host_state.neighbours.retain(|neighbour| neighbour.link != name);
         sysctl::let_loopback_leave_by(&name)?;
         self.free_slot()
     }
@@ -127,6 +128,7 @@ impl Owner {
         let mut is = self.host_state.clone();
         is.links.retain(|name, _| wanted.links.contains_key(name));
         is.routes.retain(|route| route.link().is_some_and(|name| wanted.links.contains_key(name)));
+        is.neighbours.retain(|neighbour| wanted.links.contains_key(&neighbour.link));
         let failed = self.host.apply(&difference(&is, &wanted, Unwanted::Remove));
         failpoint!("netlb.host.routed");
         if failed.is_empty() {

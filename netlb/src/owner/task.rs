@@ -158,7 +158,7 @@ impl Owner {
                 made = sandbox.namespace.route.create_veth(&here, &peer, namespace.fd(), mtu);
             }
             made.map_err(failed)?;
-            is.links.insert(inside, Link { mtu: Some(mtu), mac, up: true, ..Link::default() });
+            is.links.insert(inside, Link { mtu: Some(mtu), mac, ..Link::default() });
             before.links.clone_from(&wanted.links);
         }
         let changes = difference(&before, &wanted, Unwanted::Keep);

@@ -61,6 +61,24 @@ impl Slot {
         if like.is_ipv4() { self.v4(end).addr() } else { self.v6(end).addr() }
     }
 
+    /// The hardware address of that end, so that the other one need not ask: the sandbox's end has no link-local address
+    /// to ask from.
+    fn mac(self, end: End) -> Mac {
+        let [_, _, high, low] = self.0.to_be_bytes();
+        Mac([0x02, 0x53, 0x4c, u8::try_from(end.offset()).expect("1 or 2"), high, low])
+    }
+
+    fn link(self, network: &Network, end: End, ipv6: bool) -> Link {
+        let addresses = self.both(end, ipv6).into_iter().collect();
+        Link { mtu: Some(network.mtu), mac: Some(self.mac(end)), up: true, addresses, prefix_routes: true }
+    }
+
+    /// The other end, as a link's neighbour.
+    fn neighbours(self, other: End, link: &str, ipv6: bool) -> impl Iterator<Item = Neighbour> {
+        let addresses = self.both(other, ipv6).into_iter();
+        addresses.map(move |address| Neighbour { address: address.addr(), mac: self.mac(other), link: link.to_owned() })
+    }
+
     /// The slot whose address this is, if it is one.
     pub(crate) fn of_address(address: IpAddr) -> Option<Self> {
         let IpAddr::V4(address) = address else { return None };
@@ -166,8 +184,8 @@ pub(crate) fn sandbox(network: &Network, slot: Slot, ipv6: bool) -> State {
             let through = RouteKind::Through { link: link.clone(), gateway: Some(address.addr()) };
             state.routes.insert(Route::new(everywhere(address.addr()), through));
         }
-        let addresses = slot.both(End::Sandbox, ipv6).into_iter().collect();
-        state.links.insert(link, Link { mtu: Some(network.mtu), mac: None, up: true, addresses, prefix_routes: true });
+        state.neighbours.extend(slot.neighbours(End::Host, &link, ipv6));
+        state.links.insert(link, slot.link(network, End::Sandbox, ipv6));
     }
     state
 }
@@ -217,8 +235,8 @@ pub(crate) fn host(network: &Network, slot: Slot, tag: &names::Tag, published: &
         let kind = RouteKind::Local { link: link.clone() };
         state.routes.insert(Route { table: LOCAL, metric: LOOPBACK_METRIC, ..Route::new(to, kind) });
     }
-    let addresses = slot.both(End::Host, ipv6).into_iter().collect();
-    state.links.insert(link, Link { mtu: Some(network.mtu), mac: None, up: true, addresses, prefix_routes: true });
+    state.neighbours.extend(slot.neighbours(End::Sandbox, &link, ipv6));
+    state.links.insert(link, slot.link(network, End::Host, ipv6));
     state
 }
 

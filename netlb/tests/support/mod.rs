@@ -1,0 +1,292 @@
+//! A host of its own for each test: the test runs itself again under `unshare`, in a fresh network and mount namespace
+//! with an empty /run, so that nothing is left behind whatever happens.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use nix::sched::{CloneFlags, setns};
+use skep_netlb::*;
+use skep_types::{NetworkId, TaskId};
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const INSIDE: &str = "SKEP_NETLB_INSIDE";
+const RESPONDER: &str = "SKEP_NETLB_RESPONDER";
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Runs `body` on a host of its own. `name` is the test's full name.
+pub fn on_own_host<F: Future<Output = ()>>(name: &str, body: impl FnOnce(World) -> F) {
+    if std::env::var(INSIDE).as_deref() == Ok(name) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(body(World::new()));
+        return;
+    }
+    if !nix::unistd::geteuid().is_root() || run_quietly("unshare", &["-n", "-m", "true"]).is_err() {
+        assert!(std::env::var("SKEP_REQUIRE_REAL").is_err(), "needs root and the unshare program");
+        eprintln!("SKIPPED: {name} needs root and the unshare program");
+        return;
+    }
+    let status = Command::new("unshare")
+        .args(["-n", "-m", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .env(INSIDE, name)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{name} failed on its host, see above");
+}
+
+pub fn run_quietly(program: &str, arguments: &[&str]) -> Result<String, String> {
+    let output = Command::new(program).args(arguments).output().map_err(|error| error.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if output.status.success() { Ok(text) } else { Err(String::from_utf8_lossy(&output.stderr).into_owned()) }
+}
+
+/// Runs a line of shell and gives its output.
+pub fn sh(line: &str) -> String {
+    run_quietly("sh", &["-ec", line]).unwrap_or_else(|error| panic!("{line}: {error}"))
+}
+
+/// A host with an uplink to a client.
+pub struct World {
+    responders: Vec<Child>,
+}
+
+pub const HOST: &str = "198.18.0.1";
+pub const HOST6: &str = "2001:db8::1";
+pub const CLIENT: &str = "198.18.0.9";
+pub const CLIENT6: &str = "2001:db8::9";
+
+impl World {
+    fn new() -> Self {
+        sh("mount -t tmpfs none /run; ip link set lo up; ip netns add client; ip -n client link set lo up
+            ip link add up0 type veth peer name eth0 netns client
+            ip addr add 198.18.0.1/24 dev up0; ip addr add 2001:db8::1/64 dev up0 nodad; ip link set up0 up
+            ip -n client addr add 198.18.0.9/24 dev eth0; ip -n client addr add 2001:db8::9/64 dev eth0 nodad
+            ip -n client link set eth0 up");
+        Self { responders: Vec::new() }
+    }
+
+    pub fn client() -> PathBuf {
+        "/run/netns/client".into()
+    }
+
+    pub fn config() -> Config {
+        Config { run_dir: "/run/skep".into(), instance: "/run/skep".into() }
+    }
+
+    pub fn netlb() -> Netlb {
+        Netlb::start(Self::config()).unwrap()
+    }
+
+    /// A program in a task's namespace that tells who it is and whom it saw, on TCP and UDP port 80.
+    pub fn respond(&mut self, netns: &Path, name: &str) {
+        let mut child = Command::new("nsenter")
+            .arg(format!("--net={}", netns.display()))
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "responder", "--nocapture"])
+            .env(RESPONDER, name)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut out = child.stdout.take().unwrap();
+        let mut heard = String::new();
+        while !heard.contains("ready") {
+            let mut byte = [0];
+            assert_eq!(out.read(&mut byte).unwrap(), 1, "the responder ended: {heard}");
+            heard.push(byte[0] as char);
+        }
+        self.responders.push(child);
+    }
+
+    pub fn stop_responders(&mut self) {
+        for mut child in self.responders.drain(..) {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.stop_responders();
+    }
+}
+
+/// The body of the test named `responder`: does nothing unless asked to.
+pub fn responder() {
+    let Ok(name) = std::env::var(RESPONDER) else { return };
+    let tcp = TcpListener::bind("[::]:80").unwrap();
+    let udp = UdpSocket::bind("[::]:80").unwrap();
+    println!("ready");
+    let udp_name = name.clone();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 100];
+        while let Ok((_, from)) = udp.recv_from(&mut buffer) {
+            let _ = udp.send_to(format!("{udp_name} saw {}", from.ip().to_canonical()).as_bytes(), from);
+        }
+    });
+    for stream in tcp.incoming() {
+        let Ok(mut stream) = stream else { continue };
+        let name = name.clone();
+        std::thread::spawn(move || {
+            let from = stream.peer_addr().unwrap().ip().to_canonical();
+            let _ = stream.write_all(format!("{name} saw {from}\n").as_bytes());
+            let mut rest = [0; 10];
+            // A second line for those who keep the connection: an echo.
+            if let Ok(length @ 1..) = stream.read(&mut rest) {
+                let _ = stream.write_all(&rest[..length]);
+            }
+        });
+    }
+}
+
+/// Runs `work` in that namespace.
+pub fn within<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let enter = || {
+            setns(std::fs::File::open(netns).unwrap(), CloneFlags::CLONE_NEWNET).unwrap();
+            work()
+        };
+        scope.spawn(enter).join().unwrap()
+    })
+}
+
+pub fn connect(to: &str, port: u16) -> Result<TcpStream, String> {
+    let address = SocketAddr::new(to.parse().unwrap(), port);
+    let stream = TcpStream::connect_timeout(&address, PATIENCE).map_err(|error| format!("{address}: {error}"))?;
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    Ok(stream)
+}
+
+/// The line a TCP port answers with.
+pub fn tcp(to: &str, port: u16) -> Result<String, String> {
+    let mut stream = connect(to, port)?;
+    let mut buffer = [0; 200];
+    let length = stream.read(&mut buffer).map_err(|error| error.to_string())?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
+}
+
+/// What a UDP port answers with.
+pub fn udp(to: &str, port: u16) -> Result<String, String> {
+    let to: IpAddr = to.parse().unwrap();
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.send_to(b"hello", (to, port)).map_err(|error| error.to_string())?;
+    let mut buffer = [0; 200];
+    let length = socket.recv(&mut buffer).map_err(|error| error.to_string())?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+pub fn network(number: u8, ingress: bool) -> Network {
+    let subnet = |range: String, gateway: String| Subnet { range: range.parse().unwrap(), gateway: gateway.parse().unwrap() };
+    Network {
+        id: NetworkId::for_test(u64::from(number)),
+        name: format!("net{number}"),
+        vni: 4096 + u32::from(number),
+        subnets: vec![
+            subnet(format!("10.0.{number}.0/24"), format!("10.0.{number}.1")),
+            subnet(format!("fd00:0:0:{number}::/64"), format!("fd00:0:0:{number}::1")),
+        ],
+        mtu: 1450,
+        internal: false,
+        ingress,
+    }
+}
+
+pub fn attach(network: &Network, last: u8) -> Attachment {
+    let number = network.vni - 4096;
+    let addresses = [format!("10.0.{number}.{last}/24"), format!("fd00:0:0:{number}::{last:x}/64")];
+    Attachment { network: network.clone(), addresses: addresses.map(|text| text.parse().unwrap()).to_vec(), mac: None }
+}
+
+pub fn task(number: u8, attachments: Vec<Attachment>) -> TaskNetwork {
+    TaskNetwork { task: TaskId::for_test(u64::from(number)), attachments }
+}
+
+/// Both addresses of a task on its first network, with a port.
+pub fn backends(tasks: &[TaskNetwork], port: u16) -> Vec<Backend> {
+    let addresses = tasks.iter().flat_map(|task| &task.attachments[0].addresses);
+    addresses.map(|address| Backend { address: address.addr(), port }).collect()
+}
+
+pub fn ingress_port(protocol: Protocol, port: u16, tasks: &[TaskNetwork]) -> PublishedPort {
+    PublishedPort { protocol, port, mode: PublishMode::Ingress { backends: backends(tasks, 80) } }
+}
+
+pub fn wanted(networks: &[Network], tasks: &[TaskNetwork], published: Vec<PublishedPort>) -> Wanted {
+    let on = |network: &Network| WantedNetwork {
+        network: network.clone(),
+        node_index: 1,
+        peers: vec![],
+        endpoints: tasks
+            .iter()
+            .flat_map(|task| task.attachments.iter().map(move |attachment| (task, attachment)))
+            .filter(|(_, attachment)| attachment.network == *network)
+            .map(|(task, attachment)| Endpoint {
+                task: task.task.clone(),
+                addresses: attachment.addresses.iter().map(|address| address.addr()).collect(),
+                location: Location::Local,
+            })
+            .collect(),
+        vips: vec![],
+    };
+    Wanted {
+        networks: networks.iter().map(on).collect(),
+        published,
+        tasks: tasks.iter().map(|task| task.task.clone()).collect::<BTreeSet<_>>(),
+    }
+}
+
+/// Three tasks on ingress with responders, port 8080 for TCP and UDP.
+pub async fn three_tasks(world: &mut World, netlb: &Netlb) -> (Network, Vec<TaskNetwork>) {
+    let ingress = network(1, true);
+    let tasks: Vec<TaskNetwork> = (1..=3).map(|n| task(n, vec![attach(&ingress, 10 + n)])).collect();
+    for (index, task) in tasks.iter().enumerate() {
+        let netns = netlb.ensure_task(task.clone()).await.unwrap();
+        world.respond(&netns.path, &format!("T{}", index + 1));
+    }
+    let ports = vec![ingress_port(Protocol::Tcp, 8080, &tasks), ingress_port(Protocol::Udp, 8080, &tasks)];
+    netlb.set_wanted(wanted(&[ingress.clone()], &tasks, ports));
+    netlb.applied().await.unwrap();
+    (ingress, tasks)
+}
+
+/// Asks until each of the three answered; every answer must name the client so.
+pub fn all_three_answer(seen_as: &str, ask: impl Fn() -> Result<String, String>) {
+    let mut answered = BTreeSet::new();
+    for _ in 0..100 {
+        let answer = ask().unwrap_or_else(|error| {
+            // For whoever looks into a failure: what the host looks like now.
+            if let Ok(look) = std::env::var("SKEP_NETLB_LOOK") {
+                eprintln!("{}", sh(&look));
+            }
+            panic!("{error}")
+        });
+        let (name, seen) = answer.split_once(" saw ").unwrap_or_else(|| panic!("odd answer {answer:?}"));
+        assert_eq!(seen, seen_as);
+        answered.insert(name.to_owned());
+        if answered.len() == 3 {
+            return;
+        }
+    }
+    panic!("only {answered:?} answered");
+}
+
+/// Waits for what the kernel does in the background.
+pub fn eventually(what: &str, holds: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !holds() {
+        assert!(Instant::now() < end, "{what} did not come true");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// CPU time of this process and the kernel on its behalf, in milliseconds.
+pub fn cpu_ms() -> f64 {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
+    let of = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 * 1e3 + time.tv_usec() as f64 / 1e3;
+    of(usage.user_time()) + of(usage.system_time())
+}
