@@ -1,1 +1,40 @@
-//! placeholder
+//! Turns the cluster as it is into changes that bring it nearer to what was asked.
+//!
+//! Everything here is a plain function of a [`ClusterView`](skep_types::ClusterView) and a time, or a cache of the store that
+//! is fed its changes. Nothing is written, sent or slept on, no clock is read and no random number drawn: `skep-manager`
+//! commits a [`Plan`], waits for its `wake_at` or for a change, and asks again. A second run on the result proposes nothing.
+//!
+//! Start with [`plan_service`]: it keeps one service at what its spec says (replicas, restarts, updates, jobs). A task it creates
+//! is NEW, gets its addresses from the [`Allocator`] (PENDING) and its node from the [`Scheduler`] (ASSIGNED); then it is the
+//! agent's. [`validate`] says what is wrong with a spec before any of this begins.
+
+mod allocator; // subnets, addresses, virtual IPs, ports
+mod constraint; // the language of placement constraints
+mod dirty; // whether a task is still what its service asks for
+mod enforce; // tasks whose node does not suit any more
+mod global; // one task per node
+mod job; // services that end
+mod orchestrate; // what one service needs now
+mod orphan; // tasks of lost nodes
+mod proposal; // plans and ids
+mod reaper; // history limit, deletion
+mod replicated; // a number of tasks
+mod resources; // what is left of a node
+mod restart; // when a task that ended is replaced
+mod scheduler; // which node
+mod slot; // the model orchestrators work on
+mod update; // rolling updates, rollback
+pub mod validate; // what is wrong with a spec
+
+pub use allocator::{Allocator, SubnetError, is_ingress, is_overlay, resolve_network};
+pub use constraint::{BadConstraint, Constraint, Constraints};
+pub use dirty::is_task_dirty;
+pub use enforce::plan_enforcement;
+pub use orchestrate::{Concerned, all_services, plan_service, services_of_node};
+pub use orphan::{NODE_DOWN_PERIOD, plan_orphans, plan_orphans_of_gone_nodes};
+pub use proposal::{Ids, Plan};
+pub use reaper::{is_removable, plan_reaping, plan_reaping_of_strays};
+pub use resources::{Free, Lack};
+pub use restart::{DEFAULT_DELAY, MAX_STOP_WAIT};
+pub use scheduler::{Misfit, NodeVerdict, Refusal, Scheduler};
+pub use update::DEFAULT_MONITOR;

@@ -1,0 +1,213 @@
+//! Virtual IPs and published ports of services.
+
+use super::subnet::address_of;
+use super::{Allocator, Lease, is_overlay, publishes_on_ingress, resolve_network};
+use crate::Plan;
+use skep_types::{
+    Action, ClusterView, Endpoint, Network, NetworkId, Object, PortConfig, Protocol, PublishMode, ResolutionMode, Service, ServiceId, VirtualIp,
+};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+fn vips(service: &Service) -> Vec<(NetworkId, IpAddr)> {
+    let all = service.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips);
+    all.filter_map(|vip| address_of(&vip.addr).map(|address| (vip.network_id.clone(), address))).collect()
+}
+
+fn ingress_ports(service: &Service) -> Vec<(Protocol, u16)> {
+    let all = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
+    let ingress = all.filter(|port| port.publish_mode == PublishMode::Ingress && port.published_port != 0);
+    ingress.filter_map(|port| u16::try_from(port.published_port).ok().map(|number| (port.protocol, number))).collect()
+}
+
+fn protocol_name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+    }
+}
+
+/// Whether the service's tasks may get their addresses.
+fn is_ready(view: &dyn ClusterView, service: &Service) -> bool {
+    let Some(endpoint) = &service.endpoint else { return service.spec.endpoint.is_none() && service.networks().is_empty() };
+    endpoint.spec == service.spec.endpoint.clone().unwrap_or_default()
+        && wanted_networks(view, service).is_ok_and(|networks| {
+            let spec_is_vip = endpoint.spec.mode == ResolutionMode::Vip;
+            let wanted = networks.iter().filter(|network| spec_is_vip && is_overlay(network));
+            wanted.clone().count() == endpoint.virtual_ips.len()
+                && wanted.clone().all(|network| endpoint.virtual_ips.iter().any(|vip| vip.network_id == network.id))
+        })
+}
+
+/// The networks a service is on, ingress first.
+pub(super) fn wanted_networks<'a>(view: &'a dyn ClusterView, service: &Service) -> Result<Vec<&'a Arc<Network>>, String> {
+    let mut all = Vec::<&Arc<Network>>::new();
+    if publishes_on_ingress(service) {
+        let ingress = view.networks().find(|network| super::is_ingress(network));
+        all.push(ingress.ok_or("the service publishes ports, but the cluster has no ingress network")?);
+    }
+    for config in service.networks() {
+        let network = resolve_network(view, &config.target).ok_or_else(|| format!("network {} does not exist", config.target))?;
+        if !all.iter().any(|known| known.id == network.id) {
+            all.push(network);
+        }
+    }
+    match all.iter().find(|network| network.driver_state.is_none()) {
+        Some(network) => Err(format!("network {} has no subnet yet", network.spec.annotations.name)),
+        None => Ok(all),
+    }
+}
+
+impl Allocator {
+    pub(super) fn observe_service(&mut self, old: Option<&Arc<Service>>, new: Option<&Arc<Service>>) {
+        let before = old.map(|old| vips(old)).unwrap_or_default();
+        let after = new.map(|new| vips(new)).unwrap_or_default();
+        self.exchange_addresses(&before, &after);
+        let before = old.map(|old| ingress_ports(old)).unwrap_or_default();
+        let after = new.map(|new| ingress_ports(new)).unwrap_or_default();
+        for (protocol, port) in before.iter().filter(|port| !after.contains(port)) {
+            self.ports.release(*protocol, *port);
+            self.freed = true;
+        }
+        if let Some(new) = new {
+            for (protocol, port) in after.iter().filter(|port| !before.contains(port)) {
+                self.leases.remove(&Lease::Port(*protocol, *port));
+                self.ports.claim(*protocol, *port, &new.id);
+            }
+            self.dirty_services.insert(new.id.clone());
+            self.wake_tasks_of(&new.id);
+        } else if let Some(old) = old {
+            self.dirty_services.remove(&old.id);
+            self.stuck_services.remove(&old.id);
+            self.wake_tasks_of(&old.id);
+        }
+    }
+
+    fn wake_tasks_of(&mut self, service: &ServiceId) {
+        self.new_tasks.extend(self.behind_service.remove(service).into_iter().flatten());
+    }
+
+    pub(super) fn plan_services(&mut self, view: &dyn ClusterView, plan: &mut Plan) {
+        for id in std::mem::take(&mut self.dirty_services) {
+            let Some(service) = view.service(&id) else { continue };
+            self.stuck_services.remove(&id);
+            match self.allocate_service(view, service) {
+                Ok(endpoint) if endpoint == service.endpoint => {}
+                Ok(endpoint) => {
+                    self.dirty_services.insert(id);
+                    plan.changes.push(Action::Update(Object::Service(Arc::new(Service { endpoint, ..Service::clone(service) }))));
+                }
+                Err(problem) => {
+                    self.wake_tasks_of(&id); // so that they say why they wait
+                    self.stuck_services.insert(id, problem);
+                }
+            }
+        }
+    }
+
+    /// The endpoint the service should have; what it has already stays. On failure nothing stays reserved.
+    fn allocate_service(&mut self, view: &dyn ClusterView, service: &Arc<Service>) -> Result<Option<Endpoint>, String> {
+        if service.spec.endpoint.is_none() && service.networks().is_empty() {
+            return Ok(None);
+        }
+        let networks = wanted_networks(view, service)?;
+        let spec = service.spec.endpoint.clone().unwrap_or_default();
+        let mut new = Vec::new();
+        let parts = self.allocate_ports(view, service, &spec.ports, &mut new).and_then(|ports| {
+            let virtual_ips = if spec.mode == ResolutionMode::Vip { self.allocate_vips(service, &networks, &mut new)? } else { Vec::new() };
+            Ok((ports, virtual_ips))
+        });
+        match parts {
+            Ok((ports, virtual_ips)) => {
+                self.leases.extend(new);
+                Ok(Some(Endpoint { spec, ports, virtual_ips }))
+            }
+            Err(problem) => {
+                let others = std::mem::replace(&mut self.leases, new.into_iter().collect());
+                let freed = self.freed;
+                self.expire_leases();
+                (self.leases, self.freed) = (others, freed);
+                Err(problem)
+            }
+        }
+    }
+
+    fn allocate_ports(
+        &mut self,
+        view: &dyn ClusterView,
+        service: &Service,
+        wanted: &[PortConfig],
+        new: &mut Vec<Lease>,
+    ) -> Result<Vec<PortConfig>, String> {
+        let held = ingress_ports(service);
+        let mut kept = Vec::<(Protocol, u16)>::new();
+        let mut ports = wanted.to_vec();
+        // Given numbers first: a chosen one must not get in their way.
+        for port in ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress && port.published_port != 0) {
+            let number = u16::try_from(port.published_port).map_err(|_| format!("port {} does not exist", port.published_port))?;
+            let own = held.contains(&(port.protocol, number));
+            if let Some(holder) = self.ports.holder(port.protocol, number).filter(|holder| !own || **holder != service.id) {
+                let name = view.service(holder).map_or(holder.as_str(), |holder| holder.name());
+                let protocol = protocol_name(port.protocol);
+                return Err(format!("port {number}/{protocol} is already published by service {name}; choose another one or leave it out"));
+            }
+            if !own {
+                self.ports.claim(port.protocol, number, &service.id);
+                new.push(Lease::Port(port.protocol, number));
+            }
+            kept.push((port.protocol, number));
+        }
+        for port in ports.iter_mut().filter(|port| port.publish_mode == PublishMode::Ingress && port.published_port == 0) {
+            // A port that was chosen for the same target before stays.
+            let sticky = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports).find(|before| {
+                let same = before.name == port.name && before.protocol == port.protocol && before.target_port == port.target_port;
+                same && before.publish_mode == PublishMode::Ingress
+                    && u16::try_from(before.published_port).is_ok_and(|number| number != 0 && !kept.contains(&(port.protocol, number)))
+            });
+            let number = match sticky.and_then(|before| u16::try_from(before.published_port).ok()) {
+                Some(number) => number,
+                None => {
+                    let number = self.ports.take(port.protocol, &service.id);
+                    let number = number.ok_or("all ports from 30000 to 32767 are in use; name a free one")?;
+                    new.push(Lease::Port(port.protocol, number));
+                    number
+                }
+            };
+            kept.push((port.protocol, number));
+            port.published_port = u32::from(number);
+        }
+        Ok(ports)
+    }
+
+    fn allocate_vips(&mut self, service: &Service, networks: &[&Arc<Network>], new: &mut Vec<Lease>) -> Result<Vec<VirtualIp>, String> {
+        let mut vips = Vec::new();
+        for network in networks.iter().filter(|network| is_overlay(network)) {
+            let known = service.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips).find(|vip| vip.network_id == network.id);
+            if let Some(known) = known.filter(|known| self.is_inside(&network.id, &known.addr)) {
+                vips.push(known.clone());
+                continue;
+            }
+            let subnets = self.networks.get_mut(&network.id).into_iter().flatten();
+            let mut v4 = subnets.filter(|subnet| matches!(subnet.net, ipnet::IpNet::V4(_)));
+            let given = v4.find_map(|subnet| subnet.take());
+            let given = given.ok_or_else(|| format!("network {} has no free address left", network.spec.annotations.name))?;
+            new.push(Lease::Address(network.id.clone(), given.addr()));
+            vips.push(VirtualIp { network_id: network.id.clone(), addr: given.to_string() });
+        }
+        Ok(vips)
+    }
+
+    fn is_inside(&self, network: &NetworkId, text: &str) -> bool {
+        let subnets = self.networks.get(network).into_iter().flatten();
+        address_of(text).is_some_and(|address| subnets.into_iter().any(|subnet| subnet.is_used(address) && subnet.net.contains(&address)))
+    }
+
+    /// Why the tasks of a service cannot get their addresses yet; `None` = they can.
+    pub(super) fn hindrance(&self, view: &dyn ClusterView, service: &Service) -> Option<String> {
+        if let Some(problem) = self.stuck_services.get(&service.id) {
+            return Some(problem.clone());
+        }
+        (self.dirty_services.contains(&service.id) || !is_ready(view, service)).then(String::new)
+    }
+}

@@ -1,0 +1,73 @@
+//! Keeps one task of a global service on every node that takes it (wire-behaviour 11.2).
+
+use crate::constraint::Constraints;
+use crate::dirty::Dirt;
+use crate::slot::{Context, Host, Run, Slot};
+use crate::{restart, update};
+use skep_types::{Node, NodeId, TaskState};
+use std::collections::BTreeMap;
+
+pub(crate) fn plan(context: &mut Context<'_>) {
+    let mut slots = gather(context);
+    let constraints = Constraints::of(context.service.spec.task.placement.as_ref());
+    let view = context.view;
+    for node in view.nodes() {
+        if accepts(context, node, &constraints) {
+            slots.entry(node.id.clone()).or_default();
+        }
+    }
+    let dirt = Dirt::new(view, context.service);
+    for (id, slot) in &mut slots {
+        keep_one(context, id, slot, &constraints, &dirt);
+    }
+    update::step(context, &mut slots, &dirt, |context, node, desired| match context.host(Some(node)) {
+        Host::Fine => context.create(0, Some(node.clone()), desired),
+        Host::Paused | Host::Drained | Host::Down | Host::Gone => None,
+    });
+    for slot in slots.values_mut() {
+        restart::release_waiting(context, slot);
+    }
+    for slot in slots.into_values() {
+        context.settle(slot);
+    }
+}
+
+/// The tasks by node. Those of a node that no longer exists are deleted.
+fn gather(context: &mut Context<'_>) -> BTreeMap<NodeId, Slot> {
+    let mut slots = BTreeMap::<NodeId, Slot>::new();
+    for task in context.view.tasks_of_service(&context.service.id) {
+        match &task.node_id {
+            Some(node) if context.view.node(node).is_some() => {
+                if task.desired_state < TaskState::Remove {
+                    slots.entry(node.clone()).or_default().runs.push(Run::stored(task));
+                }
+            }
+            _ => context.remove(task),
+        }
+    }
+    slots.values_mut().for_each(Slot::sort);
+    slots
+}
+
+fn accepts(context: &Context<'_>, node: &Node, constraints: &Constraints) -> bool {
+    context.host(Some(&node.id)) == Host::Fine && constraints.match_node(node)
+}
+
+fn keep_one(context: &mut Context<'_>, id: &NodeId, slot: &mut Slot, constraints: &Constraints, dirt: &Dirt<'_>) {
+    let host = context.host(Some(id));
+    let matches = context.view.node(id).is_some_and(|node| constraints.match_node(node));
+    if host.gives_up_tasks() || !matches {
+        slot.want_all(TaskState::Shutdown);
+        return;
+    }
+    if slot.is_live() {
+        restart::replace_ended(context, slot, 0, Some(id), &|run| dirt.is_dirty(&run.task));
+        return;
+    }
+    // Stopped because the node was away: start again. Ended by itself: as its policy says.
+    let newest = slot.runs.len().checked_sub(1);
+    let wanted = newest.is_none_or(|newest| !slot.runs[newest].ended_by_itself() || restart::is_allowed(context, slot, newest));
+    if wanted && host == Host::Fine {
+        slot.runs.extend(context.create(0, Some(id.clone()), TaskState::Running));
+    }
+}

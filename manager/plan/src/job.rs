@@ -1,0 +1,90 @@
+//! Services whose tasks end: replicated and global jobs (wire-behaviour 13).
+
+use crate::constraint::Constraints;
+use crate::replicated;
+use crate::restart;
+use crate::slot::{Context, Host, Run, Slot};
+use skep_types::{NodeId, TaskState};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Tasks of earlier iterations go; those of this one are returned by slot.
+fn current<K: Ord>(context: &mut Context<'_>, slots: BTreeMap<K, Slot>) -> BTreeMap<K, Slot> {
+    let iteration = context.service.job_status.map(|status| status.iteration);
+    let mut kept = BTreeMap::new();
+    for (key, slot) in slots {
+        let (mut now, mut before) = (Slot::default(), Slot::default());
+        for run in slot.runs {
+            if run.task.job_iteration == iteration { now.runs.push(run) } else { before.runs.push(run) }
+        }
+        before.want_all(TaskState::Remove);
+        context.settle(before);
+        if !now.runs.is_empty() {
+            kept.insert(key, now);
+        }
+    }
+    kept
+}
+
+fn is_complete(slot: &Slot) -> bool {
+    slot.runs.iter().any(|run| run.observed() == TaskState::Complete)
+}
+
+pub(crate) fn plan_replicated(context: &mut Context<'_>, max_concurrent: u64, total: u64) {
+    let all = replicated::gather(context);
+    let mut slots = current(context, all);
+    for (number, slot) in &mut slots {
+        restart::replace_ended(context, slot, *number, None, &|_| false);
+        restart::release_waiting(context, slot);
+    }
+    let complete = slots.values().filter(|slot| is_complete(slot)).count() as u64;
+    let active = slots.values().filter(|slot| !is_complete(slot) && slot.is_live()).count() as u64;
+    let new = max_concurrent.saturating_sub(active).min(total.saturating_sub(complete).saturating_sub(active));
+    // A slot that failed for good is tried no more; it holds its number.
+    let taken: BTreeSet<u64> = slots.keys().copied().collect();
+    for number in (0..total).filter(|number| !taken.contains(number)).take(usize::try_from(new).unwrap_or(usize::MAX)) {
+        let Some(run) = context.create(number, None, TaskState::Complete) else { break };
+        slots.entry(number).or_default().runs.push(run);
+    }
+    for slot in slots.into_values() {
+        context.settle(slot);
+    }
+}
+
+pub(crate) fn plan_global(context: &mut Context<'_>) {
+    let mut slots = BTreeMap::<NodeId, Slot>::new();
+    for task in context.view.tasks_of_service(&context.service.id) {
+        match &task.node_id {
+            Some(node) if context.view.node(node).is_some() => {
+                if task.desired_state < TaskState::Remove {
+                    slots.entry(node.clone()).or_default().runs.push(Run::stored(task));
+                }
+            }
+            _ => context.remove(task),
+        }
+    }
+    slots.values_mut().for_each(Slot::sort);
+    let mut slots = current(context, slots);
+    let constraints = Constraints::of(context.service.spec.task.placement.as_ref());
+    let view = context.view;
+    for node in view.nodes() {
+        let host = context.host(Some(&node.id));
+        let slot = slots.entry(node.id.clone()).or_default();
+        if host.gives_up_tasks() {
+            if !is_complete(slot) {
+                slot.want_all(TaskState::Shutdown);
+            }
+        } else if slot.is_live() {
+            restart::replace_ended(context, slot, 0, Some(&node.id), &|_| false);
+            restart::release_waiting(context, slot);
+        } else if host == Host::Fine
+            && node.status.state == skep_types::NodeState::Ready
+            && constraints.match_node(node)
+            && slot.newest().is_none_or(|run| !run.ended_by_itself())
+        {
+            slot.runs.extend(context.create(0, Some(node.id.clone()), TaskState::Complete));
+        }
+    }
+    for slot in slots.into_values() {
+        context.settle(slot);
+    }
+}

@@ -1,0 +1,94 @@
+//! The entry to all orchestrators: what to do for one service, and which services a change concerns.
+
+use crate::slot::Context;
+use crate::{Ids, Plan, global, job, replicated};
+use skep_types::{
+    Action, Change, ClusterView, NodeId, Object, ServiceId, ServiceMode, Task, TaskState, Timestamp,
+};
+use std::collections::BTreeSet;
+
+/// What one service needs now: tasks created, replaced, updated, stopped or removed.
+///
+/// Costs O(tasks of the service), and O(nodes) for global ones. Call it for services named by [`concerned`], one at a time, and
+/// commit before the next call for the same service: that is what makes a slot be replaced once.
+#[must_use]
+pub fn plan_service(view: &dyn ClusterView, id: &ServiceId, ids: &mut dyn Ids, now: Timestamp) -> Plan {
+    let Some(service) = view.service(id).filter(|service| !service.pending_delete) else {
+        return plan_removal(view, id);
+    };
+    let mut context = Context::new(view, service, ids, now);
+    match &service.spec.mode {
+        ServiceMode::Replicated { replicas } => replicated::plan(&mut context, *replicas),
+        ServiceMode::Global => global::plan(&mut context),
+        ServiceMode::ReplicatedJob { max_concurrent, total_completions } => {
+            job::plan_replicated(&mut context, *max_concurrent, *total_completions);
+        }
+        ServiceMode::GlobalJob => job::plan_global(&mut context),
+    }
+    context.plan
+}
+
+/// The service is gone: its tasks are to stop and be deleted.
+fn plan_removal(view: &dyn ClusterView, id: &ServiceId) -> Plan {
+    let still_wanted = |task: &&std::sync::Arc<Task>| task.desired_state < TaskState::Remove;
+    let removal = |task: &std::sync::Arc<Task>| Action::SetTaskDesired { task: task.id.clone(), desired: TaskState::Remove };
+    Plan { changes: view.tasks_of_service(id).filter(still_wanted).map(removal).collect(), wake_at: None }
+}
+
+/// What a change makes worth looking at.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Concerned {
+    pub services: BTreeSet<ServiceId>,
+    /// Ask [`services_of_node`] for these.
+    pub nodes: BTreeSet<NodeId>,
+}
+
+impl Concerned {
+    /// Adds what `change` makes worth looking at. Progress of a task on its way to RUNNING concerns no orchestrator, unless
+    /// the task waits for others of its slot or an update watches it.
+    pub fn add(&mut self, change: &Change) {
+        match (change, change.object()) {
+            (_, Object::Service(service)) => {
+                self.services.insert(service.id.clone());
+            }
+            (Change::Updated { old: Object::Node(old), new: Object::Node(new) }, _) => {
+                let same = old.status.state == new.status.state
+                    && old.spec == new.spec
+                    && old.role == new.role
+                    && old.status.addr == new.status.addr
+                    && old.description == new.description;
+                if !same {
+                    self.nodes.insert(new.id.clone());
+                }
+            }
+            (_, Object::Node(node)) => {
+                self.nodes.insert(node.id.clone());
+            }
+            (Change::Updated { old: Object::Task(old), new: Object::Task(new) }, _) => {
+                let step = old.status.state != new.status.state && new.status.state >= TaskState::Running;
+                if step || old.desired_state != new.desired_state {
+                    self.services.extend(new.service_id.clone());
+                }
+            }
+            (Change::Created(_) | Change::Removed(_), Object::Task(task)) => self.services.extend(task.service_id.clone()),
+            _ => {}
+        }
+    }
+}
+
+/// The services that a change of a node concerns: those with tasks on it, and all global ones.
+#[must_use]
+pub fn services_of_node(view: &dyn ClusterView, node: &NodeId) -> BTreeSet<ServiceId> {
+    let with_tasks = view.tasks_on_node(node).filter(|task| task.desired_state <= TaskState::Complete).filter_map(|task| task.service_id.clone());
+    let everywhere = view
+        .services()
+        .filter(|service| matches!(service.spec.mode, ServiceMode::Global | ServiceMode::GlobalJob))
+        .map(|service| service.id.clone());
+    with_tasks.chain(everywhere).collect()
+}
+
+/// Everything, as a new leader has to look at it: all services, and those that are gone but still have tasks.
+#[must_use]
+pub fn all_services(view: &dyn ClusterView) -> BTreeSet<ServiceId> {
+    view.services().map(|service| service.id.clone()).chain(view.tasks().filter_map(|task| task.service_id.clone())).collect()
+}

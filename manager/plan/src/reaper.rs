@@ -1,0 +1,80 @@
+//! Which tasks are deleted from the store: history beyond the limit, and what was marked for removal (wire-behaviour 11.4).
+
+use crate::Plan;
+use skep_types::{Action, ClusterView, Kind, NodeId, RestartPolicy, ServiceId, ServiceMode, Task, TaskState, Timestamp};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Whether the task is to be deleted whatever the history limit: it was marked for removal and is not running, or its node is
+/// lost and no service keeps it as history.
+#[must_use]
+pub fn is_removable(task: &Task) -> bool {
+    let state = task.status.state;
+    let marked = task.desired_state == TaskState::Remove && (state < TaskState::Assigned || state >= TaskState::Complete);
+    marked || (task.service_id.is_none() && state == TaskState::Orphaned)
+}
+
+/// Deletes what may go of the tasks of one service: marked ones, and the oldest of each slot beyond the history limit.
+///
+/// Call it for services whose tasks were created, ended or marked. Works for services that are gone, too.
+#[must_use]
+pub fn plan_reaping(view: &dyn ClusterView, service: &ServiceId) -> Plan {
+    let mut plan = Plan::default();
+    let mut slots = BTreeMap::<(u64, Option<&NodeId>), Vec<&Arc<Task>>>::new();
+    let mode = view.service(service).map(|service| &service.spec.mode);
+    let is_global = matches!(mode, Some(ServiceMode::Global));
+    for task in view.tasks_of_service(service) {
+        if is_removable(task) || (mode.is_none() && task.status.state.is_terminal()) {
+            plan.changes.push(removal(task));
+        } else if task.job_iteration.is_none() {
+            let node = task.node_id.as_ref().filter(|_| is_global);
+            slots.entry((task.slot, node)).or_default().push(task);
+        }
+    }
+    let limit = view.cluster().map_or(5, |cluster| cluster.spec.task_history_retention_limit);
+    for tasks in slots.into_values() {
+        trim(tasks, limit, &mut plan);
+    }
+    plan
+}
+
+/// Tasks without a service that are to be deleted.
+#[must_use]
+pub fn plan_reaping_of_strays(tasks: impl IntoIterator<Item = Arc<Task>>) -> Plan {
+    Plan { changes: tasks.into_iter().filter(|task| is_removable(task)).map(|task| removal(&task)).collect(), wake_at: None }
+}
+
+fn removal(task: &Arc<Task>) -> Action {
+    Action::Remove { kind: Kind::Task, id: task.id.as_str().to_owned(), version: None }
+}
+
+fn trim(mut tasks: Vec<&Arc<Task>>, limit: i64, plan: &mut Plan) {
+    let attempts = |task: &&Arc<Task>| task.spec.restart.as_ref().map_or(0, |RestartPolicy { max_attempts, .. }| *max_attempts);
+    let limit = match tasks.iter().map(attempts).max() {
+        Some(attempts) if attempts > 0 => usize::try_from(attempts.saturating_add(1)).unwrap_or(usize::MAX),
+        _ => match usize::try_from(limit) {
+            Ok(limit) => limit,
+            Err(_) => return, // negative: keep all
+        },
+    };
+    let surplus = tasks.len().saturating_sub(limit);
+    if surplus == 0 {
+        return;
+    }
+    // The newest ended task of a slot without a live one says that the slot is not to be filled again, and that of a slot whose
+    // live task still waits says how long: it stays.
+    let has_live = tasks.iter().any(|task| task.desired_state <= TaskState::Complete && task.desired_state != TaskState::Ready);
+    tasks.sort_by_key(|task| (reported(task), task.meta.created_at));
+    let ended = tasks.iter().filter(|task| task.desired_state > TaskState::Complete);
+    let last = ended.max_by_key(|task| (task.meta.created_at, task.id.clone())).map(|task| task.id.clone());
+    let goes = |task: &&&Arc<Task>| {
+        let never_placed = task.status.state < TaskState::Assigned && task.desired_state > TaskState::Complete;
+        let over = task.desired_state > TaskState::Complete && (task.status.state.is_terminal() || never_placed);
+        over && (has_live || Some(&task.id) != last.as_ref())
+    };
+    plan.changes.extend(tasks.iter().filter(goes).take(surplus).map(|task| removal(task)));
+}
+
+fn reported(task: &Task) -> Timestamp {
+    task.status.applied_at.unwrap_or(task.status.timestamp)
+}

@@ -1,0 +1,100 @@
+//! Keeps a replicated service at its replica count (wire-behaviour 11.1).
+
+use crate::dirty::Dirt;
+use crate::slot::{Context, Run, Slot};
+use crate::{restart, update};
+use skep_types::{NodeId, TaskState};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+
+pub(crate) fn plan(context: &mut Context<'_>, replicas: u64) {
+    let mut slots = gather(context);
+    scale(context, &mut slots, usize::try_from(replicas).unwrap_or(usize::MAX));
+    let (view, service) = (context.view, context.service);
+    let dirt = Dirt::new(view, service);
+    for (number, slot) in &mut slots {
+        restart::replace_ended(context, slot, *number, None, &|run| dirt.is_dirty(&run.task));
+    }
+    update::step(context, &mut slots, &dirt, |context, number, desired| context.create(*number, None, desired));
+    for slot in slots.values_mut() {
+        restart::release_waiting(context, slot);
+    }
+    for slot in slots.into_values() {
+        context.settle(slot);
+    }
+}
+
+/// The tasks by slot number, without those that are being removed.
+pub(crate) fn gather(context: &Context<'_>) -> BTreeMap<u64, Slot> {
+    let mut slots = BTreeMap::<u64, Slot>::new();
+    for task in context.view.tasks_of_service(&context.service.id) {
+        if task.desired_state < TaskState::Remove {
+            slots.entry(task.slot).or_default().runs.push(Run::stored(task));
+        }
+    }
+    for slot in slots.values_mut() {
+        slot.sort();
+    }
+    slots
+}
+
+/// A slot counts if it has a live task, or if its last one ended and its policy says to leave it at that.
+fn counts(context: &Context<'_>, slot: &Slot) -> bool {
+    slot.is_live() || slot.runs.len().checked_sub(1).is_some_and(|newest| !restart::is_allowed(context, slot, newest))
+}
+
+fn scale(context: &mut Context<'_>, slots: &mut BTreeMap<u64, Slot>, wanted: usize) {
+    let counted: Vec<u64> = slots.iter().filter(|(_, slot)| counts(context, slot)).map(|(number, _)| *number).collect();
+    if counted.len() < wanted {
+        fill(context, slots, &counted, wanted - counted.len());
+    } else if counted.len() > wanted {
+        for number in victims(slots, &counted, counted.len() - wanted) {
+            slots.get_mut(&number).expect("victims are taken from the slots").want_all(TaskState::Remove);
+        }
+    }
+    // Numbers that are not needed any more keep no history either.
+    let surplus = |(number, slot): (&u64, &mut Slot)| {
+        if !slot.is_live() && counted.binary_search(number).is_err() {
+            slot.want_all(TaskState::Remove);
+        }
+    };
+    slots.iter_mut().for_each(surplus);
+}
+
+fn fill(context: &mut Context<'_>, slots: &mut BTreeMap<u64, Slot>, counted: &[u64], missing: usize) {
+    let mut taken = counted.iter().copied().peekable();
+    let free = (1u64..).filter(move |number| {
+        while taken.peek().is_some_and(|first| first < number) {
+            taken.next();
+        }
+        taken.peek() != Some(number)
+    });
+    for number in free.take(missing) {
+        let Some(run) = context.create(number, None, TaskState::Running) else { return };
+        slots.entry(number).or_default().runs.push(run);
+    }
+}
+
+/// Which slots go: dead ones, then those not yet on a node or on several, then so that the nodes end up even.
+fn victims(slots: &BTreeMap<u64, Slot>, counted: &[u64], surplus: usize) -> Vec<u64> {
+    let mut by_node = HashMap::<&NodeId, Vec<(bool, u64)>>::new();
+    let mut ranked = Vec::with_capacity(counted.len());
+    for number in counted {
+        let slot = &slots[number];
+        let mut live = slot.live();
+        match (live.next(), live.next()) {
+            (None, _) => ranked.push((3u8, 0usize, *number)),
+            (Some(run), None) => match &run.task.node_id {
+                Some(node) => by_node.entry(node).or_default().push((run.observed() != TaskState::Running, *number)),
+                None => ranked.push((2, 0, *number)),
+            },
+            (Some(_), Some(_)) => ranked.push((2, 0, *number)),
+        }
+    }
+    for copies in by_node.values_mut() {
+        copies.sort_unstable(); // running ones and low numbers first, so those stay
+        ranked.extend(copies.iter().enumerate().map(|(index, (_, number))| (1, index, *number)));
+    }
+    ranked.sort_unstable_by_key(|rank| Reverse(*rank));
+    ranked.into_iter().take(surplus).map(|(_, _, number)| number).collect()
+}

@@ -1,0 +1,165 @@
+//! How a service's tasks are spread over the nodes, and where they failed.
+
+use super::class::Class;
+use super::log::{Log, Number};
+use super::node::Place;
+use skep_types::{Timestamp, Version};
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+/// A node with this many failures in [`FAILURE_WINDOW`] comes last (`SK/manager/scheduler/scheduler.go`).
+const MANY_FAILURES: usize = 5;
+const FAILURE_WINDOW: Duration = Duration::from_secs(5 * 60);
+
+/// Below this many nodes it is cheaper to sort anew than to keep the order.
+const WORTH_KEEPING: usize = 256;
+
+#[derive(Debug, Default)]
+pub(crate) struct Load {
+    /// Active tasks of the service by node.
+    pub here: HashMap<Number, u32>,
+    failures: HashMap<(Option<Version>, Number), Vec<Timestamp>>,
+    standing: Option<(usize, Standing)>,
+}
+
+impl Load {
+    pub fn count(&self, node: Number) -> u32 {
+        self.here.get(&node).copied().unwrap_or(0)
+    }
+
+    pub fn add(&mut self, node: Number) {
+        *self.here.entry(node).or_default() += 1;
+    }
+
+    pub fn subtract(&mut self, node: Number) {
+        if let Some(count) = self.here.get_mut(&node) {
+            *count -= 1;
+            if *count == 0 {
+                self.here.remove(&node);
+            }
+        }
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.here.is_empty() && self.failures.is_empty()
+    }
+
+    pub fn note_failure(&mut self, version: Option<Version>, node: Number, when: Timestamp) {
+        let all = self.failures.entry((version, node)).or_default();
+        all.push(when);
+        if all.len() > 4 * MANY_FAILURES {
+            all.remove(0);
+        }
+    }
+
+    pub fn forget_node(&mut self, node: Number) {
+        self.failures.retain(|(_, at), _| *at != node);
+    }
+
+    /// Nodes that come last, with how often the tasks of this version failed there lately.
+    pub fn failing_nodes(&mut self, version: Option<Version>, now: Timestamp) -> HashMap<Number, usize> {
+        let mut failing = HashMap::new();
+        self.failures.retain(|(of, node), times| {
+            times.retain(|time| now.since(*time) <= FAILURE_WINDOW);
+            if *of == version && times.len() >= MANY_FAILURES {
+                failing.insert(*node, times.len());
+            }
+            !times.is_empty()
+        });
+        failing
+    }
+
+    /// The nodes that have tasks of the service, in order. To be given back by [`Load::put_standing`].
+    pub fn take_standing(&mut self, class_id: usize, class: &Class, places: &[Place], log: &Log) -> Standing {
+        match self.standing.take().filter(|(of, _)| *of == class_id) {
+            Some((_, mut standing)) => {
+                standing.catch_up(class, places, &self.here, log);
+                standing
+            }
+            None => Standing::build(class, places, &self.here, log),
+        }
+    }
+
+    pub fn put_standing(&mut self, class_id: usize, standing: Standing) {
+        if self.here.len() >= WORTH_KEEPING {
+            self.standing = Some((class_id, standing));
+        }
+    }
+
+    pub fn drop_standing(&mut self) {
+        self.standing = None;
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Known {
+    count: u32,
+    active: u32,
+    leaf: usize,
+    is_member: bool,
+}
+
+/// The order among the nodes that already run tasks of a service: by those, then by all tasks.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    known: HashMap<Number, Known>,
+    /// Per leaf: (tasks of the service, all tasks, node).
+    pub leaves: Vec<BTreeSet<(u32, u32, Number)>>,
+    /// Per leaf: all tasks of the service there, also on nodes that take no new ones.
+    pub totals: Vec<u64>,
+    position: u64,
+}
+
+impl Standing {
+    fn build(class: &Class, places: &[Place], here: &HashMap<Number, u32>, log: &Log) -> Self {
+        let mut this = Self { position: log.end(), ..Self::default() };
+        this.grow(class);
+        for number in here.keys() {
+            this.refresh(*number, class, places, here);
+        }
+        this
+    }
+
+    fn grow(&mut self, class: &Class) {
+        self.leaves.resize_with(class.leaves.len(), BTreeSet::new);
+        self.totals.resize(class.leaves.len(), 0);
+    }
+
+    fn catch_up(&mut self, class: &Class, places: &[Place], here: &HashMap<Number, u32>, log: &Log) {
+        match log.since(self.position) {
+            Some(news) if news.len() <= here.len() => {
+                self.grow(class);
+                for (number, _) in news {
+                    self.refresh(number, class, places, here);
+                }
+                self.position = log.end();
+            }
+            _ => *self = Self::build(class, places, here, log),
+        }
+    }
+
+    pub fn refresh(&mut self, number: Number, class: &Class, places: &[Place], here: &HashMap<Number, u32>) {
+        let count = here.get(&number).copied().unwrap_or(0);
+        let leaf = class.leaf_of(number).filter(|_| count > 0);
+        let new = leaf.map(|leaf| Known { count, active: places[number as usize].active, leaf, is_member: class.is_member(number) });
+        let old = match new {
+            Some(new) => self.known.insert(number, new),
+            None => self.known.remove(&number),
+        };
+        if old == new {
+            return;
+        }
+        if let Some(old) = old {
+            self.totals[old.leaf] -= u64::from(old.count);
+            if old.is_member {
+                self.leaves[old.leaf].remove(&(old.count, old.active, number));
+            }
+        }
+        if let Some(new) = new {
+            self.totals[new.leaf] += u64::from(new.count);
+            if new.is_member {
+                self.leaves[new.leaf].insert((new.count, new.active, number));
+            }
+        }
+    }
+}

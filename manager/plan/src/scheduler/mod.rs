@@ -1,0 +1,504 @@
+//! Gives every pending task a node, or says why there is none (wire-behaviour 14).
+//!
+//! The [`Scheduler`] is a cache of the store: built once from a view, then fed every [`Change`]. Tasks of one service and spec
+//! version are placed together. Candidates are kept in ordered sets per kind of need (`class`), and per service for the nodes
+//! that already run it (`load`); a change of a node is only noted, and the sets catch up when they are used. So placing costs
+//! O(log nodes) per task, and a change costs O(log nodes) per set in use.
+
+mod class; // candidates with the same fixed needs
+mod explain; // why there is no node
+mod load; // where a service runs and fails
+mod log; // which nodes changed
+mod need; // what a task needs
+mod node; // what is left of a node
+mod pass; // placing one group
+#[cfg(test)]
+mod tests;
+
+pub use explain::{NodeVerdict, Refusal};
+pub use need::Misfit;
+
+use crate::Plan;
+use crate::constraint::Constraints;
+use crate::orphan::set_state;
+use class::Class;
+use load::Load;
+use log::{Log, Number};
+use need::{Fixed, Need};
+use node::{Place, is_active, takes_room};
+use pass::Pass;
+use skep_types::{Action, Change, ClusterView, GenericResource, Node, NodeId, Object, ServiceId, Task, TaskId, TaskState, TaskStatus, Timestamp, Version};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A changed reason is written to waiting tasks no more often than this.
+const EXPLAIN_PERIOD: Duration = Duration::from_secs(10);
+
+/// Kinds of need whose candidates are kept in order; the least recently used one is forgotten.
+const CLASSES: usize = 256;
+
+/// Tasks placed in one plan at most; more are left for the next one, which [`Plan::wake_at`] asks for at once.
+const TASKS_PER_PLAN: usize = 10_000;
+
+/// Tasks that are placed together.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum GroupKey {
+    Service(ServiceId, Version),
+    Single(TaskId),
+}
+
+#[derive(Debug, Default)]
+struct Group {
+    /// By slot, so that low ones are placed first.
+    tasks: BTreeMap<(u64, TaskId), Arc<Task>>,
+    /// Why the last attempt left tasks over, and up to where in the log it looked.
+    refusal: Option<(Arc<str>, u64)>,
+    explained: Timestamp,
+}
+
+#[derive(Debug, Default)]
+pub struct Scheduler {
+    places: Vec<Place>,
+    numbers: HashMap<NodeId, Number>,
+    loads: HashMap<ServiceId, Load>,
+    classes: HashMap<Fixed, usize>,
+    /// By the number in `classes`.
+    class: Vec<Option<Class>>,
+    log: Log,
+    passes: u64,
+
+    groups: BTreeMap<GroupKey, Group>,
+    /// Groups worth an attempt: new tasks in them. Others wait for a node to gain.
+    fresh: BTreeSet<GroupKey>,
+    waiting: BTreeSet<GroupKey>,
+    /// Pending tasks that have their node already, such as those of global services.
+    bound: BTreeMap<TaskId, Arc<Task>>,
+    fresh_bound: BTreeSet<TaskId>,
+    refused_bound: HashMap<NodeId, BTreeSet<TaskId>>,
+    /// Pending tasks that are not wanted any more.
+    unwanted: BTreeMap<TaskId, Arc<Task>>,
+    /// Placed by the last plan, not yet seen in a commit.
+    tentative: HashMap<TaskId, Arc<Task>>,
+}
+
+impl Scheduler {
+    /// Reads all nodes and tasks once.
+    #[must_use]
+    pub fn new(view: &dyn ClusterView) -> Self {
+        let mut this = Self::default();
+        for node in view.nodes() {
+            this.observe(&Change::Created(Object::Node(Arc::clone(node))));
+        }
+        for task in view.tasks() {
+            this.observe(&Change::Created(Object::Task(Arc::clone(task))));
+        }
+        this
+    }
+
+    /// Takes a committed change into account.
+    pub fn observe(&mut self, change: &Change) {
+        match change {
+            Change::Created(Object::Task(new)) => self.observe_task(None, Some(new)),
+            Change::Updated { old: Object::Task(old), new: Object::Task(new) } => self.observe_task(Some(old), Some(new)),
+            Change::Removed(Object::Task(old)) => self.observe_task(Some(old), None),
+            Change::Created(Object::Node(node)) | Change::Updated { new: Object::Node(node), .. } => self.observe_node(node),
+            Change::Removed(Object::Node(node)) => self.remove_node(&node.id),
+            Change::Removed(Object::Service(service)) => {
+                if let Some(load) = self.loads.get_mut(&service.id) {
+                    load.drop_standing();
+                    if load.here.is_empty() {
+                        self.loads.remove(&service.id);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Places what can be placed, and writes into the other pending tasks why they wait. The changes stand for themselves: they
+    /// may be committed in parts.
+    #[must_use]
+    pub fn schedule(&mut self, now: Timestamp) -> Plan {
+        let mut plan = Plan::default();
+        self.expire_tentative();
+        for task in self.unwanted.values() {
+            plan.changes.push(set_state(task, TaskState::Shutdown, "stopped before it was placed", "", now));
+        }
+        self.schedule_bound(now, &mut plan);
+        self.wake_waiting();
+        let mut left = TASKS_PER_PLAN;
+        for key in std::mem::take(&mut self.fresh) {
+            if left == 0 {
+                self.fresh.insert(key);
+                plan.wake(now);
+                continue;
+            }
+            left -= self.schedule_group(key, left, now, &mut plan);
+        }
+        self.explain_waiting(now, &mut plan);
+        self.log.trim(2 * self.places.len() + 1024);
+        plan
+    }
+
+    /// How many tasks wait for a node.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.bound.len() + self.groups.values().map(|group| group.tasks.len()).sum::<usize>()
+    }
+
+    fn note(&mut self, number: Number, gained: bool) {
+        self.log.push(number, gained);
+        if gained
+            && !self.refused_bound.is_empty()
+            && let Some(node) = &self.places[number as usize].node
+            && let Some(tasks) = self.refused_bound.remove(&node.id)
+        {
+            self.fresh_bound.extend(tasks);
+        }
+    }
+
+    fn observe_node(&mut self, node: &Arc<Node>) {
+        let number = match self.numbers.get(&node.id) {
+            Some(number) => {
+                if !self.places[*number as usize].update(node) {
+                    return;
+                }
+                *number
+            }
+            None => {
+                let number = Number::try_from(self.places.len()).expect("fewer than 2^32 nodes were ever in the cluster");
+                self.places.push(Place::new(node));
+                self.numbers.insert(node.id.clone(), number);
+                number
+            }
+        };
+        self.note(number, true);
+    }
+
+    fn remove_node(&mut self, id: &NodeId) {
+        let Some(number) = self.numbers.remove(id) else { return };
+        self.places[number as usize].remove();
+        self.log.push(number, false);
+        for load in self.loads.values_mut() {
+            load.here.remove(&number);
+            load.forget_node(number);
+            load.drop_standing();
+        }
+    }
+
+    fn observe_task(&mut self, old: Option<&Arc<Task>>, new: Option<&Arc<Task>>) {
+        let Some(id) = new.or(old).map(|task| &task.id) else { return };
+        let placed = self.tentative.remove(id);
+        // What was counted as placed is now committed just so: nothing to count again.
+        let confirmed = matches!((&placed, new), (Some(placed), Some(new)) if is_same_claim(placed, new));
+        if !confirmed {
+            if let Some(placed) = placed {
+                self.subtract(&placed);
+            }
+            let unchanged = matches!((old, new), (Some(old), Some(new)) if is_same_claim(old, new));
+            if !unchanged {
+                if let Some(old) = old.filter(|old| takes_room(old)) {
+                    self.subtract(old);
+                }
+                if let Some(new) = new.filter(|new| takes_room(new)) {
+                    self.add(new);
+                }
+            }
+        }
+        if let (Some(old), Some(new)) = (old, new) {
+            self.note_failure(old, new);
+        }
+        if let Some(old) = old.filter(|old| old.status.state == TaskState::Pending) {
+            self.forget_pending(old);
+        }
+        if let Some(new) = new.filter(|new| new.status.state == TaskState::Pending) {
+            let is_news = !old.is_some_and(|old| old.status.state == TaskState::Pending && old.desired_state == new.desired_state);
+            self.note_pending(new, is_news);
+        }
+    }
+
+    fn add(&mut self, task: &Task) {
+        let Some(number) = task.node_id.as_ref().and_then(|node| self.numbers.get(node)).copied() else { return };
+        self.places[number as usize].add(task);
+        if let Some(service) = task.service_id.as_ref().filter(|_| is_active(task)) {
+            self.loads.entry(service.clone()).or_default().add(number);
+        }
+        self.note(number, false);
+    }
+
+    fn subtract(&mut self, task: &Task) {
+        let Some(number) = task.node_id.as_ref().and_then(|node| self.numbers.get(node)).copied() else { return };
+        self.places[number as usize].subtract(task);
+        if let Some(service) = task.service_id.as_ref().filter(|_| is_active(task))
+            && let Some(load) = self.loads.get_mut(service)
+        {
+            load.subtract(number);
+            if load.is_idle() {
+                self.loads.remove(service);
+            }
+        }
+        self.note(number, true);
+    }
+
+    fn note_failure(&mut self, old: &Task, new: &Task) {
+        let failed = matches!(new.status.state, TaskState::Failed | TaskState::Rejected) && !old.status.state.is_terminal();
+        let number = new.node_id.as_ref().filter(|_| failed).and_then(|node| self.numbers.get(node)).copied();
+        if let (Some(number), Some(service)) = (number, &new.service_id) {
+            let when = new.status.applied_at.unwrap_or(new.status.timestamp);
+            self.loads.entry(service.clone()).or_default().note_failure(new.spec_version, number, when);
+        }
+    }
+
+    fn note_pending(&mut self, task: &Arc<Task>, is_news: bool) {
+        if task.desired_state >= TaskState::Shutdown {
+            self.unwanted.insert(task.id.clone(), Arc::clone(task));
+        } else if let Some(node) = &task.node_id {
+            self.bound.insert(task.id.clone(), Arc::clone(task));
+            if is_news {
+                self.fresh_bound.insert(task.id.clone());
+            } else {
+                self.refused_bound.entry(node.clone()).or_default().insert(task.id.clone());
+            }
+        } else {
+            let key = group_key(task);
+            let group = self.groups.entry(key.clone()).or_default();
+            group.tasks.insert((task.slot, task.id.clone()), Arc::clone(task));
+            if is_news || group.refusal.is_none() {
+                self.fresh.insert(key);
+            } else {
+                self.waiting.insert(key);
+            }
+        }
+    }
+
+    fn forget_pending(&mut self, task: &Task) {
+        self.unwanted.remove(&task.id);
+        if self.bound.remove(&task.id).is_some() {
+            self.fresh_bound.remove(&task.id);
+            if let Some(node) = &task.node_id
+                && let Some(tasks) = self.refused_bound.get_mut(node)
+            {
+                tasks.remove(&task.id);
+                if tasks.is_empty() {
+                    self.refused_bound.remove(node);
+                }
+            }
+        }
+        let key = group_key(task);
+        if let Some(group) = self.groups.get_mut(&key) {
+            group.tasks.remove(&(task.slot, task.id.clone()));
+            if group.tasks.is_empty() {
+                self.groups.remove(&key);
+                self.fresh.remove(&key);
+                self.waiting.remove(&key);
+            }
+        }
+    }
+
+    /// What the last plan placed and no commit has confirmed is pending again.
+    fn expire_tentative(&mut self) {
+        for (id, task) in std::mem::take(&mut self.tentative) {
+            self.subtract(&task);
+            if self.bound.contains_key(&id) {
+                self.fresh_bound.insert(id);
+            } else {
+                let key = group_key(&task);
+                if self.groups.contains_key(&key) {
+                    self.fresh.insert(key);
+                }
+            }
+        }
+    }
+
+    /// The candidates for these needs, up to date.
+    fn class_for(&mut self, fixed: &Fixed) -> usize {
+        self.passes += 1;
+        let id = match self.classes.get(fixed) {
+            Some(id) => *id,
+            None => self.new_class(fixed),
+        };
+        let class = self.class[id].as_mut().expect("classes in the index exist");
+        class.used = self.passes;
+        class.catch_up(&self.places, &self.log);
+        id
+    }
+
+    fn new_class(&mut self, fixed: &Fixed) -> usize {
+        if self.classes.len() >= CLASSES {
+            let oldest = self.classes.iter().min_by_key(|(_, id)| self.class[**id].as_ref().map(|class| class.used)).map(|(fixed, id)| (fixed.clone(), *id));
+            if let Some((fixed, id)) = oldest {
+                self.classes.remove(&fixed);
+                self.class[id] = None;
+            }
+        }
+        // Numbers are not used again: services remember the order of their nodes by them.
+        let placement = skep_types::Placement { constraints: fixed.constraints.clone(), ..skep_types::Placement::default() };
+        self.class.push(Some(Class::new(fixed.clone(), Constraints::of(Some(&placement)))));
+        self.classes.insert(fixed.clone(), self.class.len() - 1);
+        self.class.len() - 1
+    }
+
+    /// Places up to `limit` tasks of a group; returns how many it looked at.
+    fn schedule_group(&mut self, key: GroupKey, limit: usize, now: Timestamp, plan: &mut Plan) -> usize {
+        let Some(group) = self.groups.get(&key) else { return 0 };
+        let Some(first) = group.tasks.values().next() else { return 0 };
+        let need = Need::of(first);
+        let (service, version) = (first.service_id.clone(), first.spec_version);
+        let class_id = self.class_for(&need.fixed);
+        let class = self.class[class_id].take().expect("class_for made it");
+        let mut load = service.as_ref().and_then(|service| self.loads.remove(service)).unwrap_or_default();
+        let mut standing = load.take_standing(class_id, &class, &self.places, &self.log);
+        let failing = load.failing_nodes(version, now);
+        let group = self.groups.get_mut(&key).expect("looked up above");
+        let mut placed = 0;
+        let mut pass = Pass::new(&mut self.places, &mut load, &class, &mut standing, &need, &mut self.log, failing);
+        let mut chosen = Vec::with_capacity(group.tasks.len().min(limit));
+        let mut is_full = false;
+        for task in group.tasks.values().take(limit) {
+            let Some((number, given)) = pass.next() else {
+                is_full = true;
+                break;
+            };
+            chosen.push((Arc::clone(task), number, given));
+            placed += 1;
+        }
+        load.put_standing(class_id, standing);
+        self.class[class_id] = Some(class);
+        if let Some(service) = service.filter(|_| !load.is_idle()) {
+            self.loads.insert(service, load);
+        }
+        for (task, number, given) in chosen {
+            let node = self.places[number as usize].node.as_ref().expect("members of a class are nodes").id.clone();
+            let task = Arc::new(assigned(&task, node, given, now));
+            plan.changes.push(Action::Update(Object::Task(Arc::clone(&task))));
+            self.tentative.insert(task.id.clone(), task);
+        }
+        if is_full {
+            self.waiting.insert(key);
+        } else if self.groups.get(&key).is_some_and(|group| group.tasks.len() > placed) {
+            self.fresh.insert(key);
+            plan.wake(now);
+        }
+        placed.max(1).min(limit)
+    }
+
+    /// Groups that wait are tried again if a node gained something since and now suits.
+    fn wake_waiting(&mut self) {
+        let keys: Vec<GroupKey> = self.waiting.iter().cloned().collect();
+        for key in keys {
+            let Some(group) = self.groups.get(&key) else {
+                self.waiting.remove(&key);
+                continue;
+            };
+            let Some((_, position)) = group.refusal else { continue };
+            if position == self.log.end() {
+                continue;
+            }
+            if self.has_gained(&key, position) {
+                self.waiting.remove(&key);
+                self.fresh.insert(key);
+            }
+        }
+    }
+
+    fn has_gained(&mut self, key: &GroupKey, position: u64) -> bool {
+        let Some(news) = self.log.since(position) else { return true };
+        let gained: Vec<Number> = news.filter(|(_, gained)| *gained).map(|(number, _)| number).collect();
+        if gained.is_empty() {
+            return false;
+        }
+        let Some(first) = self.groups.get(key).and_then(|group| group.tasks.values().next()) else { return false };
+        let need = Need::of(first);
+        let service = first.service_id.clone();
+        let class_id = self.class_for(&need.fixed);
+        let class = self.class[class_id].as_ref().expect("class_for made it");
+        let load = service.as_ref().and_then(|service| self.loads.get(service));
+        gained.into_iter().any(|number| {
+            let here = load.map_or(0, |load| load.count(number));
+            class.is_member(number) && self.places[number as usize].has_room(&need, here)
+        })
+    }
+
+    fn explain_waiting(&mut self, now: Timestamp, plan: &mut Plan) {
+        let keys: Vec<GroupKey> = self.waiting.iter().cloned().collect();
+        for key in keys {
+            let end = self.log.end();
+            let Some(group) = self.groups.get(&key) else { continue };
+            let Some(first) = group.tasks.values().find(|task| !self.tentative.contains_key(&task.id)) else { continue };
+            let due = group.explained + EXPLAIN_PERIOD;
+            let reason = match &group.refusal {
+                Some((reason, position)) if *position == end || now < due => {
+                    if *position != end {
+                        plan.wake(due);
+                    }
+                    Arc::clone(reason)
+                }
+                _ => {
+                    let reason: Arc<str> = self.refusal_of(&Arc::clone(first)).to_string().into();
+                    let group = self.groups.get_mut(&key).expect("looked up above");
+                    group.refusal = Some((Arc::clone(&reason), end));
+                    group.explained = now;
+                    reason
+                }
+            };
+            let group = self.groups.get(&key).expect("looked up above");
+            let silent = group.tasks.values().filter(|task| task.status.err != *reason && !self.tentative.contains_key(&task.id));
+            plan.changes.extend(silent.map(|task| set_state(task, TaskState::Pending, &task.status.message, &reason, now)));
+        }
+    }
+
+    fn schedule_bound(&mut self, now: Timestamp, plan: &mut Plan) {
+        for id in std::mem::take(&mut self.fresh_bound) {
+            let Some(task) = self.bound.get(&id).cloned() else { continue };
+            let Some(node) = &task.node_id else { continue };
+            let need = Need::of(&task);
+            let number = self.numbers.get(node).copied();
+            let class_id = self.class_for(&need.fixed);
+            let class = self.class[class_id].as_ref().expect("class_for made it");
+            let here = task.service_id.as_ref().and_then(|service| self.loads.get(service)).zip(number).map_or(0, |(load, number)| load.count(number));
+            let fitting = number.filter(|number| class.is_member(*number) && self.places[*number as usize].has_room(&need, here));
+            let Some(number) = fitting else {
+                let misfit = number.and_then(|number| self.places[number as usize].misfit(&need, &class.constraints, here));
+                let reason = explain::on_its_node(misfit.as_ref());
+                if task.status.err != reason {
+                    plan.changes.push(set_state(&task, TaskState::Pending, &task.status.message, &reason, now));
+                }
+                self.refused_bound.entry(node.clone()).or_default().insert(id);
+                continue;
+            };
+            let given = self.places[number as usize].claim(&need);
+            if let Some(service) = &task.service_id {
+                self.loads.entry(service.clone()).or_default().add(number);
+            }
+            self.log.push(number, false);
+            let task = Arc::new(assigned(&task, node.clone(), given, now));
+            plan.changes.push(Action::Update(Object::Task(Arc::clone(&task))));
+            self.tentative.insert(id, task);
+        }
+    }
+}
+
+fn group_key(task: &Task) -> GroupKey {
+    match (&task.service_id, task.spec_version) {
+        (Some(service), Some(version)) => GroupKey::Service(service.clone(), version),
+        _ => GroupKey::Single(task.id.clone()),
+    }
+}
+
+/// Whether both stand for the same claim on the same node.
+fn is_same_claim(a: &Task, b: &Task) -> bool {
+    takes_room(a) == takes_room(b)
+        && (!takes_room(a) || (a.node_id == b.node_id && is_active(a) == is_active(b) && a.assigned_generic_resources == b.assigned_generic_resources))
+}
+
+fn assigned(task: &Task, node: NodeId, given: Vec<GenericResource>, now: Timestamp) -> Task {
+    let status = TaskStatus {
+        timestamp: now,
+        state: TaskState::Assigned,
+        message: "scheduler assigned task to node".to_owned(),
+        applied_at: Some(now),
+        ..TaskStatus::default()
+    };
+    Task { node_id: Some(node), status, assigned_generic_resources: given, ..task.clone() }
+}

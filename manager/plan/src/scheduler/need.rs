@@ -1,0 +1,155 @@
+//! What a task needs of a node.
+
+use crate::constraint::{Constraints, strip_prefix_ignoring_case};
+use crate::resources::Lack;
+use skep_types::{MountType, Node, Platform, Plugin, Protocol, PublishMode, Resources, Task};
+
+/// A label that tasks are spread over.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Descriptor {
+    NodeLabel(String),
+    EngineLabel(String),
+}
+
+impl Descriptor {
+    /// `None` for what is not a label; such preferences are ignored, as the original does.
+    pub fn parse(text: &str) -> Option<Self> {
+        let node = strip_prefix_ignoring_case(text, "node.labels.").map(|label| Self::NodeLabel(label.to_owned()));
+        node.or_else(|| strip_prefix_ignoring_case(text, "engine.labels.").map(|label| Self::EngineLabel(label.to_owned())))
+    }
+
+    /// The branch of a node; nodes without the label share the empty one.
+    pub fn branch<'a>(&self, node: &'a Node) -> &'a str {
+        let found = match self {
+            Self::NodeLabel(label) => node.spec.annotations.labels.get(label),
+            Self::EngineLabel(label) => {
+                node.description.as_ref().and_then(|description| description.engine.as_ref()).and_then(|engine| engine.labels.get(label))
+            }
+        };
+        found.map_or("", String::as_str)
+    }
+}
+
+/// The needs that only a change of the node itself can meet; tasks with equal ones share their candidates.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Fixed {
+    pub constraints: Vec<String>,
+    /// (os, architecture), as images name them; empty = any.
+    pub platforms: Vec<(String, String)>,
+    /// (kind, name).
+    pub plugins: Vec<(&'static str, String)>,
+    pub spread: Vec<Descriptor>,
+}
+
+/// Everything a task needs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Need {
+    pub fixed: Fixed,
+    pub reservations: Resources,
+    pub host_ports: Vec<(Protocol, u32)>,
+    /// 0 = no limit.
+    pub max_replicas: u64,
+}
+
+/// Why a node does not take a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Misfit {
+    Down,
+    Drained,
+    Paused,
+    /// Not heard of yet, or told to go elsewhere.
+    NotReady,
+    Resources(Lack),
+    Plugin { kind: &'static str, name: String },
+    Constraints,
+    Platform,
+    HostPort(Protocol, u32),
+    MaxReplicas(u64),
+}
+
+/// `x86_64` and `amd64` are the same, and so are `aarch64` and `arm64`.
+fn normal_architecture(text: &str) -> &str {
+    match text {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn platform(platform: &Platform) -> (String, String) {
+    (platform.os.to_lowercase(), normal_architecture(&platform.architecture.to_lowercase()).to_owned())
+}
+
+/// Host-mode ports with a number of their own.
+pub(crate) fn host_ports(task: &Task) -> impl Iterator<Item = (Protocol, u32)> + '_ {
+    let ports = task.endpoint.iter().flat_map(|endpoint| if endpoint.ports.is_empty() { &endpoint.spec.ports } else { &endpoint.ports });
+    ports.filter(|port| port.publish_mode == PublishMode::Host && port.published_port != 0).map(|port| (port.protocol, port.published_port))
+}
+
+impl Need {
+    pub fn of(task: &Task) -> Self {
+        let placement = task.spec.placement.as_ref();
+        let mut fixed = Fixed { plugins: plugins(task), ..Fixed::default() };
+        if let Some(placement) = placement {
+            fixed.constraints = placement.constraints.clone();
+            fixed.platforms = placement.platforms.iter().map(platform).collect();
+            fixed.spread = placement.spread.iter().filter_map(|text| Descriptor::parse(text)).collect();
+        }
+        Self {
+            fixed,
+            reservations: task.spec.resources.as_ref().map(|resources| resources.reservations.clone()).unwrap_or_default(),
+            host_ports: host_ports(task).collect(),
+            max_replicas: placement.map_or(0, |placement| placement.max_replicas),
+        }
+    }
+}
+
+fn plugins(task: &Task) -> Vec<(&'static str, String)> {
+    let mounts = task.spec.container().into_iter().flat_map(|container| &container.mounts);
+    let drivers = mounts
+        .filter(|mount| mount.kind == MountType::Volume)
+        .filter_map(|mount| mount.volume.as_ref()?.driver.as_ref())
+        .filter(|driver| !driver.name.is_empty() && driver.name != "local")
+        .map(|driver| ("Volume", driver.name.clone()));
+    let networks = task.networks.iter().filter_map(|attachment| attachment.network.driver_state.as_ref());
+    let networks = networks.filter(|driver| !driver.name.is_empty()).map(|driver| ("Network", driver.name.clone()));
+    let log = task.log_driver.iter().filter(|driver| !driver.name.is_empty() && driver.name != "none").map(|driver| ("Log", driver.name.clone()));
+    let mut all: Vec<_> = drivers.chain(networks).chain(log).collect();
+    all.sort();
+    all.dedup();
+    all
+}
+
+fn is_plugin(plugin: &Plugin, kind: &str, name: &str) -> bool {
+    plugin.kind == kind && (plugin.name == name || plugin.name.strip_suffix(":latest") == Some(name))
+}
+
+impl Fixed {
+    /// Whether the node's own properties suit, in the order of the original's filters.
+    pub fn check(&self, constraints: &Constraints, node: &Node) -> Result<(), Misfit> {
+        let description = node.description.as_ref();
+        // A node that lists no plugins at all has not said what it can do, like one without a description of its engine.
+        if let Some(engine) = description.and_then(|description| description.engine.as_ref()).filter(|engine| !engine.plugins.is_empty()) {
+            for (kind, name) in &self.plugins {
+                let lists_kind = engine.plugins.iter().any(|plugin| plugin.kind == *kind);
+                let has = engine.plugins.iter().any(|plugin| is_plugin(plugin, kind, name));
+                if !has && (*kind != "Log" || lists_kind) {
+                    return Err(Misfit::Plugin { kind, name: name.clone() });
+                }
+            }
+        }
+        if !constraints.match_node(node) {
+            return Err(Misfit::Constraints);
+        }
+        if !self.platforms.is_empty() {
+            let (os, architecture) = description.map(|description| platform(&description.platform)).unwrap_or_default();
+            let fits = |wanted: &(String, String)| {
+                (wanted.0.is_empty() || wanted.0 == os) && (wanted.1.is_empty() || wanted.1 == architecture)
+            };
+            if !self.platforms.iter().any(fits) {
+                return Err(Misfit::Platform);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,140 @@
+//! What the scheduler knows of a node.
+
+use super::need::{Misfit, Need, host_ports};
+use crate::resources::Free;
+use skep_types::{Availability, GenericResource, Node, NodeState, Protocol, Resources, Task, TaskState};
+use std::sync::Arc;
+
+/// A node and what is left of it.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// `None` = the node was removed; its number is not used again.
+    pub node: Option<Arc<Node>>,
+    /// Changes whenever a property changes that [`super::need::Fixed::check`] or readiness depends on.
+    pub epoch: u32,
+    pub is_ready: bool,
+    /// Tasks that are to run here.
+    pub active: u32,
+    free: Free,
+    ports: Vec<(Protocol, u32)>,
+}
+
+/// Whether the task takes room on its node: it has been assigned and has not ended.
+pub(crate) fn takes_room(task: &Task) -> bool {
+    task.node_id.is_some() && (TaskState::Assigned..=TaskState::Running).contains(&task.status.state)
+}
+
+pub(crate) fn is_active(task: &Task) -> bool {
+    task.desired_state <= TaskState::Complete
+}
+
+fn resources(node: &Node) -> Resources {
+    node.description.as_ref().map(|description| description.resources.clone()).unwrap_or_default()
+}
+
+fn is_ready(node: &Node) -> bool {
+    node.status.state == NodeState::Ready && node.spec.availability == Availability::Active
+}
+
+impl Place {
+    pub fn new(node: &Arc<Node>) -> Self {
+        Self {
+            is_ready: is_ready(node),
+            free: Free::of(&resources(node)),
+            node: Some(Arc::clone(node)),
+            epoch: 1,
+            active: 0,
+            ports: Vec::new(),
+        }
+    }
+
+    /// Takes over what changed; `false` if nothing the scheduler looks at did.
+    pub fn update(&mut self, node: &Arc<Node>) -> bool {
+        let Some(old) = self.node.replace(Arc::clone(node)) else { return false };
+        let unchanged = Arc::ptr_eq(&old, node)
+            || (old.status.state == node.status.state
+                && old.status.addr == node.status.addr
+                && old.spec == node.spec
+                && old.role == node.role
+                && old.description == node.description);
+        if unchanged {
+            return false;
+        }
+        let (before, after) = (resources(&old), resources(node));
+        if before != after {
+            self.free.resize(&before, &after);
+        }
+        self.is_ready = is_ready(node);
+        self.epoch += 1;
+        true
+    }
+
+    pub fn remove(&mut self) {
+        self.node = None;
+        self.is_ready = false;
+        self.epoch += 1;
+    }
+
+    /// Counts a task that is here.
+    pub fn add(&mut self, task: &Task) {
+        self.active += u32::from(is_active(task));
+        if let Some(wanted) = reservations(task) {
+            self.free.take(wanted, &task.assigned_generic_resources);
+        }
+        self.ports.extend(host_ports(task));
+    }
+
+    /// Forgets a task that was counted.
+    pub fn subtract(&mut self, task: &Task) {
+        self.active = self.active.saturating_sub(u32::from(is_active(task)));
+        if let Some(wanted) = reservations(task) {
+            self.free.give_back(wanted, &task.assigned_generic_resources);
+        }
+        for port in host_ports(task) {
+            if let Some(index) = self.ports.iter().position(|taken| *taken == port) {
+                self.ports.swap_remove(index);
+            }
+        }
+    }
+
+    /// Gives a task what it needs of a node that [`Place::has_room`]. Returns its generic resources.
+    pub fn claim(&mut self, need: &Need) -> Vec<GenericResource> {
+        self.active += 1;
+        self.ports.extend_from_slice(&need.host_ports);
+        self.free.claim(&need.reservations).unwrap_or_default()
+    }
+
+    /// Whether what comes and goes suffices: resources, ports, and replicas of the service (`here` = those that are here).
+    pub fn has_room(&self, need: &Need, here: u32) -> bool {
+        self.free.check(&need.reservations).is_ok()
+            && need.host_ports.iter().all(|port| !self.ports.contains(port))
+            && (need.max_replicas == 0 || u64::from(here) < need.max_replicas)
+    }
+
+    /// The first filter that a task does not pass, in the order of the original.
+    pub fn misfit(&self, need: &Need, constraints: &crate::constraint::Constraints, here: u32) -> Option<Misfit> {
+        let node = self.node.as_ref()?;
+        if !self.is_ready {
+            return Some(match (node.status.state, node.spec.availability) {
+                (NodeState::Down, _) => Misfit::Down,
+                (NodeState::Ready, Availability::Drain) => Misfit::Drained,
+                (NodeState::Ready, Availability::Pause) => Misfit::Paused,
+                _ => Misfit::NotReady,
+            });
+        }
+        if let Err(lack) = self.free.check(&need.reservations) {
+            return Some(Misfit::Resources(lack));
+        }
+        if let Err(misfit) = need.fixed.check(constraints, node) {
+            return Some(misfit);
+        }
+        if let Some((protocol, port)) = need.host_ports.iter().find(|port| self.ports.contains(port)) {
+            return Some(Misfit::HostPort(*protocol, *port));
+        }
+        (need.max_replicas != 0 && u64::from(here) >= need.max_replicas).then_some(Misfit::MaxReplicas(need.max_replicas))
+    }
+}
+
+fn reservations(task: &Task) -> Option<&Resources> {
+    task.spec.resources.as_ref().map(|resources| &resources.reservations)
+}

@@ -1,0 +1,261 @@
+//! Rolling updates and rollbacks (wire-behaviour 12), derived from the store alone.
+//!
+//! What the original keeps in worker goroutines is read off the tasks: a slot is in work while its first task of the new spec version
+//! has not come to RUNNING (or to its end), and for `delay` after that; a slot failed if such a task ended before or within
+//! `monitor` after it ran (`TaskStatus::running_since`). So a new leader goes on where the old one stopped.
+
+use crate::dirty::Dirt;
+use crate::restart;
+use crate::slot::{Context, Run, Slot};
+use skep_types::{
+    Action, FailureAction, Object, Service, TaskId, TaskState, Timestamp, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Monitor time of a config that does not say.
+pub const DEFAULT_MONITOR: Duration = Duration::from_secs(5);
+
+/// How far an update is.
+struct Progress<K> {
+    /// Slots to do, in order.
+    waiting: Vec<K>,
+    /// Slots that keep a worker busy.
+    busy: usize,
+    /// Slots that were begun.
+    begun: usize,
+    failed: usize,
+    failed_task: Option<TaskId>,
+    /// A slot whose new task has neither run nor ended.
+    unsettled: bool,
+    /// When the last slot came to RUNNING or to its end.
+    last_reached: Option<Timestamp>,
+}
+
+struct Settings {
+    config: UpdateConfig,
+    rolling_back: bool,
+    started: Option<Timestamp>,
+}
+
+impl Settings {
+    fn of(service: &Service) -> Self {
+        let status = service.update_status.as_ref();
+        let rolling_back = status.is_some_and(|status| status.state == UpdateState::RollbackStarted);
+        let config = if rolling_back { &service.spec.rollback } else { &service.spec.update };
+        Self { config: config.clone().unwrap_or_default(), rolling_back, started: status.and_then(|status| status.started_at) }
+    }
+
+    fn monitor(&self) -> Duration {
+        self.config.monitor.unwrap_or(DEFAULT_MONITOR)
+    }
+
+    /// How long nothing may fail after the last slot before the update counts as done.
+    fn quiet_time(&self) -> Duration {
+        match self.config.failure_action {
+            FailureAction::Continue => Duration::ZERO,
+            _ if self.config.delay >= self.monitor() => self.config.delay + Duration::from_secs(1),
+            _ => self.monitor(),
+        }
+    }
+
+    fn is_failure(&self, run: &Run) -> bool {
+        run.ended_by_itself() && run.task.status.running_since.is_none_or(|since| run.reported() <= since + self.monitor())
+    }
+}
+
+/// Does what the update of a service asks for next. `create` makes a task for a slot.
+pub(crate) fn step<'a, K: Ord + Clone>(
+    context: &mut Context<'a>,
+    slots: &mut BTreeMap<K, Slot>,
+    dirt: &Dirt<'_>,
+    mut create: impl FnMut(&mut Context<'a>, &K, TaskState) -> Option<Run>,
+) {
+    let state = context.service.update_status.as_ref().map_or(UpdateState::Unknown, |status| status.state);
+    if matches!(state, UpdateState::Paused | UpdateState::RollbackPaused) {
+        return;
+    }
+    let settings = Settings::of(context.service);
+    let active = matches!(state, UpdateState::Updating | UpdateState::RollbackStarted);
+    let progress = survey(context, slots, dirt, &settings, active);
+    if !active {
+        if progress.waiting.is_empty() && progress.begun == 0 {
+            return;
+        }
+        set_status(context, UpdateState::Updating, "update in progress", true);
+    } else if let Some(failed) = progress.failed_task.as_ref().filter(|_| is_over_ratio(&settings.config, &progress)) {
+        react(context, &settings, failed);
+        return;
+    }
+    let order = settings.config.order;
+    let workers = match settings.config.parallelism {
+        0 => usize::MAX,
+        parallelism => usize::try_from(parallelism).unwrap_or(usize::MAX).saturating_sub(progress.busy),
+    };
+    for key in progress.waiting.iter().take(workers) {
+        let first = if order == UpdateOrder::StartFirst { TaskState::Running } else { TaskState::Ready };
+        let Some(run) = create(context, key, first) else { break };
+        let slot = slots.get_mut(key).expect("only known slots wait");
+        make_room(slot, order);
+        slot.runs.push(run);
+    }
+    if active && progress.waiting.is_empty() && !progress.unsettled {
+        finish(context, &settings, progress.last_reached);
+    }
+}
+
+fn survey<K: Ord + Clone>(
+    context: &mut Context<'_>,
+    slots: &mut BTreeMap<K, Slot>,
+    dirt: &Dirt<'_>,
+    settings: &Settings,
+    active: bool,
+) -> Progress<K> {
+    let mut progress =
+        Progress { waiting: Vec::new(), busy: 0, begun: 0, failed: 0, failed_task: None, unsettled: false, last_reached: None };
+    for (key, slot) in slots.iter_mut() {
+        if slot.newest().is_none_or(|run| run.desired >= TaskState::Remove) {
+            continue;
+        }
+        let begun = active && note_begun(context, slot, settings, &mut progress);
+        let clean_lives = slot.live().any(|run| !dirt.is_dirty(&run.task));
+        let needs_work = match slot.is_live() {
+            true => slot.live().count() > 1 || slot.live().any(|run| dirt.is_dirty(&run.task)),
+            false => slot.newest().is_some_and(|run| dirt.is_dirty(&run.task)),
+        };
+        if !needs_work {
+            continue;
+        }
+        if clean_lives {
+            drop_others(slot, dirt, settings.config.order);
+        } else if !(begun && has_given_up(context, slot)) {
+            progress.waiting.push(key.clone());
+        }
+    }
+    progress
+}
+
+/// Takes a slot into account that this update has given a task. Returns whether it has.
+fn note_begun<K>(context: &mut Context<'_>, slot: &Slot, settings: &Settings, progress: &mut Progress<K>) -> bool {
+    let version = context.service.spec_version;
+    let of_update = |run: &&Run| {
+        run.task.spec_version == version && version.is_some() && settings.started.is_none_or(|started| run.created >= started)
+    };
+    // A slot without an older task was added by scaling; without history that cannot be seen.
+    let replaced = slot.runs.iter().any(|run| !of_update(&run)) || (0..2).contains(&context.retention);
+    if !replaced || !slot.runs.iter().any(|run| of_update(&run)) {
+        return false;
+    }
+    progress.begun += 1;
+    match slot.runs.iter().filter(of_update).filter_map(Run::reached_running).min() {
+        None => {
+            progress.busy += 1;
+            progress.unsettled = true;
+        }
+        Some(reached) => {
+            progress.last_reached = progress.last_reached.max(Some(reached));
+            let free = reached + settings.config.delay;
+            if context.now < free {
+                progress.busy += 1;
+                context.plan.wake(free);
+            }
+        }
+    }
+    if let Some(run) = slot.runs.iter().filter(of_update).find(|run| settings.is_failure(run)) {
+        progress.failed += 1;
+        progress.failed_task.get_or_insert_with(|| run.task.id.clone());
+    }
+    true
+}
+
+/// Start-first: the new task of a slot ended and may not be restarted. The slot stays with its old task.
+fn has_given_up(context: &Context<'_>, slot: &Slot) -> bool {
+    let version = context.service.spec_version;
+    let newest = slot.runs.iter().rposition(|run| run.task.spec_version == version);
+    newest.is_some_and(|index| slot.runs[index].observed().is_terminal() && !restart::is_allowed(context, slot, index))
+}
+
+/// Leaves one task in a slot that has a clean one; start-first waits until that one runs.
+fn drop_others(slot: &mut Slot, dirt: &Dirt<'_>, order: UpdateOrder) {
+    let rank = |run: &Run| (!dirt.is_dirty(&run.task), run.observed() == TaskState::Running, run.observed().min(TaskState::Running));
+    let Some(best) = (0..slot.runs.len()).filter(|index| slot.runs[*index].is_live()).max_by_key(|index| rank(&slot.runs[*index])) else {
+        return;
+    };
+    let runs = slot.runs[best].observed() == TaskState::Running;
+    for index in 0..slot.runs.len() {
+        if index != best && slot.runs[index].is_live() && (runs || order == UpdateOrder::StopFirst || !dirt.is_dirty(&slot.runs[index].task)) {
+            slot.runs[index].want(TaskState::Shutdown);
+        }
+    }
+}
+
+/// What happens to the old tasks of a slot when it gets its new one.
+fn make_room(slot: &mut Slot, order: UpdateOrder) {
+    let keep = match order {
+        UpdateOrder::StopFirst => None,
+        // One old task serves until the new one runs, even if an earlier update left several.
+        UpdateOrder::StartFirst => {
+            (0..slot.runs.len()).filter(|index| slot.runs[*index].is_live()).max_by_key(|index| slot.runs[*index].observed().min(TaskState::Running))
+        }
+    };
+    for (index, run) in slot.runs.iter_mut().enumerate() {
+        if run.is_live() && Some(index) != keep {
+            run.want(TaskState::Shutdown);
+        }
+    }
+}
+
+fn is_over_ratio<K>(config: &UpdateConfig, progress: &Progress<K>) -> bool {
+    let total = progress.begun + progress.waiting.len();
+    config.failure_action != FailureAction::Continue && total > 0 && progress.failed as f32 / total as f32 > config.max_failure_ratio
+}
+
+/// Too many failed: pause, or go back to the spec before.
+fn react(context: &mut Context<'_>, settings: &Settings, failed: &TaskId) {
+    let cause = format!("due to failure or early termination of task {failed}");
+    let to_roll_back = settings.config.failure_action == FailureAction::Rollback && !settings.rolling_back;
+    match (settings.rolling_back, to_roll_back.then(|| rolled_back(context.service)).flatten()) {
+        (true, _) => set_status(context, UpdateState::RollbackPaused, &format!("rollback paused {cause}"), false),
+        (false, Some(mut service)) => {
+            let message = format!("update rolled back {cause}");
+            service.update_status =
+                Some(UpdateStatus { state: UpdateState::RollbackStarted, started_at: Some(context.now), completed_at: None, message });
+            context.plan.changes.push(Action::Update(Object::Service(Arc::new(service))));
+        }
+        (false, None) if to_roll_back => {
+            set_status(context, UpdateState::Paused, &format!("update paused {cause}; there is no earlier spec to roll back to"), false);
+        }
+        (false, None) => set_status(context, UpdateState::Paused, &format!("update paused {cause}"), false),
+    }
+}
+
+/// The service with the spec it had before; nothing to go back to after that.
+fn rolled_back(service: &Service) -> Option<Service> {
+    let mut restored = service.clone();
+    restored.spec = restored.previous_spec.take()?;
+    restored.spec_version = restored.previous_spec_version.take();
+    Some(restored)
+}
+
+fn finish(context: &mut Context<'_>, settings: &Settings, last_reached: Option<Timestamp>) {
+    let due = last_reached.map(|moment| moment + settings.quiet_time());
+    match due.filter(|due| context.now < *due) {
+        Some(due) => context.plan.wake(due),
+        None if settings.rolling_back => set_status(context, UpdateState::RollbackCompleted, "rollback completed", false),
+        None => set_status(context, UpdateState::Completed, "update completed", false),
+    }
+}
+
+fn set_status(context: &mut Context<'_>, state: UpdateState, message: &str, begins: bool) {
+    let mut service = Service::clone(context.service);
+    let before = service.update_status.take().unwrap_or_default();
+    let done = matches!(state, UpdateState::Completed | UpdateState::RollbackCompleted);
+    service.update_status = Some(UpdateStatus {
+        state,
+        started_at: if begins { Some(context.now) } else { before.started_at },
+        completed_at: done.then_some(context.now),
+        message: message.to_owned(),
+    });
+    context.plan.changes.push(Action::Update(Object::Service(Arc::new(service))));
+}
