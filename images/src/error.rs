@@ -13,13 +13,23 @@ pub enum ImageError {
     #[error(transparent)]
     Manifest(#[from] ManifestError),
     #[error(transparent)]
-    Archive(#[from] ArchiveError),
+    Archive(ArchiveError),
     #[error("blob {blob} of image {image} ended after {got} of {expected} bytes, again and again")]
     CutShort { image: String, blob: String, got: u64, expected: u64 },
     #[error("blob {blob} of image {image} is longer than the {expected} bytes its manifest names; the registry is broken")]
     TooMuch { image: String, blob: String, expected: u64 },
     #[error("image {image} is not complete in containerd any more; pull it again")]
     Incomplete { image: String },
+}
+
+impl From<ArchiveError> for ImageError {
+    fn from(error: ArchiveError) -> Self {
+        match error {
+            // containerd's refusals are the same wherever the blob came from.
+            ArchiveError::Store(error) => Self::Store(error),
+            error => Self::Archive(error),
+        }
+    }
 }
 
 impl ImageError {

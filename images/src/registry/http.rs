@@ -409,10 +409,13 @@ async fn explain(error: reqwest::Error, endpoint: &Endpoint) -> RegistryError {
 fn is_tls_failure(error: &reqwest::Error) -> bool {
     let mut cause = error.source();
     while let Some(inner) = cause {
-        if let Some(io) = inner.downcast_ref::<io::Error>()
-            && io.kind() == io::ErrorKind::InvalidData
-        {
-            return true;
+        // `source` of an I/O error leaves out the error inside it, which may be another I/O error.
+        let mut io = inner.downcast_ref::<io::Error>();
+        while let Some(error) = io {
+            if error.kind() == io::ErrorKind::InvalidData {
+                return true;
+            }
+            io = error.get_ref().and_then(|inside| inside.downcast_ref());
         }
         cause = inner.source();
     }

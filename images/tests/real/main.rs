@@ -1,0 +1,10 @@
+//! Images against the real things: a containerd of our own, Debian's docker-registry, skopeo, and the kernel's overlayfs.
+//!
+//! Each test has its own daemons in a temporary directory and leaves nothing behind, also when it fails.
+
+mod archives; // archives that nobody would write in earnest
+mod harness; // daemons
+mod load;
+mod pull;
+mod refuse;
+mod survive;
