@@ -51,16 +51,21 @@ impl RouteSocket {
 
     /// The index of a link, `None` if there is none of that name.
     pub(crate) fn link_index(&mut self, name: &str) -> io::Result<Option<u32>> {
+        self.link(name, |message| wire::u32_at(message.body, 4))
+    }
+
+    /// What `read` makes of the kernel's description of a link.
+    pub(super) fn link<T>(&mut self, name: &str, read: impl Fn(wire::Message<'_>) -> Option<T>) -> io::Result<Option<T>> {
         let sequence = self.0.next_sequence();
         let mut out = Writer::default();
         out.begin(libc::RTM_GETLINK, REQUEST, sequence);
         link_header(&mut out, 0, 0, 0);
         out.text(libc::IFLA_IFNAME, name).host_u32(libc::IFLA_EXT_MASK, super::route_read::SKIP_STATISTICS);
         out.end();
-        let mut index = None;
-        match self.0.dump(&out, sequence, |message| index = wire::u32_at(message.body, 4)) {
+        let mut found = None;
+        match self.0.dump(&out, sequence, |message| found = read(message)) {
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
-            other => other.map(|()| index),
+            other => other.map(|()| found),
         }
     }
 

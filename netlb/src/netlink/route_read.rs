@@ -33,17 +33,39 @@ impl RouteSocket {
                 state.links.insert(name, link);
             }
         })?;
-        self.dump(libc::RTM_GETADDR, &[0; 8], |message| {
+        self.read_on(&mut state, &names, None)?;
+        self.dump(libc::RTM_GETRULE, &[0; 12], |message| state.rules.extend(read_rule(&message)))?;
+        Ok(state)
+    }
+
+    /// The same for one link, without rules; empty if it is not there. Costs little among however many others.
+    pub(crate) fn read_one(&mut self, name: &str) -> io::Result<State> {
+        let mut state = State::default();
+        let Some((index, link)) = self.link(name, |message| read_link(&message).map(|(index, _, link)| (index, link)))? else {
+            return Ok(state);
+        };
+        state.links.insert(name.to_owned(), link);
+        self.read_on(&mut state, &[(index, name.to_owned())].into(), Some(index))?;
+        Ok(state)
+    }
+
+    /// Adds what is on the links with those names and indexes; the kernel gives that of `only` alone, if given.
+    fn read_on(&mut self, state: &mut State, names: &BTreeMap<u32, String>, only: Option<u32>) -> io::Result<()> {
+        self.dump(libc::RTM_GETADDR, &address_request(only), |message| {
             if let Some((index, address)) = read_address(&message)
                 && let Some(link) = names.get(&index).and_then(|name| state.links.get_mut(name))
             {
                 link.addresses.insert(address);
             }
         })?;
-        self.dump(libc::RTM_GETROUTE, &[0; 12], |message| state.routes.extend(read_route(&message, &names)))?;
-        self.dump(libc::RTM_GETNEIGH, &[0; 12], |message| state.neighbours.extend(read_neighbour(&message, &names)))?;
-        self.dump(libc::RTM_GETRULE, &[0; 12], |message| state.rules.extend(read_rule(&message)))?;
-        Ok(state)
+        // struct rtmsg and struct ndmsg have 12 bytes both.
+        let filtered = |kind| filtered(kind, only);
+        self.dump(libc::RTM_GETROUTE, &filtered(libc::RTA_OIF), |message| {
+            state.routes.extend(read_route(&message, names));
+        })?;
+        self.dump(libc::RTM_GETNEIGH, &filtered(libc::NDA_IFINDEX), |message| {
+            state.neighbours.extend(read_neighbour(&message, names));
+        })
     }
 
     /// Every address in the namespace, whoever's.
@@ -62,6 +84,20 @@ impl RouteSocket {
         out.end();
         self.0.dump(&out, sequence, each)
     }
+}
+
+/// struct ifaddrmsg
+fn address_request(only: Option<u32>) -> Vec<u8> {
+    [[0; 4], only.unwrap_or(0).to_ne_bytes()].concat()
+}
+
+fn filtered(link_attribute: u16, only: Option<u32>) -> Vec<u8> {
+    let mut out = Writer::default();
+    out.put(&[0; 12]);
+    if let Some(index) = only {
+        out.host_u32(link_attribute, index);
+    }
+    out.as_bytes().to_vec()
 }
 
 /// struct ifinfomsg and the wish for no statistics.

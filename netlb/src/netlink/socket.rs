@@ -1,13 +1,14 @@
 //! One netlink socket: send requests, read their acknowledgements; send a dump, read all of it.
 
 use super::wire::{self, Writer};
+use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, send, setsockopt, socket, sockopt,
-};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
+use std::cell::RefCell;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 pub(crate) const ACK: u16 = libc::NLM_F_ACK as u16;
 pub(crate) const REQUEST: u16 = libc::NLM_F_REQUEST as u16;
@@ -18,37 +19,45 @@ pub(crate) const REPLACE: u16 = libc::NLM_F_REPLACE as u16;
 
 /// The kernel answers within the call; this only keeps a lost answer from hanging us for ever.
 const ANSWER_WITHIN_SECONDS: i64 = 10;
-/// `netlink(7)` recommends at least 8 KiB; the kernel fills up to 32 KiB per datagram of a dump.
-const RECEIVE: usize = 64 * 1024;
+/// The kernel fills at most 32 KiB per datagram of a dump; an acknowledgement takes 36 bytes.
+const RECEIVE: usize = 32 * 1024;
 /// A batch of some ten thousand elements takes half a megabyte and must fit the send buffer in one piece.
 const SEND_BUFFER: usize = 8 << 20;
+
+thread_local! {
+    /// One for all sockets of a thread: a node with hundreds of networks has as many sockets, read one at a time.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; RECEIVE]);
+}
 
 /// A netlink socket of one protocol, in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Socket {
-    fd: OwnedFd,
+    fd: netlink_sys::Socket,
     sequence: u32,
-    buffer: Vec<u8>,
 }
 
 impl Socket {
     /// Routing: links, addresses, routes.
     pub(crate) fn route() -> io::Result<Self> {
-        Self::open(SockProtocol::NetlinkRoute)
+        Self::open(NETLINK_ROUTE)
     }
 
     /// Netfilter: nf_tables.
     pub(crate) fn netfilter() -> io::Result<Self> {
-        let socket = Self::open(SockProtocol::NetlinkNetFilter)?;
+        let socket = Self::open(NETLINK_NETFILTER)?;
         setsockopt(&socket.fd, sockopt::SndBufForce, &SEND_BUFFER)?;
         Ok(socket)
     }
 
-    fn open(protocol: SockProtocol) -> io::Result<Self> {
-        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)?;
-        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+    fn open(protocol: isize) -> io::Result<Self> {
+        let mut fd = netlink_sys::Socket::new(protocol)?;
+        fd.bind_auto()?;
         setsockopt(&fd, sockopt::ReceiveTimeout, &TimeVal::seconds(ANSWER_WITHIN_SECONDS))?;
-        Ok(Self { fd, sequence: 0, buffer: Vec::new() })
+        // Answers without a copy of what they answer, which may be longer than our buffer.
+        fd.set_cap_ack(true)?;
+        // Dumps are filtered by what the request says, and a request that cannot be understood is refused.
+        fd.set_netlink_get_strict_chk(true)?;
+        Ok(Self { fd, sequence: 0 })
     }
 
     /// A sequence number no message on this socket had before.
@@ -65,25 +74,26 @@ impl Socket {
     }
 
     pub(crate) fn send(&mut self, out: &Writer) -> io::Result<()> {
-        let sent = send(self.fd.as_raw_fd(), out.as_bytes(), MsgFlags::empty())?;
+        let sent = self.fd.send(out.as_bytes(), 0)?;
         if sent == out.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
     /// Reads one datagram and hands every message in it to `each` until that returns `true`: then all is read.
-    pub(crate) fn receive(&mut self, mut each: impl FnMut(wire::Message<'_>) -> io::Result<bool>) -> io::Result<()> {
-        self.buffer.resize(RECEIVE, 0);
-        loop {
-            let length = match recv(self.fd.as_raw_fd(), &mut self.buffer, MsgFlags::empty()) {
-                Err(nix::errno::Errno::EINTR) => continue,
-                Err(nix::errno::Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
-                other => other?,
-            };
-            for message in wire::messages(&self.buffer[..length]) {
-                if each(message)? {
-                    return Ok(());
+    pub(crate) fn receive(&self, mut each: impl FnMut(wire::Message<'_>) -> io::Result<bool>) -> io::Result<()> {
+        BUFFER.with_borrow_mut(|buffer| {
+            loop {
+                let length = match recv(self.fd.as_raw_fd(), buffer, MsgFlags::empty()) {
+                    Err(Errno::EINTR) => continue,
+                    Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+                    other => other?,
+                };
+                for message in wire::messages(&buffer[..length]) {
+                    if each(message)? {
+                        return Ok(());
+                    }
                 }
             }
-        }
+        })
     }
 
     /// Sends messages that all ask for an acknowledgement, numbered `first..first + count`, and returns one result each.

@@ -78,7 +78,7 @@ impl Owner {
         let there = self.host.link_index(&name).map_err(failed)?.is_some();
         let here = namespace.route.link_index(GATEWAY_LINK).map_err(failed)?.is_some();
         if there && here {
-            let state = self.host.read(|link| link == name).map_err(failed)?;
+            let state = self.host.read_one(&name).map_err(failed)?;
             let addresses = state.links.get(&name).into_iter().flat_map(|link| &link.addresses);
             if let Some(slot) = addresses.filter_map(|address| Slot::of_address(address.addr())).next() {
                 sysctl::let_loopback_leave_by(&name)?;

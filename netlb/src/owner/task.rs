@@ -136,7 +136,7 @@ impl Owner {
         let mut before = State::default();
         let there = !known_empty && sandbox.namespace.route.link_index(&outside).map_err(failed)?.is_some();
         if there && is.links.contains_key(&inside) {
-            let read = sandbox.namespace.route.read(|link| link == outside);
+            let read = sandbox.namespace.route.read_one(&outside);
             before = read.map_err(|source| NetlbError::Netlink { place: place.clone(), source })?;
         } else {
             if there {

@@ -1,0 +1,105 @@
+//! What things cost. Prints only, for a shared machine's times prove nothing; the shape (CPU per step) is what to read.
+//! `cargo test -p skep-netlb --test cost --release -- --nocapture`
+
+mod support;
+
+use skep_netlb::*;
+use std::time::Instant;
+use support::*;
+
+const TASKS: u8 = 50;
+
+/// CPU of all threads, wall, for `work`, divided by `count`, in milliseconds.
+async fn measured(what: &str, count: u32, work: impl Future<Output = ()>) {
+    let (cpu, wall) = (cpu_ms(), Instant::now());
+    work.await;
+    let (cpu, wall) = (cpu_ms() - cpu, wall.elapsed().as_secs_f64() * 1e3);
+    println!("COST {what}: {:.3} ms CPU, {:.3} ms wall each ({count})", cpu / f64::from(count), wall / f64::from(count));
+}
+
+#[test]
+fn tasks_made_one_by_one_and_many_at_once() {
+    on_own_host("tasks_made_one_by_one_and_many_at_once", async |_world| {
+        let netlb = World::netlb();
+        let ingress = network(1, true);
+        let first = task(1, vec![attach(&ingress, 11)]);
+        measured("first task, with the sandbox", 1, async {
+            netlb.ensure_task(first.clone()).await.unwrap();
+        })
+        .await;
+        let tasks: Vec<TaskNetwork> = (2..2 + TASKS).map(|n| task(n, vec![attach(&ingress, 10 + n)])).collect();
+        measured("task, one by one", u32::from(TASKS), async {
+            for task in &tasks {
+                netlb.ensure_task(task.clone()).await.unwrap();
+            }
+        })
+        .await;
+        measured("task that is there", u32::from(TASKS), async {
+            for task in &tasks {
+                netlb.ensure_task(task.clone()).await.unwrap();
+            }
+        })
+        .await;
+        measured("audit with 51 tasks", 1, async {
+            let report = netlb.audit().await.unwrap();
+            assert_eq!(report, Audit::default());
+        })
+        .await;
+        measured("removal", u32::from(TASKS), async {
+            for task in &tasks {
+                netlb.remove_task(task.task.clone()).await.unwrap();
+            }
+        })
+        .await;
+        let again: Vec<TaskNetwork> = (100..100 + TASKS).map(|n| task(n, vec![attach(&ingress, 10 + n)])).collect();
+        measured("task, all at once", u32::from(TASKS), async {
+            let mut all = tokio::task::JoinSet::new();
+            for task in again {
+                let netlb = netlb.clone();
+                all.spawn(async move { netlb.ensure_task(task).await.map(|_| ()) });
+            }
+            for result in all.join_all().await {
+                result.unwrap();
+            }
+        })
+        .await;
+        netlb.remove_everything().await.unwrap();
+    });
+}
+
+#[test]
+fn one_backend_changes_among_many_services() {
+    on_own_host("one_backend_changes_among_many_services", async |_world| {
+        let netlb = World::netlb();
+        let ingress = network(1, true);
+        for services in [10u16, 200, 1_000] {
+            let port = |number: u16, shift: u8| {
+                let address = |n: u8| std::net::IpAddr::from([10, 0, (number >> 6) as u8, (number as u8 & 63) * 4 + n]);
+                let backends = (0..4).map(|n| Backend { address: address((n + shift) % 250), port: 80 }).collect();
+                PublishedPort { protocol: Protocol::Tcp, port: 2000 + number, mode: PublishMode::Ingress { backends } }
+            };
+            let ports = |shift: u8| {
+                let mut ports: Vec<_> = (0..services).map(|number| port(number, 0)).collect();
+                ports[3] = port(3, shift);
+                ports
+            };
+            let with = |ports: Vec<PublishedPort>| wanted(&[ingress.clone()], &[], ports);
+            let whole = with(ports(0));
+            measured(&format!("{services} services loaded"), 1, async {
+                netlb.set_wanted(whole);
+                netlb.applied().await.unwrap();
+            })
+            .await;
+            let steps: Vec<Wanted> = (0..20u8).map(|step| with(ports(1 + step % 2))).collect();
+            measured(&format!("one of 4 backends changes among {services} services"), 20, async {
+                for step in steps {
+                    netlb.set_wanted(step);
+                    netlb.applied().await.unwrap();
+                }
+            })
+            .await;
+            assert_eq!(netlb.audit().await.unwrap(), Audit::default());
+        }
+        netlb.remove_everything().await.unwrap();
+    });
+}
