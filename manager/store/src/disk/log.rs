@@ -616,3 +616,6 @@ pub(crate) fn read(lookups: Vec<Lookup>) -> Result<Vec<Entry>, DiskError> {
     }
     Ok(entries)
 }
+
+#[cfg(test)]
+mod tests;

@@ -135,13 +135,14 @@ impl Applying {
 
     fn set_status(&mut self, id: &TaskId, status: &TaskStatus) {
         let Some(old) = self.tables.tasks.get(id) else { return };
-        if *status == old.status {
+        let mut advanced = old.status.clone();
+        // What is known already is not a change: agents repeat their reports after a reconnect.
+        if advanced.advance(status.clone()).is_err() || advanced == old.status {
             return;
         }
         let mut new = Task::clone(old);
-        if new.status.advance(status.clone()).is_ok() {
-            self.replace(new, |tables| &mut tables.tasks);
-        }
+        new.status = advanced;
+        self.replace(new, |tables| &mut tables.tasks);
     }
 
     fn set_desired(&mut self, id: &TaskId, desired: TaskState) {

@@ -1,0 +1,152 @@
+//! `kill -9` of a process that writes: what it was told is there.
+
+use skep_store::{Alone, Member, Store, StoreConfig};
+use skep_types::{Action, ClusterView, Node, NodeId, Object};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+const CHILD: &str = "SKEP_STORE_TEST_CHILD";
+
+fn config(dir: &Path) -> StoreConfig {
+    // Small, so that segments roll and snapshots are made all the time.
+    StoreConfig { segment_bytes: 256 * 1024, snapshot_entries: 40, keep_entries: 10, ..StoreConfig::new(dir) }
+}
+
+async fn open_or_bootstrap(dir: &Path) -> Store {
+    match Store::open(config(dir), Arc::new(Alone)).await {
+        Ok(store) => {
+            store.wait_leader(Duration::from_secs(20)).await.unwrap();
+            store
+        }
+        Err(skep_store::StoreError::Empty { .. }) => Store::bootstrap(config(dir), 1, Member::default(), Arc::new(Alone)).await.unwrap(),
+        Err(error) => panic!("{error}: {error:?}"),
+    }
+}
+
+/// Not a test by itself: the process that is killed. Writes nodes with 8 clients and says which were acknowledged.
+#[test]
+fn child_that_writes() {
+    let Ok(dir) = std::env::var(CHILD) else { return };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let store = open_or_bootstrap(Path::new(&dir)).await;
+        let next = Arc::new(std::sync::atomic::AtomicU64::new(store.view().nodes().count() as u64 * 10));
+        println!("ready");
+        let mut clients = tokio::task::JoinSet::new();
+        for _ in 0..8 {
+            let (store, next) = (store.clone(), Arc::clone(&next));
+            clients.spawn(async move {
+                loop {
+                    let number = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    let mut node = Node::new(NodeId::for_test(number));
+                    node.status.message = "m".repeat(1000);
+                    match store.propose(vec![Action::Create(Object::Node(Arc::new(node)))]).await {
+                        Ok(_) => println!("ack {number}"),
+                        Err(error) => println!("error {error}"),
+                    }
+                }
+            });
+        }
+        while clients.join_next().await.is_some() {}
+    });
+}
+
+struct Writer(Child);
+
+impl Writer {
+    fn start(dir: &Path, failpoint: Option<&str>) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "child_that_writes", "--nocapture", "--test-threads=1"]).env(CHILD, dir).stdout(Stdio::piped());
+        command.stderr(Stdio::null());
+        if let Some(point) = failpoint {
+            command.env("SKEP_FAILPOINT", point);
+        }
+        Self(command.spawn().unwrap())
+    }
+
+    /// Reads acknowledgements until the pipe ends; kills the process after `acks` of them.
+    fn kill_after(mut self, acks: usize) -> Vec<u64> {
+        let lines = BufReader::new(self.0.stdout.take().unwrap()).lines();
+        let mut seen = Vec::new();
+        for line in lines.map_while(Result::ok) {
+            assert!(!line.starts_with("error"), "{line}");
+            // The test harness may print before us on the same line.
+            if let Some((_, number)) = line.split_once("ack ") {
+                seen.push(number.parse().unwrap());
+            }
+            if seen.len() == acks {
+                let _ = self.0.kill();
+            }
+        }
+        seen
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn check(dir: &Path, acknowledged: &[u64], what: &str) {
+    let store = open_or_bootstrap(dir).await;
+    let view = store.view();
+    for number in acknowledged {
+        assert!(view.node(&NodeId::for_test(*number)).is_some(), "{what}: node {number} was acknowledged and is gone");
+    }
+    store.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_acknowledged_proposal_survives_kill_9() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut acknowledged = Vec::new();
+    for round in 0..8 {
+        let writer = Writer::start(dir.path(), None);
+        acknowledged.extend(writer.kill_after(37 * round + 20));
+        check(dir.path(), &acknowledged, &format!("round {round}")).await;
+    }
+    assert!(acknowledged.len() > 1000);
+}
+
+/// Each named place, on a fresh directory and on one that is in use: killed there, nothing acknowledged is lost.
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn every_failpoint_leaves_a_store_that_opens() {
+    const POINTS: [(&str, usize); 21] = [
+        ("store.key.written", 1),
+        ("store.state.created", 1),
+        ("store.state.copy", 1),
+        ("store.state.copy", 4),
+        ("store.spare.renamed", 2),
+        ("store.spare.ready", 2),
+        ("store.bootstrap.initialize", 1),
+        ("store.roll.written", 2),
+        ("store.roll.renamed", 2),
+        ("store.vote.before", 1),
+        ("store.vote.after", 1),
+        ("store.append.before", 30),
+        ("store.append.written", 30),
+        ("store.append.synced", 30),
+        ("store.append.after", 30),
+        ("store.apply.before", 30),
+        ("store.apply.after", 30),
+        ("store.snapshot.written", 2),
+        ("store.snapshot.rename", 2),
+        ("store.snapshot.renamed", 2),
+        ("store.purge.before", 2),
+    ];
+    for (point, visit) in POINTS {
+        let dir = tempfile::tempdir().unwrap();
+        // The child ends by itself at its point; the bound is for a point that is never reached.
+        let acknowledged = Writer::start(dir.path(), Some(&format!("{point}:{visit}"))).kill_after(5_000);
+        assert!(acknowledged.len() < 5_000, "{point} was not reached");
+        check(dir.path(), &acknowledged, point).await;
+        let more = Writer::start(dir.path(), None).kill_after(100);
+        check(dir.path(), &[acknowledged, more].concat(), point).await;
+    }
+}
