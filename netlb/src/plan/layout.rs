@@ -28,7 +28,8 @@ pub(crate) const LINK_SLOTS: u32 = 1 << 12;
 /// Routing tables of a task for its second and further networks; in the task's own namespace nobody else has any.
 const FIRST_SOURCE_TABLE: u32 = 100;
 const SOURCE_RULE_PRIORITY: u32 = 1000;
-/// After the kernel's own `::1 dev lo` (metric 0).
+/// After the kernel's own `::1 dev lo` (metric 0); a slot's number is added, for no two routes to one address may have
+/// the same metric.
 const LOOPBACK_METRIC: u32 = 4096;
 
 /// Which of a host-sandbox link's two addresses.
@@ -233,7 +234,7 @@ pub(crate) fn host(network: &Network, slot: Slot, tag: &names::Tag, published: &
         // 127.0.0.1. Nobody can send us such a packet: ip6_rcv_core drops ::1 that was on a wire.
         let to = single(Ipv6Addr::LOCALHOST.into());
         let kind = RouteKind::Local { link: link.clone() };
-        state.routes.insert(Route { table: LOCAL, metric: LOOPBACK_METRIC, ..Route::new(to, kind) });
+        state.routes.insert(Route { table: LOCAL, metric: LOOPBACK_METRIC + slot.0, ..Route::new(to, kind) });
     }
     state.neighbours.extend(slot.neighbours(End::Sandbox, &link, ipv6));
     state.links.insert(link, slot.link(network, End::Host, ipv6));

@@ -161,6 +161,12 @@ pub fn connect(to: &str, port: u16) -> Result<TcpStream, String> {
     Ok(stream)
 }
 
+/// Whether a TCP port takes a connection within half a second.
+pub fn answers_soon(to: &str, port: u16) -> bool {
+    let address = SocketAddr::new(to.parse().unwrap(), port);
+    TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok()
+}
+
 /// The line a TCP port answers with.
 pub fn tcp(to: &str, port: u16) -> Result<String, String> {
     let mut stream = connect(to, port)?;

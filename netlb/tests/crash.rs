@@ -1,0 +1,99 @@
+//! Killed at every fail-point, started again: everything works, and nothing is left behind at the end.
+//! `cargo test -p skep-netlb --features failpoints --test crash`
+#![cfg(feature = "failpoints")]
+
+mod support;
+
+use skep_netlb::*;
+use std::process::Command;
+use support::*;
+
+const SCENARIO: &str = "SKEP_NETLB_SCENARIO";
+const POINTS: &[&str] = &[
+    "netlb.netns.file",
+    "netlb.netns.mounted",
+    "netlb.netns.unmounted",
+    "netlb.sandbox.created",
+    "netlb.sandbox.linked",
+    "netlb.sandbox.addressed",
+    "netlb.sandbox.tables",
+    "netlb.task.linked",
+    "netlb.task.addressed",
+    "netlb.task.removed",
+    "netlb.host.routed",
+    "netlb.apply.network",
+    "netlb.apply.routed",
+    "netlb.apply.ports",
+    "netlb.everything.namespace",
+    "netlb.everything.links",
+    "netlb.everything.tables",
+];
+
+/// Not a test: the program in the tasks' namespaces.
+#[test]
+fn responder() {
+    support::responder();
+}
+
+/// Not a test: what is killed.
+#[test]
+fn scenario() {
+    if std::env::var(SCENARIO).is_err() {
+        return;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let netlb = World::netlb();
+        let (ingress, plain) = (network(1, true), network(2, false));
+        let mut tasks: Vec<_> = (1..=4).map(|n| task(n, vec![attach(&ingress, 10 + n)])).collect();
+        let lone = task(5, vec![attach(&plain, 15)]);
+        for task in tasks.iter().chain([&lone]) {
+            netlb.ensure_task(task.clone()).await.unwrap();
+        }
+        let apply = async |networks: &[Network], tasks: &[TaskNetwork]| {
+            netlb.set_wanted(wanted(networks, tasks, vec![ingress_port(Protocol::Tcp, 8080, tasks)]));
+            netlb.applied().await.unwrap();
+        };
+        apply(&[ingress.clone(), plain], &tasks).await;
+        let leaving = tasks.pop().unwrap();
+        apply(&[ingress], &tasks).await;
+        netlb.remove_task(leaving.task).await.unwrap();
+        netlb.remove_task(lone.task).await.unwrap();
+        netlb.remove_everything().await.unwrap();
+    });
+}
+
+#[test]
+fn after_a_kill_at_any_point_the_next_start_mends_everything() {
+    on_own_host("after_a_kill_at_any_point_the_next_start_mends_everything", async |mut world| {
+        let look = "ip -br link; nft list ruleset; ip route show table all | grep -v anycast";
+        for point in POINTS {
+            for visit in [1, 2] {
+                let before = sh(look);
+                let killed = Command::new(std::env::current_exe().unwrap())
+                    .args(["--exact", "scenario", "--nocapture"])
+                    .env(SCENARIO, "1")
+                    .env("SKEP_FAILPOINT", format!("{point}:{visit}"))
+                    .output()
+                    .unwrap();
+                let signal = std::os::unix::process::ExitStatusExt::signal(&killed.status);
+                if visit == 2 && signal.is_none() {
+                    assert!(killed.status.success(), "{point}: {}", String::from_utf8_lossy(&killed.stderr));
+                    continue; // is visited once only
+                }
+                assert_eq!(signal, Some(9), "{point} lies on the path: {}", String::from_utf8_lossy(&killed.stdout));
+                let netlb = World::netlb();
+                three_tasks(&mut world, &netlb).await;
+                netlb.audit().await.unwrap_or_else(|error| panic!("{point}: {error:?}"));
+                assert_eq!(netlb.audit().await.unwrap(), Audit::default(), "after {point}");
+                all_three_answer(CLIENT, || within(&World::client(), || tcp(HOST, 8080)));
+                all_three_answer(CLIENT6, || within(&World::client(), || tcp(HOST6, 8080)));
+                assert_eq!(sh("ls /run/skep/netns | wc -l").trim(), "4", "three tasks and a sandbox after {point}");
+                world.stop_responders();
+                netlb.remove_everything().await.unwrap();
+                assert_eq!(sh("ls /run/skep/netns; grep -c skep/netns /proc/self/mountinfo || true"), "0\n", "{point}");
+                eventually("the host is as before", || sh(look) == before);
+            }
+        }
+    });
+}

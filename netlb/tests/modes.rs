@@ -1,0 +1,205 @@
+//! Host ports, virtual addresses, internal networks, several networks and instances; against the real kernel.
+
+mod support;
+
+use skep_netlb::*;
+use std::net::IpAddr;
+use support::*;
+
+/// Not a test: the program in the tasks' namespaces.
+#[test]
+fn responder() {
+    support::responder();
+}
+
+fn host_port(port: u16, task: &TaskNetwork, address: Option<&str>) -> PublishedPort {
+    let network = task.attachments[0].network.id.clone();
+    let address = address.map(|address| address.parse().unwrap());
+    let mode = PublishMode::Host { network, backends: backends(std::slice::from_ref(task), 80), address };
+    PublishedPort { protocol: Protocol::Tcp, port, mode }
+}
+
+#[test]
+fn a_host_port_leads_to_its_task_on_any_network() {
+    on_own_host("a_host_port_leads_to_its_task_on_any_network", async |mut world| {
+        sh("ip addr add 198.18.0.2/24 dev up0");
+        let netlb = World::netlb();
+        let plain = network(2, false);
+        let first = task(1, vec![attach(&plain, 11)]);
+        let path = netlb.ensure_task(first.clone()).await.unwrap().path;
+        world.respond(&path, "T1");
+        let everywhere = host_port(81, &first, None);
+        let ports = vec![everywhere, host_port(82, &first, Some("198.18.0.2")), host_port(83, &first, Some(HOST6))];
+        netlb.set_wanted(wanted(&[plain], &[first], ports));
+        netlb.applied().await.unwrap();
+        let client = World::client();
+        let ask = |to: &'static str, port| within(&client, || tcp(to, port));
+        assert_eq!(ask(HOST, 81).unwrap(), format!("T1 saw {CLIENT}"));
+        assert_eq!(ask(HOST6, 81).unwrap(), format!("T1 saw {CLIENT6}"));
+        assert_eq!(ask("198.18.0.2", 82).unwrap(), format!("T1 saw {CLIENT}"));
+        assert!(ask(HOST, 82).unwrap_err().contains("refused"));
+        assert_eq!(ask(HOST6, 83).unwrap(), format!("T1 saw {CLIENT6}"));
+        assert_eq!(tcp("127.0.0.1", 81).unwrap(), "T1 saw 169.254.64.1");
+        assert_eq!(netlb.audit().await.unwrap(), Audit::default());
+    });
+}
+
+#[test]
+fn tasks_are_reached_by_published_ports_only() {
+    on_own_host("tasks_are_reached_by_published_ports_only", async |mut world| {
+        let netlb = World::netlb();
+        let (ingress, mut tasks) = three_tasks(&mut world, &netlb).await;
+        let other = network(2, false);
+        let stranger = task(9, vec![attach(&other, 99)]);
+        let path = netlb.ensure_task(stranger.clone()).await.unwrap().path;
+        tasks.push(stranger);
+        netlb.set_wanted(wanted(&[ingress, other], &tasks, vec![ingress_port(Protocol::Tcp, 8080, &tasks[..3])]));
+        netlb.applied().await.unwrap();
+        // The other network's task knows the way and is not let in, nor is a neighbour of the host that made a route.
+        assert!(!within(&path, || answers_soon("10.0.1.11", 80)));
+        assert!(!within(&path, || answers_soon("fd00:0:0:1::b", 80)));
+        sh("ip -n client route add 10.0.1.0/24 via 198.18.0.1; ip -n client route add fd00:0:0:1::/64 via 2001:db8::1");
+        let client = World::client();
+        assert!(!within(&client, || answers_soon("10.0.1.11", 80)));
+        assert!(!within(&client, || answers_soon("fd00:0:0:1::b", 80)));
+        // Both reach the published port.
+        all_three_answer("169.254.64.1", || within(&path, || tcp(HOST, 8080)));
+        all_three_answer(CLIENT, || within(&client, || tcp(HOST, 8080)));
+    });
+}
+
+#[test]
+fn an_internal_network_is_closed_and_its_tasks_reach_each_other() {
+    on_own_host("an_internal_network_is_closed_and_its_tasks_reach_each_other", async |mut world| {
+        let netlb = World::netlb();
+        let closed = Network { internal: true, ..network(3, false) };
+        let tasks: Vec<_> = (1..=2).map(|n| task(n, vec![attach(&closed, 10 + n)])).collect();
+        for (index, task) in tasks.iter().enumerate() {
+            let path = netlb.ensure_task(task.clone()).await.unwrap().path;
+            world.respond(&path, &format!("T{}", index + 1));
+        }
+        netlb.set_wanted(wanted(&[closed], &tasks, vec![]));
+        netlb.applied().await.unwrap();
+        let path = netlb.task_path(&tasks[0].task);
+        assert_eq!(within(&path, || tcp("10.0.3.12", 80)).unwrap(), "T2 saw 10.0.3.11");
+        assert_eq!(within(&path, || tcp("fd00:0:0:3::c", 80)).unwrap(), "T2 saw fd00:0:0:3::b");
+        assert!(within(&path, || tcp(CLIENT, 80)).unwrap_err().contains("unreachable"));
+        assert!(within(&path, || tcp(HOST6, 80)).unwrap_err().contains("unreachable"));
+        assert_eq!(netlb.audit().await.unwrap(), Audit::default());
+    });
+}
+
+#[test]
+fn a_virtual_address_leads_to_every_backend_and_to_oneself() {
+    on_own_host("a_virtual_address_leads_to_every_backend_and_to_oneself", async |mut world| {
+        let netlb = World::netlb();
+        let (ingress, tasks) = three_tasks(&mut world, &netlb).await;
+        let outsider = task(9, vec![attach(&ingress, 99)]);
+        let outside = netlb.ensure_task(outsider.clone()).await.unwrap().path;
+        let mut all = tasks.clone();
+        all.push(outsider);
+        let mut want = wanted(&[ingress], &all, vec![]);
+        let of = |v4: bool| -> Vec<IpAddr> {
+            let every = backends(&tasks, 80).into_iter().map(|backend| backend.address);
+            every.filter(|address| address.is_ipv4() == v4).collect()
+        };
+        want.networks[0].vips = vec![
+            Vip { address: "10.0.1.100".parse().unwrap(), backends: of(true) },
+            Vip { address: "fd00:0:0:1::100".parse().unwrap(), backends: of(false) },
+        ];
+        netlb.set_wanted(want);
+        netlb.applied().await.unwrap();
+        all_three_answer("10.0.1.99", || within(&outside, || tcp("10.0.1.100", 80)));
+        all_three_answer("fd00:0:0:1::63", || within(&outside, || tcp("fd00:0:0:1::100", 80)));
+        all_three_answer("10.0.1.99", || within(&outside, || udp("10.0.1.100", 80)));
+        let first = netlb.task_path(&tasks[0].task);
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..40 {
+            seen.insert(within(&first, || tcp("10.0.1.100", 80)).unwrap());
+            seen.insert(within(&first, || tcp("fd00:0:0:1::100", 80)).unwrap());
+        }
+        let expected = ["T1 saw 10.0.1.1", "T1 saw fd00:0:0:1::1", "T2 saw 10.0.1.11", "T2 saw fd00:0:0:1::b"];
+        for line in expected {
+            assert!(seen.contains(line), "{line} is not in {seen:?}");
+        }
+        assert_eq!(seen.len(), 6);
+        assert_eq!(netlb.audit().await.unwrap(), Audit::default());
+    });
+}
+
+#[test]
+fn a_task_on_two_networks_answers_on_the_one_it_was_asked_on() {
+    on_own_host("a_task_on_two_networks_answers_on_the_one_it_was_asked_on", async |mut world| {
+        let netlb = World::netlb();
+        let (ingress, plain) = (network(1, true), network(2, false));
+        let both = task(1, vec![attach(&plain, 11), attach(&ingress, 11)]);
+        let peer = task(2, vec![attach(&plain, 12)]);
+        let path = netlb.ensure_task(both.clone()).await.unwrap().path;
+        world.respond(&path, "both");
+        let peer_path = netlb.ensure_task(peer.clone()).await.unwrap().path;
+        let on_ingress = task(1, vec![both.attachments[1].clone()]);
+        let mut ports = vec![ingress_port(Protocol::Tcp, 80, std::slice::from_ref(&on_ingress))];
+        ports.push(ingress_port(Protocol::Udp, 80, &[on_ingress]));
+        ports.push(host_port(81, &both, None));
+        netlb.set_wanted(wanted(&[ingress, plain], &[both, peer], ports));
+        netlb.applied().await.unwrap();
+        let client = World::client();
+        assert_eq!(within(&client, || tcp(HOST, 80)).unwrap(), format!("both saw {CLIENT}"));
+        assert_eq!(within(&client, || udp(HOST, 80)).unwrap(), format!("both saw {CLIENT}"));
+        assert_eq!(within(&client, || udp(HOST6, 80)).unwrap(), format!("both saw {CLIENT6}"));
+        assert_eq!(within(&client, || tcp(HOST, 81)).unwrap(), format!("both saw {CLIENT}"));
+        assert_eq!(within(&client, || tcp(HOST6, 81)).unwrap(), format!("both saw {CLIENT6}"));
+        assert_eq!(within(&peer_path, || udp("10.0.2.11", 80)).unwrap(), "both saw 10.0.2.12");
+        assert_eq!(netlb.audit().await.unwrap(), Audit::default());
+    });
+}
+
+#[test]
+fn two_instances_share_a_host_and_a_foreign_firewall() {
+    on_own_host("two_instances_share_a_host_and_a_foreign_firewall", async |mut world| {
+        sh("nft 'add table inet foreign; add chain inet foreign c { type filter hook input priority 0; }; add rule inet foreign c counter'");
+        let netlb = World::netlb();
+        three_tasks(&mut world, &netlb).await;
+        let second = Netlb::start(Config { run_dir: "/run/other".into(), instance: "/run/other".into() }).unwrap();
+        let ingress = network(1, true); // the same numbers: another cluster's
+        let ingress = Network { subnets: network(7, true).subnets, ..ingress };
+        let mut lone = task(1, vec![attach(&ingress, 11)]);
+        lone.attachments[0].addresses = attach(&network(7, true), 11).addresses;
+        let path = second.ensure_task(lone.clone()).await.unwrap().path;
+        world.respond(&path, "other");
+        second.set_wanted(wanted(&[ingress], &[lone.clone()], vec![ingress_port(Protocol::Tcp, 9090, &[lone])]));
+        second.applied().await.unwrap();
+        let client = World::client();
+        assert_eq!(within(&client, || tcp(HOST, 9090)).unwrap(), format!("other saw {CLIENT}"));
+        all_three_answer(CLIENT, || within(&client, || tcp(HOST, 8080)));
+        assert_eq!(netlb.audit().await.unwrap(), Audit::default());
+        assert_eq!(second.audit().await.unwrap(), Audit::default());
+        second.remove_everything().await.unwrap();
+        assert!(within(&client, || tcp(HOST, 9090)).unwrap_err().contains("refused"));
+        all_three_answer(CLIENT, || within(&client, || tcp(HOST, 8080)));
+        assert_eq!(netlb.audit().await.unwrap(), Audit::default());
+        assert!(sh("nft list table inet foreign").contains("counter"));
+    });
+}
+
+#[test]
+fn what_cannot_be_done_is_said_and_the_rest_is_done() {
+    on_own_host("what_cannot_be_done_is_said_and_the_rest_is_done", async |mut world| {
+        let netlb = World::netlb();
+        let (ingress, tasks) = three_tasks(&mut world, &netlb).await;
+        let mut want = wanted(&[ingress], &tasks, vec![ingress_port(Protocol::Tcp, 8081, &tasks)]);
+        want.networks[0].peers =
+            vec![Peer { node_index: 2, underlay: "198.18.0.7".parse().unwrap(), mac: Mac([2, 0, 0, 0, 0, 7]) }];
+        netlb.set_wanted(want.clone());
+        let error = netlb.applied().await.unwrap_err().to_string();
+        assert!(error.contains("network net1 has other nodes"), "{error}");
+        all_three_answer(CLIENT, || within(&World::client(), || tcp(HOST, 8081)));
+        want.networks[0].peers.clear();
+        netlb.set_wanted(want);
+        netlb.applied().await.unwrap();
+        let mut double = task(7, vec![attach(&network(2, false), 7)]);
+        double.attachments[0].addresses.push("10.0.2.8/24".parse().unwrap());
+        assert!(matches!(netlb.ensure_task(double).await, Err(NetlbError::TwoAddresses { .. })));
+        assert!(matches!(netlb.remove_task(skep_types::TaskId::for_test(404)).await, Ok(())));
+    });
+}
