@@ -37,7 +37,7 @@ impl ImageError {
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Registry(error) => error.is_transient(),
-            Self::Store(error) => matches!(error, StoreError::Unreachable { .. } | StoreError::Timeout { .. }),
+            Self::Store(error) => error.is_transient(),
             Self::CutShort { .. } => true,
             Self::Manifest(_) | Self::Archive(_) | Self::TooMuch { .. } | Self::Incomplete { .. } => false,
         }

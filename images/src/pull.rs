@@ -20,7 +20,7 @@ use crate::digest::Digest;
 use crate::error::ImageError;
 use crate::image::{Image, ImageContent};
 use crate::manifest::{Descriptor, MAX_CONFIG};
-use crate::progress::{Listeners, Progress};
+use crate::progress::{Listeners, Phase, Progress};
 use crate::reference::Reference;
 use crate::registry::RegistryError;
 use crate::store::{ImageStore, Lease, StoreError};
@@ -204,6 +204,9 @@ impl Job {
         lease: &Lease,
         content: &ImageContent,
     ) -> Result<(), ImageError> {
+        for layer in &content.layers {
+            self.listeners.tell(&layer.blob.digest, 0, layer.blob.length(), Phase::Waiting);
+        }
         // Room for all: fetching never waits for unpacking.
         let (arrived, mut arrivals) = mpsc::channel(content.layers.len().max(1));
         let fetching = async move {

@@ -184,7 +184,9 @@ impl ImageStore {
         self.unpack(lease, image.content(), &Listeners::default()).await?;
         // From here on the image itself keeps its snapshots.
         let labels = image.chain_id().map(|id| (format!("containerd.io/gc.ref.snapshot.{SNAPSHOTTER}"), id.to_string()));
-        Ok(self.inner.containerd.label_blob(image.id(), labels.into_iter().collect()).await?)
+        self.inner.containerd.label_blob(image.id(), labels.into_iter().collect()).await?;
+        skep_failpoint::failpoint!("images.unpack.labelled");
+        Ok(())
     }
 
     /// A writable root file system for a container, as mounts for containerd's `Task.Create`. One call, usually.

@@ -127,7 +127,7 @@ impl Containerd {
                 }
             };
             match backoff.wait() {
-                Some(wait) if is_disconnected(&status) => tokio::time::sleep(wait).await,
+                Some(wait) if is_passing(&status) => tokio::time::sleep(wait).await,
                 _ => return Err(self.explain(step, status)),
             }
         }
@@ -136,10 +136,12 @@ impl Containerd {
     /// Sorts a status by what a caller can do about it.
     pub fn explain(&self, step: Step<'_>, status: Status) -> StoreError {
         let (doing, object) = (step.doing, step.object.to_string());
-        if is_disconnected(&status) {
+        if is_transport_failure(&status) {
             return StoreError::Unreachable { socket: self.socket.to_path_buf(), source: status };
         }
         match status.code() {
+            // So it answers a second writer of one blob (`content/local/locks.go`), and when it is shutting down.
+            Code::Unavailable => StoreError::Busy { doing, object, source: status },
             Code::NotFound => StoreError::NotFound { doing, object, source: status },
             Code::AlreadyExists => StoreError::AlreadyExists { doing, object, source: status },
             _ if is_no_space(&status) => StoreError::NoSpace { doing, object, source: status },
@@ -153,10 +155,15 @@ pub(super) fn reconnecting() -> Backoff {
     Backoff::new(Duration::from_millis(50), Duration::from_secs(1), 12)
 }
 
+/// Whether the same call may succeed a moment later.
+pub(super) fn is_passing(status: &Status) -> bool {
+    status.code() == Code::Unavailable || is_transport_failure(status)
+}
+
 /// Whether containerd was not there, as opposed to having answered with an error.
-pub(super) fn is_disconnected(status: &Status) -> bool {
+fn is_transport_failure(status: &Status) -> bool {
     // A status made from a transport failure has a cause; one that came over the wire has none.
-    status.code() == Code::Unavailable || std::error::Error::source(status).is_some()
+    std::error::Error::source(status).is_some()
 }
 
 /// containerd sends ENOSPC and EDQUOT as `Unknown` with the text of errno, so the text is all there is to go by.

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use super::client::{Containerd, MAX_MESSAGE, Step, is_disconnected, reconnecting, service};
+use super::client::{Containerd, MAX_MESSAGE, Step, is_passing, reconnecting, service};
 use super::error::{StoreError, found};
 use crate::digest::Digest;
 
@@ -63,7 +63,7 @@ impl Containerd {
                 Err(status) => status,
             };
             match backoff.wait() {
-                Some(wait) if is_disconnected(&status) => tokio::time::sleep(wait).await,
+                Some(wait) if is_passing(&status) => tokio::time::sleep(wait).await,
                 _ => return Err(self.explain(step, status)),
             }
         }
@@ -169,7 +169,7 @@ impl Containerd {
                 Ok(Ok(Err(status))) => status,
             };
             match backoff.wait() {
-                Some(wait) if is_disconnected(&status) => tokio::time::sleep(wait).await,
+                Some(wait) if is_passing(&status) => tokio::time::sleep(wait).await,
                 _ => return Err(self.explain(step, status)),
             }
         }

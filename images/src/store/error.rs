@@ -14,6 +14,8 @@ pub enum StoreError {
     Timeout { doing: &'static str, object: String },
     #[error("no space left on the disk of containerd while {doing} {object}; remove unused images or enlarge the disk")]
     NoSpace { doing: &'static str, object: String, source: Status },
+    #[error("containerd is busy: {doing} {object}; someone else has it locked")]
+    Busy { doing: &'static str, object: String, source: Status },
     #[error("containerd does not have it: {doing} {object}")]
     NotFound { doing: &'static str, object: String, source: Status },
     #[error("containerd has it already: {doing} {object}")]
@@ -42,6 +44,11 @@ impl StoreError {
     /// Whether containerd said that the thing is not there.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::NotFound { .. })
+    }
+
+    /// Whether a later attempt may succeed without anyone doing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unreachable { .. } | Self::Timeout { .. } | Self::Busy { .. })
     }
 
     pub(crate) fn is_already_exists(&self) -> bool {

@@ -95,7 +95,9 @@ impl Containerd {
             let mut client = service!(self, LeasesClient<_>);
             async move { client.delete(request).await }
         };
-        found(self.call(Step::new("deleting lease", &id), message, send).await).map(|_| ())
+        let deleted = found(self.call(Step::new("deleting lease", &id), message, send).await).map(|_| ());
+        failpoint!("images.lease.deleted");
+        deleted
     }
 
     /// Deletes leases of ours that nobody in this process works under; returns how many.

@@ -13,7 +13,7 @@ use containerd_client::services::v1::{AddResourceRequest, ApplyRequest, Resource
 use containerd_client::types::{Descriptor as WireDescriptor, Mount};
 use skep_failpoint::failpoint;
 
-use super::client::{APPLY_DEADLINE, Containerd, Step, is_disconnected, reconnecting, service};
+use super::client::{APPLY_DEADLINE, Containerd, Step, is_passing, reconnecting, service};
 use super::content::Labels;
 use super::error::{StoreError, found};
 use super::lease::rfc3339;
@@ -108,7 +108,9 @@ impl Containerd {
             let mut client = service!(self, SnapshotsClient<_>);
             async move { client.remove(request).await }
         };
-        found(self.call(Step::new("removing snapshot", &key), message, send).await).map(|_| ())
+        let removed = found(self.call(Step::new("removing snapshot", &key), message, send).await).map(|_| ());
+        failpoint!("images.snapshot.removed");
+        removed
     }
 
     /// The snapshots of containers: active and kept by their own label, so made by `prepare_container`.
@@ -121,7 +123,7 @@ impl Containerd {
                 Err(status) => status,
             };
             match backoff.wait() {
-                Some(wait) if is_disconnected(&status) => tokio::time::sleep(wait).await,
+                Some(wait) if is_passing(&status) => tokio::time::sleep(wait).await,
                 _ => return Err(self.explain(step, status)),
             }
         }

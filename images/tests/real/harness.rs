@@ -124,7 +124,11 @@ impl Containerd {
     }
 
     pub fn store(&self) -> ImageStore {
-        ImageStore::connect(self.socket(), NAMESPACE).unwrap()
+        self.store_in(NAMESPACE)
+    }
+
+    pub fn store_in(&self, namespace: &str) -> ImageStore {
+        ImageStore::connect(self.socket(), namespace).unwrap()
     }
 
     pub fn ctr(&self, arguments: &[&str]) -> String {

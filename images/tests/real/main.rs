@@ -2,9 +2,12 @@
 //!
 //! Each test has its own daemons in a temporary directory and leaves nothing behind, also when it fails.
 
+#[cfg(feature = "failpoints")]
+mod crash; // killed at every fail-point
 mod archives; // archives that nobody would write in earnest
 mod harness; // daemons
 mod load;
 mod pull;
 mod refuse;
 mod survive;
+mod wire; // a scripted registry for what real ones rarely do

@@ -139,6 +139,27 @@ async fn images_with_common_layers_fetch_them_once() {
 }
 
 #[tokio::test]
+async fn what_another_namespace_has_is_not_fetched_again() {
+    if !ready() {
+        return;
+    }
+    let (containerd, registry, folder) = (Containerd::start(), Registry::start(), TempDir::new().unwrap());
+    registry.push(&image_archive(folder.path(), "x:1", 7, 2_000_000), "app:v1", None);
+    let proxy = Proxy::start(registry.port, 0, 0);
+    let reference = reference_at(proxy.port, "app:v1");
+    containerd.store_in("other").pull(&reference, None, None).await.unwrap();
+    let before = proxy.bytes.load(Ordering::SeqCst);
+    let image = containerd.store().pull(&reference, None, None).await.unwrap();
+    assert!(proxy.bytes.load(Ordering::SeqCst) - before < 20_000);
+    let mounts = containerd.store().prepare_snapshot("s", &image, HashMap::new()).await.unwrap();
+    assert_eq!(Mounted::new(&mounts).read("data"), noise(7, 2_000_000));
+    // A loaded archive may be known elsewhere as well.
+    let archive = image_archive(folder.path(), "demo:8", 8, 1_000_000);
+    containerd.store_in("other").load_file(&archive).await.unwrap();
+    containerd.store().load_file(&archive).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_moved_tag_is_followed() {
     if !ready() {
         return;

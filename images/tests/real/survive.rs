@@ -78,6 +78,30 @@ async fn lost_layers_are_unpacked_again() {
 }
 
 #[tokio::test]
+async fn an_image_without_its_blobs_says_so_and_is_mended_by_a_pull() {
+    if !ready() {
+        return;
+    }
+    let (containerd, registry, folder) = (Containerd::start(), Registry::start(), TempDir::new().unwrap());
+    registry.push(&image_archive(folder.path(), "x:1", 5, 500_000), "app:v1", None);
+    let (store, reference) = (containerd.store(), registry.reference("app:v1"));
+    let image = store.pull(&reference, None, None).await.unwrap();
+    let size = |digest: &&str| std::fs::metadata(registry.blob_file(digest)).unwrap().len();
+    let blobs = containerd.ctr(&["content", "ls", "-q"]);
+    let largest = blobs.lines().max_by_key(size).unwrap();
+    containerd.ctr(&["content", "rm", largest]);
+    containerd.ctr(&["snapshots", "rm", &image.chain_id().unwrap().to_string()]);
+    let refused = store.prepare_snapshot("s", &image, HashMap::new()).await.unwrap_err();
+    assert!(matches!(refused, ImageError::Incomplete { .. }), "{refused:?}");
+    let image = store.pull(&reference, None, None).await.unwrap();
+    store.prepare_snapshot("s", &image, HashMap::new()).await.unwrap();
+    // Without its manifest it is as good as not there.
+    containerd.ctr(&["content", "rm", &image.target().to_string()]);
+    assert!(containerd.store().find(&reference).await.unwrap().is_none());
+    assert!(containerd.store().list().await.unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn the_fast_path_is_fast() {
     if !ready() {
         return;
