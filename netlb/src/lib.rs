@@ -6,7 +6,7 @@
 //! nothing that is not ours is touched.
 //!
 //! Start with [`Netlb::start`]. It has one thread, `skep-netlb`, which owns all sockets and state and takes one message
-//! after the other; a short-lived thread `skep-netns` makes or enters a namespace. `docs/netlb.md` has the pictures.
+//! after the other; a short-lived thread `skep-netns` makes or enters a namespace. `netlb/docs/netlb.md` has the pictures.
 //!
 //! Not here yet: other nodes of an overlay, DNS, flow clean-up (see `owner::apply`), IPVS.
 
@@ -26,6 +26,6 @@ pub use error::NetlbError;
 pub use handle::{Audit, Config, Generation, Netlb, TaskNetns};
 pub use port::port_is_taken;
 pub use wanted::{
-    Attachment, Backend, Endpoint, Location, Mac, Network, Peer, Protocol, PublishMode, PublishedPort, Subnet, TaskNetwork,
-    Vip, Wanted, WantedNetwork,
+    Attachment, Backend, Endpoint, Location, Mac, Network, Peer, Protocol, PublishMode, PublishedPort, Subnet, TaskNetwork, Vip, Wanted,
+    WantedNetwork,
 };

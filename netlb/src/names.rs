@@ -81,15 +81,7 @@ mod tests {
     use super::*;
 
     fn network(vni: u32) -> Network {
-        Network {
-            id: NetworkId::for_test(1),
-            name: "n".into(),
-            vni,
-            subnets: vec![],
-            mtu: 1450,
-            internal: false,
-            ingress: false,
-        }
+        Network { id: NetworkId::for_test(1), name: "n".into(), vni, subnets: vec![], mtu: 1450, internal: false, ingress: false }
     }
 
     #[test]

@@ -50,8 +50,7 @@ impl Namespace {
             // Kept open before the mount: from here on the file is the namespace.
             let file = File::open(OWN_NAMESPACE).map_err(step("open"))?;
             let namespace = Self::here(path, file, purpose)?;
-            mount(Some(OWN_NAMESPACE), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-                .map_err(|error| step("mount")(error.into()))?;
+            mount(Some(OWN_NAMESPACE), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|error| step("mount")(error.into()))?;
             failpoint!("netlb.netns.mounted");
             Ok(namespace)
         })
@@ -127,11 +126,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), NetlbError> {
     }
 }
 
-fn on_own_thread<T: Send>(
-    path: &Path,
-    what: &'static str,
-    work: impl FnOnce() -> Result<T, NetlbError> + Send,
-) -> Result<T, NetlbError> {
+fn on_own_thread<T: Send>(path: &Path, what: &'static str, work: impl FnOnce() -> Result<T, NetlbError> + Send) -> Result<T, NetlbError> {
     let failed = |source| NetlbError::Namespace { path: path.to_owned(), step: what, source };
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("skep-netns".into()).stack_size(STACK);

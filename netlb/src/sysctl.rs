@@ -27,11 +27,8 @@ const SANDBOX_V6: &[(&str, &str)] = &[
     ("ipv6/conf/default/addr_gen_mode", "1"),
 ];
 /// A task takes addresses from nobody but us, and waits for no duplicate detection.
-const TASK_V6: &[(&str, &str)] = &[
-    ("ipv6/conf/default/accept_ra", "0"),
-    ("ipv6/conf/default/accept_dad", "0"),
-    ("ipv6/conf/default/router_solicitations", "0"),
-];
+const TASK_V6: &[(&str, &str)] =
+    &[("ipv6/conf/default/accept_ra", "0"), ("ipv6/conf/default/accept_dad", "0"), ("ipv6/conf/default/router_solicitations", "0")];
 /// Without an IPv6 address a task's links speak none; loopback was up before and keeps `::1`.
 const TASK_NO_V6: &[(&str, &str)] = &[("ipv6/conf/default/disable_ipv6", "1")];
 
@@ -45,6 +42,11 @@ pub(crate) enum Purpose {
 /// Whether this kernel speaks IPv6 at all (`ipv6.disable=1`, or not built in).
 pub(crate) fn kernel_has_ipv6() -> bool {
     Path::new(ROOT).join("ipv6").is_dir()
+}
+
+/// Whether new links of the host get IPv6: many servers have it switched off (`disable_ipv6=1`) rather than missing.
+pub(crate) fn host_speaks_ipv6() -> bool {
+    kernel_has_ipv6() && !is("ipv6/conf/default/disable_ipv6", "1")
 }
 
 /// Settings of a namespace of ours, for the calling thread's namespace.
@@ -66,7 +68,7 @@ pub(crate) fn set_for(purpose: Purpose) -> Result<(), NetlbError> {
 /// Lets the host forward packets, as published ports and egress need; says so where it was not so before.
 pub(crate) fn let_host_forward() -> Result<(), NetlbError> {
     ensure("ipv4/ip_forward", "1")?;
-    if !kernel_has_ipv6() || is("ipv6/conf/all/forwarding", "1") {
+    if !host_speaks_ipv6() || is("ipv6/conf/all/forwarding", "1") {
         return Ok(());
     }
     // A forwarding host ignores router advertisements unless accept_ra is 2: it would lose its own address and way out.

@@ -157,7 +157,9 @@ fn a_task_on_two_networks_answers_on_the_one_it_was_asked_on() {
 #[test]
 fn two_instances_share_a_host_and_a_foreign_firewall() {
     on_own_host("two_instances_share_a_host_and_a_foreign_firewall", async |mut world| {
-        sh("nft 'add table inet foreign; add chain inet foreign c { type filter hook input priority 0; }; add rule inet foreign c counter'");
+        sh(
+            "nft 'add table inet foreign; add chain inet foreign c { type filter hook input priority 0; }; add rule inet foreign c counter'",
+        );
         let netlb = World::netlb();
         three_tasks(&mut world, &netlb).await;
         let second = Netlb::start(Config { run_dir: "/run/other".into(), instance: "/run/other".into() }).unwrap();
@@ -188,8 +190,7 @@ fn what_cannot_be_done_is_said_and_the_rest_is_done() {
         let netlb = World::netlb();
         let (ingress, tasks) = three_tasks(&mut world, &netlb).await;
         let mut want = wanted(&[ingress], &tasks, vec![ingress_port(Protocol::Tcp, 8081, &tasks)]);
-        want.networks[0].peers =
-            vec![Peer { node_index: 2, underlay: "198.18.0.7".parse().unwrap(), mac: Mac([2, 0, 0, 0, 0, 7]) }];
+        want.networks[0].peers = vec![Peer { node_index: 2, underlay: "198.18.0.7".parse().unwrap(), mac: Mac([2, 0, 0, 0, 0, 7]) }];
         netlb.set_wanted(want.clone());
         let error = netlb.applied().await.unwrap_err().to_string();
         assert!(error.contains("network net1 has other nodes"), "{error}");
@@ -201,5 +202,42 @@ fn what_cannot_be_done_is_said_and_the_rest_is_done() {
         double.attachments[0].addresses.push("10.0.2.8/24".parse().unwrap());
         assert!(matches!(netlb.ensure_task(double).await, Err(NetlbError::TwoAddresses { .. })));
         assert!(matches!(netlb.remove_task(skep_types::TaskId::for_test(404)).await, Ok(())));
+    });
+}
+
+#[test]
+fn a_task_removed_while_it_is_made_leaves_nothing() {
+    on_own_host("a_task_removed_while_it_is_made_leaves_nothing", async |_world| {
+        let netlb = World::netlb();
+        let plain = network(2, false);
+        netlb.set_wanted(Wanted::default());
+        for round in 0..10 {
+            let wish = task(1, vec![attach(&plain, 11)]);
+            let (making, removing, again) = tokio::join!(netlb.ensure_task(wish.clone()), netlb.remove_task(wish.task.clone()), async {
+                if round % 2 == 0 { Some(netlb.ensure_task(wish.clone()).await) } else { None }
+            });
+            removing.unwrap();
+            match again {
+                Some(again) => assert!(again.unwrap().path.exists() && making.is_ok()),
+                None => assert!(making.is_err()),
+            }
+            netlb.remove_task(wish.task.clone()).await.unwrap();
+            assert_eq!(sh("ls /run/skep/netns"), "", "the sandbox is gone too");
+        }
+    });
+}
+
+#[test]
+fn a_host_without_ipv6_has_its_ipv4() {
+    on_own_host("a_host_without_ipv6_has_its_ipv4", async |mut world| {
+        sh("sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1");
+        let netlb = World::netlb();
+        let (_, tasks) = three_tasks(&mut world, &netlb).await;
+        all_three_answer(CLIENT, || within(&World::client(), || tcp(HOST, 8080)));
+        all_three_answer("169.254.64.1", || tcp("127.0.0.1", 8080));
+        let path = netlb.task_path(&tasks[0].task);
+        let path = path.display();
+        assert_eq!(sh(&format!("nsenter --net={path} ip -6 addr show dev eth0")), "");
+        assert_eq!(netlb.audit().await.unwrap(), Audit::default());
     });
 }

@@ -71,13 +71,7 @@ impl RouteSocket {
 
     /// Makes a veth pair, the other end in the namespace `peer_in` and still down: the kernel refuses to bring an end up
     /// that has no other yet (ENOTCONN), and the other end is made first.
-    pub(crate) fn create_veth(
-        &mut self,
-        here: &VethEnd<'_>,
-        peer: &VethEnd<'_>,
-        peer_in: BorrowedFd<'_>,
-        mtu: u32,
-    ) -> io::Result<()> {
+    pub(crate) fn create_veth(&mut self, here: &VethEnd<'_>, peer: &VethEnd<'_>, peer_in: BorrowedFd<'_>, mtu: u32) -> io::Result<()> {
         const VETH_INFO_PEER: u16 = 1;
         let end = |out: &mut Writer, end: &VethEnd<'_>| {
             out.text(libc::IFLA_IFNAME, end.name).host_u32(libc::IFLA_MTU, mtu);
@@ -171,16 +165,12 @@ fn is_done(change: &Change, error: &io::Error) -> bool {
     let code = error.raw_os_error().unwrap_or(0);
     match change {
         Change::SetLink { .. } => false,
-        Change::AddAddress { .. } | Change::AddNeighbour(_) | Change::AddRoute(_) | Change::AddRule(_) => {
-            code == libc::EEXIST
-        }
+        Change::AddAddress { .. } | Change::AddNeighbour(_) | Change::AddRoute(_) | Change::AddRule(_) => code == libc::EEXIST,
         Change::RemoveLink(_)
         | Change::RemoveRule(_)
         | Change::RemoveRoute(_)
         | Change::RemoveNeighbour(_)
-        | Change::RemoveAddress { .. } => {
-            [libc::ENODEV, libc::ENOENT, libc::ESRCH, libc::EADDRNOTAVAIL].contains(&code)
-        }
+        | Change::RemoveAddress { .. } => [libc::ENODEV, libc::ENOENT, libc::ESRCH, libc::EADDRNOTAVAIL].contains(&code),
     }
 }
 

@@ -123,12 +123,8 @@ fn read_link(message: &Message<'_>) -> Option<(u32, String, Link)> {
     let body = message.body;
     let name = wire::text(wire::attribute(body, FIXED, libc::IFLA_IFNAME)?);
     let mac = wire::attribute(body, FIXED, libc::IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()).map(Mac);
-    let link = Link {
-        mtu: number(body, FIXED, libc::IFLA_MTU),
-        mac,
-        up: wire::u32_at(body, 8)? & libc::IFF_UP as u32 != 0,
-        ..Link::default()
-    };
+    let link =
+        Link { mtu: number(body, FIXED, libc::IFLA_MTU), mac, up: wire::u32_at(body, 8)? & libc::IFF_UP as u32 != 0, ..Link::default() };
     Some((wire::u32_at(body, 4)?, name, link))
 }
 

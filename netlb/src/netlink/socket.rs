@@ -1,9 +1,9 @@
 //! One netlink socket: send requests, read their acknowledgements; send a dump, read all of it.
 
 use super::wire::{self, Writer};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::libc;
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
 use nix::sys::time::{TimeVal, TimeValLike};
 use std::cell::RefCell;

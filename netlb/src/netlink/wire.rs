@@ -115,12 +115,8 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
         if length < HEADER || length > bytes.len() {
             return None;
         }
-        let message = Message {
-            kind: u16_at(bytes, 4)?,
-            flags: u16_at(bytes, 6)?,
-            sequence: u32_at(bytes, 8)?,
-            body: &bytes[HEADER..length],
-        };
+        let message =
+            Message { kind: u16_at(bytes, 4)?, flags: u16_at(bytes, 6)?, sequence: u32_at(bytes, 8)?, body: &bytes[HEADER..length] };
         bytes = bytes.get(align(length)..).unwrap_or(&[]);
         Some(message)
     })

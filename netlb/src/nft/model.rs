@@ -53,32 +53,82 @@ impl Register {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Expr {
     /// Loads from the IP header.
-    Network { offset: u32, length: u32, to: Register },
+    Network {
+        offset: u32,
+        length: u32,
+        to: Register,
+    },
     /// Loads the destination port, at the same place in TCP, UDP and SCTP.
-    DestinationPort { to: Register },
-    L4Protocol { to: Register },
-    InLinkName { to: Register },
-    OutLinkName { to: Register },
-    CtState { to: Register },
-    CtStatus { to: Register },
+    DestinationPort {
+        to: Register,
+    },
+    L4Protocol {
+        to: Register,
+    },
+    InLinkName {
+        to: Register,
+    },
+    OutLinkName {
+        to: Register,
+    },
+    CtState {
+        to: Register,
+    },
+    CtStatus {
+        to: Register,
+    },
     /// Loads the type of the destination address (`RTN_LOCAL` is 2).
-    DestinationType { to: Register },
+    DestinationType {
+        to: Register,
+    },
     /// Draws a number below `below`.
-    Random { below: u32, to: Register },
+    Random {
+        below: u32,
+        to: Register,
+    },
     /// Puts a constant into a register.
-    Constant { value: Vec<u8>, to: Register },
-    Equal { register: Register, value: Vec<u8> },
-    NotEqual { register: Register, value: Vec<u8> },
+    Constant {
+        value: Vec<u8>,
+        to: Register,
+    },
+    Equal {
+        register: Register,
+        value: Vec<u8>,
+    },
+    NotEqual {
+        register: Register,
+        value: Vec<u8>,
+    },
     /// Keeps the bits of the mask.
-    And { register: Register, mask: Vec<u8> },
+    And {
+        register: Register,
+        mask: Vec<u8>,
+    },
     /// Holds if the set has the key.
-    Contains { set: &'static str, key: Register },
+    Contains {
+        set: &'static str,
+        key: Register,
+    },
     /// Loads what the map has for the key.
-    Map { set: &'static str, key: Register, to: Register },
+    Map {
+        set: &'static str,
+        key: Register,
+        to: Register,
+    },
     /// Goes where the map says for the key.
-    VerdictMap { set: &'static str, key: Register },
-    Dnat { family: Family, address: Register, port: Option<Register> },
-    Snat { family: Family, address: Register },
+    VerdictMap {
+        set: &'static str,
+        key: Register,
+    },
+    Dnat {
+        family: Family,
+        address: Register,
+        port: Option<Register>,
+    },
+    Snat {
+        family: Family,
+        address: Register,
+    },
     Masquerade,
     Accept,
     Drop,
@@ -114,7 +164,10 @@ pub(crate) enum Holds {
     Nothing,
     Verdicts,
     /// Data of that type number and length.
-    Data { kind: u32, length: u32 },
+    Data {
+        kind: u32,
+        length: u32,
+    },
 }
 
 /// The type numbers serve `nft list` only; the kernel looks at the lengths.

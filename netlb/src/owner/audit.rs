@@ -117,11 +117,7 @@ impl Owner {
         let read = self.host.read(|link| link.starts_with(&prefix));
         let is = read.map_err(|source| NetlbError::Netlink { place: "the host".into(), source })?;
         // Routes without a link and rules are never ours here: another instance may have made them.
-        let is = State {
-            routes: is.routes.into_iter().filter(|route| route.link().is_some()).collect(),
-            rules: Default::default(),
-            ..is
-        };
+        let is = State { routes: is.routes.into_iter().filter(|route| route.link().is_some()).collect(), rules: Default::default(), ..is };
         let wanted = self.host_wanted();
         let unwanted = if self.wanted.is_some() { Unwanted::Remove } else { Unwanted::Keep };
         let changes = difference(&is, &wanted, unwanted);

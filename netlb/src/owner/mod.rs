@@ -26,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 /// After a failure what is wanted is tried again, first soon, then at most this rarely.
@@ -57,6 +58,13 @@ impl Default for Generation {
     fn default() -> Self {
         Self(0)
     }
+}
+
+/// The next attempt after a failed one.
+#[derive(Debug, Clone, Copy)]
+struct Retry {
+    due: Instant,
+    after: Duration,
 }
 
 /// A namespace made on a thread of its own.
@@ -129,7 +137,7 @@ pub(crate) fn start(
     std::fs::create_dir_all(&dir).map_err(failed("make the directory of"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed("start"))?;
     let netlink = |source| NetlbError::Netlink { place: "the host".into(), source };
-    let ipv6 = sysctl::kernel_has_ipv6();
+    let ipv6 = sysctl::host_speaks_ipv6();
     let families = if ipv6 { vec![Family::V4, Family::V6] } else { vec![Family::V4] };
     let (made, made_queue) = mpsc::channel(MADE_AT_ONCE);
     let owner = Owner {
@@ -160,11 +168,12 @@ impl Owner {
         mut wanted: watch::Receiver<(Generation, Arc<Wanted>)>,
         report: watch::Sender<Applied>,
     ) {
-        let mut retry: Option<Duration> = None;
+        let mut retry: Option<Retry> = None;
         loop {
+            let due = retry.map(|retry| retry.due);
             let again = async {
-                match retry {
-                    Some(delay) => tokio::time::sleep(delay).await,
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
                     None => std::future::pending().await,
                 }
             };
@@ -177,28 +186,28 @@ impl Owner {
                 },
                 Ok(()) = wanted.changed() => retry = self.carry_out(&mut wanted, &report, RETRY_FIRST),
                 () = again => {
-                    let next = retry.map_or(RETRY_FIRST, |delay| (delay * 2).min(RETRY_LAST));
+                    let next = retry.map_or(RETRY_FIRST, |retry| (retry.after * 2).min(RETRY_LAST));
                     retry = self.carry_out(&mut wanted, &report, next);
                 }
             }
         }
     }
 
-    /// Applies the latest wanted state; the delay until it is to be tried again if it failed.
+    /// Applies the latest wanted state; when it is to be tried again if it failed.
     fn carry_out(
         &mut self,
         wanted: &mut watch::Receiver<(Generation, Arc<Wanted>)>,
         report: &watch::Sender<Applied>,
-        delay: Duration,
-    ) -> Option<Duration> {
+        after: Duration,
+    ) -> Option<Retry> {
         let (generation, latest) = wanted.borrow_and_update().clone();
         let failure = self.apply(latest).err().map(|error| error.chain());
         if let Some(reasons) = &failure {
-            warn!(%reasons, retry_in_ms = delay.as_millis(), "the wanted network is not in place");
+            warn!(%reasons, retry_in_ms = after.as_millis(), "the wanted network is not in place");
         } else {
             debug!(generation = generation.0, "the wanted network is in place");
         }
-        let retry = failure.is_some().then_some(delay);
+        let retry = failure.is_some().then(|| Retry { due: Instant::now() + after, after });
         report.send_replace(Applied { generation, failure });
         retry
     }

@@ -18,8 +18,9 @@ use tracing::{debug, warn};
 impl Owner {
     /// Answers at once for a namespace that is there; else starts a thread that makes one, and [`Owner::finish`] answers.
     pub(super) fn ensure_task(&mut self, network: TaskNetwork, reply: Reply<TaskNetns>) {
-        if let Some(pending) = self.pending.get_mut(&network.task).filter(|pending| !pending.removed) {
-            // One task has one network; the second caller hears how the first one's wish went.
+        if let Some(pending) = self.pending.get_mut(&network.task) {
+            // One task has one network, and the latest wish counts: also one to have it after it was to be removed.
+            *pending = Pending { network, removed: false, replies: std::mem::take(&mut pending.replies) };
             pending.replies.push(reply);
             return;
         }

@@ -248,10 +248,7 @@ mod tests {
     use skep_types::{NetworkId, TaskId};
 
     fn network(number: u64, ingress: bool, internal: bool) -> Network {
-        let subnet = |range: String, gateway: String| Subnet {
-            range: range.parse().unwrap(),
-            gateway: gateway.parse().unwrap(),
-        };
+        let subnet = |range: String, gateway: String| Subnet { range: range.parse().unwrap(), gateway: gateway.parse().unwrap() };
         Network {
             id: NetworkId::for_test(number),
             name: format!("n{number}"),
@@ -268,8 +265,7 @@ mod tests {
 
     fn attach(network: Network) -> Attachment {
         let number = network.vni - 4096;
-        let addresses =
-            [format!("10.0.{number}.5/24"), format!("fd00:{number}::5/64")].map(|text| text.parse().unwrap()).to_vec();
+        let addresses = [format!("10.0.{number}.5/24"), format!("fd00:{number}::5/64")].map(|text| text.parse().unwrap()).to_vec();
         Attachment { network, addresses, mac: None }
     }
 

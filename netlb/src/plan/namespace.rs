@@ -173,15 +173,8 @@ mod tests {
         let gateway = Some("10.0.0.1".parse().unwrap());
         let through = RouteKind::Through { link: "eth0".into(), gateway };
         state.routes.insert(Route::new("0.0.0.0/0".parse().unwrap(), through));
-        state.routes.insert(Route::new(
-            "10.0.0.1/32".parse().unwrap(),
-            RouteKind::Through { link: "eth0".into(), gateway: None },
-        ));
-        state.neighbours.insert(Neighbour {
-            address: "10.0.0.1".parse().unwrap(),
-            mac: Mac([2, 0, 0, 0, 0, 2]),
-            link: "eth0".into(),
-        });
+        state.routes.insert(Route::new("10.0.0.1/32".parse().unwrap(), RouteKind::Through { link: "eth0".into(), gateway: None }));
+        state.neighbours.insert(Neighbour { address: "10.0.0.1".parse().unwrap(), mac: Mac([2, 0, 0, 0, 0, 2]), link: "eth0".into() });
         state
     }
 
@@ -213,10 +206,7 @@ mod tests {
         let wanted_neighbour = sample().neighbours.into_iter().next().unwrap();
         assert_eq!(
             changes,
-            [
-                Change::SetLink { name: "eth0".into(), mtu: Some(1450), mac: None, up: false },
-                Change::AddNeighbour(wanted_neighbour)
-            ]
+            [Change::SetLink { name: "eth0".into(), mtu: Some(1450), mac: None, up: false }, Change::AddNeighbour(wanted_neighbour)]
         );
     }
 

@@ -217,18 +217,8 @@ fn host_sets(family: Family) -> Vec<Set> {
     let ports = [kind::PROTOCOL, kind::PORT];
     vec![
         Set { name: "ports", key_kind: kind::joined(&ports), key_length: 8, holds: Holds::Verdicts },
-        Set {
-            name: "be",
-            key_kind: kind::joined(&[kind::PROTOCOL, kind::PORT, kind::MARK]),
-            key_length: 12,
-            holds: to,
-        },
-        Set {
-            name: "at",
-            key_kind: kind::joined(&[address, kind::PROTOCOL, kind::PORT]),
-            key_length: family.width() + 8,
-            holds: to,
-        },
+        Set { name: "be", key_kind: kind::joined(&[kind::PROTOCOL, kind::PORT, kind::MARK]), key_length: 12, holds: to },
+        Set { name: "at", key_kind: kind::joined(&[address, kind::PROTOCOL, kind::PORT]), key_length: family.width() + 8, holds: to },
     ]
 }
 
@@ -263,11 +253,7 @@ fn host_chains(family: Family, prefix: &str) -> Vec<Chain> {
         let value = prefix.as_bytes().to_vec();
         [Expr::OutLinkName { to: R0 }, Expr::Equal { register: R0, value }]
     };
-    let base = |name: &str, kind, number, priority, rules| Chain {
-        name: name.into(),
-        hook: Some(Hook { kind, number, priority }),
-        rules,
-    };
+    let base = |name: &str, kind, number, priority, rules| Chain { name: name.into(), hook: Some(Hook { kind, number, priority }), rules };
     let to_tasks = || {
         let (at, width) = (R0, family.width());
         let protocol = after(at, width);
@@ -310,10 +296,7 @@ fn host_chains(family: Family, prefix: &str) -> Vec<Chain> {
         let loopback = loopback(family, family.source_offset());
         let not_lo = [Expr::OutLinkName { to: R0 }, Expr::NotEqual { register: R0, value: b"lo\0".to_vec() }];
         vec![
-            rule(
-                "from the host's loopback to a task",
-                [link, named].into_iter().chain(loopback).chain([Expr::Masquerade]),
-            ),
+            rule("from the host's loopback to a task", [link, named].into_iter().chain(loopback).chain([Expr::Masquerade])),
             rule("from a task to the outside", not_lo.into_iter().chain(from_links(family)).chain([Expr::Masquerade])),
         ]
     };
@@ -332,10 +315,7 @@ fn host_chains(family: Family, prefix: &str) -> Vec<Chain> {
 }
 
 fn any_bit(mask: u32) -> [Expr; 2] {
-    [
-        Expr::And { register: R0, mask: mask.to_ne_bytes().to_vec() },
-        Expr::NotEqual { register: R0, value: vec![0; 4] },
-    ]
+    [Expr::And { register: R0, mask: mask.to_ne_bytes().to_vec() }, Expr::NotEqual { register: R0, value: vec![0; 4] }]
 }
 
 /// The address at that offset is a loopback one.
@@ -430,12 +410,7 @@ impl SandboxTable {
                 key_length: family.width() + 4,
                 holds: Holds::Data { kind: address, length: family.width() },
             },
-            Set {
-                name: "hairpin",
-                key_kind: kind::joined(&[address, address]),
-                key_length: family.width() * 2,
-                holds: Holds::Nothing,
-            },
+            Set { name: "hairpin", key_kind: kind::joined(&[address, address]), key_length: family.width() * 2, holds: Holds::Nothing },
         ];
         let mut chains: Vec<Chain> = self.counts.iter().map(|count| vip_chain(family, *count)).collect();
         chains.extend(sandbox_chains(family, self.gateway));
@@ -453,10 +428,7 @@ fn vip_chain(family: Family, count: usize) -> Chain {
     let to = Register(8);
     let steps = [
         destination(family, R0),
-        Expr::Random {
-            below: u32::try_from(count).expect("fewer than 2^32 backends"),
-            to: after(R0, family.width()),
-        },
+        Expr::Random { below: u32::try_from(count).expect("fewer than 2^32 backends"), to: after(R0, family.width()) },
         Expr::Map { set: "be", key: R0, to },
         Expr::Dnat { family, address: to, port: None },
     ];
@@ -478,10 +450,7 @@ fn sandbox_chains(family: Family, gateway: Option<IpAddr>) -> Vec<Chain> {
         leave.push(rule("a task that reached itself", steps));
     }
     let name = [GATEWAY_LINK.as_bytes(), &[0]].concat();
-    leave.push(rule(
-        "out of the network",
-        [Expr::OutLinkName { to: R0 }, Expr::Equal { register: R0, value: name }, Expr::Masquerade],
-    ));
+    leave.push(rule("out of the network", [Expr::OutLinkName { to: R0 }, Expr::Equal { register: R0, value: name }, Expr::Masquerade]));
     let hook = |number, priority| Some(Hook { kind: "nat", number, priority });
     vec![
         Chain { name: "enter".into(), hook: hook(PREROUTING, DSTNAT), rules: enter },
