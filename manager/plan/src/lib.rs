@@ -21,6 +21,7 @@ mod reaper; // history limit, deletion
 mod replicated; // a number of tasks
 mod resources; // what is left of a node
 mod restart; // when a task that ended is replaced
+mod revise; // what a user's create, update and rollback do to a service
 mod scheduler; // which node
 mod slot; // the model orchestrators work on
 mod update; // rolling updates, rollback
@@ -36,5 +37,6 @@ pub use proposal::{Ids, Plan};
 pub use reaper::{is_removable, plan_reaping, plan_reaping_of_strays};
 pub use resources::{Free, Lack};
 pub use restart::{DEFAULT_DELAY, MAX_STOP_WAIT};
+pub use revise::{new_service, rolled_back_by_user, updated};
 pub use scheduler::{Misfit, NodeVerdict, Refusal, Scheduler};
 pub use update::DEFAULT_MONITOR;

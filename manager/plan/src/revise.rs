@@ -1,0 +1,57 @@
+//! How a service object changes when a user creates, updates or rolls it back (wire-behaviour 12, 13, 18.2).
+
+use skep_types::{JobStatus, Service, ServiceId, ServiceSpec, Timestamp, UpdateState, UpdateStatus, Version};
+
+/// A new service as the Control API stores it.
+#[must_use]
+pub fn new_service(id: ServiceId, spec: ServiceSpec, now: Timestamp) -> Service {
+    let job_status = spec.mode.is_job().then_some(JobStatus { iteration: Version(0), last_execution: Some(now) });
+    Service {
+        id,
+        meta: skep_types::Meta::default(),
+        spec,
+        spec_version: Some(Version(0)),
+        previous_spec: None,
+        previous_spec_version: None,
+        endpoint: None,
+        update_status: None,
+        job_status,
+        pending_delete: false,
+    }
+}
+
+/// The service with a new spec. `sent` = the object version that the client sent, which becomes the spec's own. A running update
+/// ends; every update of a job runs it again.
+#[must_use]
+pub fn updated(service: &Service, spec: ServiceSpec, sent: Version, now: Timestamp) -> Service {
+    let run_again = |status: JobStatus| JobStatus { iteration: Version(status.iteration.0 + 1), last_execution: Some(now) };
+    Service {
+        spec,
+        spec_version: Some(sent),
+        previous_spec: Some(service.spec.clone()),
+        previous_spec_version: service.spec_version,
+        update_status: None,
+        job_status: service.job_status.map(run_again),
+        ..service.clone()
+    }
+}
+
+/// The service with its spec and the one before swapped; `None` if there is none before.
+#[must_use]
+pub fn rolled_back_by_user(service: &Service, now: Timestamp) -> Option<Service> {
+    let previous = service.previous_spec.clone()?;
+    let status = UpdateStatus {
+        state: UpdateState::RollbackStarted,
+        started_at: Some(now),
+        completed_at: None,
+        message: "manually requested rollback".to_owned(),
+    };
+    Some(Service {
+        spec: previous,
+        spec_version: service.previous_spec_version,
+        previous_spec: Some(service.spec.clone()),
+        previous_spec_version: service.spec_version,
+        update_status: Some(status),
+        ..service.clone()
+    })
+}
