@@ -324,6 +324,20 @@ mod tests {
         assert_eq!(Reference::parse("docker.io/library/nginx").unwrap().to_string(), "nginx:latest");
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_refused_or_parses_to_what_it_prints(text in "\\PC{0,40}|[a-z0-9._:/@-]{0,60}") {
+            if let Ok(reference) = Reference::parse(&text) {
+                proptest::prop_assert_eq!(Reference::parse(&reference.to_string()), Ok(reference.clone()));
+                proptest::prop_assert_eq!(Reference::parse(&reference.canonical()), Ok(reference.clone()));
+                proptest::prop_assert_eq!(
+                    Reference::parse(&reference.local_name()).map(|local| local.local_name()),
+                    Ok(reference.local_name())
+                );
+            }
+        }
+    }
+
     #[test]
     fn refusals_say_what_is_wrong() {
         use ReferenceError as E;

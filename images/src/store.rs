@@ -64,11 +64,20 @@ struct Inner {
 impl ImageStore {
     /// The store in `namespace` of the containerd behind `socket`. Goes nowhere yet; errors are about the arguments.
     pub fn connect(socket: impl Into<PathBuf>, namespace: &str) -> Result<Self, StoreError> {
-        Self::connect_with(socket, namespace, Arc::new(HttpRegistry::new(RegistryConfig::default())))
+        Self::connect_with(socket, namespace, RegistryConfig::default())
+    }
+
+    /// As [`connect`](Self::connect), with what the operator says about registries.
+    pub fn connect_with(
+        socket: impl Into<PathBuf>,
+        namespace: &str,
+        registries: RegistryConfig,
+    ) -> Result<Self, StoreError> {
+        Self::connect_with_registry(socket, namespace, Arc::new(HttpRegistry::new(registries)))
     }
 
     /// As [`connect`](Self::connect), with another source of images.
-    pub fn connect_with(
+    pub fn connect_with_registry(
         socket: impl Into<PathBuf>,
         namespace: &str,
         registry: Arc<dyn Registry>,
@@ -90,6 +99,11 @@ impl ImageStore {
     /// The socket of the containerd behind it.
     pub fn socket(&self) -> &Path {
         self.inner.containerd.socket()
+    }
+
+    /// The snapshotter that holds unpacked images and the snapshots of containers.
+    pub fn snapshotter(&self) -> &'static str {
+        SNAPSHOTTER
     }
 
     pub fn namespace(&self) -> &str {

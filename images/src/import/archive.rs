@@ -294,6 +294,15 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_path_leads_out(path in "[a-z./\\\\]{0,30}", target in "[a-z./]{0,30}") {
+            for kept in [normal_path(&path).ok(), link_target("a/b/c", &target, true).ok()].into_iter().flatten() {
+                proptest::prop_assert!(kept.split('/').all(|part| !matches!(part, "" | "." | "..")), "{}", kept);
+            }
+        }
+    }
+
     #[test]
     fn devices_duplicates_and_link_loops_are_refused() {
         let device = read(&raw_tar(&[("dev", EntryType::Char, "", b"")]));

@@ -97,6 +97,13 @@ mod tests {
         assert_eq!(parse([r#"BASIC realm="say \"hi\"""#]), Some(Challenge::Basic));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn any_header_is_read_to_its_end(header in "[a-zA-Z=\", \\\\\\t]{0,60}|\\PC{0,60}") {
+            let _ = parse([header.as_str()]);
+        }
+    }
+
     #[test]
     fn rubbish_gives_nothing_and_ends() {
         for rubbish in ["", ",,,", "Negotiate", "Bearer", "=", "a=\"", "Bearer realm", "Digest x=\"\\"] {

@@ -1,6 +1,5 @@
 //! Which host serves a registry name, and whether it is spoken to in the clear. Pure.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 /// The host behind `docker.io`; a fact of Docker Hub.
@@ -10,7 +9,7 @@ const DOCKER_HUB_HOST: &str = "registry-1.docker.io";
 #[derive(Debug, Clone, Default)]
 pub struct RegistryConfig {
     /// `host` or `host:port` of registries that are spoken to in plain HTTP. Those on loopback always are.
-    pub insecure: BTreeSet<String>,
+    pub insecure: Vec<String>,
 }
 
 /// Where requests for one registry go.
@@ -25,7 +24,7 @@ impl Endpoint {
     pub fn of(domain: &str, config: &RegistryConfig) -> Self {
         let host = if domain == "docker.io" { DOCKER_HUB_HOST } else { domain };
         let loopback = is_loopback(host);
-        let plain = loopback || config.insecure.contains(domain);
+        let plain = loopback || config.insecure.iter().any(|listed| listed == domain);
         Self { host: host.to_owned(), plain, loopback }
     }
 

@@ -166,10 +166,7 @@ impl HttpRegistry {
         scope: Option<String>,
         kind: Option<&Kind>,
     ) -> Result<Token, RegistryError> {
-        let mut realm = Url::parse(realm).map_err(|_| target.bad_challenge("the realm is no URL"))?;
-        if realm.scheme() != "https" && !target.endpoint.plain {
-            return Err(target.bad_challenge("the realm of an HTTPS registry is not HTTPS"));
-        }
+        let mut realm = realm_url(realm, &target.endpoint).map_err(|problem| target.bad_challenge(problem))?;
         let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", target.path));
         let mut fields = vec![("scope", scope)];
         fields.extend(service.map(|service| ("service", service)));
@@ -343,6 +340,17 @@ impl Target<'_> {
     }
 }
 
+/// Where tokens come from. Whoever can change the answer of a registry must not learn passwords that TLS protects.
+fn realm_url(realm: &str, endpoint: &Endpoint) -> Result<Url, &'static str> {
+    let url = Url::parse(realm).map_err(|_| "the realm is no URL")?;
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if endpoint.plain => Ok(url),
+        "http" => Err("the realm of an HTTPS registry is plain HTTP"),
+        _ => Err("the realm is neither HTTP nor HTTPS"),
+    }
+}
+
 fn builder() -> reqwest::ClientBuilder {
     // Registries send blobs off to stores elsewhere; reqwest drops our credentials when the host changes.
     let policy = redirect::Policy::custom(|attempt| {
@@ -420,4 +428,32 @@ fn is_tls_failure(error: &reqwest::Error) -> bool {
         cause = inner.source();
     }
     false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_of_tls_registries_come_over_tls_only() {
+        let config = RegistryConfig::default();
+        let (hub, local) = (Endpoint::of("docker.io", &config), Endpoint::of("localhost:5000", &config));
+        assert!(realm_url("https://auth.docker.io/token", &hub).is_ok());
+        assert!(realm_url("http://auth.docker.io/token", &hub).is_err());
+        assert!(realm_url("http://localhost:5001/token", &local).is_ok());
+        assert!(realm_url("file:///etc/passwd", &local).is_err());
+        assert!(realm_url("token", &local).is_err());
+    }
+
+    #[test]
+    fn ranges_are_read_strictly() {
+        let start = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_RANGE, text.parse().unwrap());
+            range_start(&headers)
+        };
+        assert_eq!(start("bytes 5-9/10"), Some(5));
+        assert_eq!(start("bytes */10"), None);
+        assert_eq!(start("lines 5-9/10"), None);
+    }
 }
