@@ -70,7 +70,7 @@ fn a_task_reaches_published_ports_and_the_outside() {
 #[test]
 fn what_is_removed_leaves_nothing() {
     on_own_host("what_is_removed_leaves_nothing", async |mut world| {
-        let before = sh("ip -br link; nft list ruleset; ip route show table all | grep -v anycast; ls /run");
+        let before = sh("ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }; ls /run");
         let netlb = World::netlb();
         let (_, tasks) = three_tasks(&mut world, &netlb).await;
         world.stop_responders();
@@ -83,19 +83,22 @@ fn what_is_removed_leaves_nothing() {
         eventually("the links are gone", || !sh("ip -br link").contains("sk"));
         assert!(!sh("nft list ruleset").contains("elements"));
         netlb.remove_everything().await.unwrap();
-        assert_eq!(sh("ip -br link; nft list ruleset; ip route show table all | grep -v anycast; rm -r /run/skep; ls /run"), before);
+        assert_eq!(
+            sh("ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }; rm -r /run/skep; ls /run"),
+            before
+        );
     });
 }
 
 #[test]
 fn everything_is_removed_at_once_on_leaving() {
     on_own_host("everything_is_removed_at_once_on_leaving", async |mut world| {
-        let before = sh("ip -br link; nft list ruleset; ip route show table all | grep -v anycast");
+        let before = sh("ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }");
         let netlb = World::netlb();
         three_tasks(&mut world, &netlb).await;
         netlb.remove_everything().await.unwrap();
         assert_eq!(sh("ls /run/skep/netns"), "");
-        assert_eq!(sh("ip -br link; nft list ruleset; ip route show table all | grep -v anycast"), before);
+        assert_eq!(sh("ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }"), before);
     });
 }
 
@@ -105,8 +108,8 @@ fn asking_again_changes_nothing() {
         let netlb = World::netlb();
         let (_, tasks) = three_tasks(&mut world, &netlb).await;
         let look = || {
-            sh("ls -i /run/skep/netns; ip link; ip route show table all | grep -v anycast; nft list ruleset; ip -n client link
-                for ns in /run/skep/netns/*; do nsenter --net=$ns ip addr; nsenter --net=$ns ip route show table all | grep -v anycast; done")
+            sh("ls -i /run/skep/netns; ip link; ip route show table all | { grep -v 'proto kernel' || true; }; nft list ruleset; ip -n client link
+                for ns in /run/skep/netns/*; do nsenter --net=$ns ip addr; nsenter --net=$ns ip route show table all | { grep -v 'proto kernel' || true; }; done")
         };
         let before = look();
         for task in &tasks {
