@@ -38,7 +38,7 @@ impl ImageStore {
     where
         R: AsyncRead + Send + Unpin + 'static,
     {
-        self.load_within(archive, Limits::default()).await
+        self.load_within(archive, None, Limits::default()).await
     }
 
     /// As [`load`](Self::load), from a file.
@@ -48,13 +48,13 @@ impl ImageStore {
         self.load(file).await
     }
 
-    /// As [`load`](Self::load), with other limits.
-    pub async fn load_within<R>(&self, archive: R, limits: Limits) -> Result<Vec<Image>, ImageError>
+    /// As [`load`](Self::load), with other limits, and under `name` if there is one: then the archive must hold one image.
+    pub async fn load_within<R>(&self, archive: R, name: Option<&Reference>, limits: Limits) -> Result<Vec<Image>, ImageError>
     where
         R: AsyncRead + Send + Unpin + 'static,
     {
         let lease = self.lease("load", &format!("{:x}", rand::random::<u128>())).await?;
-        let outcome = self.load_under(&lease, archive, limits).await;
+        let outcome = self.load_under(&lease, archive, name, limits).await;
         // Nothing of a failed load is of use later, so the lease goes in any case.
         let released = self.release(lease).await;
         let images = outcome?;
@@ -62,7 +62,13 @@ impl ImageStore {
         Ok(images)
     }
 
-    async fn load_under<R>(&self, lease: &Lease, archive: R, limits: Limits) -> Result<Vec<Image>, ImageError>
+    async fn load_under<R>(
+        &self,
+        lease: &Lease,
+        archive: R,
+        name: Option<&Reference>,
+        limits: Limits,
+    ) -> Result<Vec<Image>, ImageError>
     where
         R: AsyncRead + Send + Unpin + 'static,
     {
@@ -76,7 +82,7 @@ impl ImageStore {
         let archive = reading.await.map_err(|_| ArchiveError::Interrupted)??;
         failpoint!("images.load.read");
         let mut images = Vec::new();
-        for found in found_images(&archive)? {
+        for found in found_images(&archive, name)? {
             images.extend(self.load_one(lease, &archive, found).await?);
         }
         Ok(images)
@@ -123,15 +129,12 @@ impl ImageStore {
         }
     }
 
-    /// Loads an archive's images under one name of the caller's choice, for archives that carry none.
-    ///
-    /// Fails if the archive holds more than one image.
+    /// Loads the one image of an archive under a name of the caller's choice, for archives that carry none.
     pub async fn load_as<R>(&self, archive: R, name: &Reference) -> Result<Image, ImageError>
     where
         R: AsyncRead + Send + Unpin + 'static,
     {
-        let limits = Limits { name: Some(name.clone()), ..Limits::default() };
-        let mut images = self.load_within(archive, limits).await?;
+        let mut images = self.load_within(archive, Some(name), Limits::default()).await?;
         images.pop().ok_or_else(|| ArchiveError::NoImage.into())
     }
 }

@@ -10,7 +10,6 @@ use tar::EntryType;
 use super::ArchiveError;
 use crate::digest::Digest;
 use crate::manifest::MAX_BLOB;
-use crate::reference::Reference;
 
 pub(super) const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 /// Links in `docker save` archives point straight to a layer; a chain is an attack.
@@ -27,13 +26,12 @@ pub struct Limits {
     pub memory: u64,
     /// One document.
     pub document: u64,
-    pub(super) name: Option<Reference>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         const MIB: u64 = 1024 * 1024;
-        Self { entries: 100_000, bytes: 128 * 1024 * MIB, memory: 64 * MIB, document: 8 * MIB, name: None }
+        Self { entries: 100_000, bytes: 128 * 1024 * MIB, memory: 64 * MIB, document: 8 * MIB }
     }
 }
 
@@ -57,8 +55,6 @@ pub(super) struct Archive {
     blobs: BTreeMap<String, Stored>,
     links: BTreeMap<String, String>,
     by_digest: HashMap<Digest, Option<Bytes>>,
-    /// The caller's own name for the image.
-    pub name: Option<Reference>,
 }
 
 impl Archive {
@@ -105,7 +101,7 @@ pub(super) fn read_archive(input: impl Read, limits: Limits, sink: &mut dyn Blob
     let input: Box<dyn Read> = if is_gzipped { Box::new(MultiGzDecoder::new(input)) } else { Box::new(input) };
     // One byte more than allowed, so that the limit shows.
     let mut input = tar::Archive::new(input.take(limits.bytes.saturating_add(1)));
-    let mut archive = Archive { name: limits.name.clone(), ..Archive::default() };
+    let mut archive = Archive::default();
     let (mut entries, mut bytes, mut memory) = (0, 0_u64, 0_u64);
     for entry in input.entries().map_err(read)? {
         let mut entry = entry.map_err(read)?;

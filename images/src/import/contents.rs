@@ -36,7 +36,8 @@ struct SavedImage {
     layers: Vec<String>,
 }
 
-pub(super) fn found_images(archive: &Archive) -> Result<Vec<Found>, ArchiveError> {
+/// The archive's images under their names, or its only one under `name`.
+pub(super) fn found_images(archive: &Archive, name: Option<&Reference>) -> Result<Vec<Found>, ArchiveError> {
     let saved: Vec<SavedImage> = match archive.file("manifest.json") {
         Some(data) => serde_json::from_slice(data)
             .map_err(|source| ArchiveError::Malformed { file: "manifest.json", source })?,
@@ -49,7 +50,7 @@ pub(super) fn found_images(archive: &Archive) -> Result<Vec<Found>, ArchiveError
         }
         None => return Err(ArchiveError::NotAnImageArchive),
     };
-    if let Some(name) = &archive.name {
+    if let Some(name) = name {
         match found.as_mut_slice() {
             [one] => one.names = vec![name.clone()],
             more => return Err(ArchiveError::SeveralImages { images: more.len() }),

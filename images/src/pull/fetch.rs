@@ -46,12 +46,14 @@ impl Job {
                     return Ok(());
                 }
                 Ok(Attempt::Partial(got)) => (got, None),
-                Err(ImageError::Registry(error)) if error.is_transient() => {
-                    let asked = asked_for(&error);
-                    match backoff.wait() {
-                        Some(wait) => (reached, Some(asked.unwrap_or(wait))),
-                        None => return Err(error.into()),
-                    }
+                // The registry's passing faults and containerd's restarts alike.
+                Err(error) if error.is_transient() => {
+                    let Some(wait) = backoff.wait() else { return Err(error) };
+                    let asked = match &error {
+                        ImageError::Registry(error) => asked_for(error),
+                        _ => None,
+                    };
+                    (reached, Some(asked.unwrap_or(wait)))
                 }
                 // Bytes of an earlier attempt may be to blame; they are thrown away now, so once more without them.
                 Err(ImageError::Store(StoreError::WrongDigest { .. })) if resumed && !again => {

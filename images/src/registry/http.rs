@@ -25,7 +25,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two pieces of an answer; a transfer that moves may take as long as it needs.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// For a whole small answer: manifests and tokens.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_TOKEN_ANSWER: u64 = 256 * 1024;
 /// When a token does not say how long it lives (distribution `token` specification).
 const DEFAULT_TOKEN_LIFE: Duration = Duration::from_secs(60);

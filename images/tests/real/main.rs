@@ -9,5 +9,6 @@ mod harness; // daemons
 mod load;
 mod pull;
 mod refuse;
+mod speed;
 mod survive;
 mod wire; // a scripted registry for what real ones rarely do

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use skep_images::{ImageError, StoreError};
 use tempfile::TempDir;
 
-use crate::harness::{Containerd, Proxy, Registry, image_archive, ready, reference_at};
+use crate::harness::{Containerd, Mounted, Proxy, Registry, image_archive, noise, ready, reference_at};
 
 #[tokio::test]
 async fn a_restarted_containerd_is_found_again() {
@@ -27,6 +27,35 @@ async fn a_restarted_containerd_is_found_again() {
     let gone = store.find(image.reference()).await.unwrap_err();
     assert!(matches!(gone, ImageError::Store(StoreError::Unreachable { .. })), "{gone:?}");
     assert!(gone.to_string().contains("is it running?"));
+}
+
+#[tokio::test]
+async fn a_pull_outlives_a_restart_of_containerd() {
+    if !ready() {
+        return;
+    }
+    let (mut containerd, registry, folder) = (Containerd::start(), Registry::start(), TempDir::new().unwrap());
+    let size = 30_000_000;
+    registry.push(&image_archive(folder.path(), "x:1", 6, size), "app:v1", None);
+    let reference = registry.reference("app:v1");
+    let store = containerd.store();
+    let (sender, mut events) = tokio::sync::mpsc::channel(1);
+    let pulling = {
+        let (store, reference) = (store.clone(), reference.clone());
+        tokio::spawn(async move { store.pull(&reference, None, Some(sender)).await })
+    };
+    while let Some(event) = events.recv().await {
+        if event.done > 1_000_000 {
+            break;
+        }
+    }
+    drop(events);
+    assert!(!pulling.is_finished());
+    containerd.kill();
+    containerd.start_again();
+    let image = pulling.await.unwrap().unwrap();
+    let mounts = store.prepare_snapshot("s", &image, HashMap::new()).await.unwrap();
+    assert_eq!(Mounted::new(&mounts).read("data"), noise(6, size));
 }
 
 #[tokio::test]
