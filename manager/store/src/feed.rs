@@ -34,6 +34,7 @@ struct Buffer {
     /// Commits up to this version are not in the buffer any more.
     floor: Version,
     readers: Vec<Weak<AtomicU64>>,
+    closed: bool,
 }
 
 /// The writing end.
@@ -49,7 +50,8 @@ fn lock(buffer: &Mutex<Buffer>) -> MutexGuard<'_, Buffer> {
 impl Feeds {
     /// `limit` bounds the changes held for the slowest reader.
     pub(crate) fn new(at: Version, limit: usize) -> Self {
-        let buffer = Buffer { commits: VecDeque::new(), changes: 0, limit: limit.max(KEPT_CHANGES), floor: at, readers: Vec::new() };
+        let buffer =
+            Buffer { commits: VecDeque::new(), changes: 0, limit: limit.max(KEPT_CHANGES), floor: at, readers: Vec::new(), closed: false };
         Self { buffer: Arc::new(Mutex::new(buffer)), newest: watch::Sender::new(0) }
     }
 
@@ -74,6 +76,12 @@ impl Feeds {
         buffer.changes = 0;
         buffer.floor = at;
         drop(buffer);
+        self.newest.send_modify(|count| *count += 1);
+    }
+
+    /// No commit comes any more.
+    pub(crate) fn close(&self) {
+        lock(&self.buffer).closed = true;
         self.newest.send_modify(|count| *count += 1);
     }
 
@@ -121,6 +129,9 @@ impl Feed {
             self.newest.mark_unchanged();
             if let Some(event) = self.try_next() {
                 return Some(event);
+            }
+            if lock(&self.buffer).closed {
+                return None;
             }
             self.newest.changed().await.ok()?;
         }

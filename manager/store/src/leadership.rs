@@ -23,6 +23,15 @@ const RETRY: Duration = Duration::from_millis(100);
 
 /// Watches raft and publishes [`Leadership`] until told to stop or raft ends.
 pub(crate) async fn watch_leadership(raft: Raft, publish: watch::Sender<Leadership>, stop: CancellationToken) {
+    follow(raft, &publish, stop).await;
+    // Whoever looks later must not take a stopped manager for a leader.
+    publish.send_modify(|last| {
+        last.is_leader = false;
+        last.leader = None;
+    });
+}
+
+async fn follow(raft: Raft, publish: &watch::Sender<Leadership>, stop: CancellationToken) {
     let mut metrics = raft.server_metrics();
     let mut confirmed = None;
     loop {

@@ -20,6 +20,8 @@ pub const MAX_TRANSACTION_CHANGES: usize = 200;
 /// A log entry takes so many transactions at most, or so many bytes unless a single one has more.
 const BATCH_TRANSACTIONS: usize = 256;
 const BATCH_BYTES: usize = 1 << 20;
+/// When the store is shut down, what is being committed gets so much time.
+const LAST_COMMIT: Duration = Duration::from_secs(2);
 /// Proposals waiting for their turn; beyond that `propose` waits.
 pub(crate) const WAITING: usize = 1024;
 
@@ -58,11 +60,15 @@ impl Proposer {
             };
             let (batch, over) = self.fill(first);
             left = over;
+            let overdue = async {
+                self.stop.cancelled().await;
+                tokio::time::sleep(LAST_COMMIT).await;
+            };
             tokio::select! {
                 biased;
                 () = self.commit(batch) => {}
-                // The waiting ones are dropped and read as stopped.
-                () = self.stop.cancelled() => break,
+                // Those waiting are told that the store has stopped; what became of them nobody knows.
+                () = overdue => break,
             }
         }
         self.queue.close();
@@ -73,11 +79,12 @@ impl Proposer {
 
     /// Takes what waits behind `first` as far as one entry goes; the one that did not fit comes back.
     fn fill(&mut self, first: Proposal) -> (Vec<Proposal>, Option<Proposal>) {
+        let limit = BATCH_BYTES.min(self.log.max_entry() - 1024);
         let mut bytes = first.encoded.len();
         let mut batch = vec![first];
         while batch.len() < BATCH_TRANSACTIONS {
             let Ok(next) = self.queue.try_recv() else { break };
-            if bytes + next.encoded.len() > BATCH_BYTES {
+            if bytes + next.encoded.len() > limit {
                 return (batch, Some(next));
             }
             bytes += next.encoded.len();

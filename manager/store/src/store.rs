@@ -1,7 +1,7 @@
 //! The handle that everybody holds.
 
 use crate::disk::key::DataKey;
-use crate::disk::log::Log;
+use crate::disk::log::{DirLock, Log};
 use crate::disk::snapshot::SnapshotDir;
 use crate::disk::state::StateFile;
 use crate::disk::{DiskError, failed};
@@ -19,7 +19,7 @@ use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, Raf
 use openraft::{ChangeMembers, SnapshotPolicy};
 use skep_types::{Action, Timestamp, Version};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -56,6 +56,9 @@ impl Default for Timing {
     }
 }
 
+/// Below this nothing fits beside the reserve.
+const MIN_SEGMENT_BYTES: u64 = 128 * 1024;
+
 /// How a store is kept.
 #[derive(Clone)]
 pub struct StoreConfig {
@@ -71,7 +74,7 @@ pub struct StoreConfig {
     pub snapshot_log_bytes: u64,
     /// Entries kept behind a snapshot for slow followers.
     pub keep_entries: u64,
-    /// Size of a log segment; one more is always kept ready.
+    /// Size of a log segment, at least 128 KiB; one more is always kept ready. A transaction has to fit one.
     pub segment_bytes: u64,
     /// Bytes of the newest entries kept in memory.
     pub cache_bytes: usize,
@@ -232,7 +235,7 @@ impl Store {
             let config = config.clone();
             tokio::task::spawn_blocking(move || Opened::open(&config, make)).await.map_err(|_| StoreError::Stopped)??
         };
-        let Opened { log, raft_id, machine, published, lock } = opened;
+        let Opened { log, raft_id, machine, published } = opened;
         let (log, broken, writer) = LogStore::start(log)
             .map_err(|source| StoreError::Disk(DiskError::Io { step: "start the writer of", path: config.dir.clone(), source }))?;
         let raft = Raft::new(raft_id, Arc::new(raft_config), Network(transport), log.clone(), machine)
@@ -242,7 +245,7 @@ impl Store {
         let mut tasks = JoinSet::new();
         let (leading, leadership) = watch::channel(Leadership::default());
         tasks.spawn(watch_leadership(raft.clone(), leading, stop.clone()));
-        tasks.spawn(housekeeping(raft.clone(), Arc::clone(&published), stop.clone(), lock));
+        tasks.spawn(housekeeping(raft.clone(), Arc::clone(&published), stop.clone()));
         let (proposals, queue) = mpsc::channel(WAITING);
         let proposer = Proposer {
             queue,
@@ -302,8 +305,9 @@ impl Store {
         }
         let transaction = Transaction { now: (self.0.clock)(), actions };
         let encoded = encode_transaction(&transaction).map_err(|error| ProposeError::Disk(Arc::new(error.into())))?;
-        if encoded.len() > MAX_TRANSACTION_BYTES {
-            return Err(ProposeError::TooLarge { bytes: encoded.len(), limit: MAX_TRANSACTION_BYTES });
+        let limit = MAX_TRANSACTION_BYTES.min(self.0.log.shared().max_entry() - 1024);
+        if encoded.len() > limit {
+            return Err(ProposeError::TooLarge { bytes: encoded.len(), limit });
         }
         let (answer, answered) = oneshot::channel();
         self.0.proposals.send(Proposal { transaction, encoded, answer }).await.map_err(|_| ProposeError::Stopped)?;
@@ -369,6 +373,7 @@ impl Store {
     #[must_use]
     pub fn status(&self) -> StoreStatus {
         let metrics = self.0.raft.metrics().borrow().clone();
+        let broken = self.0.broken.borrow().as_ref().map(ToString::to_string);
         let voters: BTreeSet<RaftId> = metrics.membership_config.membership().voter_ids().collect();
         let matched = |id: &RaftId| metrics.replication.as_ref().and_then(|all| all.get(id).copied().flatten()).map(|id| id.index);
         StoreStatus {
@@ -387,9 +392,14 @@ impl Store {
                 .map(|(id, member)| MemberStatus { raft_id: *id, member: member.clone(), voter: voters.contains(id), matched: matched(id) })
                 .collect(),
             snapshot_error: self.0.published.snapshots.error.borrow().as_ref().map(ToString::to_string),
-            broken: self.0.broken.borrow().as_ref().map(ToString::to_string),
+            broken: broken.or_else(|| metrics.running_state.as_ref().err().map(ToString::to_string)),
             syncs: crate::disk::syncs(),
         }
+    }
+
+    /// Changes [`StoreConfig::snapshot_entries`].
+    pub fn set_snapshot_entries(&self, entries: u64) {
+        self.0.published.snapshots.every_entries.store(entries.max(1), std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Makes a snapshot now instead of when it is due. Returns at once.
@@ -450,6 +460,9 @@ impl Store {
     pub async fn shutdown(&self) {
         self.0.stop.cancel();
         let tasks = self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(mut tasks) = tasks {
+            while tasks.join_next().await.is_some() {}
+        }
         if let Err(error) = self.0.raft.shutdown().await {
             tracing::warn!(%error, "raft did not end in order");
         }
@@ -460,9 +473,7 @@ impl Store {
             }
             let _ = tokio::task::spawn_blocking(move || writer.join()).await;
         }
-        if let Some(mut tasks) = tasks {
-            while tasks.join_next().await.is_some() {}
-        }
+        self.0.published.feeds.close();
     }
 }
 
@@ -474,8 +485,8 @@ fn membership_error(error: RaftError<RaftId, ClientWriteError<RaftId, Member>>) 
     }
 }
 
-/// Triggers snapshots when the state machine finds one due. Holds the directory's lock as long as the store lives.
-async fn housekeeping(raft: Raft, published: Arc<Published>, stop: CancellationToken, _lock: nix::fcntl::Flock<File>) {
+/// Triggers snapshots when the state machine finds one due.
+async fn housekeeping(raft: Raft, published: Arc<Published>, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -509,7 +520,6 @@ struct Opened {
     raft_id: RaftId,
     machine: Machine,
     published: Arc<Published>,
-    lock: nix::fcntl::Flock<File>,
 }
 
 impl Opened {
@@ -545,7 +555,8 @@ impl Opened {
             },
         };
         let raft_id = state.state().raft_id;
-        let log = Log::open(&dir.join("log"), &key, state, config.segment_bytes, config.cache_bytes)?;
+        let mut log = Log::open(&dir.join("log"), &key, state, config.segment_bytes.max(MIN_SEGMENT_BYTES), config.cache_bytes)?;
+        log.hold(lock);
         let (head, tables, parts) = Machine::load(SnapshotDir::open(&dir.join("snapshot"), &key)?, log.shared())?;
         check_gap(&log, head.as_ref().and_then(|head| head.last).map(|id| id.index), &dir.join("snapshot"))?;
         let view = View::from(tables.clone());
@@ -555,7 +566,7 @@ impl Opened {
             snapshots: SnapshotProgress::new(config.snapshot_entries, config.snapshot_log_bytes),
         });
         let machine = Machine::new(head, tables, parts, Arc::clone(&published));
-        Ok(Self { log, raft_id, machine, published, lock })
+        Ok(Self { log, raft_id, machine, published })
     }
 }
 
@@ -579,7 +590,7 @@ fn has_files(dir: &Path) -> bool {
     })
 }
 
-fn lock(dir: &Path) -> Result<nix::fcntl::Flock<File>, DiskError> {
+fn lock(dir: &Path) -> Result<DirLock, DiskError> {
     let path = dir.join("lock");
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed("open", &path))?;
     nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {

@@ -81,6 +81,8 @@ impl Writer {
                 let _ = self.0.kill();
             }
         }
+        let signal = std::os::unix::process::ExitStatusExt::signal(&self.0.wait().unwrap());
+        assert_eq!(signal, Some(9), "the writer ended by itself");
         seen
     }
 }

@@ -99,4 +99,79 @@ async fn a_feed_and_a_waiter_see_commits() {
     assert_eq!(commit.changes.len(), 1);
     store.read_barrier().await.unwrap();
     store.shutdown().await;
+    assert!(feed.next().await.is_none());
+    assert!(!store.leadership().borrow().is_leader);
+}
+
+/// Opens a store that must not open; gives what it says.
+async fn refused(dir: &Path) -> String {
+    match Store::open(config(dir), Arc::new(Alone)).await {
+        Err(StoreError::Disk(error)) => error.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn only_file(dir: &Path, extension: &str) -> std::path::PathBuf {
+    let mut found =
+        std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path()).filter(|path| path.extension().is_some_and(|e| e == extension));
+    let file = found.next().unwrap();
+    assert!(found.next().is_none());
+    file
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_refused_with_file_place_and_cure() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = bootstrap(config(dir.path())).await;
+    for n in 0..20 {
+        store.propose(vec![Action::Create(node(n))]).await.unwrap();
+    }
+    store.trigger_snapshot().await.unwrap();
+    while store.status().snapshot_index.is_none() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    store.shutdown().await;
+    drop(store);
+    let raft = dir.path().join("raft");
+    let files = [only_file(&raft.join("log"), "seg"), only_file(&raft.join("snapshot"), "snap")];
+    for file in &files {
+        let intact = std::fs::read(file).unwrap();
+        let mut bytes = intact.clone();
+        bytes[300] ^= 1;
+        std::fs::write(file, bytes).unwrap();
+        let says = refused(dir.path()).await;
+        println!("{says}");
+        assert!(says.contains(file.to_str().unwrap()) && says.contains("at byte") && says.contains("backup"), "{says}");
+        std::fs::write(file, intact).unwrap();
+    }
+    for name in ["dek", "state"] {
+        let (path, aside) = (raft.join(name), raft.join("aside"));
+        std::fs::rename(&path, &aside).unwrap();
+        let says = refused(dir.path()).await;
+        println!("{says}");
+        assert!(says.contains(name) && says.contains("missing"), "{says}");
+        std::fs::rename(&aside, &path).unwrap();
+    }
+    Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap().shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_gone_is_missed_once_the_log_was_cut_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = || StoreConfig { segment_bytes: 128 * 1024, snapshot_entries: 20, keep_entries: 2, ..config(dir.path()) };
+    let store = bootstrap(config()).await;
+    for n in 0..400 {
+        store.propose(vec![Action::Create(secret(n, &n.to_string(), 2_000))]).await.unwrap();
+    }
+    let hash = store.state_hash();
+    store.shutdown().await;
+    drop(store);
+    let store = Store::open(config(), Arc::new(Alone)).await.unwrap();
+    store.wait_leader(std::time::Duration::from_secs(10)).await.unwrap();
+    assert_eq!(store.state_hash(), hash);
+    store.shutdown().await;
+    drop(store);
+    std::fs::remove_dir_all(dir.path().join("raft/snapshot")).unwrap();
+    let says = refused(dir.path()).await;
+    assert!(says.contains("snap") && says.contains("missing"), "{says}");
 }

@@ -55,7 +55,8 @@ pub(crate) struct Place {
 struct Slot {
     id: LogId,
     place: Option<Place>,
-    entry: Option<Entry>,
+    /// Boxed: thousands of slots hold none.
+    entry: Option<Box<Entry>>,
 }
 
 /// Which entries the log has and where they are; the newest are held in memory as well.
@@ -113,7 +114,7 @@ impl Index {
     pub(crate) fn append(&mut self, entries: &[Entry]) {
         for entry in entries {
             self.cached_bytes += entry_size(entry);
-            self.slots.push_back(Slot { id: entry.log_id, place: None, entry: Some(entry.clone()) });
+            self.slots.push_back(Slot { id: entry.log_id, place: None, entry: Some(Box::new(entry.clone())) });
         }
     }
 
@@ -142,7 +143,7 @@ impl Index {
             .map_while(|index| {
                 let slot = &self.slots[self.position(index)?];
                 match (&slot.entry, &slot.place) {
-                    (Some(entry), _) => Some(Lookup::Cached(entry.clone())),
+                    (Some(entry), _) => Some(Lookup::Cached(Entry::clone(entry))),
                     (None, Some(place)) => Some(Lookup::OnDisk(place.clone())),
                     (None, None) => None, // cannot be: only entries with a place are evicted
                 }
@@ -221,9 +222,9 @@ impl LogShared {
         }
     }
 
-    /// The largest entry that fits.
+    /// The largest entry that fits a segment, which has a preface and a first record.
     pub(crate) fn max_entry(&self) -> usize {
-        usize::try_from(self.segment_bytes).unwrap_or(usize::MAX) - PREFACE - 1024
+        usize::try_from(self.segment_bytes).unwrap_or(usize::MAX) - 2048
     }
 }
 
@@ -252,7 +253,12 @@ pub(crate) struct Log {
     pool: Vec<PathBuf>,
     shared: Arc<LogShared>,
     buffer: Vec<u8>,
+    /// Nobody else opens the directory while we may write to it.
+    lock: Option<DirLock>,
 }
+
+/// The lock on the store's directory.
+pub(crate) type DirLock = nix::fcntl::Flock<std::fs::File>;
 
 impl Log {
     /// Opens the log below `dir`, or makes an empty one if `state` is new.
@@ -281,6 +287,7 @@ impl Log {
             pool,
             shared,
             buffer: Vec::new(),
+            lock: None,
         };
         log.check_numbers(&numbers)?;
         log.replay(&numbers)?;
@@ -290,6 +297,10 @@ impl Log {
         log.publish_room();
         log.shared.spare.ensure(log.pool.pop());
         Ok(log)
+    }
+
+    pub(crate) fn hold(&mut self, lock: DirLock) {
+        self.lock = Some(lock);
     }
 
     pub(crate) fn shared(&self) -> Arc<LogShared> {
@@ -479,6 +490,10 @@ impl Log {
         let size = frame_size(payload.len()) as u64;
         if self.end + size > self.size {
             self.roll()?;
+        }
+        if self.end + size > self.size {
+            let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "the record is larger than a segment");
+            return Err(DiskError::Io { step: "write a record to", path: self.dir.clone(), source });
         }
         let newest = self.held.back().expect("an open log has a segment");
         let segment = &newest.segment;

@@ -338,3 +338,6 @@ impl SnapshotDir {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,7 +39,7 @@ pub(crate) struct SnapshotProgress {
     tried: Mutex<Option<Instant>>,
     pub(crate) error: watch::Sender<Option<Arc<DiskError>>>,
     pub(crate) due: Notify,
-    pub(crate) every_entries: u64,
+    pub(crate) every_entries: AtomicU64,
     pub(crate) every_bytes: u64,
 }
 
@@ -51,7 +51,7 @@ impl SnapshotProgress {
             tried: Mutex::new(None),
             error: watch::Sender::new(None),
             due: Notify::new(),
-            every_entries,
+            every_entries: AtomicU64::new(every_entries.max(1)),
             every_bytes,
         }
     }
@@ -65,7 +65,7 @@ impl SnapshotProgress {
     fn check(&self, applied: Option<LogId>, bytes: u64) {
         let entries = applied.map_or(0, |id| id.index + 1).saturating_sub(self.next_index.load(Ordering::Relaxed));
         let grown = bytes.saturating_sub(self.at_bytes.load(Ordering::Relaxed));
-        if entries < self.every_entries && grown < self.every_bytes {
+        if entries < self.every_entries.load(Ordering::Relaxed) && grown < self.every_bytes {
             return;
         }
         let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
@@ -140,8 +140,9 @@ impl Machine {
         if commits.is_empty() {
             return;
         }
-        self.published.feeds.push(commits);
+        // The view first: who hears of a commit looks at a view that has it.
         self.published.view.send_replace(View::from(self.tables.clone()));
+        self.published.feeds.push(commits);
     }
 }
 
@@ -228,8 +229,8 @@ impl RaftStateMachine<RaftTypes> for Machine {
         self.current = Some(meta.clone());
         self.path = Some(path);
         self.published.snapshots.made(self.applied, self.log.written.load(Ordering::Relaxed));
-        self.published.feeds.reset(self.tables.revision());
         self.published.view.send_replace(View::from(self.tables.clone()));
+        self.published.feeds.reset(self.tables.revision());
         Ok(())
     }
 
