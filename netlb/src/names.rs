@@ -8,6 +8,8 @@ use skep_types::{NetworkId, TaskId};
 
 /// The end of a sandbox's way out, inside the sandbox.
 pub(crate) const GATEWAY_LINK: &str = "gw";
+/// What the sandbox's ends of tasks' links begin with.
+pub(crate) const TASK_LINK_PREFIX: &str = "t";
 /// nf_tables table inside a sandbox.
 pub(crate) const SANDBOX_TABLE: &str = "skep";
 const SANDBOX_PREFIX: &str = "sbx-";
@@ -53,9 +55,9 @@ fn hash(parts: &[&[u8]]) -> u64 {
 pub(crate) fn task_link(task: &TaskId) -> String {
     let text = task.as_str();
     if text.len() == skep_types::ID_LENGTH {
-        format!("t{}", &text[text.len() - 14..])
+        format!("{TASK_LINK_PREFIX}{}", &text[text.len() - 14..])
     } else {
-        format!("t{}", skep_types::base36(&hash(&[text.as_bytes()]).to_be_bytes(), 13))
+        format!("{TASK_LINK_PREFIX}{}", skep_types::base36(&hash(&[text.as_bytes()]).to_be_bytes(), 13))
     }
 }
 

@@ -81,6 +81,10 @@ pub(crate) enum Expr {
     DestinationType {
         to: Register,
     },
+    /// Loads the index of the incoming link if the route to the source address leads there, else 0.
+    SourceLink {
+        to: Register,
+    },
     /// Draws a number below `below`.
     Random {
         below: u32,

@@ -5,7 +5,7 @@ use super::balanced::Balanced;
 use super::*;
 use crate::names::Tag;
 use crate::nft::model::Holds;
-use crate::nft::{Elements, Hook, Set, Table, Value};
+use crate::nft::{Elements, Set, Table, Value};
 use crate::wanted::{Backend, Protocol, PublishMode, PublishedPort};
 use std::collections::BTreeMap;
 
@@ -112,69 +112,70 @@ fn port_chain(family: Family, count: usize) -> Chain {
 }
 
 fn host_chains(family: Family, prefix: &str) -> Vec<Chain> {
-    let into_sandbox = || {
-        let value = prefix.as_bytes().to_vec();
-        [Expr::OutLinkName { to: R0 }, Expr::Equal { register: R0, value }]
-    };
-    let base = |name: &str, kind, number, priority, rules| Chain { name: name.into(), hook: Some(Hook { kind, number, priority }), rules };
-    let to_tasks = || {
-        let (at, width) = (R0, family.width());
-        let protocol = after(at, width);
-        let result = Register(8);
-        vec![
-            rule(
-                "ports of one address",
-                [
-                    destination(family, at),
-                    Expr::L4Protocol { to: protocol },
-                    Expr::DestinationPort { to: after(protocol, 1) },
-                    Expr::Map { set: "at", key: at, to: result },
-                    Expr::Dnat { family, address: result, port: Some(after(result, width)) },
-                ],
-            ),
-            rule(
-                "published ports",
-                [
-                    Expr::DestinationType { to: R0 },
-                    Expr::Equal { register: R0, value: LOCAL_ADDRESS.to_ne_bytes().to_vec() },
-                    Expr::L4Protocol { to: R0 },
-                    Expr::DestinationPort { to: Register(1) },
-                    Expr::VerdictMap { set: "ports", key: R0 },
-                ],
-            ),
-        ]
-    };
-    let [link, named] = into_sandbox();
-    let allowed = |comment, load: Expr, mask: u32| {
-        let steps = into_sandbox().into_iter().chain([load]).chain(any_bit(mask)).chain([Expr::Accept]);
-        rule(comment, steps)
-    };
-    let guard = {
-        let value = prefix.as_bytes().to_vec();
-        let from = [Expr::InLinkName { to: R0 }, Expr::Equal { register: R0, value }];
-        let [load, compare] = loopback(family, family.source_offset() + family.width());
-        rule("loopback is not for tasks", from.into_iter().chain([load, compare, Expr::Drop]))
-    };
-    let leave = {
-        let loopback = loopback(family, family.source_offset());
-        let not_lo = [Expr::OutLinkName { to: R0 }, Expr::NotEqual { register: R0, value: b"lo\0".to_vec() }];
-        vec![
-            rule("from the host's loopback to a task", [link, named].into_iter().chain(loopback).chain([Expr::Masquerade])),
-            rule("from a task to the outside", not_lo.into_iter().chain(from_links(family)).chain([Expr::Masquerade])),
-        ]
-    };
-    let closed = vec![
-        allowed("known connections", Expr::CtState { to: R0 }, ESTABLISHED_OR_RELATED),
-        allowed("published ports", Expr::CtStatus { to: R0 }, DESTINATION_CHANGED),
-        rule("nothing else goes to tasks", into_sandbox().into_iter().chain([Expr::Drop])),
-    ];
     vec![
-        base("from-outside", "nat", PREROUTING, DSTNAT, to_tasks()),
-        base("from-here", "nat", OUTPUT, DSTNAT, to_tasks()),
-        base("leave", "nat", POSTROUTING, SRCNAT, leave),
-        base("closed", "filter", FORWARD, FILTER, closed),
-        base("guard", "filter", PREROUTING, RAW, vec![guard]),
+        base("from-outside", "nat", PREROUTING, DSTNAT, to_tasks(family)),
+        base("from-here", "nat", OUTPUT, DSTNAT, to_tasks(family)),
+        base("leave", "nat", POSTROUTING, SRCNAT, leave(family, prefix)),
+        base("closed", "filter", FORWARD, FILTER, closed(family, prefix)),
+        base("guard", "filter", PREROUTING, RAW, vec![guard(family, prefix)]),
     ]
+}
+
+fn from_sandbox(prefix: &str) -> [Expr; 2] {
+    [Expr::InLinkName { to: R0 }, Expr::Equal { register: R0, value: prefix.as_bytes().to_vec() }]
+}
+
+fn into_sandbox(prefix: &str) -> [Expr; 2] {
+    [Expr::OutLinkName { to: R0 }, Expr::Equal { register: R0, value: prefix.as_bytes().to_vec() }]
+}
+
+fn to_tasks(family: Family) -> Vec<Rule> {
+    let (at, width) = (R0, family.width());
+    let protocol = after(at, width);
+    let result = Register(8);
+    let of_one_address = [
+        destination(family, at),
+        Expr::L4Protocol { to: protocol },
+        Expr::DestinationPort { to: after(protocol, 1) },
+        Expr::Map { set: "at", key: at, to: result },
+        Expr::Dnat { family, address: result, port: Some(after(result, width)) },
+    ];
+    let of_any_address = [
+        Expr::DestinationType { to: R0 },
+        Expr::Equal { register: R0, value: LOCAL_ADDRESS.to_ne_bytes().to_vec() },
+        Expr::L4Protocol { to: R0 },
+        Expr::DestinationPort { to: Register(1) },
+        Expr::VerdictMap { set: "ports", key: R0 },
+    ];
+    vec![rule("ports of one address", of_one_address), rule("published ports", of_any_address)]
+}
+
+fn leave(family: Family, prefix: &str) -> Vec<Rule> {
+    let loopback = loopback(family, family.source_offset());
+    let not_lo = [Expr::OutLinkName { to: R0 }, Expr::NotEqual { register: R0, value: b"lo\0".to_vec() }];
+    vec![
+        rule("from the host's loopback to a task", into_sandbox(prefix).into_iter().chain(loopback).chain([Expr::Masquerade])),
+        rule("from a task to the outside", not_lo.into_iter().chain(from_links(family, true)).chain([Expr::Masquerade])),
+    ]
+}
+
+fn closed(family: Family, prefix: &str) -> Vec<Rule> {
+    let state = |mask| [Expr::CtState { to: R0 }].into_iter().chain(any_bit(mask));
+    let status = [Expr::CtStatus { to: R0 }].into_iter().chain(any_bit(DESTINATION_CHANGED));
+    let (into, from) = (|| into_sandbox(prefix).into_iter(), || from_sandbox(prefix).into_iter());
+    vec![
+        // Conntrack does not translate what it cannot place, so it would leave with an address that nobody knows.
+        rule("no answers out of window", from().chain(state(INVALID)).chain([Expr::Drop])),
+        rule("no sources but the sandbox", from().chain(state(NEW)).chain(from_links(family, false)).chain([Expr::Drop])),
+        rule("known connections", into().chain(state(ESTABLISHED_OR_RELATED)).chain([Expr::Accept])),
+        rule("published ports", into().chain(status).chain([Expr::Accept])),
+        rule("nothing else goes to tasks", into().chain([Expr::Drop])),
+    ]
+}
+
+fn guard(family: Family, prefix: &str) -> Rule {
+    let loopback = loopback(family, family.source_offset() + family.width());
+    rule("loopback is not for tasks", from_sandbox(prefix).into_iter().chain(loopback).chain([Expr::Drop]))
 }
 
 /// The address at that offset is a loopback one.
@@ -187,19 +188,23 @@ fn loopback(family: Family, offset: u32) -> [Expr; 2] {
     [Expr::Network { offset, length, to: R0 }, Expr::Equal { register: R0, value }]
 }
 
-/// The source is the sandbox's end of a link to the host.
-fn from_links(family: Family) -> Vec<Expr> {
+/// Holds if the source is the sandbox's end of a link to the host, or, with `so` false, if it is not.
+fn from_links(family: Family, so: bool) -> Vec<Expr> {
     let offset = family.source_offset();
+    let compare = |value: &[u8]| {
+        let value = value.to_vec();
+        if so { Expr::Equal { register: R0, value } } else { Expr::NotEqual { register: R0, value } }
+    };
     match family {
         Family::V4 => vec![
             Expr::Network { offset, length: 4, to: R0 },
             Expr::And { register: R0, mask: (u32::MAX << (32 - LINK_RANGE_V4.1)).to_be_bytes().to_vec() },
-            Expr::Equal { register: R0, value: LINK_RANGE_V4.0.octets().to_vec() },
+            compare(&LINK_RANGE_V4.0.octets()),
         ],
-        Family::V6 => vec![
-            Expr::Network { offset, length: u32::from(LINK_RANGE_V6.1 / 8), to: R0 },
-            Expr::Equal { register: R0, value: LINK_RANGE_V6.0.octets()[..8].to_vec() },
-        ],
+        Family::V6 => {
+            let length = LINK_RANGE_V6.1 / 8;
+            vec![Expr::Network { offset, length: u32::from(length), to: R0 }, compare(&LINK_RANGE_V6.0.octets()[..usize::from(length)])]
+        }
     }
 }
 

@@ -12,7 +12,7 @@ pub(crate) use host::HostTable;
 pub(crate) use sandbox::SandboxTable;
 
 use crate::nft::model::kind;
-use crate::nft::{Chain, ElementChange, Expr, Family, Register, Rule};
+use crate::nft::{Chain, ElementChange, Expr, Family, Hook, Register, Rule};
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
@@ -33,6 +33,10 @@ const FILTER: i32 = 0;
 const LOCAL_ADDRESS: u32 = 2;
 /// `NF_CT_STATE_BIT` of established and related.
 const ESTABLISHED_OR_RELATED: u32 = 0x6;
+/// `NF_CT_STATE_INVALID_BIT`.
+const INVALID: u32 = 0x1;
+/// `NF_CT_STATE_BIT(IP_CT_NEW)`.
+const NEW: u32 = 0x8;
 /// `IPS_DST_NAT`: the connection was led elsewhere by us or someone else's NAT.
 const DESTINATION_CHANGED: u32 = 1 << 5;
 
@@ -79,6 +83,11 @@ fn rule(comment: &'static str, steps: impl IntoIterator<Item = Expr>) -> Rule {
     Rule { comment, steps: steps.into_iter().collect() }
 }
 
+fn base(name: &str, kind: &'static str, number: u32, priority: i32, rules: Vec<Rule>) -> Chain {
+    Chain { name: name.into(), hook: Some(Hook { kind, number, priority }), rules }
+}
+
+/// The value loaded into the first register has any bit of the mask.
 fn any_bit(mask: u32) -> [Expr; 2] {
     [Expr::And { register: R0, mask: mask.to_ne_bytes().to_vec() }, Expr::NotEqual { register: R0, value: vec![0; 4] }]
 }

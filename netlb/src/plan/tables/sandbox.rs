@@ -2,9 +2,9 @@
 
 use super::balanced::Balanced;
 use super::*;
-use crate::names::{GATEWAY_LINK, SANDBOX_TABLE};
+use crate::names::{GATEWAY_LINK, SANDBOX_TABLE, TASK_LINK_PREFIX};
 use crate::nft::model::Holds;
-use crate::nft::{Elements, Hook, Set, Table, Value};
+use crate::nft::{Elements, Set, Table, Value};
 use crate::wanted::{Network, Vip};
 use std::collections::BTreeMap;
 
@@ -113,12 +113,19 @@ fn sandbox_chains(family: Family, gateway: Option<IpAddr>) -> Vec<Chain> {
         ]);
         leave.push(rule("a task that reached itself", steps));
     }
-    let name = [GATEWAY_LINK.as_bytes(), &[0]].concat();
-    leave.push(rule("out of the network", [Expr::OutLinkName { to: R0 }, Expr::Equal { register: R0, value: name }, Expr::Masquerade]));
-    let hook = |number, priority| Some(Hook { kind: "nat", number, priority });
+    let name = || [GATEWAY_LINK.as_bytes(), &[0]].concat();
+    let out = || [Expr::OutLinkName { to: R0 }, Expr::Equal { register: R0, value: name() }].into_iter();
+    leave.push(rule("out of the network", out().chain([Expr::Masquerade])));
+    let invalid = [Expr::CtState { to: R0 }].into_iter().chain(any_bit(INVALID));
+    // A task has the addresses that a route to its link says, and speaks for no other.
+    let from_task = [Expr::InLinkName { to: R0 }, Expr::Equal { register: R0, value: TASK_LINK_PREFIX.as_bytes().to_vec() }];
+    let no_way_back = [Expr::SourceLink { to: R0 }, Expr::Equal { register: R0, value: vec![0; 4] }];
+    let honest = rule("no address but one's own", from_task.into_iter().chain(no_way_back).chain([Expr::Drop]));
     vec![
-        Chain { name: "enter".into(), hook: hook(PREROUTING, DSTNAT), rules: enter },
-        Chain { name: "leave".into(), hook: hook(POSTROUTING, SRCNAT), rules: leave },
+        base("enter", "nat", PREROUTING, DSTNAT, enter),
+        base("leave", "nat", POSTROUTING, SRCNAT, leave),
+        base("closed", "filter", FORWARD, FILTER, vec![rule("nothing untranslated", out().chain(invalid).chain([Expr::Drop]))]),
+        base("guard", "filter", PREROUTING, RAW, vec![honest]),
     ]
 }
 
