@@ -29,6 +29,8 @@ mod sni; // server names that are no names, on the local socket
 mod token; // join tokens
 
 #[cfg(test)]
+mod genuine_tests;
+#[cfg(test)]
 mod handshake_tests;
 #[cfg(test)]
 mod local_tests;

@@ -126,7 +126,8 @@ fn roots_of_openssl_sign_certificates_that_openssl_verifies() {
         let out = std::process::Command::new("openssl").args(arguments).output().unwrap();
         assert!(out.status.success(), "openssl {arguments:?}: {}", String::from_utf8_lossy(&out.stderr));
     };
-    let now = std::time::SystemTime::now();
+    // After the certificates are made, which takes seconds on a busy machine: they are valid from that moment.
+    let now = std::time::SystemTime::now;
     let kinds: [&[&str]; 3] = [
         &["genrsa", "-traditional", "-out"],
         &["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out"],
@@ -155,7 +156,7 @@ fn roots_of_openssl_sign_certificates_that_openssl_verifies() {
         let read = |path: &str| std::fs::read_to_string(path).unwrap();
         let root = RootCa::load(&read(&certificate), &Secret::new(read(&key))).unwrap();
         let (node, cluster) = (skep_types::NodeId::for_test(1), skep_types::ClusterId::for_test(2));
-        let manager = Identity::of_first_manager(&root, node, cluster, DEFAULT_LIFETIME, now).unwrap();
+        let manager = Identity::of_first_manager(&root, node, cluster, DEFAULT_LIFETIME, now()).unwrap();
         let leaf = at("leaf.crt");
         std::fs::write(&leaf, manager.chain_pem()).unwrap();
         run(&["verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", "swarm-manager", "-CAfile", &certificate, &leaf]);
@@ -172,7 +173,7 @@ fn roots_of_openssl_sign_certificates_that_openssl_verifies() {
             let rotating = RootCa::during_rotation(old.bundle(), new.bundle().pem(), &new.key_pem(), &cross).unwrap();
             let (node, cluster) = (skep_types::NodeId::for_test(1), skep_types::ClusterId::for_test(2));
             let leaf = at("leaf.crt");
-            let manager = Identity::of_first_manager(&rotating, node, cluster, DEFAULT_LIFETIME, now).unwrap();
+            let manager = Identity::of_first_manager(&rotating, node, cluster, DEFAULT_LIFETIME, now()).unwrap();
             std::fs::write(&leaf, manager.chain_pem()).unwrap();
             run(&["verify", "-x509_strict", "-purpose", "sslserver", "-untrusted", &leaf, "-CAfile", old_file, &leaf]);
             run(&["verify", "-x509_strict", "-purpose", "sslserver", "-untrusted", &leaf, "-CAfile", new_file, &leaf]);
