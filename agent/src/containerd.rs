@@ -1,0 +1,17 @@
+//! The executor that drives containerd: its tasks, containers, snapshots and events, and the files round a container.
+//!
+//! Used of containerd are only the services that 1.6 and all later versions have. Exits are learnt from one
+//! subscription for all tasks ([`events`]); nothing polls.
+
+mod client; // calls with namespace and deadline
+mod copyup; // filling a new volume from the image
+mod events; // one subscription, who waits for which exit
+mod failure; // runc's words into ours
+mod files; // hosts, resolv.conf, secrets, fifos of one task
+mod recover; // what earlier lives left
+mod rootfs; // looking into an image without mounting it
+mod run; // the executor
+pub(crate) mod spec; // OCI runtime specification, pure
+mod volumes; // the local volume driver
+
+pub use run::{ContainerdConfig, ContainerdExecutor};

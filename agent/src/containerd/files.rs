@@ -1,0 +1,266 @@
+//! The files of one task on the host: `<run>/tasks/<id>/` with `hosts`, `resolv.conf`, `hostname`, fifos, and a small
+//! memory file system for secrets and configs; and `container.json`, what the next agent must know of the container.
+
+use crate::error::ExecError;
+use crate::executor::Sandbox;
+use crate::logs::LogOptions;
+use crate::payloads::Payloads;
+use crate::template;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use serde::{Deserialize, Serialize};
+use skep_failpoint::failpoint;
+use skep_types::{ConfigTarget, ContainerSpec, FileTarget, HealthConfig, Task};
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// What the next agent must know to go on with a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    #[serde(default)]
+    pub health: Option<HealthConfig>,
+    /// Number.
+    pub stop_signal: i32,
+    #[serde(default)]
+    pub terminal: bool,
+    pub log: LogOptions,
+    pub snapshotter: String,
+    /// Volumes that live as long as the task.
+    #[serde(default)]
+    pub own_volumes: Vec<String>,
+}
+
+/// The directory of one task.
+#[derive(Debug, Clone)]
+pub struct TaskDir(PathBuf);
+
+impl TaskDir {
+    pub fn new(dir: PathBuf) -> Self {
+        Self(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Makes the directory.
+    pub fn create(&self) -> Result<(), ExecError> {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(ExecError::io("make the directory", &self.0))
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> Result<(), ExecError> {
+        let path = self.join(name);
+        fs::write(&path, text).map_err(ExecError::io("write", &path))?;
+        // Read by whoever runs in the container; the directory itself is root's only.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).map_err(ExecError::io("set the mode of", &path))
+    }
+
+    pub fn make_fifo(&self, name: &str) -> Result<PathBuf, ExecError> {
+        let path = self.join(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600))
+            .map_err(|errno| ExecError::io("make the pipe", &path)(errno.into()))?;
+        Ok(path)
+    }
+
+    pub fn keep(&self, kept: &Kept) -> Result<(), ExecError> {
+        let text = serde_json::to_vec(kept).map_err(|error| ExecError::io("write", &self.0)(error.into()))?;
+        self.write("container.json", text)
+    }
+
+    pub fn kept(&self) -> Option<Kept> {
+        serde_json::from_slice(&fs::read(self.join("container.json")).ok()?).ok()
+    }
+
+    /// Removes everything, mounts first.
+    pub fn remove(&self) -> Result<(), ExecError> {
+        for name in ["payloads", "rootfs"] {
+            let path = self.join(name);
+            if path.exists() {
+                // Not mounted is as good as unmounted.
+                let _ = umount2(&path, MntFlags::MNT_DETACH);
+            }
+        }
+        failpoint!("agent.files.unmounted");
+        match fs::remove_dir_all(&self.0) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(ExecError::io("remove", &self.0)(error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The host's name servers that a container with a network of its own can reach, and the search domains and options.
+fn host_dns() -> (Vec<String>, Vec<String>, Vec<String>) {
+    let text = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let (mut servers, mut search, mut options) = (Vec::new(), Vec::new(), Vec::new());
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("nameserver") => servers.extend(words.next().map(str::to_owned)),
+            Some("search") => search = words.map(str::to_owned).collect(),
+            Some("options") => options = words.map(str::to_owned).collect(),
+            _ => {}
+        }
+    }
+    (servers, search, options)
+}
+
+/// The text of `resolv.conf`.
+pub fn resolv_conf(spec: &ContainerSpec, sandbox: &Sandbox) -> String {
+    let (mut servers, mut search, mut options) = host_dns();
+    if sandbox.namespace.is_some() {
+        // The host's own resolver does not answer in another namespace.
+        servers.retain(|server| !server.starts_with("127.") && server != "::1");
+    }
+    if !sandbox.nameservers.is_empty() {
+        servers = sandbox.nameservers.iter().map(ToString::to_string).collect();
+    }
+    if let Some(dns) = &spec.dns {
+        for (mine, given) in [(&mut servers, &dns.nameservers), (&mut search, &dns.search), (&mut options, &dns.options)] {
+            if !given.is_empty() {
+                mine.clone_from(given);
+            }
+        }
+    }
+    let mut text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    for (word, list) in [("search", search), ("options", options)] {
+        if !list.is_empty() && list != ["."] {
+            text.push_str(&format!("{word} {}\n", list.join(" ")));
+        }
+    }
+    text
+}
+
+/// The text of `hosts`.
+pub fn hosts(spec: &ContainerSpec, hostname: &str, sandbox: &Sandbox) -> Result<String, ExecError> {
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
+    );
+    for line in &spec.hosts {
+        let bad = || ExecError::BadSpec { field: "hosts", problem: format!("{line:?} is not an address followed by names") };
+        let mut words = line.split_whitespace();
+        let address: std::net::IpAddr = words.next().and_then(|word| word.parse().ok()).ok_or_else(bad)?;
+        let names: Vec<&str> = words.collect();
+        if names.is_empty() || line.contains('\n') {
+            return Err(bad());
+        }
+        text.push_str(&format!("{address}\t{}\n", names.join(" ")));
+    }
+    for address in &sandbox.addresses {
+        text.push_str(&format!("{address}\t{hostname}\n"));
+    }
+    Ok(text)
+}
+
+/// A payload that was written for a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PayloadFile {
+    pub source: PathBuf,
+    pub target: String,
+}
+
+/// Writes the secrets and configs of a task into a memory file system of its own.
+pub fn write_payloads(dir: &TaskDir, task: &Task, spec: &ContainerSpec, payloads: &Payloads) -> Result<Vec<PayloadFile>, ExecError> {
+    let mut wanted: Vec<(String, Vec<u8>, &FileTarget)> = Vec::new();
+    for reference in &spec.secrets {
+        let missing = || ExecError::PayloadMissing { kind: "secret", name: reference.secret_name.clone() };
+        let secret = payloads.secret(&reference.secret_id, &task.id).ok_or_else(missing)?;
+        let target = reference.file.as_ref();
+        let target = target.ok_or_else(|| ExecError::BadSpec { field: "secrets", problem: "a reference has no target".into() })?;
+        refuse_templating(secret.spec.templating.as_ref())?;
+        let path = if target.name.starts_with('/') { target.name.clone() } else { format!("/run/secrets/{}", target.name) };
+        wanted.push((path, secret.spec.data.0.clone(), target));
+    }
+    for reference in &spec.configs {
+        let missing = || ExecError::PayloadMissing { kind: "config", name: reference.config_name.clone() };
+        let config = payloads.config(&reference.config_id).ok_or_else(missing)?;
+        refuse_templating(config.spec.templating.as_ref())?;
+        let Some(ConfigTarget::File(target)) = &reference.target else { continue };
+        let path = if target.name.starts_with('/') { target.name.clone() } else { format!("/{}", target.name) };
+        wanted.push((path, config.spec.data.0.clone(), target));
+    }
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let root = dir.join("payloads");
+    fs::create_dir(&root).map_err(ExecError::io("make the directory", &root))?;
+    failpoint!("agent.payloads.directory");
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("tmpfs"), &root, Some("tmpfs"), flags, Some("mode=0700"))
+        .map_err(|errno| ExecError::io("mount a memory file system on", &root)(errno.into()))?;
+    failpoint!("agent.payloads.mounted");
+    let mut files = Vec::new();
+    for (index, (target_path, data, target)) in wanted.into_iter().enumerate() {
+        let source = root.join(index.to_string());
+        let id = |text: &str| {
+            let bad = || ExecError::BadSpec { field: "secrets", problem: format!("{text:?} is not a decimal uid or gid") };
+            if text.is_empty() { Ok(0) } else { text.parse::<u32>().map_err(|_| bad()) }
+        };
+        fs::write(&source, data).map_err(ExecError::io("write", &source))?;
+        std::os::unix::fs::lchown(&source, Some(id(&target.uid)?), Some(id(&target.gid)?)).map_err(ExecError::io("change the owner of", &source))?;
+        fs::set_permissions(&source, fs::Permissions::from_mode(unix_mode(target.mode))).map_err(ExecError::io("set the mode of", &source))?;
+        files.push(PayloadFile { source, target: target_path });
+    }
+    Ok(files)
+}
+
+fn refuse_templating(driver: Option<&skep_types::Driver>) -> Result<(), ExecError> {
+    match driver {
+        Some(driver) if !driver.name.is_empty() => Err(ExecError::Unsupported {
+            what: format!("expanding secrets and configs as templates ({})", driver.name),
+            cure: "; expand them before creating them",
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Unix mode bits of Go's FileMode, whose setuid, setgid and sticky are bits 23, 22 and 20.
+pub fn unix_mode(go: u32) -> u32 {
+    let bit = |from: u32, to: u32| if go & (1 << from) != 0 { to } else { 0 };
+    (go & 0o777) | bit(23, 0o4000) | bit(22, 0o2000) | bit(20, 0o1000)
+}
+
+/// The host name of a task: the service's wish, else the node's own on its network, else part of the task's id.
+pub fn hostname(spec: &ContainerSpec, task: &Task, sandbox: &Sandbox, node: &template::NodeFacts) -> String {
+    if !spec.hostname.is_empty() {
+        spec.hostname.clone()
+    } else if sandbox.namespace.is_none() {
+        node.hostname.clone()
+    } else {
+        task.id.as_str().chars().take(12).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skep_types::DnsConfig;
+
+    #[test]
+    fn hosts_hold_the_service_s_lines_and_the_task_itself() {
+        let spec = ContainerSpec { hosts: vec!["10.0.0.9 db db.local".into()], ..ContainerSpec::default() };
+        let sandbox = Sandbox { addresses: vec!["10.0.0.5".parse().unwrap()], ..Sandbox::default() };
+        let text = hosts(&spec, "web1", &sandbox).unwrap();
+        assert!(text.ends_with("10.0.0.9\tdb db.local\n10.0.0.5\tweb1\n"), "{text}");
+        let spec = ContainerSpec { hosts: vec!["db 10.0.0.9".into()], ..ContainerSpec::default() };
+        assert!(hosts(&spec, "web1", &sandbox).is_err());
+    }
+
+    #[test]
+    fn dns_settings_of_the_service_win() {
+        let dns = DnsConfig { nameservers: vec!["9.9.9.9".into()], search: vec!["a".into(), "b".into()], options: vec!["ndots:2".into()] };
+        let spec = ContainerSpec { dns: Some(dns), ..ContainerSpec::default() };
+        assert_eq!(resolv_conf(&spec, &Sandbox::default()), "nameserver 9.9.9.9\nsearch a b\noptions ndots:2\n");
+        let sandbox = Sandbox { namespace: Some("/x".into()), nameservers: vec!["127.0.0.11".parse().unwrap()], ..Sandbox::default() };
+        assert!(resolv_conf(&ContainerSpec::default(), &sandbox).starts_with("nameserver 127.0.0.11\n"));
+    }
+
+    #[test]
+    fn go_s_mode_bits_become_unix_s() {
+        assert_eq!(unix_mode(0o444), 0o444);
+        assert_eq!(unix_mode(0o755 | 1 << 23), 0o4755);
+    }
+}

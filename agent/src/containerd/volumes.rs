@@ -1,0 +1,323 @@
+//! Mounts of a service made ready: bind sources checked, volumes of the local driver made and filled, tmpfs options read.
+
+use super::copyup::copy_tree;
+use super::files::{PayloadFile, TaskDir, unix_mode};
+use super::rootfs;
+use super::spec::ReadyMount;
+use crate::error::ExecError;
+use containerd_client::types::Mount as RootMount;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use skep_failpoint::failpoint;
+use skep_types::{ContainerSpec, Mount, MountPropagation, MountType, TaskId, VolumeOptions};
+use std::fs;
+use std::path::{Component, Path, PathBuf};
+
+/// What mounts are made from.
+pub struct Place<'a> {
+    pub task: &'a TaskId,
+    /// `<data>/agent/volumes`.
+    pub volumes: &'a Path,
+    pub dir: &'a TaskDir,
+    /// The container's root file system, not mounted yet.
+    pub root: &'a [RootMount],
+}
+
+/// Mounts and the volumes that live as long as the task.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Ready {
+    pub mounts: Vec<ReadyMount>,
+    pub own_volumes: Vec<String>,
+}
+
+/// Makes all mounts of a container ready. `image_volumes` are paths that the image wants on volumes.
+pub fn make_ready(spec: &ContainerSpec, image_volumes: &[String], payloads: &[PayloadFile], place: &Place<'_>) -> Result<Ready, ExecError> {
+    let mut ready = Ready::default();
+    for mount in &spec.mounts {
+        check_target(&mount.target)?;
+        if ready.mounts.iter().any(|other| other.target == mount.target) {
+            return Err(bad(format!("two mounts have the target {}", mount.target)));
+        }
+        let made = match mount.kind {
+            MountType::Bind => bind(mount)?,
+            MountType::Volume => volume(mount, place, &mut ready.own_volumes)?,
+            MountType::Tmpfs => tmpfs(mount)?,
+            MountType::NamedPipe => return Err(unsupported("a mount of type npipe", "; it exists on Windows only")),
+            MountType::Cluster => return Err(unsupported("a mount of type cluster", "; use a bind or a local volume")),
+        };
+        ready.mounts.push(made);
+    }
+    for target in image_volumes {
+        if check_target(target).is_ok() && !ready.mounts.iter().any(|mount| mount.target.trim_end_matches('/') == target.trim_end_matches('/')) {
+            let mount = Mount { kind: MountType::Volume, target: target.clone(), ..Mount::default() };
+            let made = volume(&mount, place, &mut ready.own_volumes)?;
+            ready.mounts.push(made);
+        }
+    }
+    for file in payloads {
+        check_target(&file.target)?;
+        let options = ["bind", "ro", "rprivate", "nosuid", "nodev", "noexec"].map(str::to_owned).to_vec();
+        ready.mounts.push(ReadyMount { target: file.target.clone(), kind: "bind", source: file.source.clone(), options });
+    }
+    Ok(ready)
+}
+
+/// Removes the volumes that lived as long as their task.
+pub fn remove_own(volumes: &Path, names: &[String]) -> Result<(), ExecError> {
+    for name in names {
+        let path = volumes.join(name);
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(ExecError::io("remove the volume", path)(error)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn bad(problem: String) -> ExecError {
+    ExecError::BadSpec { field: "mounts", problem }
+}
+
+fn unsupported(what: &str, cure: &'static str) -> ExecError {
+    ExecError::Unsupported { what: what.to_owned(), cure }
+}
+
+fn check_target(target: &str) -> Result<(), ExecError> {
+    let path = Path::new(target);
+    let odd = path.components().any(|part| part == Component::ParentDir) || target.contains('\0');
+    if !path.is_absolute() || path == Path::new("/") || odd {
+        return Err(bad(format!("the target {target:?} is not an absolute path inside the container")));
+    }
+    Ok(())
+}
+
+fn propagation(wish: MountPropagation) -> &'static str {
+    match wish {
+        MountPropagation::RPrivate => "rprivate",
+        MountPropagation::Private => "private",
+        MountPropagation::RShared => "rshared",
+        MountPropagation::Shared => "shared",
+        MountPropagation::RSlave => "rslave",
+        MountPropagation::Slave => "slave",
+    }
+}
+
+fn bind(mount: &Mount) -> Result<ReadyMount, ExecError> {
+    let options = mount.bind.clone().unwrap_or_default();
+    let source = PathBuf::from(&mount.source);
+    if !source.is_absolute() {
+        return Err(bad(format!("the source {:?} is not an absolute path", mount.source)));
+    }
+    if !source.exists() {
+        if !options.create_mountpoint {
+            return Err(ExecError::MountSourceMissing { path: mount.source.clone() });
+        }
+        fs::create_dir_all(&source).map_err(ExecError::io("make the directory", &source))?;
+    }
+    let mut list = vec![if options.non_recursive { "bind" } else { "rbind" }, propagation(options.propagation)];
+    match (mount.read_only, options.non_recursive || options.read_only_non_recursive, options.read_only_force_recursive) {
+        (false, ..) => {}
+        (true, true, true) => return Err(bad(format!("{}: read-only cannot be both recursive and not", mount.target))),
+        (true, true, false) => list.push("ro"),
+        // Also what is mounted inside the source (runc 1.1 and Linux 5.12 on).
+        (true, false, _) => list.push("rro"),
+    }
+    Ok(ReadyMount { target: mount.target.clone(), kind: "bind", source, options: list.into_iter().map(str::to_owned).collect() })
+}
+
+fn tmpfs(mount: &Mount) -> Result<ReadyMount, ExecError> {
+    let wish = mount.tmpfs.clone().unwrap_or_default();
+    let mut list: Vec<String> = ["nosuid", "nodev", "noexec"].map(str::to_owned).to_vec();
+    for option in wish.options.split(',').filter(|option| !option.is_empty()) {
+        let opposite = match option {
+            "exec" => "noexec",
+            "suid" => "nosuid",
+            "dev" => "nodev",
+            "noexec" => "exec",
+            "nosuid" => "suid",
+            "nodev" => "dev",
+            "ro" | "rw" | "noatime" | "relatime" | "strictatime" | "nodiratime" | "sync" | "dirsync" => "",
+            named if ["size=", "mode=", "uid=", "gid=", "nr_inodes=", "nr_blocks="].iter().any(|known| named.starts_with(known)) => "",
+            _ => return Err(bad(format!("tmpfs option {option:?} is not known"))),
+        };
+        list.retain(|known| known != opposite && known != option);
+        list.push(option.to_owned());
+    }
+    if wish.size_bytes < 0 {
+        return Err(bad("the size of a tmpfs must not be negative".into()));
+    }
+    if wish.size_bytes > 0 {
+        list.push(format!("size={}", wish.size_bytes));
+    }
+    list.push(format!("mode={:o}", if wish.mode == 0 { 0o1777 } else { unix_mode(wish.mode) }));
+    if mount.read_only {
+        list.push("ro".into());
+    }
+    Ok(ReadyMount { target: mount.target.clone(), kind: "tmpfs", source: "tmpfs".into(), options: list })
+}
+
+/// A volume of the local driver: `<volumes>/<name>/_data`.
+fn volume(wish: &Mount, place: &Place<'_>, own: &mut Vec<String>) -> Result<ReadyMount, ExecError> {
+    let options = wish.volume.clone().unwrap_or_default();
+    check_driver(&options)?;
+    let name = if wish.source.is_empty() {
+        let name = format!("{}-{}", place.task, own.len());
+        own.push(name.clone());
+        name
+    } else {
+        wish.source.clone()
+    };
+    // As dockerd's names; also keeps a name from leaving the directory.
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(good) || name.len() > 255 {
+        return Err(bad(format!("{name:?} is not a volume name; use letters, digits, '_', '.' and '-'")));
+    }
+    let data = place.volumes.join(&name).join("_data");
+    let new = !data.exists();
+    fs::create_dir_all(&data).map_err(ExecError::io("make the volume", &data))?;
+    failpoint!("agent.volume.made");
+    if new && !options.labels.is_empty() {
+        let path = place.volumes.join(&name).join("labels.json");
+        let text = serde_json::to_vec(&options.labels).map_err(|error| ExecError::io("write", &path)(error.into()))?;
+        fs::write(&path, text).map_err(ExecError::io("write", &path))?;
+    }
+    let empty = fs::read_dir(&data).map_err(ExecError::io("read", &data))?.next().is_none();
+    if empty && !options.no_copy && options.subpath.is_empty() {
+        fill(&data, &wish.target, place)?;
+    }
+    let mut source = data.clone();
+    if !options.subpath.is_empty() {
+        source = data.join(options.subpath.trim_start_matches('/'));
+        let inside = source.canonicalize().is_ok_and(|path| data.canonicalize().is_ok_and(|data| path.starts_with(data)));
+        if !inside {
+            return Err(ExecError::MountSourceMissing { path: format!("{} in volume {name}", options.subpath) });
+        }
+    }
+    let mode = if wish.read_only { "ro" } else { "rw" };
+    Ok(ReadyMount { target: wish.target.clone(), kind: "bind", source, options: ["rbind", "rprivate", mode].map(str::to_owned).to_vec() })
+}
+
+fn check_driver(options: &VolumeOptions) -> Result<(), ExecError> {
+    match &options.driver {
+        Some(driver) if !matches!(driver.name.as_str(), "" | "local") => {
+            Err(ExecError::Unsupported { what: format!("volume driver {}", driver.name), cure: "; use local" })
+        }
+        Some(driver) if !driver.options.is_empty() => {
+            let names: Vec<&str> = driver.options.keys().map(String::as_str).collect();
+            Err(ExecError::Unsupported { what: format!("option {} of volume driver local", names.join(", ")), cure: "; use a bind mount" })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Copies what the image has at the target into the new volume.
+fn fill(data: &Path, target: &str, place: &Place<'_>) -> Result<(), ExecError> {
+    // Most images have nothing there: then nothing needs to be mounted.
+    if rootfs::open(&rootfs::layers(place.root), target).is_none() {
+        return Ok(());
+    }
+    let root = place.dir.join("rootfs");
+    fs::create_dir_all(&root).map_err(ExecError::io("make the directory", &root))?;
+    mount_root(place.root, &root)?;
+    failpoint!("agent.volume.root_mounted");
+    let copied = copy_target(&root, target, data);
+    let unmounted = umount2(&root, MntFlags::MNT_DETACH).map_err(|errno| ExecError::io("unmount", &root)(errno.into()));
+    copied.and(unmounted)
+}
+
+fn copy_target(root: &Path, target: &str, data: &Path) -> Result<(), ExecError> {
+    use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+    use std::os::fd::AsRawFd;
+    let dir = fs::File::open(root).map_err(ExecError::io("open", root))?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY)
+        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    // A file, or a link that leads nowhere: nothing to copy.
+    let Ok(inside) = openat2(&dir, Path::new(target.trim_start_matches('/')), how) else { return Ok(()) };
+    let path = PathBuf::from(format!("/proc/self/fd/{}/", inside.as_raw_fd()));
+    copy_tree(&path, data).map_err(ExecError::io("fill the volume", data))
+}
+
+/// Mounts a snapshot read-only for a moment.
+fn mount_root(mounts: &[RootMount], at: &Path) -> Result<(), ExecError> {
+    for one in mounts {
+        let mut flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        let mut data = Vec::new();
+        for option in &one.options {
+            match option.as_str() {
+                "rbind" | "bind" => flags |= MsFlags::MS_BIND,
+                "ro" | "rw" => {}
+                other => data.push(other),
+            }
+        }
+        let data = data.join(",");
+        let kind = if one.r#type == "bind" { None } else { Some(one.r#type.as_str()) };
+        mount(Some(one.source.as_str()), at, kind, flags, Some(data.as_str()))
+            .map_err(|errno| ExecError::io("mount the image's files on", at)(errno.into()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skep_types::{BindOptions, Driver, TmpfsOptions};
+
+    fn ready(mounts: Vec<Mount>, image: &[&str]) -> Result<Ready, ExecError> {
+        let dir = tempfile::tempdir().unwrap();
+        let task_dir = TaskDir::new(dir.path().join("task"));
+        let volumes = dir.path().join("volumes");
+        let place = Place { task: &TaskId::for_test(1), volumes: &volumes, dir: &task_dir, root: &[] };
+        let image: Vec<String> = image.iter().map(|path| (*path).to_owned()).collect();
+        make_ready(&ContainerSpec { mounts, ..ContainerSpec::default() }, &image, &[], &place)
+    }
+
+    fn of(kind: MountType, source: &str, target: &str) -> Mount {
+        Mount { kind, source: source.into(), target: target.into(), ..Mount::default() }
+    }
+
+    #[test]
+    fn a_missing_bind_source_is_named() {
+        let error = ready(vec![of(MountType::Bind, "/no/such", "/d")], &[]).unwrap_err();
+        assert_eq!(error.to_string(), "mount source /no/such does not exist on this node; make it or use a volume");
+    }
+
+    #[test]
+    fn binds_are_recursively_read_only_unless_asked_otherwise() {
+        let mut mount = Mount { read_only: true, ..of(MountType::Bind, "/tmp", "/d") };
+        assert_eq!(ready(vec![mount.clone()], &[]).unwrap().mounts[0].options, ["rbind", "rprivate", "rro"]);
+        mount.bind = Some(BindOptions { non_recursive: true, ..BindOptions::default() });
+        assert_eq!(ready(vec![mount], &[]).unwrap().mounts[0].options, ["bind", "rprivate", "ro"]);
+    }
+
+    #[test]
+    fn volumes_without_a_name_live_as_long_as_the_task() {
+        let made = ready(vec![of(MountType::Volume, "data", "/a"), of(MountType::Volume, "", "/b")], &["/c", "/a"]).unwrap();
+        assert_eq!(made.own_volumes.len(), 2);
+        assert!(made.mounts[0].source.ends_with("volumes/data/_data"));
+        assert_eq!(made.mounts.iter().map(|mount| mount.target.as_str()).collect::<Vec<_>>(), ["/a", "/b", "/c"]);
+    }
+
+    #[test]
+    fn odd_names_targets_drivers_and_options_are_refused() {
+        for name in ["../x", ".x", "a/b", "a b"] {
+            assert!(ready(vec![of(MountType::Volume, name, "/d")], &[]).is_err(), "{name}");
+        }
+        for target in ["d", "/", "/a/../b", ""] {
+            assert!(ready(vec![of(MountType::Tmpfs, "", target)], &[]).is_err(), "{target}");
+        }
+        let driver = |name: &str| Driver { name: name.into(), ..Driver::default() };
+        let mut mount = of(MountType::Volume, "x", "/d");
+        mount.volume = Some(VolumeOptions { driver: Some(driver("nfs")), ..VolumeOptions::default() });
+        assert!(ready(vec![mount], &[]).unwrap_err().to_string().contains("volume driver nfs is not supported"));
+        assert!(ready(vec![of(MountType::Tmpfs, "", "/d"), of(MountType::Tmpfs, "", "/d")], &[]).is_err());
+    }
+
+    #[test]
+    fn tmpfs_options_replace_the_defaults() {
+        let mut mount = of(MountType::Tmpfs, "", "/d");
+        mount.tmpfs = Some(TmpfsOptions { size_bytes: 4096, mode: 0o700, options: "exec,uid=5".into() });
+        assert_eq!(ready(vec![mount.clone()], &[]).unwrap().mounts[0].options, ["nosuid", "nodev", "exec", "uid=5", "size=4096", "mode=700"]);
+        mount.tmpfs = Some(TmpfsOptions { options: "nonsense".into(), ..TmpfsOptions::default() });
+        assert!(ready(vec![mount], &[]).is_err());
+    }
+}

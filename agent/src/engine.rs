@@ -1,0 +1,52 @@
+//! The part of the agent that needs no manager: worker, records, reports. The session is its user, and so are tests.
+
+use crate::error::AgentError;
+use crate::executor::{Executor, Network};
+use crate::payloads::Payloads;
+use crate::records::Records;
+use crate::reports::Reports;
+use crate::task::drive::Context;
+use crate::worker::{Assign, TaskList, Worker};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// Assignments wait here while the worker is busy; the session waits when it is full.
+const ASSIGNMENTS: usize = 64;
+
+/// The handle of a running engine. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    pub assign: mpsc::Sender<Assign>,
+    pub reports: Reports,
+    pub payloads: Payloads,
+    pub tasks: TaskList,
+}
+
+impl Engine {
+    /// Adopts what an earlier agent left and returns the handle together with the future to be run. Cancelling `stop`
+    /// ends it; tasks go on running.
+    ///
+    /// # Errors
+    /// If the local records cannot be read or containerd cannot say what there is.
+    pub async fn start(
+        data_dir: &Path,
+        executor: Arc<dyn Executor>,
+        network: Arc<dyn Network>,
+        stop: CancellationToken,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), AgentError> {
+        let (reports, payloads) = (Reports::default(), Payloads::default());
+        let context = Arc::new(Context {
+            executor,
+            network,
+            payloads: payloads.clone(),
+            records: Records::open(&data_dir.join("agent/tasks"))?,
+            reports: reports.clone(),
+        });
+        let (mut worker, tasks) = Worker::new(context, stop);
+        worker.recover().await?;
+        let (assign, inbox) = mpsc::channel(ASSIGNMENTS);
+        Ok((Self { assign, reports, payloads, tasks }, worker.run(inbox)))
+    }
+}

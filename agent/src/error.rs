@@ -1,0 +1,136 @@
+//! Why something could not be done, in words for people: they end in `swarmctl service ps`.
+
+use std::io;
+use std::path::PathBuf;
+
+/// What stops the agent as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error("could not use {path}; it must be a directory that only root can write")]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("could not find out what runs on this node")]
+    Survey(#[source] ExecError),
+    #[error("the agent's part {0} ended unexpectedly")]
+    PartEnded(&'static str),
+}
+
+/// An image that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    #[error("no such image: {reference}: {reason}")]
+    NotFound { reference: String, reason: String },
+    #[error("bad image reference {reference:?}: {reason}")]
+    BadReference { reference: String, reason: String },
+    #[error("image {reference} cannot be used: {reason}")]
+    Unusable { reference: String, reason: String },
+    #[error("the image store is not reachable: {reason}")]
+    Unavailable { reason: String },
+}
+
+/// A network that cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    #[error("port {port}/{protocol} of this node is already taken by {holder}")]
+    PortTaken { port: u32, protocol: &'static str, holder: String },
+    #[error("network {network} cannot be joined: {reason}")]
+    BadNetwork { network: String, reason: String },
+    #[error("could not {step} the network: {reason}")]
+    Kernel { step: &'static str, reason: String },
+}
+
+/// An operation on a container that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    #[error("cancelled")]
+    Cancelled,
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Network(#[from] NetworkError),
+    #[error(transparent)]
+    Template(#[from] crate::template::TemplateError),
+    #[error("this task is not a container")]
+    NotAContainer,
+    #[error("the image has no command and the service gives none; add a command to the service")]
+    NoCommand,
+    #[error("executable file not found: {command:?}; is it in the image, in its PATH, with its interpreter?")]
+    CommandNotFound { command: String },
+    #[error("permission denied: {command:?} cannot be executed; is it a program with the execute bit set?")]
+    CommandNotExecutable { command: String },
+    #[error("mount source {path} does not exist on this node; make it or use a volume")]
+    MountSourceMissing { path: String },
+    #[error("user {user:?}: {reason}")]
+    BadUser { user: String, reason: &'static str },
+    #[error("working directory {dir:?} cannot be used: {reason}")]
+    BadWorkingDir { dir: String, reason: String },
+    #[error("{what} is not supported by this node{cure}")]
+    Unsupported { what: String, cure: &'static str },
+    #[error("{field}: {problem}")]
+    BadSpec { field: &'static str, problem: String },
+    #[error("{kind} {name} has not arrived at this node yet")]
+    PayloadMissing { kind: &'static str, name: String },
+    #[error("not enough memory for the container: {reason}; raise the memory limit")]
+    NoMemory { reason: String },
+    #[error("no space left on this node's disk while trying to {step}")]
+    NoSpace { step: &'static str },
+    #[error("containerd could not {step}: {reason}")]
+    Runtime { step: &'static str, reason: String },
+    #[error("containerd is not reachable at {socket}: {reason}")]
+    Unreachable { socket: PathBuf, reason: String },
+    #[error("containerd did not {step} within {seconds} s")]
+    Timeout { step: &'static str, seconds: u64 },
+    #[error("could not {step} {path}")]
+    Io { step: &'static str, path: PathBuf, source: io::Error },
+    #[error("the log writer did not answer: {reason}")]
+    LogWriter { reason: String },
+    #[error("log driver {name:?} is not supported by this node; use json-file or none")]
+    LogDriver { name: String },
+    #[error("log option {option}: {problem}")]
+    LogOption { option: String, problem: &'static str },
+}
+
+impl ExecError {
+    /// Whether the same may work a second later.
+    #[must_use]
+    pub fn is_temporary(&self) -> bool {
+        match self {
+            Self::Image(ImageError::Unavailable { .. })
+            | Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::PayloadMissing { .. }
+            | Self::LogWriter { .. }
+            | Self::NoSpace { .. } => true,
+            Self::Network(NetworkError::Kernel { .. }) => true,
+            _ => false,
+        }
+    }
+
+    /// The error and its causes in one line.
+    #[must_use]
+    pub fn words(&self) -> String {
+        chain(self)
+    }
+
+    pub(crate) fn io(step: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => Self::NoSpace { step },
+            _ => Self::Io { step, path, source },
+        }
+    }
+}
+
+/// An error and its causes, joined with colons.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let words = inner.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = inner.source();
+    }
+    text
+}

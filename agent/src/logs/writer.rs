@@ -1,0 +1,223 @@
+//! The log writer: one small single-threaded process per node.
+//!
+//! It opens fifos for reading and writing, so that they never report their end: containers come and go, skepd dies and
+//! returns, and whatever is written waits in the pipe. A task's fifos are closed when the agent says that it ended. The
+//! process ends by itself when there is nothing to read and no agent.
+
+use super::line::{LogStream, Splitter, encode};
+use super::protocol::{Answer, Open, Request};
+use super::rotate::Rotating;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+use time::OffsetDateTime;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::pipe;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long it waits for an agent when it has nothing to do.
+const IDLE_LIMIT: Duration = Duration::from_secs(20);
+/// Read at once; a fifo holds 64 KiB.
+const READ: usize = 64 * 1024;
+
+/// Reads of one stream before it is another one's turn.
+const TURNS: usize = 8;
+
+/// Why the log writer cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum LogWriterError {
+    #[error("could not {step} {path}")]
+    Io { step: &'static str, path: PathBuf, source: io::Error },
+    #[error("a log writer already runs for {path}")]
+    AlreadyRuns { path: PathBuf },
+}
+
+fn at(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> LogWriterError {
+    let path = path.to_owned();
+    move |source| LogWriterError::Io { step, path, source }
+}
+
+thread_local! {
+    /// One buffer for all streams: reading and writing is never interleaved on one thread.
+    static SCRATCH: RefCell<(Vec<u8>, Vec<u8>)> = RefCell::new((vec![0; READ], Vec::new()));
+}
+
+/// A task's open output.
+struct Output {
+    open: Open,
+    finish: CancellationToken,
+    streams: JoinSet<()>,
+}
+
+#[derive(Default)]
+struct State {
+    outputs: RefCell<BTreeMap<skep_types::TaskId, Output>>,
+    clients: RefCell<usize>,
+    changed: tokio::sync::Notify,
+}
+
+/// Runs the log writer of the node whose directories these are; called by the hidden subcommand of skepd.
+/// Writes `ready` to standard output when it listens on `<run_dir>/logs.sock`.
+///
+/// # Errors
+/// If the socket cannot be made, or another one runs.
+pub fn run_log_writer(run_dir: &Path) -> Result<(), LogWriterError> {
+    // A session of its own: no signal meant for skepd's group or terminal reaches it. Fails only for a group leader, which
+    // has one already.
+    let _ = nix::unistd::setsid();
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(run_dir).map_err(at("make the directory", run_dir))?;
+    let lock_path = run_dir.join("logs.lock");
+    let lock = std::fs::File::create(&lock_path).map_err(at("make the lock", &lock_path))?;
+    let Ok(_lock) = nix::fcntl::Flock::lock(lock, nix::fcntl::FlockArg::LockExclusiveNonblock) else {
+        return Err(LogWriterError::AlreadyRuns { path: lock_path });
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(at("start", run_dir))?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, serve(&run_dir.join("logs.sock")))
+}
+
+async fn serve(socket: &Path) -> Result<(), LogWriterError> {
+    // Whoever held it is dead: we hold the lock.
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(at("remove the old socket", socket)(error)),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket).map_err(at("listen on", socket))?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).map_err(at("protect", socket))?;
+    {
+        use std::io::Write;
+        let _ = writeln!(io::stdout(), "ready"); // nobody has to listen
+    }
+    let state = Rc::new(State::default());
+    let mut clients = JoinSet::new();
+    loop {
+        let idle = *state.clients.borrow() == 0 && state.outputs.borrow().is_empty();
+        tokio::select! {
+            Ok((stream, _)) = listener.accept() => {
+                *state.clients.borrow_mut() += 1;
+                let state = Rc::clone(&state);
+                clients.spawn_local(async move {
+                    let _ = converse(&state, stream).await; // the agent went away
+                    *state.clients.borrow_mut() -= 1;
+                    state.changed.notify_one();
+                });
+            }
+            Some(_) = clients.join_next(), if !clients.is_empty() => {}
+            () = state.changed.notified() => {}
+            () = tokio::time::sleep(IDLE_LIMIT), if idle => {
+                let _ = std::fs::remove_file(socket);
+                return Ok(());
+            }
+        }
+    }
+}
+
+async fn converse(state: &State, stream: UnixStream) -> io::Result<()> {
+    let (reader, mut writer) = stream.into_split();
+    let mut lines = BufReader::new(reader).lines();
+    while let Some(line) = lines.next_line().await? {
+        let answer = match serde_json::from_str(&line) {
+            Ok(request) => answer(state, request).await,
+            Err(error) => Answer { error: Some(format!("this log writer does not understand that: {error}")), tasks: Vec::new() },
+        };
+        let mut text = serde_json::to_vec(&answer).map_err(io::Error::other)?;
+        text.push(b'\n');
+        writer.write_all(&text).await?;
+    }
+    Ok(())
+}
+
+async fn answer(state: &State, request: Request) -> Answer {
+    match request {
+        Request::Open(open) => {
+            let same = state.outputs.borrow().get(&open.task).is_some_and(|output| output.open == open);
+            if same {
+                return Answer::default();
+            }
+            finish(state, &open.task).await;
+            match begin(open) {
+                Ok(output) => {
+                    state.outputs.borrow_mut().insert(output.open.task.clone(), output);
+                    Answer::default()
+                }
+                Err(error) => Answer { error: Some(error.to_string()), tasks: Vec::new() },
+            }
+        }
+        Request::Finish { task } => {
+            finish(state, &task).await;
+            state.changed.notify_one();
+            Answer::default()
+        }
+        Request::List => Answer { error: None, tasks: state.outputs.borrow().keys().cloned().collect() },
+    }
+}
+
+async fn finish(state: &State, task: &skep_types::TaskId) {
+    let output = state.outputs.borrow_mut().remove(task);
+    if let Some(mut output) = output {
+        output.finish.cancel();
+        while output.streams.join_next().await.is_some() {}
+    }
+}
+
+fn begin(open: Open) -> io::Result<Output> {
+    let file = match open.options.discard {
+        true => None,
+        false => Some(Rc::new(RefCell::new(Rotating::open(&open.dir, open.options)?))),
+    };
+    let finish = CancellationToken::new();
+    let mut streams = JoinSet::new();
+    let paths = [(LogStream::Stdout, Some(&open.stdout)), (LogStream::Stderr, open.stderr.as_ref())];
+    for (stream, path) in paths {
+        let Some(path) = path else { continue };
+        let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(path)?;
+        streams.spawn_local(copy(receiver, stream, file.clone(), finish.clone()));
+    }
+    Ok(Output { open, finish, streams })
+}
+
+/// Copies one stream until it is told that nothing more comes.
+async fn copy(receiver: pipe::Receiver, stream: LogStream, file: Option<Rc<RefCell<Rotating>>>, finish: CancellationToken) {
+    let mut splitter = Splitter::default();
+    loop {
+        let last = tokio::select! {
+            biased;
+            ready = receiver.readable() => ready.is_err(),
+            () = finish.cancelled() => true,
+        };
+        // A torrent on one stream must not keep the others waiting.
+        let turns = if last { usize::MAX } else { TURNS };
+        let _ = (0..turns).take_while(|_| copy_once(&receiver, stream, file.as_deref(), &mut splitter)).count();
+        if last {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    if let Some(file) = file {
+        let mut entries = Vec::new();
+        splitter.finish(|line| encode(&mut entries, stream, line, OffsetDateTime::now_utc()));
+        let _ = file.borrow_mut().write(&entries); // nobody is left to be told
+    }
+}
+
+/// Whether there was something.
+fn copy_once(receiver: &pipe::Receiver, stream: LogStream, file: Option<&RefCell<Rotating>>, splitter: &mut Splitter) -> bool {
+    SCRATCH.with_borrow_mut(|(buffer, entries)| {
+        let Ok(count) = receiver.try_read(buffer) else { return false };
+        if let Some(file) = file {
+            entries.clear();
+            let now = OffsetDateTime::now_utc();
+            splitter.feed(&buffer[..count], |line| encode(entries, stream, line, now));
+            // A full disk costs log lines, never the container.
+            let _ = file.borrow_mut().write(entries);
+            entries.shrink_to(READ);
+        }
+        count > 0
+    })
+}

@@ -1,0 +1,7 @@
+//! One task of this node: what to do next ([`machine`], pure) and doing it ([`drive`]).
+
+pub(crate) mod drive; // carries the machine's actions out, one owned async task per task
+mod machine; // decides: event in, actions out
+
+pub(crate) use machine::Event;
+pub use machine::Outcome;

@@ -1,0 +1,310 @@
+//! Carries out what the machine of one task decides: one async task per task, fed by messages.
+
+use super::machine::{Action, Event, Machine, Recovered};
+use crate::error::ExecError;
+use crate::executor::{Executor, Found, Network, Started};
+use crate::health::{self, HealthCheck};
+use crate::payloads::Payloads;
+use crate::records::{Record, Records};
+use crate::reports::Reports;
+use skep_failpoint::failpoint;
+use skep_types::{HealthConfig, PortConfig, Task, TaskState, TaskStatus, Timestamp};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long traffic may take to be let in; after it the task counts as running anyhow and the network repairs itself.
+const SERVE_LIMIT: Duration = Duration::from_secs(5);
+/// Commands wait here while the task is busy with one; the sender waits when it is full.
+pub(crate) const COMMANDS: usize = 16;
+
+/// What all tasks of a node share.
+pub(crate) struct Context {
+    pub executor: Arc<dyn Executor>,
+    pub network: Arc<dyn Network>,
+    pub payloads: Payloads,
+    pub records: Records,
+    pub reports: Reports,
+}
+
+/// What the worker says to a task.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Update(Box<Task>),
+    Unassign,
+}
+
+/// The clock of this node.
+pub(crate) fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}
+
+struct Driver {
+    context: Arc<Context>,
+    task: Arc<Task>,
+    status: TaskStatus,
+    machine: Machine,
+    health: Option<HealthConfig>,
+    ports: Vec<PortConfig>,
+    /// Operations under way; dropped with the driver.
+    work: JoinSet<()>,
+    events: mpsc::Sender<Event>,
+    cancel: CancellationToken,
+    /// Ends the watching of health.
+    watching: CancellationToken,
+}
+
+/// Drives one task until it is forgotten. Cancelling `stop` leaves the task as it is: the next agent goes on from there.
+pub(crate) async fn drive(
+    context: Arc<Context>,
+    task: Task,
+    status: TaskStatus,
+    found: Option<Found>,
+    mut commands: mpsc::Receiver<Command>,
+    stop: CancellationToken,
+) {
+    let (recovered, health) = recovered(found);
+    // Sized for every operation and watcher of one task to report at once.
+    let (events, mut inbox) = mpsc::channel(8);
+    let (machine, actions) = Machine::new(status.state, task.desired_state, recovered);
+    let mut driver = Driver {
+        context,
+        task: Arc::new(task),
+        status,
+        machine,
+        health,
+        ports: Vec::new(),
+        work: JoinSet::new(),
+        events,
+        cancel: CancellationToken::new(),
+        watching: CancellationToken::new(),
+    };
+    driver.context.reports.remember(&driver.task.id, driver.status.clone());
+    driver.save();
+    let mut gone = driver.carry_out(actions).await;
+    while !gone {
+        let event = tokio::select! {
+            () = stop.cancelled() => return,
+            Some(event) = inbox.recv() => event,
+            Some(_) = driver.work.join_next(), if !driver.work.is_empty() => continue,
+            command = commands.recv() => match command {
+                Some(Command::Update(task)) => match driver.update(*task) {
+                    Some(event) => event,
+                    None => continue,
+                },
+                Some(Command::Unassign) => Event::Unassigned,
+                None => return,
+            },
+        };
+        if let Event::Started { health, .. } = &event {
+            driver.health.clone_from(health);
+        }
+        let actions = driver.machine.step(event);
+        gone = driver.carry_out(actions).await;
+    }
+}
+
+fn recovered(found: Option<Found>) -> (Recovered, Option<HealthConfig>) {
+    match found {
+        None | Some(Found::Logs) => (Recovered::Nothing, None),
+        Some(Found::Remains) => (Recovered::Remains, None),
+        Some(Found::Ended(outcome)) => (Recovered::Ended(outcome), None),
+        Some(Found::Running(Started { container, health })) => {
+            (Recovered::Running { container, healthcheck: health.is_some() }, health)
+        }
+    }
+}
+
+impl Driver {
+    /// Takes a newer edition of the task in; `None` if it says nothing new (wire-behaviour 9.4).
+    fn update(&mut self, mut task: Task) -> Option<Event> {
+        if task.desired_state < self.machine.desired() {
+            return None;
+        }
+        task.status = self.task.status.clone();
+        task.meta = self.task.meta;
+        if task == *self.task {
+            return None;
+        }
+        let desired = task.desired_state;
+        self.task = Arc::new(task);
+        self.save();
+        Some(Event::Desired(desired))
+    }
+
+    /// Does the actions in order; true when the task is forgotten.
+    async fn carry_out(&mut self, actions: Vec<Action>) -> bool {
+        let last_report = actions.iter().rposition(|action| matches!(action, Action::Report { .. }));
+        for (index, action) in actions.into_iter().enumerate() {
+            match action {
+                // Only the last state of a step is worth a write and a message.
+                Action::Report { state, message, err } if Some(index) == last_report => self.report(state, message, err),
+                Action::Report { .. } => {}
+                Action::Prepare => self.prepare(),
+                Action::Cancel => self.cancel.cancel(),
+                Action::Start => self.start(),
+                Action::Serve => self.serve().await,
+                Action::Watch => self.watch(),
+                Action::Stop => self.stop(),
+                Action::Release => self.release(),
+                Action::RetryAfter(delay) => self.spawn(async move {
+                    tokio::time::sleep(delay).await;
+                    Event::RetryDue
+                }),
+                Action::Forget => {
+                    self.forget().await;
+                    return true;
+                }
+            }
+        }
+        false
+    }
+
+    /// Runs an operation; what it returns is the machine's next event.
+    fn spawn(&mut self, operation: impl Future<Output = Event> + Send + 'static) {
+        let events = self.events.clone();
+        self.work.spawn(async move {
+            // The receiver lives as long as the driver, which owns this task.
+            let _ = events.send(operation.await).await;
+        });
+    }
+
+    fn report(&mut self, state: TaskState, message: &str, err: String) {
+        let container = self.machine.container().cloned().filter(|_| state >= TaskState::Starting);
+        let status = TaskStatus {
+            timestamp: self.status.timestamp,
+            state,
+            message: message.to_owned(),
+            err,
+            container,
+            ports: self.ports.clone(),
+            ..TaskStatus::default()
+        };
+        if status == self.status {
+            return; // a repeated attempt failed as the one before
+        }
+        if status.err.is_empty() {
+            tracing::info!(task = %self.task.id, state = %state, "task state");
+        } else {
+            tracing::info!(task = %self.task.id, state = %state, err = status.err, "task state");
+        }
+        self.status = TaskStatus { timestamp: now(), ..status };
+        failpoint!("agent.report.before_record");
+        self.save();
+        failpoint!("agent.report.recorded");
+        self.context.reports.put(&self.task.id, self.status.clone());
+    }
+
+    fn save(&self) {
+        let record = Record { task: (*self.task).clone(), status: self.status.clone() };
+        if let Err(error) = self.context.records.save(&record) {
+            // The task goes on; after a crash it would be found in its last recorded state.
+            tracing::warn!(task = %self.task.id, %error, "could not record a task's state on disk");
+        }
+    }
+
+    fn prepare(&mut self) {
+        self.cancel = CancellationToken::new();
+        let (context, task, cancel) = (Arc::clone(&self.context), Arc::clone(&self.task), self.cancel.clone());
+        self.spawn(async move {
+            match context.executor.prepare(&task, &context.payloads, &cancel).await {
+                Ok(()) => Event::Prepared,
+                Err(error) => failed(&error),
+            }
+        });
+    }
+
+    fn start(&mut self) {
+        let (context, task) = (Arc::clone(&self.context), Arc::clone(&self.task));
+        self.spawn(async move {
+            match context.executor.start(&task).await {
+                Ok(started) => {
+                    failpoint!("agent.start.done");
+                    Event::Started { container: started.container, health: started.health }
+                }
+                Err(error) => failed(&error),
+            }
+        });
+    }
+
+    async fn serve(&mut self) {
+        match tokio::time::timeout(SERVE_LIMIT, self.context.network.serve(&self.task)).await {
+            Ok(Ok(ports)) => self.ports = ports,
+            Ok(Err(error)) => tracing::warn!(task = %self.task.id, %error, "the network does not serve the task yet"),
+            Err(_) => tracing::warn!(task = %self.task.id, "the network is slow to serve the task"),
+        }
+        failpoint!("agent.serve.done");
+    }
+
+    fn watch(&mut self) {
+        let ended = self.context.executor.ended(&self.task.id);
+        self.spawn(async move {
+            match ended.await {
+                Ok(outcome) => Event::Ended(outcome),
+                // Released meanwhile: who did that knows the end.
+                Err(_) => std::future::pending().await,
+            }
+        });
+        self.watching = CancellationToken::new();
+        let check = HealthCheck::merge(self.health.as_ref(), None).ok().flatten();
+        if let Some(check) = check {
+            let healthy = self.machine.state() == TaskState::Running;
+            let watch = health::watch(Arc::clone(&self.context.executor), self.task.id.clone(), check, healthy, self.events.clone());
+            let watching = self.watching.clone();
+            self.work.spawn(async move {
+                tokio::select! {
+                    () = watching.cancelled() => {}
+                    () = watch => {}
+                }
+            });
+        }
+    }
+
+    fn stop(&mut self) {
+        self.watching.cancel();
+        let (context, task) = (Arc::clone(&self.context), Arc::clone(&self.task));
+        self.spawn(async move {
+            // Out of every VIP before the signal (DESIGN 3.7).
+            context.network.withdraw(&task.id).await;
+            failpoint!("agent.stop.withdrawn");
+            match context.executor.stop(&task).await {
+                Ok(outcome) => Event::Stopped(outcome),
+                Err(error) => failed(&error),
+            }
+        });
+    }
+
+    fn release(&mut self) {
+        self.watching.cancel();
+        let (context, task) = (Arc::clone(&self.context), Arc::clone(&self.task));
+        self.spawn(async move {
+            context.network.withdraw(&task.id).await;
+            failpoint!("agent.release.withdrawn");
+            match context.executor.release(&task.id).await {
+                Ok(()) => Event::Released,
+                Err(error) => {
+                    tracing::warn!(task = %task.id, error = %error.words(), "could not remove what a task left; trying again");
+                    failed(&error)
+                }
+            }
+        });
+    }
+
+    async fn forget(&mut self) {
+        if let Err(error) = self.context.executor.forget(&self.task.id).await {
+            tracing::warn!(task = %self.task.id, error = %error.words(), "could not remove a task's logs");
+        }
+        failpoint!("agent.forget.logs_removed");
+        if let Err(error) = self.context.records.remove(&self.task.id) {
+            tracing::warn!(task = %self.task.id, %error, "could not remove a task's record");
+        }
+        self.context.reports.forget(&self.task.id);
+    }
+}
+
+fn failed(error: &ExecError) -> Event {
+    Event::OperationFailed { temporary: error.is_temporary(), words: error.words() }
+}

@@ -1,0 +1,214 @@
+//! The set of tasks of this node: takes assignments in, owns one driver per task, and cleans up what nobody wants.
+
+use crate::error::AgentError;
+use crate::executor::Found;
+use crate::task::drive::{COMMANDS, Command, Context, drive};
+use skep_failpoint::failpoint;
+use skep_types::{Task, TaskId, TaskState};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// What the worker is asked to do.
+#[derive(Debug)]
+pub enum Assign {
+    /// All tasks of this node; others are removed.
+    Complete(Vec<Task>),
+    Update(Box<Task>),
+    Remove(TaskId),
+    /// Stop and remove everything, answer when it is done, take nothing any more (wire-behaviour 9.3).
+    Leave(oneshot::Sender<()>),
+}
+
+/// The tasks of this node, for those who look only.
+#[derive(Debug, Clone)]
+pub struct TaskList(watch::Receiver<Arc<BTreeMap<TaskId, Arc<Task>>>>);
+
+impl TaskList {
+    #[must_use]
+    pub fn now(&self) -> Arc<BTreeMap<TaskId, Arc<Task>>> {
+        Arc::clone(&self.0.borrow())
+    }
+
+    /// Waits until a task came or went; false when the worker ended.
+    pub async fn changed(&mut self) -> bool {
+        self.0.changed().await.is_ok()
+    }
+}
+
+struct Handle {
+    commands: mpsc::Sender<Command>,
+    unassigned: bool,
+}
+
+/// Owner of all drivers.
+pub(crate) struct Worker {
+    context: Arc<Context>,
+    handles: BTreeMap<TaskId, Handle>,
+    drivers: JoinSet<TaskId>,
+    /// Of earlier tasks that no record names; adopted if the first complete assignment wants them, else removed.
+    strays: BTreeMap<TaskId, Found>,
+    list: watch::Sender<Arc<BTreeMap<TaskId, Arc<Task>>>>,
+    leaving: Option<oneshot::Sender<()>>,
+    stop: CancellationToken,
+}
+
+impl Worker {
+    pub(crate) fn new(context: Arc<Context>, stop: CancellationToken) -> (Self, TaskList) {
+        let (list, reader) = watch::channel(Arc::default());
+        let worker = Self {
+            context,
+            handles: BTreeMap::new(),
+            drivers: JoinSet::new(),
+            strays: BTreeMap::new(),
+            list,
+            leaving: None,
+            stop,
+        };
+        (worker, TaskList(reader))
+    }
+
+    /// Adopts what an earlier agent left: reads the records, looks at what runs, and goes on with each task.
+    pub(crate) async fn recover(&mut self) -> Result<(), AgentError> {
+        let records = self.context.records.load()?;
+        let mut found = self.context.executor.survey().await.map_err(AgentError::Survey)?;
+        failpoint!("agent.recover.surveyed");
+        let tasks: Vec<Task> = records.iter().map(|record| record.task.clone()).collect();
+        if let Err(error) = self.context.network.recover(&tasks).await {
+            tracing::warn!(%error, "the network of earlier tasks is not as it should be yet");
+        }
+        failpoint!("agent.recover.network");
+        for record in records {
+            let found = found.remove(&record.task.id);
+            self.begin(record.task, Some(record.status), found);
+        }
+        for task in found.keys() {
+            tracing::warn!(task = %task, "found remains of an unknown task");
+        }
+        self.strays = found;
+        Ok(())
+    }
+
+    pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Assign>) {
+        let stop = self.stop.clone();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                Some(ended) = self.drivers.join_next(), if !self.drivers.is_empty() => match ended {
+                    Ok(task) => self.ended(&task),
+                    Err(error) => tracing::error!(%error, "a task's driver ended badly"),
+                },
+                message = inbox.recv() => match message {
+                    Some(message) => self.take(message).await,
+                    None => break,
+                },
+            }
+            if self.handles.is_empty()
+                && let Some(done) = self.leaving.take()
+            {
+                let _ = done.send(()); // nobody waits any more: as good
+            }
+        }
+        // Each driver stops by itself; nothing is done to the tasks.
+        while self.drivers.join_next().await.is_some() {}
+    }
+
+    async fn take(&mut self, message: Assign) {
+        match message {
+            Assign::Leave(done) => {
+                self.complete(Vec::new()).await;
+                self.leaving = Some(done);
+            }
+            _ if self.leaving.is_some() => {}
+            Assign::Complete(tasks) => self.complete(tasks).await,
+            Assign::Update(task) => self.assign(*task).await,
+            Assign::Remove(task) => self.unassign(&task).await,
+        }
+    }
+
+    async fn complete(&mut self, tasks: Vec<Task>) {
+        let wanted: BTreeSet<TaskId> = tasks.iter().map(|task| task.id.clone()).collect();
+        let unwanted: Vec<TaskId> = self.handles.keys().filter(|id| !wanted.contains(id)).cloned().collect();
+        for id in unwanted {
+            self.unassign(&id).await;
+        }
+        for task in tasks {
+            self.assign(task).await;
+        }
+        failpoint!("agent.assign.before_strays");
+        for id in std::mem::take(&mut self.strays).into_keys() {
+            let context = Arc::clone(&self.context);
+            self.drivers.spawn(async move {
+                tracing::info!(task = %id, "removing remains of an unknown task");
+                if let Err(error) = context.executor.release(&id).await {
+                    tracing::warn!(task = %id, error = %error.words(), "could not remove remains; the next start tries again");
+                }
+                if let Err(error) = context.executor.forget(&id).await {
+                    tracing::warn!(task = %id, error = %error.words(), "could not remove logs");
+                }
+                id
+            });
+        }
+    }
+
+    async fn assign(&mut self, task: Task) {
+        match self.handles.get(&task.id) {
+            Some(handle) if handle.unassigned => {
+                tracing::warn!(task = %task.id, "assigned again while it is being removed; ignored");
+            }
+            Some(handle) => {
+                self.publish(&task);
+                // Waits while the task has many messages unread; it reads them between two actions, never later.
+                let _ = handle.commands.send(Command::Update(Box::new(task))).await;
+            }
+            None => {
+                let found = self.strays.remove(&task.id);
+                self.begin(task, None, found);
+            }
+        }
+    }
+
+    async fn unassign(&mut self, id: &TaskId) {
+        if let Some(handle) = self.handles.get_mut(id)
+            && !std::mem::replace(&mut handle.unassigned, true)
+        {
+            let _ = handle.commands.send(Command::Unassign).await;
+        }
+    }
+
+    fn begin(&mut self, task: Task, status: Option<skep_types::TaskStatus>, found: Option<Found>) {
+        let mut status = status.unwrap_or_else(|| task.status.clone());
+        // A node only runs what was assigned to it, whatever the message says of earlier states.
+        if status.state < TaskState::Assigned {
+            status.state = TaskState::Assigned;
+        }
+        let (commands, inbox) = mpsc::channel(COMMANDS);
+        let id = task.id.clone();
+        self.publish(&task);
+        self.handles.insert(id.clone(), Handle { commands, unassigned: false });
+        let driver = drive(Arc::clone(&self.context), task, status, found, inbox, self.stop.clone());
+        self.drivers.spawn(async move {
+            driver.await;
+            id
+        });
+    }
+
+    fn publish(&self, task: &Task) {
+        self.list.send_modify(|list| {
+            Arc::make_mut(list).insert(task.id.clone(), Arc::new(task.clone()));
+        });
+    }
+
+    fn ended(&mut self, id: &TaskId) {
+        if self.handles.remove(id).is_some() {
+            self.list.send_modify(|list| {
+                Arc::make_mut(list).remove(id);
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

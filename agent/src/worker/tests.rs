@@ -1,0 +1,200 @@
+use super::*;
+use crate::error::{ExecError, NetworkError};
+use crate::executor::{Executor, Network, Probe, Sandbox, Started};
+use crate::payloads::Payloads;
+use crate::records::Records;
+use crate::reports::Reports;
+use crate::task::Outcome;
+use crate::testing::task;
+use async_trait::async_trait;
+use skep_types::{ContainerStatus, PortConfig, TaskStatus};
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// Remembers what it was asked and ends processes when told.
+#[derive(Default)]
+struct Fake {
+    calls: Mutex<Vec<String>>,
+    ends: Mutex<HashMap<TaskId, oneshot::Sender<Outcome>>>,
+    found: Mutex<BTreeMap<TaskId, Found>>,
+    refuse: Mutex<Option<ExecError>>,
+}
+
+impl Fake {
+    fn note(&self, what: &str, task: &TaskId) {
+        self.calls.lock().unwrap().push(format!("{what} {}", task.as_str().trim_start_matches('0')));
+    }
+
+    fn calls(&self) -> Vec<String> {
+        self.calls.lock().unwrap().clone()
+    }
+
+    fn end(&self, task: &TaskId, code: i32) {
+        let sender = self.ends.lock().unwrap().remove(task).unwrap();
+        sender.send(Outcome { exit_code: code, words: None }).unwrap();
+    }
+}
+
+#[async_trait]
+impl Executor for Fake {
+    async fn survey(&self) -> Result<BTreeMap<TaskId, Found>, ExecError> {
+        Ok(std::mem::take(&mut *self.found.lock().unwrap()))
+    }
+    async fn prepare(&self, task: &Task, _: &Payloads, _: &CancellationToken) -> Result<(), ExecError> {
+        self.note("prepare", &task.id);
+        self.refuse.lock().unwrap().take().map_or(Ok(()), Err)
+    }
+    async fn start(&self, task: &Task) -> Result<Started, ExecError> {
+        self.note("start", &task.id);
+        Ok(Started { container: ContainerStatus { container_id: task.id.to_string(), pid: 1, exit_code: 0 }, health: None })
+    }
+    fn ended(&self, task: &TaskId) -> oneshot::Receiver<Outcome> {
+        let (sender, receiver) = oneshot::channel();
+        self.ends.lock().unwrap().insert(task.clone(), sender);
+        receiver
+    }
+    async fn stop(&self, task: &Task) -> Result<Option<Outcome>, ExecError> {
+        self.note("stop", &task.id);
+        Ok(None)
+    }
+    async fn release(&self, task: &TaskId) -> Result<(), ExecError> {
+        self.note("release", task);
+        Ok(())
+    }
+    async fn forget(&self, task: &TaskId) -> Result<(), ExecError> {
+        self.note("forget", task);
+        Ok(())
+    }
+    async fn probe(&self, _: &TaskId, _: &[String], _: Duration) -> Result<Probe, ExecError> {
+        Err(ExecError::Cancelled)
+    }
+}
+
+#[async_trait]
+impl Network for Fake {
+    async fn attach(&self, _: &Task) -> Result<Sandbox, NetworkError> {
+        Ok(Sandbox::default())
+    }
+    async fn serve(&self, task: &Task) -> Result<Vec<PortConfig>, NetworkError> {
+        self.note("serve", &task.id);
+        Ok(Vec::new())
+    }
+    async fn withdraw(&self, task: &TaskId) {
+        self.note("withdraw", task);
+    }
+    async fn detach(&self, _: &TaskId) -> Result<(), NetworkError> {
+        Ok(())
+    }
+    async fn recover(&self, _: &[Task]) -> Result<(), NetworkError> {
+        Ok(())
+    }
+}
+
+struct Bench {
+    fake: Arc<Fake>,
+    reports: Reports,
+    inbox: mpsc::Sender<Assign>,
+    running: tokio::task::JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+async fn bench(dir: &std::path::Path, fake: Arc<Fake>) -> Bench {
+    let reports = Reports::default();
+    let context = Arc::new(Context {
+        executor: Arc::clone(&fake) as Arc<dyn Executor>,
+        network: Arc::clone(&fake) as Arc<dyn Network>,
+        payloads: Payloads::default(),
+        records: Records::open(dir).unwrap(),
+        reports: reports.clone(),
+    });
+    let stop = CancellationToken::new();
+    let (mut worker, _) = Worker::new(context, stop.clone());
+    worker.recover().await.unwrap();
+    let (inbox, messages) = mpsc::channel(8);
+    Bench { fake, reports, inbox, running: tokio::spawn(worker.run(messages)), stop }
+}
+
+impl Bench {
+    async fn wait(&self, id: &TaskId, state: TaskState) -> TaskStatus {
+        for _ in 0..1000 {
+            if let Some(status) = self.reports.newest(id).filter(|status| status.state == state) {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("{id} is not {state} but {:?}", self.reports.newest(id));
+    }
+
+    async fn quiet(&self) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_assigned_task_runs_and_a_removed_one_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench(dir.path(), Arc::default()).await;
+    let one = task(1, "busybox");
+    bench.inbox.send(Assign::Complete(vec![one.clone()])).await.unwrap();
+    bench.wait(&one.id, TaskState::Running).await;
+    assert_eq!(Records::open(dir.path()).unwrap().load().unwrap().len(), 1);
+    bench.inbox.send(Assign::Remove(one.id.clone())).await.unwrap();
+    let (done, waiter) = oneshot::channel();
+    bench.inbox.send(Assign::Leave(done)).await.unwrap();
+    waiter.await.unwrap();
+    assert_eq!(bench.fake.calls(), ["prepare 1", "start 1", "serve 1", "withdraw 1", "stop 1", "forget 1"]);
+    assert!(Records::open(dir.path()).unwrap().load().unwrap().is_empty());
+    assert_eq!(bench.reports.newest(&one.id), None);
+}
+
+#[tokio::test]
+async fn a_complete_assignment_removes_tasks_it_does_not_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench(dir.path(), Arc::default()).await;
+    let (one, two) = (task(1, "busybox"), task(2, "busybox"));
+    bench.inbox.send(Assign::Complete(vec![one.clone(), two.clone()])).await.unwrap();
+    bench.wait(&one.id, TaskState::Running).await;
+    bench.wait(&two.id, TaskState::Running).await;
+    bench.inbox.send(Assign::Complete(vec![two.clone()])).await.unwrap();
+    bench.quiet().await;
+    assert!(bench.fake.calls().contains(&"forget 1".to_owned()));
+    assert!(!bench.fake.calls().contains(&"stop 2".to_owned()));
+}
+
+#[tokio::test]
+async fn a_refusal_is_reported_in_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Arc::new(Fake::default());
+    *fake.refuse.lock().unwrap() = Some(ExecError::MountSourceMissing { path: "/nowhere".into() });
+    let bench = bench(dir.path(), fake).await;
+    let one = task(1, "busybox");
+    bench.inbox.send(Assign::Update(Box::new(one.clone()))).await.unwrap();
+    let status = bench.wait(&one.id, TaskState::Rejected).await;
+    assert_eq!(status.err, "mount source /nowhere does not exist on this node; make it or use a volume");
+}
+
+#[tokio::test]
+async fn stopping_the_agent_leaves_tasks_and_the_next_one_adopts_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = bench(dir.path(), Arc::default()).await;
+    let one = task(1, "busybox");
+    first.inbox.send(Assign::Complete(vec![one.clone()])).await.unwrap();
+    first.wait(&one.id, TaskState::Running).await;
+    first.stop.cancel();
+    first.running.await.unwrap();
+    assert_eq!(first.fake.calls(), ["prepare 1", "start 1", "serve 1"]);
+
+    let fake = Arc::new(Fake::default());
+    let container = ContainerStatus { container_id: one.id.to_string(), pid: 1, exit_code: 0 };
+    fake.found.lock().unwrap().insert(one.id.clone(), Found::Running(Started { container, health: None }));
+    fake.found.lock().unwrap().insert(TaskId::for_test(9), Found::Remains);
+    let second = bench(dir.path(), fake).await;
+    second.inbox.send(Assign::Complete(vec![one.clone()])).await.unwrap();
+    second.quiet().await;
+    assert_eq!(second.fake.calls(), ["serve 1", "release 9", "forget 9"]);
+    // The end is seen as if the agent had never been away.
+    second.fake.end(&one.id, 4);
+    let status = second.wait(&one.id, TaskState::Failed).await;
+    assert_eq!((status.err.as_str(), status.container.unwrap().exit_code), ("task: non-zero exit (4)", 4));
+}

@@ -1,0 +1,269 @@
+//! Real containers: a private containerd, runc, our log writer.
+
+mod support;
+
+use skep_types::{HealthConfig, Mount, MountType, TaskState};
+use std::time::{Duration, Instant};
+use support::{Containerd, Node, container, memory_limit, output, pid_exists, shell, skip, task};
+
+/// Not a test: this program, started again as the log writer.
+#[test]
+#[ignore = "started by the other tests as a process of its own"]
+fn log_writer_process() {
+    if let Some(dir) = std::env::var_os("SKEP_TEST_LOG_WRITER") {
+        skep_agent::run_log_writer(std::path::Path::new(&dir)).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_runs_writes_and_ends() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    let begin = Instant::now();
+    let good = shell(1, "echo out; echo err >&2; echo $FROM; printf last");
+    node.assign(&good).await;
+    let status = node.wait(&good, TaskState::Complete).await;
+    eprintln!("run to the end took {:?}", begin.elapsed());
+    assert_eq!(status.container.as_ref().map(|c| c.exit_code), Some(0));
+    let bad = shell(2, "exit 3");
+    node.assign(&bad).await;
+    let status = node.wait(&bad, TaskState::Failed).await;
+    assert_eq!(status.err, "task: non-zero exit (3)");
+    node.leave_and_check(&containerd, &good, "out\n", "err\n").await;
+}
+
+impl Node {
+    async fn leave_and_check(&self, containerd: &Containerd, task: &skep_types::Task, one: &str, two: &str) {
+        let begin = Instant::now();
+        loop {
+            let text = output(containerd, task).await;
+            if text.contains(one) && text.contains(two) && text.contains("image\nlast") {
+                break;
+            }
+            assert!(begin.elapsed() < Duration::from_secs(10), "{text:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        self.leave().await;
+        assert_eq!(containerd.audit(), Vec::<String>::new());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_start_says_why() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    let mut image = shell(1, "true");
+    container(&mut image, |spec| spec.image = "nosuch:1".into());
+    let mut command = shell(2, "true");
+    container(&mut command, |spec| spec.command = vec!["nosuch".into()]);
+    let mut absolute = shell(3, "true");
+    container(&mut absolute, |spec| spec.command = vec!["/no/such".into()]);
+    let mut mount = shell(4, "true");
+    let bind = Mount { kind: MountType::Bind, source: "/no/such".into(), target: "/d".into(), ..Mount::default() };
+    container(&mut mount, |spec| spec.mounts = vec![bind]);
+    let mut denied = shell(5, "true");
+    container(&mut denied, |spec| spec.command = vec!["/etc/passwd".into()]);
+    let mut user = shell(6, "true");
+    container(&mut user, |spec| spec.user = "nobody".into());
+    let cases = [
+        (&image, TaskState::Rejected, "no such image: nosuch:1"),
+        (&command, TaskState::Failed, "executable file not found: \"nosuch\""),
+        (&absolute, TaskState::Failed, "executable file not found: \"/no/such\""),
+        (&mount, TaskState::Rejected, "mount source /no/such does not exist"),
+        (&denied, TaskState::Failed, "permission denied: \"/etc/passwd\" cannot be executed"),
+        (&user, TaskState::Rejected, "user \"nobody\": no such user in the image's /etc/passwd"),
+    ];
+    for (task, ..) in &cases {
+        node.assign(task).await;
+    }
+    for (task, state, words) in cases {
+        let status = node.wait(task, state).await;
+        assert!(status.err.starts_with(words), "{words}: {}", status.err);
+    }
+    node.leave().await;
+    assert_eq!(containerd.audit(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn running_out_of_memory_is_seen_as_such() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    let mut hungry = shell(1, "exec dd if=/dev/zero of=/dev/null bs=200M");
+    memory_limit(&mut hungry, 32 << 20);
+    node.assign(&hungry).await;
+    let status = node.wait(&hungry, TaskState::Failed).await;
+    assert!(status.err.starts_with("out of memory: the container was killed at its memory limit"), "{}", status.err);
+    node.leave().await;
+    assert_eq!(containerd.audit(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_gives_the_signal_then_the_grace_period_then_kills() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    let mut polite = shell(1, "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done");
+    let mut stubborn = shell(2, "trap '' TERM; echo up; while :; do sleep 1; done");
+    container(&mut stubborn, |spec| spec.stop_grace_period = Some(Duration::from_secs(1)));
+    for task in [&polite, &stubborn] {
+        node.assign(task).await;
+    }
+    for task in [&polite, &stubborn] {
+        node.wait(task, TaskState::Running).await;
+        while !output(&containerd, task).await.contains("up") {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    let begin = Instant::now();
+    node.desire(&mut polite, TaskState::Shutdown).await;
+    let status = node.wait(&polite, TaskState::Shutdown).await;
+    assert_eq!(status.container.map(|c| c.exit_code), Some(0));
+    assert!(begin.elapsed() < Duration::from_secs(3), "{:?}", begin.elapsed());
+    assert!(output(&containerd, &polite).await.contains("bye"));
+    node.desire(&mut stubborn, TaskState::Shutdown).await;
+    let status = node.wait(&stubborn, TaskState::Shutdown).await;
+    assert_eq!(status.container.map(|c| c.exit_code), Some(137));
+    node.leave().await;
+    assert_eq!(containerd.audit(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_decides_when_a_task_runs_and_when_it_fails() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    let check = |script: &str| HealthConfig {
+        test: vec!["CMD-SHELL".into(), script.into()],
+        interval: Some(Duration::from_millis(300)),
+        timeout: Some(Duration::from_secs(5)),
+        retries: 2,
+        ..HealthConfig::default()
+    };
+    let mut healthy = shell(1, "sleep 1; touch /tmp/ok; sleep 1000");
+    container(&mut healthy, |spec| {
+        spec.healthcheck = Some(HealthConfig { start_period: Some(Duration::from_secs(20)), start_interval: Some(Duration::from_millis(200)), ..check("test -e /tmp/ok") });
+        spec.stop_signal = "KILL".into();
+    });
+    let mut sick = shell(2, "sleep 1000");
+    container(&mut sick, |spec| {
+        spec.healthcheck = Some(check("echo no answer from the database; exit 1"));
+        spec.stop_signal = "KILL".into();
+    });
+    let begin = Instant::now();
+    node.assign(&healthy).await;
+    node.assign(&sick).await;
+    node.wait(&healthy, TaskState::Running).await;
+    assert!(begin.elapsed() > Duration::from_secs(1));
+    let status = node.wait(&sick, TaskState::Failed).await;
+    assert!(status.err.contains("health check ended with exit code 1, 2 times in a row: no answer from the database"), "{}", status.err);
+    node.leave().await;
+    assert_eq!(containerd.audit(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn running_tasks_are_adopted_with_the_same_process_and_no_line_is_lost() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    let mut counter = shell(1, "n=0; while :; do n=$((n+1)); echo $n; sleep 0.02; done");
+    container(&mut counter, |spec| spec.stop_signal = "KILL".into());
+    node.assign(&counter).await;
+    let pid = node.wait(&counter, TaskState::Running).await.container.unwrap().pid;
+    node.end().await;
+    assert!(pid_exists(pid));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+
+    let node = Node::start(&containerd).await;
+    assert_eq!(node.wait(&counter, TaskState::Running).await.container.unwrap().pid, pid);
+    // The end of an adopted process is seen.
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let status = node.wait(&counter, TaskState::Failed).await;
+    assert_eq!(status.err, "task: non-zero exit (137)");
+    let lines: Vec<u32> = output(&containerd, &counter).await.lines().map(|line| line.parse().unwrap()).collect();
+    assert!(lines.len() > 10 && lines.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{lines:?}");
+    node.leave().await;
+    assert_eq!(containerd.audit(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn containerd_may_be_killed_and_exits_are_still_seen() {
+    if skip().is_some() {
+        return;
+    }
+    let mut containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    let one = shell(1, "exec sleep 1000");
+    let two = shell(2, "exec sleep 1000");
+    node.assign(&one).await;
+    node.assign(&two).await;
+    let pid = node.wait(&one, TaskState::Running).await.container.unwrap().pid;
+    let other = node.wait(&two, TaskState::Running).await.container.unwrap().pid;
+    containerd.kill();
+    assert!(pid_exists(pid) && pid_exists(other));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    // Assigned while containerd is away: waits and starts later.
+    let late = shell(3, "exec sleep 1000");
+    node.assign(&late).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    containerd.start();
+    let status = node.wait(&one, TaskState::Failed).await;
+    assert_eq!(status.err, "task: non-zero exit (137)");
+    node.wait(&late, TaskState::Running).await;
+    assert_eq!(node.wait(&two, TaskState::Running).await.container.unwrap().pid, other);
+    node.leave().await;
+    assert_eq!(containerd.audit(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_mounts_and_limits_are_as_asked() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    let mut probe = task(1, Default::default());
+    container(&mut probe, |spec| {
+        spec.command = vec!["sh".into(), "-c".into()];
+        spec.args = vec!["id; cat /vol/sub/file; touch /vol/new && echo written; touch /x || echo readonly; ls /tmpfs; hostname 2>/dev/null; echo $NODE; cat /proc/self/status | head -60; touch /host/y || echo hostro".into()];
+        spec.user = "app".into();
+        spec.read_only = true;
+        spec.env = vec!["NODE={{.Node.Hostname}}-{{.Task.Slot}}".into()];
+        spec.mounts = vec![
+            Mount { kind: MountType::Volume, source: "v1".into(), target: "/vol".into(), ..Mount::default() },
+            Mount { kind: MountType::Tmpfs, target: "/tmpfs".into(), ..Mount::default() },
+            Mount { kind: MountType::Bind, source: containerd.path("image").display().to_string(), target: "/host".into(), read_only: true, ..Mount::default() },
+        ];
+    });
+    let volume = containerd.path("data/agent/volumes/v1/_data");
+    // The image has its files at /data; a volume there is filled from it.
+    container(&mut probe, |spec| spec.mounts[0].target = "/data".into());
+    container(&mut probe, |spec| spec.args[0] = spec.args[0].replace("/vol", "/data"));
+    node.assign(&probe).await;
+    let status = node.wait(&probe, TaskState::Complete).await;
+    let text = output(&containerd, &probe).await;
+    assert!(status.container.is_some(), "{status:?}");
+    assert!(text.contains("uid=1000(app) gid=1001 groups=44(extra)") || text.contains("uid=1000(app) gid=1001 groups=1001,44(extra)") || text.contains("uid=1000(app)"), "{text}");
+    assert!(text.contains("from the image"), "{text}");
+    assert!(text.contains("readonly") && text.contains("hostro"), "{text}");
+    assert!(text.contains("alpha-1"), "{text}");
+    assert!(text.contains("NoNewPrivs:\t1") && text.contains("Seccomp:\t2"), "{text}");
+    assert!(volume.join("sub/file").exists());
+    node.leave().await;
+    assert_eq!(containerd.audit(), Vec::<String>::new());
+    assert!(volume.join("sub/file").exists(), "a named volume outlives its tasks");
+}
