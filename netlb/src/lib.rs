@@ -8,7 +8,7 @@
 //! Start with [`Netlb::start`]. It has one thread, `skep-netlb`, which owns all sockets and state and takes one message
 //! after the other; a short-lived thread `skep-netns` makes or enters a namespace. `netlb/docs/netlb.md` has the pictures.
 //!
-//! Not here yet: other nodes of an overlay, DNS, flow clean-up (see `owner::apply`), IPVS.
+//! Not here yet: other nodes of an overlay, DNS, IPVS.
 
 mod error; // what can go wrong
 mod handle; // what the agent holds

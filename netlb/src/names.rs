@@ -66,6 +66,10 @@ pub(crate) fn sandbox_file(network: &NetworkId) -> String {
     format!("{SANDBOX_PREFIX}{network}")
 }
 
+pub(crate) fn is_sandbox_file(file: &str) -> bool {
+    file.starts_with(SANDBOX_PREFIX)
+}
+
 /// A task's hardware address where the manager gave none: locally administered, the same after every restart.
 pub(crate) fn task_mac(task: &TaskId, network: &NetworkId) -> Mac {
     let [_, b, c, d, e, f, ..] = hash(&[task.as_str().as_bytes(), network.as_str().as_bytes()]).to_be_bytes();

@@ -69,6 +69,7 @@ pub struct Attachment {
 /// Everything this node's network should be. Sets, not steps: the latest one counts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
+    /// Those of all tasks of this node at least; a sandbox that is in use stays all the same.
     pub networks: Vec<WantedNetwork>,
     pub published: Vec<PublishedPort>,
     /// The tasks this node still holds, in whatever state. The namespace of any other task is removed by an audit,

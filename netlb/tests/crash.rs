@@ -24,6 +24,7 @@ const POINTS: &[&str] = &[
     "netlb.apply.network",
     "netlb.apply.routed",
     "netlb.apply.ports",
+    "netlb.apply.flows",
     "netlb.everything.namespace",
     "netlb.everything.links",
     "netlb.everything.tables",

@@ -265,3 +265,57 @@ fn a_task_cannot_speak_for_another() {
         }
     });
 }
+
+/// Asks over and over with the same socket, as a client that keeps its port does.
+struct Udp(std::net::UdpSocket);
+
+impl Udp {
+    fn from_client(to: &str, port: u16) -> Self {
+        let to: IpAddr = to.parse().unwrap();
+        let socket = within(&World::client(), || std::net::UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap());
+        socket.set_read_timeout(Some(std::time::Duration::from_millis(700))).unwrap();
+        socket.connect((to, port)).unwrap();
+        Self(socket)
+    }
+
+    /// Who answered.
+    fn ask(&self) -> Option<String> {
+        let _ = self.0.send(b"hello");
+        let mut buffer = [0; 99];
+        let length = self.0.recv(&mut buffer).ok()?;
+        String::from_utf8_lossy(&buffer[..length]).split(' ').next().map(str::to_owned)
+    }
+}
+
+#[test]
+fn a_udp_client_that_keeps_its_port_is_led_on_when_its_backend_goes() {
+    on_own_host("a_udp_client_that_keeps_its_port_is_led_on_when_its_backend_goes", async |mut world| {
+        let netlb = World::netlb();
+        let (ingress, tasks) = three_tasks(&mut world, &netlb).await;
+        for host in [HOST, HOST6] {
+            let early = Udp::from_client(host, 9000);
+            assert_eq!(early.ask(), None, "nothing is published there yet");
+            let want = |tasks: &[TaskNetwork]| {
+                let ports = vec![ingress_port(Protocol::Udp, 8080, tasks), ingress_port(Protocol::Udp, 9000, &tasks[..1])];
+                wanted(&[ingress.clone()], tasks, ports)
+            };
+            netlb.set_wanted(want(&tasks));
+            netlb.applied().await.unwrap();
+            assert!(early.ask().is_some(), "{host}: it need not wait for a time-out");
+            let client = Udp::from_client(host, 8080);
+            let first = client.ask().unwrap();
+            assert_eq!(client.ask().as_ref(), Some(&first), "a flow stays where it is");
+            let rest: Vec<_> = tasks.iter().enumerate().filter(|(n, _)| format!("T{}", n + 1) != first).map(|(_, t)| t.clone()).collect();
+            netlb.set_wanted(want(&rest));
+            netlb.applied().await.unwrap();
+            let second = client.ask().expect("led on at once");
+            assert_ne!(second, first);
+            netlb.set_wanted(want(&tasks));
+            netlb.applied().await.unwrap();
+            assert_eq!(client.ask(), Some(second), "and left alone when others come");
+            netlb.set_wanted(wanted(&[ingress.clone()], &tasks, vec![]));
+            netlb.applied().await.unwrap();
+            assert_eq!(client.ask(), None, "not published any more");
+        }
+    });
+}

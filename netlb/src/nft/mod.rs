@@ -3,6 +3,7 @@
 //! Nothing of others is read, changed or flushed: every message names a table of ours.
 
 pub(crate) mod encode; // data to messages
+pub(crate) mod flows; // what conntrack remembers
 pub(crate) mod model; // tables, chains, rules, sets as data
 pub(crate) mod socket; // transactions and dumps
 

@@ -15,13 +15,19 @@ const GET_ELEMENT: u16 = 13;
 /// nf_tables in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Nft {
-    socket: Socket,
+    pub(super) socket: Socket,
     sequence: u32,
 }
 
 impl Nft {
     pub(crate) fn open() -> io::Result<Self> {
         Ok(Self { socket: Socket::netfilter()?, sequence: 1 })
+    }
+
+    pub(super) fn next_sequence(&mut self) -> u32 {
+        let sequence = self.sequence;
+        self.sequence = self.sequence.wrapping_add(1);
+        sequence
     }
 
     pub(crate) fn batch(&self, family: Family) -> Batch {
@@ -54,8 +60,7 @@ impl Nft {
     }
 
     fn dump(&mut self, message: u16, family: u8, names: &[(u16, &str)], each: impl FnMut(wire::Message<'_>)) -> io::Result<()> {
-        let sequence = self.sequence;
-        self.sequence = self.sequence.wrapping_add(1);
+        let sequence = self.next_sequence();
         let mut out = Writer::default();
         out.begin(message_kind(message), REQUEST | DUMP, sequence).put(&[family, 0, 0, 0]);
         for (kind, name) in names {

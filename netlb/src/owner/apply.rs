@@ -1,15 +1,12 @@
 //! Carrying out what is wanted for the whole node.
-//!
-//! Flow clean-up belongs here and is not done yet: when a UDP backend goes, conntrack entries that lead to it should be
-//! deleted (ctnetlink, by reply source), or a client that keeps its port keeps sending to the dead until they time out
-//! after 30 to 120 s.
 
-use super::{Known, Owner, Sandbox, refused, task_path};
+use super::{Known, Owner, Sandbox, refused};
 use crate::error::NetlbError;
 use crate::names::SANDBOX_TABLE;
 use crate::netns;
-use crate::nft::Table;
+use crate::nft::flows::Flow;
 use crate::nft::socket::Nft;
+use crate::nft::{Family, Table};
 use crate::plan::Change;
 use crate::plan::tables::Update;
 use crate::wanted::{Location, Vip, Wanted};
@@ -17,6 +14,7 @@ use skep_failpoint::failpoint;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
+use tracing::{debug, warn};
 
 impl Owner {
     /// Goes on after a failure, so that one network cannot keep the others from working; returns all of them.
@@ -59,8 +57,16 @@ impl Owner {
                 continue;
             }
             let update = table.update(&wanted.published);
+            // A whole table may take the place of an earlier run's, of which we do not know where it led.
+            let flows_change = update.flows_change || *known != Known::Yes;
             tell(&mut self.nft, &name, known, &update, || table.table(), *family)
                 .map_err(|source| table_error(&name, "the host", source))?;
+            failpoint!("netlb.apply.flows");
+            if flows_change {
+                let addresses = self.host.all_addresses().unwrap_or_default();
+                let is_here = |address: IpAddr| address.is_loopback() || addresses.contains(&address);
+                forget_stale(&mut self.nft, *family, "the host", |flow| table.is_stale(flow, is_here));
+            }
         }
         Ok(())
     }
@@ -117,14 +123,6 @@ impl Owner {
         failpoint!("netlb.everything.tables");
         NetlbError::all(errors)
     }
-
-    /// Whether a namespace in our directory belongs to a task that is known or wanted.
-    pub(super) fn is_wanted_file(&self, path: &std::path::Path) -> bool {
-        let of = |task| task_path(&self.dir, task) == path;
-        let tasks = self.tasks.keys().chain(self.pending.keys());
-        let wanted = self.wanted.iter().flat_map(|wanted| &wanted.tasks);
-        tasks.chain(wanted).any(of) || self.sandboxes.keys().any(|id| self.sandbox_path(id) == path)
-    }
 }
 
 impl Sandbox {
@@ -140,6 +138,9 @@ impl Sandbox {
             let family = table.table_family();
             tell(nft, SANDBOX_TABLE, known, &update, || table.table(), family)
                 .map_err(|source| table_error(SANDBOX_TABLE, &place, source))?;
+            if update.flows_change {
+                forget_stale(nft, family, &place, |flow| table.is_stale(flow));
+            }
         }
         Ok(())
     }
@@ -183,6 +184,19 @@ pub(super) fn audit_table(nft: &mut Nft, table: &Table, known: &mut Known, place
     Ok(Some(format!("table {} of {:?} in {place}", table.name, table.family)))
 }
 
+/// Forgets UDP flows that lead nowhere. A failure costs clients up to two minutes, not the network: it is only told.
+fn forget_stale(nft: &mut Nft, family: Family, place: &str, is_stale: impl Fn(&Flow) -> bool) {
+    let forgotten = nft.udp_flows(family, is_stale).and_then(|flows| {
+        flows.iter().try_for_each(|flow| nft.forget(flow))?;
+        Ok(flows.len())
+    });
+    match forgotten {
+        Ok(0) => {}
+        Ok(count) => debug!(place, count, "udp flows to where nothing is forgotten"),
+        Err(error) => warn!(place, %error, "could not look for udp flows that lead nowhere; some clients may have to wait"),
+    }
+}
+
 fn table_error(table: &str, place: &str, source: std::io::Error) -> NetlbError {
     NetlbError::Table { table: table.to_owned(), place: place.to_owned(), source }
 }
@@ -201,7 +215,7 @@ fn tell(
     known: &mut Known,
     update: &Update,
     whole: impl FnOnce() -> Table,
-    family: crate::nft::Family,
+    family: Family,
 ) -> std::io::Result<()> {
     if *known == Known::Yes {
         // Until this is through nobody knows what the kernel holds; the next attempt replaces the table.

@@ -47,14 +47,25 @@ impl Owner {
         if self.wanted.is_none() {
             return Ok(removed);
         }
+        let keep = self.files_wanted();
+        // The network of a task that was not asked for in this process is not known: it may be any.
+        let keep_sandboxes = !self.links_not_ensured().is_empty();
         for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            let path = entry.path();
-            if !self.is_wanted_file(&path) {
-                netns::remove(&path)?;
-                removed.push(format!("namespace {}", path.display()));
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if keep.contains(&name) || (keep_sandboxes && names::is_sandbox_file(&name)) {
+                continue;
             }
+            netns::remove(&entry.path())?;
+            removed.push(format!("namespace {name}"));
         }
         Ok(removed)
+    }
+
+    /// The files of tasks and networks that are known or wanted.
+    fn files_wanted(&self) -> BTreeSet<String> {
+        let wanted = self.wanted.iter().flat_map(|wanted| &wanted.tasks);
+        let tasks = self.tasks.keys().chain(self.pending.keys()).chain(wanted).map(|task| task.as_str().to_owned());
+        tasks.chain(self.sandboxes.keys().map(names::sandbox_file)).collect()
     }
 
     fn audit_sandbox(&mut self, network: &Network) -> Result<Vec<String>, NetlbError> {

@@ -63,6 +63,14 @@ impl<K: Ord + Clone, B: PartialEq + Clone> Balanced<K, B> {
         changes
     }
 
+    pub(super) fn get(&self, key: &K) -> Option<&Vec<B>> {
+        self.entries.get(key)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&K, &Vec<B>)> {
+        self.entries.iter()
+    }
+
     pub(super) fn counts(&self) -> BTreeSet<usize> {
         self.entries.values().map(Vec::len).collect()
     }

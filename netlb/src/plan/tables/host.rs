@@ -4,6 +4,7 @@ use super::super::layout::{LINK_RANGE_V4, LINK_RANGE_V6};
 use super::balanced::Balanced;
 use super::*;
 use crate::names::Tag;
+use crate::nft::flows::Flow;
 use crate::nft::model::Holds;
 use crate::nft::{Elements, Set, Table, Value};
 use crate::wanted::{Backend, Protocol, PublishMode, PublishedPort};
@@ -29,12 +30,14 @@ pub(crate) struct HostTable {
     /// Ports of one address of the host only.
     at: BTreeMap<(IpAddr, Protocol, u16), Backend>,
     counts: BTreeSet<usize>,
+    /// UDP backends that the latest update took away.
+    left: BTreeSet<(IpAddr, u16)>,
 }
 
 impl HostTable {
     pub(crate) fn new(family: Family, tag: Tag) -> Self {
         let ports = Balanced::new("ports", |(protocol, port)| protocol_port(*protocol, *port), backend_bytes);
-        Self { family, tag, ports, at: BTreeMap::new(), counts: BTreeSet::new() }
+        Self { family, tag, ports, at: BTreeMap::new(), counts: BTreeSet::new(), left: BTreeSet::new() }
     }
 
     /// Takes over the published ports and says what that changes.
@@ -54,6 +57,7 @@ impl HostTable {
                 }
             }
         }
+        let before = self.udp_backends();
         let mut changes = self.ports.update(&ports);
         let element = |((address, protocol, port), backend): (&(IpAddr, Protocol, u16), &Backend)| {
             let key = [address_bytes(*address), protocol_port(*protocol, *port)].concat();
@@ -68,8 +72,30 @@ impl HostTable {
             changes.push(ElementChange::Add { set: "at", key, value });
         }
         self.at = at;
+        self.left = before.difference(&self.udp_backends()).copied().collect();
         let chains = new_chains(&mut self.counts, self.ports.counts(), |count| port_chain(self.family, count));
-        Update { chains, changes }
+        let flows_change = changes.iter().any(is_udp);
+        Update { chains, changes, flows_change }
+    }
+
+    fn udp_backends(&self) -> BTreeSet<(IpAddr, u16)> {
+        let any = self.ports.iter().filter(|((protocol, _), _)| *protocol == Protocol::Udp).flat_map(|(_, backends)| backends);
+        let one = self.at.iter().filter(|((_, protocol, _), _)| *protocol == Protocol::Udp).map(|(_, backend)| backend);
+        any.chain(one).map(|backend| (backend.address, backend.port)).collect()
+    }
+
+    /// Whether a flow to a published UDP port of this host leads to none of its backends. `is_here` tells the host's
+    /// own addresses: others use the same port numbers elsewhere, and their flows are theirs.
+    pub(crate) fn is_stale(&self, flow: &Flow, is_here: impl Fn(IpAddr) -> bool) -> bool {
+        let (address, port) = flow.original.destination;
+        let leads_to = |backend: &Backend| (backend.address, backend.port) == flow.reply.source;
+        let any = self.ports.get(&(Protocol::Udp, port));
+        let one = self.at.get(&(address, Protocol::Udp, port));
+        if any.is_none() && one.is_none() {
+            // Not published any more: only what still leads into a sandbox would go astray, and its task is gone.
+            return self.left.contains(&flow.reply.source);
+        }
+        is_here(address) && !one.into_iter().chain(any.into_iter().flatten()).any(leads_to)
     }
 
     /// The whole table.
@@ -85,6 +111,13 @@ impl HostTable {
         chains.extend(host_chains(family, &self.tag.link_prefix()));
         Table { family, name: self.tag.table(), sets: host_sets(family), chains, elements }
     }
+}
+
+/// Whether the change is about a UDP port: the protocol comes first in keys of ports, behind the address in `at`.
+fn is_udp(change: &ElementChange) -> bool {
+    let (ElementChange::Remove { set, key, .. } | ElementChange::Add { set, key, .. }) = change;
+    let protocol = if *set == "at" { key.len() - 8 } else { 0 };
+    key.get(protocol) == Some(&Protocol::Udp.number())
 }
 
 fn host_sets(family: Family) -> Vec<Set> {
@@ -302,5 +335,30 @@ mod tests {
         let key = vec![192, 0, 2, 1, 17, 0, 0, 0, 0, 53, 0, 0];
         let value = Value::Data(vec![10, 0, 0, 1, 0, 80, 0, 0]);
         assert_eq!(update.changes, [ElementChange::Add { set: "at", key, value }]);
+    }
+
+    #[test]
+    fn only_flows_to_this_host_that_lead_to_no_backend_are_stale() {
+        use crate::nft::flows::Direction;
+        let here = IpAddr::from([198, 18, 0, 1]);
+        let client = (IpAddr::from([198, 18, 0, 9]), 40_000);
+        let flow = |to: IpAddr, port: u16, answers: (IpAddr, u16)| Flow {
+            original: Direction { source: client, destination: (to, port) },
+            reply: Direction { source: answers, destination: client },
+        };
+        let udp = |backends: &[u8]| PublishedPort { protocol: Protocol::Udp, ..ingress(53, backends) };
+        let backend = |last: u8| (backend(last).address, 80);
+        let mut table = host();
+        table.update(&[udp(&[1, 2])]);
+        let stale = |table: &HostTable, flow: Flow| table.is_stale(&flow, |address| address == here);
+        assert!(!stale(&table, flow(here, 53, backend(1))));
+        assert!(stale(&table, flow(here, 53, backend(3))));
+        assert!(stale(&table, flow(here, 53, (here, 53))), "it came before anything was published");
+        let elsewhere = IpAddr::from([9, 9, 9, 9]);
+        assert!(!stale(&table, flow(elsewhere, 53, (elsewhere, 53))), "a task asks a name server outside");
+        assert!(!stale(&table, flow(here, 54, (here, 54))), "another program of the host");
+        table.update(&[]);
+        assert!(stale(&table, flow(here, 53, backend(1))));
+        assert!(!stale(&table, flow(here, 53, (here, 53))));
     }
 }

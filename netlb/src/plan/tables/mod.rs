@@ -46,6 +46,8 @@ pub(crate) struct Update {
     /// Chains for backend counts seen for the first time; they stay.
     pub(crate) chains: Vec<Chain>,
     pub(crate) changes: Vec<ElementChange>,
+    /// UDP may have been led elsewhere before, see [`HostTable::is_stale`] and [`SandboxTable::is_stale`].
+    pub(crate) flows_change: bool,
 }
 
 fn address_bytes(address: IpAddr) -> Vec<u8> {

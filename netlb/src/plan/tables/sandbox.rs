@@ -3,6 +3,7 @@
 use super::balanced::Balanced;
 use super::*;
 use crate::names::{GATEWAY_LINK, SANDBOX_TABLE, TASK_LINK_PREFIX};
+use crate::nft::flows::Flow;
 use crate::nft::model::Holds;
 use crate::nft::{Elements, Set, Table, Value};
 use crate::wanted::{Network, Vip};
@@ -54,7 +55,13 @@ impl SandboxTable {
         }
         self.hairpin = hairpin;
         let chains = new_chains(&mut self.counts, self.vips.counts(), |count| vip_chain(self.family, count));
-        Update { chains, changes }
+        let flows_change = !changes.is_empty();
+        Update { chains, changes, flows_change }
+    }
+
+    /// Whether a flow to a virtual address leads to none of its backends.
+    pub(crate) fn is_stale(&self, flow: &Flow) -> bool {
+        self.vips.get(&flow.original.destination.0).is_some_and(|backends| !backends.contains(&flow.reply.source.0))
     }
 
     /// The whole table.

@@ -1,0 +1,141 @@
+//! UDP flows that conntrack remembers, and forgetting those that lead to where nothing is any more.
+//!
+//! Address translation is decided once per flow. A client that keeps its UDP port would go on sending to a backend that
+//! left, or, if it spoke before anything was published, to nobody, until the entry times out after 30 to 120 seconds.
+//! Messages as `include/uapi/linux/netfilter/nfnetlink_conntrack.h`.
+
+use super::model::Family;
+use super::socket::Nft;
+use crate::netlink::socket::{ACK, DUMP, REQUEST};
+use crate::netlink::wire::{self, Writer};
+use nix::libc;
+use std::io;
+use std::net::IpAddr;
+
+const SUBSYSTEM: u16 = 1;
+const GET: u16 = 1;
+const DELETE: u16 = 2;
+const ORIGINAL: u16 = 1;
+const REPLY: u16 = 2;
+const FILTER: u16 = 25;
+const UDP: u8 = 17;
+/// `CTA_FILTER_FLAG(CTA_PROTO_NUM)`
+const BY_PROTOCOL: u32 = 1 << 3;
+
+/// One direction of a flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Direction {
+    pub(crate) source: (IpAddr, u16),
+    pub(crate) destination: (IpAddr, u16),
+}
+
+/// A UDP flow as its first packet came, and as answers are expected: from the backend, if it was led to one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Flow {
+    pub(crate) original: Direction,
+    pub(crate) reply: Direction,
+}
+
+impl Nft {
+    /// The UDP flows that `chosen` accepts.
+    pub(crate) fn udp_flows(&mut self, family: Family, chosen: impl Fn(&Flow) -> bool) -> io::Result<Vec<Flow>> {
+        let sequence = self.next_sequence();
+        let mut out = Writer::default();
+        out.begin(SUBSYSTEM << 8 | GET, REQUEST | DUMP, sequence).put(&[family.number(), 0, 0, 0]);
+        // Kernels before 5.8 know no filter and give everything; what is no UDP is left out below as well.
+        out.nest(ORIGINAL, |out| {
+            out.nest(2, |out| {
+                out.attribute(1, &[UDP]);
+            });
+        });
+        out.nest(FILTER, |out| {
+            out.host_u32(1, BY_PROTOCOL).host_u32(2, 0);
+        });
+        out.end();
+        let mut flows = Vec::new();
+        self.socket.dump(&out, sequence, |message| flows.extend(read(message.body).filter(&chosen)))?;
+        Ok(flows)
+    }
+
+    /// Forgets a flow; one that is forgotten already is no error.
+    pub(crate) fn forget(&mut self, flow: &Flow) -> io::Result<()> {
+        let sequence = self.next_sequence();
+        let mut out = Writer::default();
+        let Direction { source, destination } = flow.original;
+        let family = Family::of(source.0);
+        out.begin(SUBSYSTEM << 8 | DELETE, REQUEST | ACK, sequence).put(&[family.number(), 0, 0, 0]);
+        let first = if family == Family::V4 { 1 } else { 3 };
+        out.nest(ORIGINAL, |out| {
+            out.nest(1, |out| {
+                out.attribute(first, &octets(source.0)).attribute(first + 1, &octets(destination.0));
+            });
+            out.nest(2, |out| {
+                out.attribute(1, &[UDP]).attribute(2, &source.1.to_be_bytes()).attribute(3, &destination.1.to_be_bytes());
+            });
+        });
+        out.end();
+        match self.socket.acknowledged(&out, sequence, 1)?.remove(0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn read(body: &[u8]) -> Option<Flow> {
+    const FIXED: usize = 4;
+    let direction = |kind| read_direction(wire::attribute(body, FIXED, kind)?);
+    Some(Flow { original: direction(ORIGINAL)?, reply: direction(REPLY)? })
+}
+
+fn read_direction(tuple: &[u8]) -> Option<Direction> {
+    let (ip, ports) = (wire::attribute(tuple, 0, 1)?, wire::attribute(tuple, 0, 2)?);
+    if wire::attribute(ports, 0, 1)? != [UDP] {
+        return None;
+    }
+    let address = |v4, v6| -> Option<IpAddr> {
+        let four = wire::attribute(ip, 0, v4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(IpAddr::from);
+        four.or_else(|| wire::attribute(ip, 0, v6).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from))
+    };
+    let port = |kind| Some(u16::from_be_bytes(wire::attribute(ports, 0, kind)?.try_into().ok()?));
+    Some(Direction { source: (address(1, 3)?, port(2)?), destination: (address(2, 4)?, port(3)?) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tuple(out: &mut Writer, kind: u16, protocol: u8, source: [u8; 4]) {
+        out.nest(kind, |out| {
+            out.nest(1, |out| {
+                out.attribute(1, &source).attribute(2, &[198, 18, 0, 1]);
+            });
+            out.nest(2, |out| {
+                out.attribute(1, &[protocol]).attribute(2, &[0x30, 0x39]).attribute(3, &[0, 53]);
+            });
+        });
+    }
+
+    #[test]
+    fn a_flow_is_read_and_what_is_no_udp_is_not() {
+        for (protocol, found) in [(UDP, true), (6, false)] {
+            let mut out = Writer::default();
+            out.put(&[2, 0, 0, 0]);
+            tuple(&mut out, ORIGINAL, protocol, [198, 18, 0, 9]);
+            tuple(&mut out, REPLY, protocol, [10, 0, 1, 11]);
+            let flow = read(out.as_bytes());
+            assert_eq!(flow.is_some(), found);
+            if let Some(flow) = flow {
+                assert_eq!(flow.original.source, (IpAddr::from([198, 18, 0, 9]), 12345));
+                assert_eq!(flow.original.destination, (IpAddr::from([198, 18, 0, 1]), 53));
+                assert_eq!(flow.reply.source.0, IpAddr::from([10, 0, 1, 11]));
+            }
+        }
+    }
+}
