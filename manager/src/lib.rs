@@ -1,1 +1,36 @@
-//! placeholder
+//! The manager of a cluster: its API, and while it leads, the loops that bring the cluster to what was asked.
+//!
+//! Start with [`Manager::start`]. It is given a store and an identity; it opens no socket itself: the starter serves
+//! [`ManagerHandle::remote_routes`] on the TCP port and [`ManagerHandle::local_routes`] on the local socket, by [`serve`].
+//! [`initial_objects`] is what a new cluster's store begins with.
+//!
+//! Tasks of one manager, all owned by its handle:
+//! * one that follows the leadership, and per term of leading:
+//!   * `drive`: the deciders of `skep-plan`, asked one after the other, each proposal committed before the next question;
+//!   * `dispatcher`: three, for events to agents, writes from agents, and missed heartbeats;
+//!   * `ca`: signs certificates.
+//! * Streams (sessions, assignments, logs, watches) have no tasks: they are polled by their connections and end with them.
+//!
+//! Channels: one per log subscription, bounded, the publisher waits; all else is "look at the state again" by `Notify`.
+//! Decisions are not made here but in `skep-plan`; what is written is kept by `skep-store`.
+
+mod authorize; // who may call what
+mod bootstrap; // what a cluster is born with
+mod ca; // certificates for nodes
+mod clock; // time
+mod control; // the API for clients
+mod dispatcher; // the API for agents
+mod drive; // the loop of all deciders
+mod health; // is this manager well
+mod logs; // log lines from agents to clients
+mod manager; // starting, leading, stopping
+mod resource; // networks for containers outside services
+mod serve; // gRPC over TLS
+mod shared; // what all parts hold
+mod watch; // changes for clients
+
+pub use authorize::ConnectionInfo;
+pub use bootstrap::{NewCluster, initial_objects};
+pub use manager::{Manager, ManagerConfig, ManagerHandle};
+pub use serve::{Connection, RemoteAddr, serve};
+pub use shared::ManagerPeer;

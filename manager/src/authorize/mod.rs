@@ -1,0 +1,225 @@
+//! Decides for each call whether its caller may make it, and tells the method who that is.
+//!
+//! [`Authorized`] stands round every service. It looks the method up in one table, so that no method can be added without
+//! a rule, and puts a [`Caller`] into the request. Rules: spec wire-behaviour 6 (`SK/ca/auth.go`).
+
+mod table;
+
+use self::table::{Rule, rule_for};
+use http::{HeaderMap, Request, Response};
+use skep_ca::PeerIdentity;
+use skep_types::{ClusterId, NodeId, NodeRole};
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tower::Service;
+
+/// What a connection knows of its other end. The server puts it into every request of the connection.
+#[derive(Debug, Clone, Default)]
+pub struct ConnectionInfo {
+    /// The verified certificate, if the peer sent one.
+    pub peer: Option<Arc<PeerIdentity>>,
+    pub addr: Option<SocketAddr>,
+}
+
+/// Who makes a call, as far as it is proved.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Caller {
+    /// `None`: no certificate.
+    pub node: Option<NodeId>,
+    pub role: Option<NodeRole>,
+    /// Of the caller, without port; unknown on odd transports.
+    pub addr: Option<IpAddr>,
+    /// The local socket: a trusted manager.
+    pub local: bool,
+}
+
+impl Caller {
+    /// The node behind an authorised call.
+    pub(crate) fn node(&self) -> Result<&NodeId, Status> {
+        self.node.as_ref().ok_or_else(|| Status::permission_denied("this call needs the certificate of a node"))
+    }
+}
+
+/// Who makes this call.
+pub(crate) fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
+    request.extensions().get::<Caller>().cloned().ok_or_else(|| Status::internal("the call did not pass the authorisation"))
+}
+
+/// What the rules are checked against, at the moment of a call.
+pub(crate) trait Facts: Send + Sync + 'static {
+    fn cluster_id(&self) -> Option<ClusterId>;
+    /// Whether the node was removed from the cluster though its certificate is still valid.
+    fn is_removed(&self, node: &NodeId) -> bool;
+    /// This node, whose rights the local socket gives.
+    fn local_node(&self) -> NodeId;
+    fn local_addr(&self) -> IpAddr;
+}
+
+/// Which door a call came through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Door {
+    Remote,
+    Local,
+}
+
+/// Who calls and whether they may.
+fn authorise(
+    facts: &dyn Facts,
+    door: Door,
+    path: &str,
+    headers: &HeaderMap,
+    connection: Option<&ConnectionInfo>,
+) -> Result<Caller, Status> {
+    let Some(rule) = rule_for(path) else {
+        return Err(Status::unimplemented(format!("there is no method {path}")));
+    };
+    if door == Door::Local {
+        let (node, addr) = (facts.local_node(), facts.local_addr());
+        return Ok(Caller { node: Some(node), role: Some(NodeRole::Manager), addr: Some(addr), local: true });
+    }
+    let addr = connection.and_then(|connection| connection.addr).map(|addr| addr.ip());
+    let peer = connection.and_then(|connection| connection.peer.as_deref());
+    let direct = peer.map(|peer| Claim { node: peer.node_id.clone(), units: peer.units.clone(), cluster: peer.cluster_id.clone() });
+    let is_forwarded = headers.get("forwarded_cert").is_some();
+    let claim = if is_forwarded {
+        // Only a manager may speak for another: whoever else sends these headers is refused.
+        let forwarder = direct.ok_or_else(|| denied(rule, "the call came without a certificate"))?;
+        check(facts, Rule::Manager, &forwarder)?;
+        Claim::forwarded(headers)?
+    } else {
+        direct
+    };
+    let addr = if is_forwarded { forwarded_addr(headers).or(addr) } else { addr };
+    let Some(claim) = claim else {
+        return match rule {
+            Rule::Anyone => Ok(Caller { node: None, role: None, addr, local: false }),
+            _ => Err(denied(rule, "the call came without a certificate")),
+        };
+    };
+    match check(facts, rule, &claim) {
+        Ok(role) => Ok(Caller { node: Some(claim.node), role, addr, local: false }),
+        // A stranger may still ask for the roots; its certificate gives it nothing.
+        Err(_) if rule == Rule::Anyone => Ok(Caller { node: None, role: None, addr, local: false }),
+        Err(refusal) => Err(refusal),
+    }
+}
+
+/// What a certificate says, of the caller itself or of the one it speaks for.
+struct Claim {
+    node: NodeId,
+    units: Vec<String>,
+    cluster: ClusterId,
+}
+
+impl Claim {
+    /// The certificate a follower passes on in metadata; `None` if the caller had none.
+    fn forwarded(headers: &HeaderMap) -> Result<Option<Self>, Status> {
+        let refuse = || Status::permission_denied("the forwarded identity is not complete");
+        let mut marks = headers.get_all("forwarded_cert").iter();
+        if marks.next().is_none_or(|mark| mark.as_bytes() != b"true") || marks.next().is_some() {
+            return Err(refuse());
+        }
+        let texts = |name: &str| -> Vec<String> {
+            headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).filter(|text| !text.is_empty()).map(str::to_owned).collect()
+        };
+        let (nodes, clusters, units) = (texts("forwarded_cert_cn"), texts("forwarded_cert_org"), texts("forwarded_cert_ou"));
+        match (nodes.as_slice(), clusters.first(), units.is_empty()) {
+            ([], None, true) => Ok(None),
+            ([node], Some(cluster), false) => Ok(Some(Self {
+                node: node.parse().map_err(|_| refuse())?,
+                cluster: cluster.parse().map_err(|_| refuse())?,
+                units,
+            })),
+            _ => Err(refuse()),
+        }
+    }
+}
+
+fn forwarded_addr(headers: &HeaderMap) -> Option<IpAddr> {
+    headers.get("remote_addr")?.to_str().ok()?.parse::<SocketAddr>().ok().map(|addr| addr.ip())
+}
+
+fn check(facts: &dyn Facts, rule: Rule, claim: &Claim) -> Result<Option<NodeRole>, Status> {
+    let has = |role| claim.units.iter().any(|unit| unit == skep_ca::role_name(role));
+    let role = if has(NodeRole::Manager) {
+        Some(NodeRole::Manager)
+    } else if has(NodeRole::Worker) {
+        Some(NodeRole::Worker)
+    } else {
+        None
+    };
+    let role_is_enough = match rule {
+        Rule::Anyone => true,
+        Rule::Manager => role == Some(NodeRole::Manager),
+        Rule::ManagerOrWorker => role.is_some(),
+    };
+    if !role_is_enough {
+        return Err(denied(rule, "the caller's certificate gives another role"));
+    }
+    if facts.cluster_id().is_none_or(|cluster| cluster != claim.cluster) {
+        return Err(denied(rule, "the caller's certificate belongs to another cluster"));
+    }
+    if facts.is_removed(&claim.node) {
+        return Err(denied(rule, &format!("node {} was removed from the cluster", claim.node)));
+    }
+    Ok(role)
+}
+
+fn denied(rule: Rule, why: &str) -> Status {
+    Status::permission_denied(format!("Permission denied: {why}; only {rule} may make this call"))
+}
+
+/// A service behind the rules.
+#[derive(Clone)]
+pub(crate) struct Authorized<S> {
+    inner: S,
+    facts: Arc<dyn Facts>,
+    door: Door,
+}
+
+impl<S> Authorized<S> {
+    pub(crate) fn new(inner: S, facts: Arc<dyn Facts>, door: Door) -> Self {
+        Self { inner, facts, door }
+    }
+}
+
+impl<S: NamedService> NamedService for Authorized<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for Authorized<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = futures_util::future::Either<S::Future, Ready<Result<Response<Body>, Infallible>>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        use futures_util::future::Either;
+        let connection = request.extensions().get::<ConnectionInfo>();
+        match authorise(&*self.facts, self.door, request.uri().path(), request.headers(), connection) {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                Either::Left(self.inner.call(request))
+            }
+            Err(refusal) => {
+                tracing::debug!(path = request.uri().path(), why = refusal.message(), "call refused");
+                Either::Right(ready(Ok(refusal.into_http())))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

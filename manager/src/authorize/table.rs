@@ -1,0 +1,77 @@
+//! Who may call what: one line per method, from the `tls_authorization` options of the original's protocol files.
+
+use std::fmt;
+
+/// Who may call a method on the TCP port. On the local socket everybody may: the socket is root's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Rule {
+    /// No certificate is needed: how a node gets its first one.
+    Anyone,
+    Manager,
+    ManagerOrWorker,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Anyone => "anyone",
+            Self::Manager => "a manager",
+            Self::ManagerOrWorker => "a node of this cluster",
+        })
+    }
+}
+
+/// Whole services have one rule each but for the CA.
+const RULES: &[(&str, Rule)] = &[
+    ("CA/GetRootCACertificate", Rule::Anyone),
+    ("CA/GetUnlockKey", Rule::Manager),
+    ("NodeCA/IssueNodeCertificate", Rule::Anyone),
+    ("NodeCA/NodeCertificateStatus", Rule::Anyone),
+    ("Control/", Rule::Manager),
+    ("Dispatcher/", Rule::ManagerOrWorker),
+    ("Health/", Rule::Manager),
+    ("Logs/", Rule::Manager),
+    ("LogBroker/", Rule::ManagerOrWorker),
+    ("ResourceAllocator/", Rule::ManagerOrWorker),
+    ("Watch/", Rule::Manager),
+];
+
+/// The rule for a gRPC path; `None` for a method that has none, which nobody may call.
+pub(crate) fn rule_for(path: &str) -> Option<Rule> {
+    let method = path.strip_prefix("/docker.swarmkit.v1.")?;
+    RULES.iter().find(|(prefix, _)| if prefix.ends_with('/') { method.starts_with(prefix) } else { method == *prefix }).map(|(_, rule)| *rule)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_of_the_protocol_has_a_rule() {
+        let proto = include_str!("../../../api/proto/proto/docker/swarmkit/v1/swarmkit.proto");
+        let (mut service, mut methods) = (String::new(), 0);
+        for line in proto.lines() {
+            let mut words = line.split_whitespace();
+            match words.next() {
+                Some("service") => service = words.next().unwrap().to_owned(),
+                Some("rpc") => {
+                    let method = words.next().unwrap().split('(').next().unwrap();
+                    let path = format!("/docker.swarmkit.v1.{service}/{method}");
+                    assert!(rule_for(&path).is_some(), "{path}");
+                    methods += 1;
+                }
+                _ => {}
+            }
+        }
+        assert!(methods > 55, "{methods}");
+    }
+
+    #[test]
+    fn what_is_not_in_the_table_may_be_called_by_nobody() {
+        assert_eq!(rule_for("/docker.swarmkit.v1.CA/Other"), None);
+        assert_eq!(rule_for("/docker.swarmkit.v1.CA/GetRootCACertificateX"), None);
+        assert_eq!(rule_for("/skep.v1.LocalNode/Init"), None);
+        assert_eq!(rule_for("/docker.swarmkit.v1.Control/CreateService"), Some(Rule::Manager));
+        assert_eq!(rule_for("/docker.swarmkit.v1.Dispatcher/Session"), Some(Rule::ManagerOrWorker));
+    }
+}

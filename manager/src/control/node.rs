@@ -1,0 +1,127 @@
+//! Nodes: get, list, update, remove.
+
+use super::validate;
+use super::errors::{id, invalid, missing, out_of_sequence};
+use super::filter;
+use crate::clock::timestamp;
+use crate::shared::Shared;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use skep_ca::PeerIdentity;
+use skep_proto::{ToWire as _, parse_required, v1};
+use skep_types::{
+    Action, Cluster, ClusterView as _, Kind, Node, NodeId, NodeRole, NodeSpec, NodeState, Object, Task, TaskState, TaskStatus, Timestamp, Version,
+};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::Status;
+
+/// Removed nodes are remembered for this long after their certificates ended (spec wire-behaviour 6).
+const FORGET_REMOVED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
+
+fn answer(shared: &Shared, node: &Node) -> v1::Node {
+    let mut wire = node.to_wire();
+    wire.manager_status = shared.manager_status(&node.id).map(|status| status.to_wire());
+    wire
+}
+
+pub(super) fn get(shared: &Shared, request: &v1::GetNodeRequest) -> Result<v1::GetNodeResponse, Status> {
+    let id: NodeId = id("node_id", &request.node_id)?;
+    let view = shared.store.view();
+    let node = view.node(&id).ok_or_else(|| missing(Kind::Node, id.as_str()))?;
+    Ok(v1::GetNodeResponse { node: Some(answer(shared, node)) })
+}
+
+pub(super) fn list(shared: &Shared, request: v1::ListNodesRequest) -> v1::ListNodesResponse {
+    let filters = request.filters.unwrap_or_default();
+    let view = shared.store.view();
+    let nodes = view.nodes().filter(|node| filter::nodes(&filters, node)).map(|node| answer(shared, node)).collect();
+    v1::ListNodesResponse { nodes }
+}
+
+pub(super) async fn update(shared: &Shared, request: v1::UpdateNodeRequest) -> Result<v1::UpdateNodeResponse, Status> {
+    let id: NodeId = id("node_id", &request.node_id)?;
+    let version: Version = parse_required("node_version", request.node_version).map_err(invalid)?;
+    let spec: NodeSpec = parse_required("spec", request.spec).map_err(invalid)?;
+    validate::labels(&spec.annotations).map_err(|error| invalid(error.inside("spec.annotations")))?;
+    let new = {
+        let view = shared.store.view();
+        let node = view.node(&id).ok_or_else(|| missing(Kind::Node, id.as_str()))?;
+        if node.meta.version != version {
+            return Err(out_of_sequence());
+        }
+        check_role(view.nodes().filter(|node| node.role == NodeRole::Manager).count(), node, &spec)?;
+        Node { spec, ..Node::clone(node) }
+    };
+    shared.write(vec![Action::Update(Object::Node(Arc::new(new)))]).await?;
+    let view = shared.store.view();
+    let node = view.node(&id).ok_or_else(|| missing(Kind::Node, id.as_str()))?;
+    Ok(v1::UpdateNodeResponse { node: Some(answer(shared, node)) })
+}
+
+fn check_role(managers: usize, node: &Node, spec: &NodeSpec) -> Result<(), Status> {
+    match (node.spec.desired_role, spec.desired_role) {
+        (before, after) if before == after => Ok(()),
+        (NodeRole::Manager, _) if managers <= 1 => {
+            Err(Status::failed_precondition("attempting to demote the last manager of the swarm; promote another node first"))
+        }
+        _ => Err(Status::unimplemented("spec.desired_role: this version cannot promote or demote nodes")),
+    }
+}
+
+pub(super) async fn remove(shared: &Shared, request: v1::RemoveNodeRequest) -> Result<v1::RemoveNodeResponse, Status> {
+    let id: NodeId = id("node_id", &request.node_id)?;
+    let actions = {
+        let view = shared.store.view();
+        let node = view.node(&id).ok_or_else(|| missing(Kind::Node, id.as_str()))?;
+        if shared.manager_status(&id).is_some() {
+            return Err(Status::failed_precondition(format!(
+                "node {id} is a manager and a member of the raft group; demote it to worker before it can be removed"
+            )));
+        }
+        if node.status.state == NodeState::Ready && !request.force {
+            return Err(Status::failed_precondition(format!("node {id} is not down and can't be removed; stop it first, or use force")));
+        }
+        let cluster = view.cluster().ok_or_else(|| Status::internal("the cluster object is missing"))?;
+        let now = shared.now();
+        let mut actions = vec![
+            Action::Update(Object::Cluster(Arc::new(without(cluster, node, now)))),
+            Action::Remove { kind: Kind::Node, id: id.to_string(), version: None },
+        ];
+        actions.extend(view.tasks_on_node(&id).filter(|task| task.status.state < TaskState::Complete).map(|task| orphaned(task, now)));
+        actions
+    };
+    shared.write(actions).await?;
+    Ok(v1::RemoveNodeResponse {})
+}
+
+/// The cluster that no longer lets this node in.
+fn without(cluster: &Cluster, node: &Node, now: Timestamp) -> Cluster {
+    let mut cluster = cluster.clone();
+    drop_old_removals(&mut cluster, now);
+    cluster.blacklisted_certificates.insert(node.id.clone(), certificate_end(&node.certificate.certificate));
+    cluster
+}
+
+/// Forgets removed nodes whose certificates ended long ago.
+pub(super) fn drop_old_removals(cluster: &mut Cluster, now: Timestamp) {
+    cluster.blacklisted_certificates.retain(|_, end| end.is_none_or(|end| now < end + FORGET_REMOVED_AFTER));
+}
+
+/// When the first certificate of a chain ends; `None` if that cannot be told.
+fn certificate_end(pem: &[u8]) -> Option<Timestamp> {
+    let leaf = CertificateDer::from_pem_slice(pem).ok()?;
+    PeerIdentity::of_chain(&[leaf]).ok().map(|peer| timestamp(peer.not_after))
+}
+
+fn orphaned(task: &Task, now: Timestamp) -> Action {
+    let status = TaskStatus {
+        timestamp: now,
+        state: TaskState::Orphaned,
+        message: "node removed".into(),
+        err: "the task's node was removed from the cluster".into(),
+        applied_at: Some(now),
+        ..task.status.clone()
+    };
+    Action::SetTaskStatus { task: task.id.clone(), status }
+}

@@ -1,0 +1,112 @@
+//! Writes of the dispatcher that wait for the commit in flight. Pure.
+
+use super::reports::Reports;
+use skep_types::{Action, ClusterView, Node, NodeDescription, NodeId, NodeState, Object, TaskId, TaskStatus};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// What is to be written about a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NodeNews {
+    /// It has a session.
+    Registered { description: NodeDescription, addr: String },
+    Down,
+    /// A new leader has not heard of it yet.
+    Unknown,
+}
+
+impl NodeNews {
+    /// The node with the news in it; `None` if it says nothing new.
+    fn write(&self, node: &Arc<Node>) -> Option<Node> {
+        let mut new = Node::clone(node);
+        match self {
+            Self::Registered { description, addr } => {
+                new.description = Some(description.clone());
+                new.status = skep_types::NodeStatus { state: NodeState::Ready, message: String::new(), addr: addr.clone() };
+            }
+            Self::Down => {
+                new.status.state = NodeState::Down;
+                new.status.message = "heartbeat failure".into();
+            }
+            Self::Unknown => {
+                new.status.state = NodeState::Unknown;
+                new.status.message = "waiting for the node to register with the new leader".into();
+            }
+        }
+        (new != **node).then_some(new)
+    }
+}
+
+/// The newest news per node and report per task, and who waits for them to be written.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    nodes: BTreeMap<NodeId, NodeNews>,
+    reports: Reports,
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+/// One transaction's worth.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub actions: Vec<Action>,
+    /// To put back if the transaction was stale.
+    nodes: BTreeMap<NodeId, NodeNews>,
+    waiting: Vec<oneshot::Sender<()>>,
+}
+
+impl Pending {
+    pub(crate) fn report(&mut self, task: TaskId, status: TaskStatus) {
+        self.reports.add(task, status);
+    }
+
+    /// News replace older news of the node.
+    pub(crate) fn node(&mut self, node: NodeId, news: NodeNews) {
+        self.nodes.insert(node, news);
+    }
+
+    /// Ends when everything that is pending now has been written; with an error if it never will be.
+    pub(crate) fn when_written(&mut self) -> oneshot::Receiver<()> {
+        let (done, wait) = oneshot::channel();
+        self.waiting.push(done);
+        wait
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nodes.is_empty() && self.reports.is_empty() && self.waiting.is_empty()
+    }
+
+    pub(crate) fn take(&mut self, view: &impl ClusterView) -> Batch {
+        let nodes = std::mem::take(&mut self.nodes);
+        let mut actions: Vec<Action> = nodes
+            .iter()
+            .filter_map(|(id, news)| news.write(view.node(id)?))
+            .map(|node| Action::Update(Object::Node(Arc::new(node))))
+            .collect();
+        actions.extend(self.reports.take(view));
+        Batch { actions, nodes, waiting: std::mem::take(&mut self.waiting) }
+    }
+
+    /// A node had moved on: its news are decided anew. Reports of tasks are not lost: they are never stale and come again.
+    pub(crate) fn put_back(&mut self, batch: Batch) {
+        for (node, news) in batch.nodes {
+            self.nodes.entry(node).or_insert(news);
+        }
+        for action in batch.actions {
+            if let Action::SetTaskStatus { task, status } = action {
+                self.reports.add(task, status);
+            }
+        }
+        self.waiting.extend(batch.waiting);
+    }
+}
+
+impl Batch {
+    /// Tells who waited.
+    pub(crate) fn written(self) {
+        for waiting in self.waiting {
+            // Who stopped waiting does not mind.
+            let _ = waiting.send(());
+        }
+    }
+}

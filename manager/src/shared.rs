@@ -1,0 +1,91 @@
+//! What all parts of a manager hold.
+
+use crate::authorize::Facts;
+use crate::control::errors;
+use crate::logs::Broker;
+use arc_swap::ArcSwap;
+use skep_ca::SecurityConfig;
+use skep_store::{Clock, Feed, ProposeError, Store, View};
+use skep_types::{Action, ClusterId, ClusterView as _, ManagerStatus, NodeId, Timestamp, Version};
+use std::net::IpAddr;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+/// One manager of the cluster, as agents and clients are told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManagerPeer {
+    pub node: NodeId,
+    /// `host:port` that agents connect to; empty if it is not known (agents skip it).
+    pub addr: String,
+    pub status: ManagerStatus,
+}
+
+/// The node this manager runs on.
+#[derive(Debug, Clone)]
+pub(crate) struct Local {
+    pub id: NodeId,
+    pub addr: IpAddr,
+}
+
+pub(crate) struct Shared {
+    pub store: Store,
+    pub security: SecurityConfig,
+    pub clock: Clock,
+    pub local: Local,
+    pub broker: Broker,
+    pub managers: ArcSwap<Vec<ManagerPeer>>,
+    /// Ends every stream when the manager stops.
+    pub stop: CancellationToken,
+}
+
+impl Shared {
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.clock)()
+    }
+
+    /// One transaction: all or nothing.
+    pub(crate) async fn propose(&self, actions: Vec<Action>) -> Result<Version, ProposeError> {
+        self.store.propose(actions).await
+    }
+
+    /// What there is, and everything that comes after it.
+    pub(crate) fn watch(&self) -> (View, Feed) {
+        let view = self.store.view();
+        let feed = self.store.feed(view.version());
+        (view, feed)
+    }
+
+    /// Writes for a client. All or nothing.
+    pub(crate) async fn write(&self, actions: Vec<Action>) -> Result<Version, Status> {
+        let version = self.propose(actions).await.map_err(errors::propose)?;
+        skep_failpoint::failpoint!("manager.control.committed");
+        Ok(version)
+    }
+
+    pub(crate) fn managers(&self) -> Vec<ManagerPeer> {
+        Vec::clone(&self.managers.load())
+    }
+
+    pub(crate) fn manager_status(&self, node: &NodeId) -> Option<ManagerStatus> {
+        self.managers.load().iter().find(|manager| manager.node == *node).map(|manager| manager.status.clone())
+    }
+}
+
+impl Facts for Shared {
+    fn cluster_id(&self) -> Option<ClusterId> {
+        // Of our own certificate: known before the store has caught up.
+        self.security.identity().map(|identity| identity.cluster_id().clone())
+    }
+
+    fn is_removed(&self, node: &NodeId) -> bool {
+        self.store.view().cluster().is_none_or(|cluster| cluster.blacklisted_certificates.contains_key(node))
+    }
+
+    fn local_node(&self) -> NodeId {
+        self.local.id.clone()
+    }
+
+    fn local_addr(&self) -> IpAddr {
+        self.local.addr
+    }
+}

@@ -1,0 +1,316 @@
+//! A real manager on loopback: real store on disk, real TLS, real gRPC; and agents that play their tasks.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use hyper_util::rt::TokioIo;
+use skep_ca::{Connector, DEFAULT_LIFETIME, Identity, RootCa, SecurityConfig, Subject};
+use skep_manager::{Manager, ManagerConfig, ManagerHandle, NewCluster, initial_objects, serve};
+use skep_proto::v1::{self, control_client::ControlClient, dispatcher_client::DispatcherClient};
+use skep_store::{Alone, Member, Store, StoreConfig, system_clock};
+use skep_types::{Availability, ClusterId, NetworkId, NodeId, NodeRole};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+/// Longest wait for anything; far above what is needed on a slow machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+pub struct Cluster {
+    pub store: Store,
+    pub root: RootCa,
+    pub security: SecurityConfig,
+    pub cluster_id: ClusterId,
+    pub node_id: NodeId,
+    pub addr: SocketAddr,
+    pub manager: Option<ManagerHandle>,
+    stop: CancellationToken,
+    servers: JoinSet<()>,
+    dir: TempDir,
+}
+
+impl Cluster {
+    pub async fn start() -> Self {
+        skep_ca::install_crypto_provider();
+        // RUST_LOG=debug shows what the manager thinks.
+        let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_test_writer().try_init();
+        let dir = tempfile::tempdir().unwrap();
+        let (cluster_id, node_id) = (ClusterId::from_random(rand::random()), NodeId::from_random(rand::random()));
+        let root = RootCa::generate(SystemTime::now()).unwrap();
+        let identity =
+            Identity::of_first_manager(&root, node_id.clone(), cluster_id.clone(), DEFAULT_LIFETIME, SystemTime::now()).unwrap();
+        let certificate = identity.chain_pem().into_bytes();
+        let security = SecurityConfig::new(identity).unwrap();
+        let member = Member { node_id: node_id.to_string(), addr: String::new() };
+        let store = Store::bootstrap(StoreConfig::new(dir.path().join("raft")), 1, member, Arc::new(Alone)).await.unwrap();
+        let actions = initial_objects(NewCluster {
+            cluster_id: cluster_id.clone(),
+            root: &root,
+            worker_secret: rand::random(),
+            manager_secret: rand::random(),
+            node_id: node_id.clone(),
+            node_certificate: certificate,
+            availability: Availability::Active,
+            description: None,
+            network_ids: std::array::from_fn(|_| NetworkId::from_random(rand::random())),
+            default_address_pool: Vec::new(),
+            subnet_size: 0,
+            vxlan_port: 0,
+            node_cert_expiry: None,
+            auto_lock_managers: false,
+        });
+        store.propose(actions).await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut this =
+            Self { store, root, security, cluster_id, node_id, addr, manager: None, stop: CancellationToken::new(), servers: JoinSet::new(), dir };
+        this.start_manager(listener);
+        this
+    }
+
+    fn start_manager(&mut self, listener: TcpListener) {
+        self.stop = CancellationToken::new();
+        let config = ManagerConfig {
+            store: self.store.clone(),
+            security: self.security.clone(),
+            node_id: self.node_id.clone(),
+            advertise_addr: self.addr,
+            clock: system_clock(),
+        };
+        let manager = Manager::start(config, &self.stop);
+        let incoming = skep_ca::serve_remote(listener, &self.security);
+        let (routes, stop) = (manager.remote_routes(), self.stop.clone());
+        self.servers.spawn(async move { serve(incoming, routes, stop).await.unwrap() });
+        self.manager = Some(manager);
+    }
+
+    /// Stops the manager and starts another on the same store and port.
+    pub async fn restart_manager(&mut self) {
+        self.stop.cancel();
+        self.manager.take().unwrap().stop().await;
+        while self.servers.join_next().await.is_some() {}
+        self.start_manager(TcpListener::bind(self.addr).await.unwrap());
+    }
+
+    /// A channel with the certificate of `security`.
+    pub async fn channel(&self, security: &SecurityConfig) -> Channel {
+        self.try_channel(Connector::node(security)).await.unwrap()
+    }
+
+    pub async fn try_channel(&self, connector: Connector) -> Result<Channel, tonic::transport::Error> {
+        let addr = self.addr;
+        let connect = tower::service_fn(move |_| {
+            let connector = connector.clone();
+            async move {
+                let stream = TcpStream::connect(addr).await?;
+                stream.set_nodelay(true)?;
+                let (stream, _) = connector.connect(stream).await.map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
+            }
+        });
+        Endpoint::from_static("http://swarm-manager").connect_with_connector(connect).await
+    }
+
+    /// What an operator on this manager uses.
+    pub async fn control(&self) -> ControlClient<Channel> {
+        ControlClient::new(self.channel(&self.security).await)
+    }
+
+    /// An identity with the given role, made by this cluster's CA without asking.
+    pub fn identity(&self, role: NodeRole) -> SecurityConfig {
+        let key = skep_ca::NodeKey::generate().unwrap();
+        let subject = Subject { node: NodeId::from_random(rand::random()), role, cluster: self.cluster_id.clone() };
+        let issued = self.root.issue(key.request().unwrap().as_bytes(), &subject, DEFAULT_LIFETIME, SystemTime::now()).unwrap();
+        SecurityConfig::new(Identity::new(key, &issued.chain_pem, self.root.bundle().clone(), SystemTime::now()).unwrap()).unwrap()
+    }
+
+    /// The agent of the first node.
+    pub async fn agent(&self) -> Agent {
+        Agent::start(self.channel(&self.security).await, true).await
+    }
+}
+
+/// What an agent was told and did.
+#[derive(Debug, Default)]
+pub struct Played {
+    pub tasks: BTreeMap<String, v1::Task>,
+    pub secrets: BTreeMap<String, v1::Secret>,
+    pub configs: BTreeMap<String, v1::Config>,
+    pub messages: Vec<(i32, String, String)>,
+    pub session: v1::SessionMessage,
+}
+
+/// Plays an agent: with `obedient`, tasks become what they are wanted to be at once.
+pub struct Agent {
+    pub client: DispatcherClient<Channel>,
+    pub session_id: String,
+    pub played: Arc<Mutex<Played>>,
+    changed: mpsc::Receiver<()>,
+    loops: JoinSet<()>,
+}
+
+pub fn description(hostname: &str) -> v1::NodeDescription {
+    v1::NodeDescription {
+        hostname: hostname.into(),
+        platform: Some(v1::Platform { architecture: "x86_64".into(), os: "linux".into() }),
+        resources: Some(v1::Resources { nano_cpus: 8_000_000_000, memory_bytes: 16 << 30, generic: vec![] }),
+        ..Default::default()
+    }
+}
+
+impl Agent {
+    pub async fn start(channel: Channel, obedient: bool) -> Self {
+        let mut client = DispatcherClient::new(channel).max_decoding_message_size(usize::MAX);
+        let request = v1::SessionRequest { description: Some(description("host-1")), session_id: String::new() };
+        let mut session = client.session(request).await.unwrap().into_inner();
+        let first = session.message().await.unwrap().unwrap();
+        let session_id = first.session_id.clone();
+        let played = Arc::new(Mutex::new(Played { session: first, ..Played::default() }));
+        let request = v1::AssignmentsRequest { session_id: session_id.clone() };
+        let mut assignments = client.assignments(request).await.unwrap().into_inner();
+        let (sender, changed) = mpsc::channel(1024);
+        let mut loops = JoinSet::new();
+        let told = played.clone();
+        loops.spawn(async move {
+            while let Ok(Some(message)) = session.message().await {
+                told.lock().unwrap().session = message;
+            }
+        });
+        let (mut beating, id) = (client.clone(), session_id.clone());
+        loops.spawn(async move {
+            while let Ok(answer) = beating.heartbeat(v1::HeartbeatRequest { session_id: id.clone() }).await {
+                let period = answer.into_inner().period.unwrap();
+                tokio::time::sleep(period.try_into().unwrap()).await;
+            }
+        });
+        let (told, mut reporter, id) = (played.clone(), client.clone(), session_id.clone());
+        loops.spawn(async move {
+            while let Ok(Some(message)) = assignments.message().await {
+                let updates = told.lock().unwrap().take(message, obedient);
+                if !updates.is_empty() {
+                    let request = v1::UpdateTaskStatusRequest { session_id: id.clone(), updates };
+                    if reporter.update_task_status(request).await.is_err() {
+                        return;
+                    }
+                }
+                if sender.send(()).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { client, session_id, played, changed, loops }
+    }
+
+    /// Waits until what was told fulfils a wish.
+    pub async fn wait(&mut self, wish: impl Fn(&Played) -> bool) {
+        let waiting = async {
+            while !wish(&self.played.lock().unwrap()) {
+                self.changed.recv().await.expect("the stream of assignments ended");
+            }
+        };
+        if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
+            panic!("the agent was not told what was expected; it was told {:#?}", self.played.lock().unwrap().tasks);
+        }
+    }
+
+    pub async fn report(&mut self, task: &str, state: v1::TaskState) -> Result<(), tonic::Status> {
+        let update = update(task, state);
+        let request = v1::UpdateTaskStatusRequest { session_id: self.session_id.clone(), updates: vec![update] };
+        self.client.update_task_status(request).await.map(|_| ())
+    }
+}
+
+fn update(task: &str, state: v1::TaskState) -> v1::update_task_status_request::TaskStatusUpdate {
+    let now = SystemTime::now().into();
+    let status = v1::TaskStatus { timestamp: Some(now), state: state as i32, message: "played".into(), ..Default::default() };
+    v1::update_task_status_request::TaskStatusUpdate { task_id: task.into(), status: Some(status) }
+}
+
+impl Played {
+    fn take(&mut self, message: v1::AssignmentsMessage, obedient: bool) -> Vec<v1::update_task_status_request::TaskStatusUpdate> {
+        use v1::assignment::Item;
+        let mut updates = Vec::new();
+        self.messages.push((message.r#type, message.applies_to, message.results_in));
+        for change in message.changes {
+            let gone = change.action == v1::assignment_change::AssignmentAction::Remove as i32;
+            match change.assignment.unwrap().item.unwrap() {
+                Item::Task(task) if gone => drop(self.tasks.remove(&task.id)),
+                Item::Secret(secret) if gone => drop(self.secrets.remove(&secret.id)),
+                Item::Config(config) if gone => drop(self.configs.remove(&config.id)),
+                Item::Task(task) => {
+                    if obedient {
+                        updates.extend(obey(&task).map(|state| update(&task.id, state)));
+                    }
+                    self.tasks.insert(task.id.clone(), task);
+                }
+                Item::Secret(secret) => drop(self.secrets.insert(secret.id.clone(), secret)),
+                Item::Config(config) => drop(self.configs.insert(config.id.clone(), config)),
+                Item::Volume(_) => panic!("no volumes here"),
+            }
+        }
+        updates
+    }
+}
+
+fn obey(task: &v1::Task) -> Option<v1::TaskState> {
+    match v1::TaskState::try_from(task.desired_state).unwrap() {
+        v1::TaskState::Ready => Some(v1::TaskState::Ready),
+        v1::TaskState::Running => Some(v1::TaskState::Running),
+        v1::TaskState::Complete => Some(v1::TaskState::Complete),
+        v1::TaskState::Shutdown | v1::TaskState::Remove => Some(v1::TaskState::Shutdown),
+        _ => None,
+    }
+}
+
+/// A small service.
+pub fn service(name: &str, replicas: u64) -> v1::ServiceSpec {
+    let container = v1::ContainerSpec { image: "registry.example/web:1".into(), ..Default::default() };
+    v1::ServiceSpec {
+        annotations: Some(v1::Annotations { name: name.into(), ..Default::default() }),
+        task: Some(v1::TaskSpec {
+            runtime: Some(v1::task_spec::Runtime::Container(container)),
+            restart: Some(v1::RestartPolicy {
+                condition: v1::restart_policy::RestartCondition::Any as i32,
+                delay: Some(prost_types::Duration { seconds: 0, nanos: 0 }),
+                ..Default::default()
+            }),
+            ..Default::default()
+        }),
+        mode: Some(v1::service_spec::Mode::Replicated(v1::ReplicatedService { replicas })),
+        ..Default::default()
+    }
+}
+
+/// Repeats a question until the answer fits.
+pub async fn eventually<T, F: Future<Output = T>>(what: &str, mut ask: impl FnMut() -> F, fits: impl Fn(&T) -> bool) -> T
+where
+    T: std::fmt::Debug,
+{
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let answer = ask().await;
+        if fits(&answer) {
+            return answer;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{what} did not come true; the last answer was {answer:#?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// All tasks of a service.
+pub async fn tasks(control: &ControlClient<Channel>, service: &str) -> Vec<v1::Task> {
+    let filters = v1::list_tasks_request::Filters { service_ids: vec![service.into()], ..Default::default() };
+    control.clone().list_tasks(v1::ListTasksRequest { filters: Some(filters) }).await.unwrap().into_inner().tasks
+}
+
+/// How many tasks of a service are wanted running and do run.
+pub fn running(tasks: &[v1::Task]) -> usize {
+    let runs = v1::TaskState::Running as i32;
+    tasks.iter().filter(|task| task.desired_state == runs && task.status.as_ref().is_some_and(|status| status.state == runs)).count()
+}
