@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 /// After a failure what is wanted is tried again, first soon, then at most this rarely.
 const RETRY_FIRST: Duration = Duration::from_millis(250);
@@ -135,7 +135,6 @@ pub(crate) fn start(
         move |source| NetlbError::Namespace { path, step, source }
     };
     std::fs::create_dir_all(&dir).map_err(failed("make the directory of"))?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed("start"))?;
     let netlink = |source| NetlbError::Netlink { place: "the host".into(), source };
     let ipv6 = sysctl::host_speaks_ipv6();
     let families = if ipv6 { vec![Family::V4, Family::V6] } else { vec![Family::V4] };
@@ -155,7 +154,11 @@ pub(crate) fn start(
         made,
         dir: dir.clone(),
     };
-    let run = move || runtime.block_on(owner.run(requests, made_queue, wanted, report));
+    // Built on the thread itself: the caller may be within a runtime, where another must not be dropped.
+    let run = move || match tokio::runtime::Builder::new_current_thread().enable_time().build() {
+        Ok(runtime) => runtime.block_on(owner.run(requests, made_queue, wanted, report)),
+        Err(error) => error!(%error, "the network part could not start"),
+    };
     std::thread::Builder::new().name("skep-netlb".into()).spawn(run).map_err(failed("start a thread for"))?;
     Ok(())
 }
