@@ -1,7 +1,7 @@
 //! Whether a task still is what its service asks for.
 
 use crate::constraint::Constraints;
-use skep_types::{ClusterView, Service, Task, TaskSpec};
+use skep_types::{ClusterView, EndpointSpec, Service, Task, TaskSpec};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -32,13 +32,15 @@ pub(crate) struct Dirt<'a> {
     view: &'a dyn ClusterView,
     service: &'a Service,
     constraints: Constraints,
+    endpoint: EndpointSpec,
     seen: RefCell<Vec<(Arc<TaskSpec>, Likeness)>>,
 }
 
 impl<'a> Dirt<'a> {
     pub fn new(view: &'a dyn ClusterView, service: &'a Service) -> Self {
         let constraints = Constraints::of(service.spec.task.placement.as_ref());
-        Self { view, service, constraints, seen: RefCell::default() }
+        let endpoint = service.spec.endpoint.clone().unwrap_or_default();
+        Self { view, service, constraints, endpoint, seen: RefCell::default() }
     }
 
     fn likeness(&self, spec: &Arc<TaskSpec>) -> Likeness {
@@ -60,10 +62,9 @@ impl<'a> Dirt<'a> {
         if task.spec_version == self.service.spec_version && task.spec_version.is_some() {
             return false;
         }
-        let wanted = self.service.spec.endpoint.clone().unwrap_or_default();
         let same_endpoint = match &task.endpoint {
-            Some(endpoint) => endpoint.spec == wanted,
-            None => wanted == Default::default(),
+            Some(endpoint) => endpoint.spec == self.endpoint,
+            None => self.endpoint == EndpointSpec::default(),
         };
         if !same_endpoint {
             return true;

@@ -20,10 +20,9 @@ pub(crate) fn plan(context: &mut Context<'_>) {
     for (id, slot) in &mut slots {
         keep_one(context, id, slot, &constraints, &dirt);
     }
-    update::step(context, &mut slots, &dirt, |context, node, desired| match context.host(Some(node)) {
-        Host::Fine => context.create(0, Some(node.clone()), desired),
-        Host::Paused | Host::Drained | Host::Down | Host::Gone => None,
-    });
+    // Tasks on paused nodes stay as they are.
+    let is_open = |context: &Context<'_>, node: &NodeId| context.host(Some(node)) == Host::Fine;
+    update::step(context, &mut slots, &dirt, is_open, |context, node, desired| context.create(0, Some(node.clone()), desired));
     for slot in slots.values_mut() {
         restart::release_waiting(context, slot);
     }

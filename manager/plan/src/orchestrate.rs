@@ -79,7 +79,9 @@ impl Concerned {
 /// The services that a change of a node concerns: those with tasks on it, and all global ones.
 #[must_use]
 pub fn services_of_node(view: &dyn ClusterView, node: &NodeId) -> BTreeSet<ServiceId> {
-    let with_tasks = view.tasks_on_node(node).filter(|task| task.desired_state <= TaskState::Complete).filter_map(|task| task.service_id.clone());
+    // Also those whose tasks there are only waited for.
+    let matters = |task: &&std::sync::Arc<Task>| task.desired_state <= TaskState::Complete || !task.status.state.is_terminal();
+    let with_tasks = view.tasks_on_node(node).filter(matters).filter_map(|task| task.service_id.clone());
     let everywhere = view
         .services()
         .filter(|service| matches!(service.spec.mode, ServiceMode::Global | ServiceMode::GlobalJob))

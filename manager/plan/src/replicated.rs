@@ -15,7 +15,7 @@ pub(crate) fn plan(context: &mut Context<'_>, replicas: u64) {
     for (number, slot) in &mut slots {
         restart::replace_ended(context, slot, *number, None, &|run| dirt.is_dirty(&run.task));
     }
-    update::step(context, &mut slots, &dirt, |context, number, desired| context.create(*number, None, desired));
+    update::step(context, &mut slots, &dirt, |_, _| true, |context, number, desired| context.create(*number, None, desired));
     for slot in slots.values_mut() {
         restart::release_waiting(context, slot);
     }

@@ -65,11 +65,12 @@ impl Settings {
     }
 }
 
-/// Does what the update of a service asks for next. `create` makes a task for a slot.
+/// Does what the update of a service asks for next. `is_open` says whether a slot may get a new task now, `create` makes it.
 pub(crate) fn step<'a, K: Ord + Clone>(
     context: &mut Context<'a>,
     slots: &mut BTreeMap<K, Slot>,
     dirt: &Dirt<'_>,
+    is_open: impl Fn(&Context<'a>, &K) -> bool,
     mut create: impl FnMut(&mut Context<'a>, &K, TaskState) -> Option<Run>,
 ) {
     let state = context.service.update_status.as_ref().map_or(UpdateState::Unknown, |status| status.state);
@@ -78,7 +79,8 @@ pub(crate) fn step<'a, K: Ord + Clone>(
     }
     let settings = Settings::of(context.service);
     let active = matches!(state, UpdateState::Updating | UpdateState::RollbackStarted);
-    let progress = survey(context, slots, dirt, &settings, active);
+    let mut progress = survey(context, slots, dirt, &settings, active);
+    progress.waiting.retain(|key| is_open(context, key));
     if !active {
         if progress.waiting.is_empty() && progress.begun == 0 {
             return;

@@ -183,11 +183,11 @@ impl Allocator {
     fn expire_leases(&mut self) {
         for lease in std::mem::take(&mut self.leases) {
             match lease {
-                Lease::Address(network, address) => self.release_address(&network, address),
-                Lease::Port(protocol, port) => self.ports.release(protocol, port),
+                Lease::Address(network, address) => self.cancel_address(&network, address),
+                Lease::Port(protocol, port) => self.ports.cancel(protocol, port),
                 Lease::Subnet(net) => self.subnets.remove(&net),
                 Lease::Vni(vni) => {
-                    self.vnis.release(u128::from(vni));
+                    self.vnis.cancel(u128::from(vni));
                 }
             }
         }
@@ -207,6 +207,12 @@ impl Allocator {
     fn release_address(&mut self, network: &NetworkId, address: IpAddr) {
         if let Some(subnets) = self.networks.get_mut(network) {
             self.freed |= subnets.iter_mut().any(|subnet| subnet.release(address));
+        }
+    }
+
+    fn cancel_address(&mut self, network: &NetworkId, address: IpAddr) {
+        if let Some(subnets) = self.networks.get_mut(network) {
+            self.freed |= subnets.iter_mut().any(|subnet| subnet.cancel(address));
         }
     }
 

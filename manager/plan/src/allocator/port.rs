@@ -46,6 +46,11 @@ impl Ports {
         self.holders.remove(&(protocol, port));
     }
 
+    pub fn cancel(&mut self, protocol: Protocol, port: u16) {
+        self.serial(protocol).cancel(u128::from(port));
+        self.holders.remove(&(protocol, port));
+    }
+
     pub fn seek_end(&mut self) {
         self.dynamic.values_mut().for_each(Serial::seek_end);
     }

@@ -117,6 +117,14 @@ impl Serial {
         self.used.remove(number)
     }
 
+    /// Takes back a number that was given but never used: it is the next one again.
+    pub fn cancel(&mut self, number: u128) -> bool {
+        if (self.first..self.next).contains(&number) {
+            self.next = number;
+        }
+        self.release(number)
+    }
+
     pub fn is_used(&self, number: u128) -> bool {
         self.used.contains(number)
     }

@@ -146,6 +146,9 @@ impl Allocator {
         // Given numbers first: a chosen one must not get in their way.
         for port in ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress && port.published_port != 0) {
             let number = u16::try_from(port.published_port).map_err(|_| format!("port {} does not exist", port.published_port))?;
+            if kept.contains(&(port.protocol, number)) {
+                return Err(format!("port {number}/{} is published twice by the service itself", protocol_name(port.protocol)));
+            }
             let own = held.contains(&(port.protocol, number));
             if let Some(holder) = self.ports.holder(port.protocol, number).filter(|holder| !own || **holder != service.id) {
                 let name = view.service(holder).map_or(holder.as_str(), |holder| holder.name());

@@ -158,6 +158,10 @@ impl Addresses {
         self.net.contains(&address) && self.serial.release(number(address))
     }
 
+    pub fn cancel(&mut self, address: IpAddr) -> bool {
+        self.net.contains(&address) && self.serial.cancel(number(address))
+    }
+
     pub fn is_used(&self, address: IpAddr) -> bool {
         self.serial.is_used(number(address))
     }

@@ -5,9 +5,10 @@ use super::{Allocator, Lease, TASKS_PER_PLAN, addresses, holds_addresses, is_ove
 use crate::Plan;
 use crate::orphan::set_state;
 use skep_types::{
-    Action, ClusterView, Network, NetworkAttachment, NetworkAttachmentConfig, NetworkId, NodeId, Object, Service, Task, TaskState, TaskStatus,
+    Action, ClusterView, Network, NetworkAttachment, NetworkAttachmentConfig, NetworkId, NodeId, Object, Service, ServiceId, Task, TaskState, TaskStatus,
     Timestamp,
 };
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Why a task does not get its addresses now.
@@ -17,6 +18,9 @@ enum Wait {
     /// For something to be freed or changed.
     Stuck(String),
 }
+
+/// Why services are not ready, found out once per plan. `None` = ready.
+type Hindrances = HashMap<ServiceId, Option<String>>;
 
 fn uses(task: &Task) -> Option<(&NodeId, Vec<&NetworkId>)> {
     let node = task.node_id.as_ref().filter(|_| holds_addresses(task))?;
@@ -57,6 +61,7 @@ impl Allocator {
 
     pub(super) fn plan_tasks(&mut self, view: &dyn ClusterView, now: Timestamp, plan: &mut Plan) {
         let mut left = TASKS_PER_PLAN;
+        let mut services = Hindrances::new();
         for id in std::mem::take(&mut self.new_tasks) {
             let Some(task) = view.task(&id).filter(|task| task.status.state == TaskState::New) else { continue };
             if left == 0 {
@@ -70,7 +75,7 @@ impl Allocator {
                 plan.changes.push(set_state(task, TaskState::Shutdown, "stopped before it was placed", "", now));
                 continue;
             }
-            match self.allocate_task(view, task, now) {
+            match self.allocate_task(view, task, &mut services, now) {
                 Ok(allocated) => {
                     self.new_tasks.insert(id);
                     plan.changes.push(Action::Update(Object::Task(Arc::new(allocated))));
@@ -89,15 +94,19 @@ impl Allocator {
         }
     }
 
-    fn allocate_task(&mut self, view: &dyn ClusterView, task: &Task, now: Timestamp) -> Result<Task, Wait> {
+    fn allocate_task(&mut self, view: &dyn ClusterView, task: &Task, services: &mut Hindrances, now: Timestamp) -> Result<Task, Wait> {
         let service = match &task.service_id {
             Some(id) => Some(view.service(id).ok_or_else(|| Wait::Stuck(String::new()))?),
             None => None,
         };
-        if let Some(reason) = service.and_then(|service| self.hindrance(view, service)) {
-            return Err(Wait::Service(reason));
+        if let Some(service) = service {
+            let known = services.entry(service.id.clone()).or_insert_with(|| self.hindrance(view, service));
+            if let Some(reason) = known {
+                return Err(Wait::Service(reason.clone()));
+            }
         }
-        let wanted = task_networks(view, task, service).map_err(Wait::Stuck)?;
+        let ingress = self.ingress.as_ref().and_then(|id| view.network(id));
+        let wanted = task_networks(view, ingress, task, service).map_err(Wait::Stuck)?;
         let mut given = Vec::new();
         let mut networks = Vec::new();
         for (network, config) in wanted {
@@ -105,7 +114,7 @@ impl Allocator {
                 Ok(attachment) => networks.push(attachment),
                 Err(reason) => {
                     let freed = self.freed;
-                    given.into_iter().for_each(|(network, address)| self.release_address(&network, address));
+                    given.into_iter().for_each(|(network, address)| self.cancel_address(&network, address));
                     self.freed = freed;
                     return Err(Wait::Stuck(reason));
                 }
@@ -160,12 +169,12 @@ impl Allocator {
 /// The networks of a task with what it asked for there, ingress first.
 fn task_networks<'a>(
     view: &'a dyn ClusterView,
+    ingress: Option<&'a Arc<Network>>,
     task: &'a Task,
     service: Option<&'a Arc<Service>>,
 ) -> Result<Vec<(&'a Arc<Network>, Option<&'a NetworkAttachmentConfig>)>, String> {
     let mut all = Vec::<(&Arc<Network>, Option<&NetworkAttachmentConfig>)>::new();
     if service.is_some_and(|service| publishes_on_ingress(service)) {
-        let ingress = view.networks().find(|network| super::is_ingress(network));
         all.push((ingress.ok_or("the cluster has no ingress network")?, None));
     }
     let configs = match service {

@@ -1,0 +1,385 @@
+//! Networks, virtual IPs, ports and addresses.
+
+mod world;
+
+use proptest::prelude::*;
+use skep_plan::Allocator;
+use skep_types::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use world::*;
+
+/// Plans and commits until the allocator has nothing left to give.
+fn allocate(world: &mut World, allocator: &mut Allocator) {
+    for _ in 0..30 {
+        let plan = allocator.plan(world, world.now);
+        if plan.is_empty() {
+            assert_eq!(plan.wake_at, None);
+            return;
+        }
+        for change in world.commit(plan.changes) {
+            allocator.observe(&change);
+        }
+    }
+    panic!("allocation does not come to rest");
+}
+
+fn feed(allocator: &mut Allocator, changes: Vec<Change>) {
+    changes.iter().for_each(|change| allocator.observe(change));
+}
+
+fn with_ingress() -> World {
+    let mut world = World::new();
+    world.add_network(1, "ingress", |spec| {
+        spec.ingress = true;
+        spec.ipv6_enabled = true;
+    });
+    world
+}
+
+fn publish(spec: &mut ServiceSpec, published: u32, target: u32) {
+    let port = PortConfig { target_port: target, published_port: published, ..PortConfig::default() };
+    spec.endpoint.get_or_insert_default().ports.push(port);
+}
+
+fn join(spec: &mut ServiceSpec, network: &str) {
+    task_spec(spec).networks.push(NetworkAttachmentConfig { target: network.into(), ..NetworkAttachmentConfig::default() });
+}
+
+fn ports(world: &World, id: &ServiceId) -> Vec<u32> {
+    world.service(id).endpoint.iter().flat_map(|endpoint| &endpoint.ports).map(|port| port.published_port).collect()
+}
+
+fn vips(world: &World, id: &ServiceId) -> Vec<String> {
+    world.service(id).endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips).map(|vip| vip.addr.clone()).collect()
+}
+
+#[test]
+fn the_first_network_gets_what_swarm_gives_it() {
+    let mut world = with_ingress();
+    world.add_network(2, "back", |_| {});
+    world.add_network(3, "host", |spec| spec.driver = Some(Driver { name: "host".into(), ..Driver::default() }));
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    let network = |number| world.network(&NetworkId::for_test(number)).expect("there");
+    let ipam = |number| network(number).ipam.clone().expect("allocated").configs;
+    assert_eq!((ipam(1)[0].subnet.as_str(), ipam(1)[0].gateway.as_str()), ("10.0.0.0/24", "10.0.0.1"));
+    assert!(ipam(1)[1].subnet.starts_with("fd") && ipam(1)[1].subnet.ends_with("::/64"), "{}", ipam(1)[1].subnet);
+    assert_eq!(ipam(2).len(), 1);
+    assert_eq!(ipam(2)[0].subnet, "10.0.1.0/24");
+    let vni = |number| network(number).driver_state.as_ref().expect("allocated").options.get(VXLAN_IDS_OPTION).cloned();
+    assert_eq!((vni(1), vni(2), vni(3)), (Some("4096".into()), Some("4097".into()), None));
+    assert_eq!(network(3).driver_state.as_ref().map(|driver| driver.name.as_str()), Some("host"));
+    assert!(ipam(3).is_empty());
+}
+
+#[test]
+fn a_published_service_gets_a_virtual_ip_and_its_tasks_addresses_of_both_families() {
+    let mut world = with_ingress();
+    let id = world.add_service(1, |spec| {
+        replicas(spec, 2);
+        publish(spec, 8080, 80);
+        publish(spec, 0, 81);
+    });
+    world.settle(&id);
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    assert_eq!(ports(&world, &id), [8080, 30_000]);
+    assert_eq!(vips(&world, &id), ["10.0.0.2/24"]);
+    let addresses: BTreeSet<_> = world.live().iter().map(|task| task.networks[0].addresses.clone()).collect();
+    let v4: Vec<_> = addresses.iter().map(|both| both[0].clone()).collect();
+    assert_eq!(v4, ["10.0.0.3/24", "10.0.0.4/24"]);
+    assert!(addresses.iter().all(|both| both.len() == 2 && both[1].starts_with("fd") && both[1].ends_with("/64")));
+    assert!(world.live().iter().all(|task| task.status.state == TaskState::Pending && task.endpoint == world.service(&id).endpoint));
+    assert_eq!(allocator.port_holder(Protocol::Tcp, 8080), Some(&id));
+    // A new leader gives nothing anew, and does not give anything twice.
+    let mut other = Allocator::new(&world);
+    assert!(other.plan(&world, world.now).is_empty());
+    let more = world.add_service(2, |spec| publish(spec, 0, 80));
+    feed(&mut other, vec![Change::Created(Object::Service(Arc::clone(world.service_by_name("service2").expect("added"))))]);
+    allocate(&mut world, &mut other);
+    assert_eq!((ports(&world, &more), vips(&world, &more)), (vec![30_001], vec!["10.0.0.5/24".to_owned()]));
+}
+
+#[test]
+fn a_chosen_port_stays_over_updates_and_a_removed_one_is_free_again() {
+    let mut world = with_ingress();
+    let id = world.add_service(1, |spec| publish(spec, 0, 80));
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    world.update_service(&id, |spec| publish(spec, 9000, 90));
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    assert_eq!(ports(&world, &id), [30_000, 9000]);
+    let other = world.add_service(2, |spec| publish(spec, 9000, 80));
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    let problem = "port 9000/tcp is already published by service service1; choose another one or leave it out";
+    assert_eq!(allocator.problem_of_service(&other), Some(problem));
+    world.settle(&other);
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    let waiting = world.live().into_iter().find(|task| task.service_id.as_ref() == Some(&other)).expect("made");
+    assert_eq!((waiting.status.state, waiting.status.err.as_str()), (TaskState::New, problem));
+    let gone = world.remove(Kind::Service, id.as_str());
+    feed(&mut allocator, gone);
+    allocate(&mut world, &mut allocator);
+    assert_eq!(ports(&world, &other), [9000]);
+    let task = world.task(&waiting.id);
+    assert_eq!((task.status.state, task.status.err.as_str()), (TaskState::Pending, ""));
+}
+
+#[test]
+fn addresses_return_when_a_task_ends_but_late() {
+    let mut world = World::new();
+    world.add_network(1, "back", |spec| {
+        let config = IpamConfig { subnet: "10.9.0.0/29".into(), ..IpamConfig::default() };
+        spec.ipam = Some(IpamOptions { configs: vec![config], ..IpamOptions::default() });
+    });
+    let id = world.add_service(1, |spec| {
+        replicas(spec, 4);
+        join(spec, "back");
+    });
+    world.settle(&id);
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    let addresses = |world: &World| -> BTreeMap<u64, String> {
+        world.live().iter().filter(|task| !task.networks.is_empty()).map(|task| (task.slot, task.networks[0].addresses[0].clone())).collect()
+    };
+    // .1 is the gateway, .2 the virtual IP; .3 to .6 are the tasks'.
+    assert_eq!(addresses(&world).into_values().collect::<Vec<_>>(), ["10.9.0.3/29", "10.9.0.4/29", "10.9.0.5/29", "10.9.0.6/29"]);
+    world.update_service(&id, |spec| replicas(spec, 5));
+    let service = Change::Updated { old: Object::Service(Arc::new(world.service(&id).clone())), new: Object::Service(Arc::new(world.service(&id).clone())) };
+    allocator.observe(&service);
+    let plan = world.plan_service(&id);
+    let made = world.commit(plan.changes);
+    feed(&mut allocator, made);
+    allocate(&mut world, &mut allocator);
+    let fifth = world.live().pop().expect("five");
+    assert_eq!(fifth.status.err, "network back has no free address left");
+    let second = world.live()[1].id.clone();
+    let ended = world.report(&second, TaskState::Failed);
+    feed(&mut allocator, ended);
+    allocate(&mut world, &mut allocator);
+    assert_eq!(world.task(&fifth.id).networks[0].addresses, ["10.9.0.4/29"]);
+}
+
+#[test]
+fn nodes_get_an_address_on_the_networks_their_tasks_use() {
+    let mut world = with_ingress();
+    let node = world.add_node(1, |_| {});
+    world.add_network(2, "back", |_| {});
+    let id = world.add_service(1, |spec| join(spec, "back"));
+    world.settle(&id);
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    let names = |world: &World| -> Vec<String> {
+        world.node(&node).expect("there").attachments.iter().map(|attachment| attachment.network.spec.annotations.name.clone()).collect()
+    };
+    assert_eq!(names(&world), ["ingress"]);
+    let mut task = Task::clone(&world.live()[0]);
+    task.node_id = Some(node.clone());
+    task.status.state = TaskState::Assigned;
+    let id = task.id.clone();
+    let placed = world.commit(vec![Action::Update(Object::Task(Arc::new(task)))]);
+    feed(&mut allocator, placed);
+    allocate(&mut world, &mut allocator);
+    assert_eq!(names(&world), ["ingress", "back"]);
+    assert_eq!(world.node(&node).expect("there").attachments[1].addresses, ["10.0.1.4/24"]);
+    let ended = world.report(&id, TaskState::Shutdown);
+    feed(&mut allocator, ended);
+    allocate(&mut world, &mut allocator);
+    assert_eq!(names(&world), ["ingress"]);
+}
+
+#[test]
+fn what_a_lost_plan_gave_out_is_free_again() {
+    let mut world = with_ingress();
+    let id = world.add_service(1, |spec| publish(spec, 0, 80));
+    let mut allocator = Allocator::new(&world);
+    let lost = allocator.plan(&world, world.now);
+    assert_eq!(allocator.plan(&world, world.now), lost, "the same subnet again");
+    allocate(&mut world, &mut allocator);
+    assert_eq!((ports(&world, &id), vips(&world, &id)), (vec![30_000], vec!["10.0.0.2/24".to_owned()]));
+}
+
+#[test]
+fn a_service_without_networks_needs_nothing() {
+    let mut world = World::new();
+    let id = world.add_service(1, |_| {});
+    world.settle(&id);
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    assert_eq!(world.service(&id).endpoint, None);
+    assert_eq!(world.live()[0].status.state, TaskState::Pending);
+}
+
+#[test]
+fn a_network_that_overlaps_says_so() {
+    let mut world = with_ingress();
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    let id = world.add_network(2, "back", |spec| {
+        let config = IpamConfig { subnet: "10.0.0.128/25".into(), ..IpamConfig::default() };
+        spec.ipam = Some(IpamOptions { configs: vec![config], ..IpamOptions::default() });
+    });
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    let problem = "subnet 10.0.0.128/25 overlaps with another network of the cluster; choose another one or leave it out";
+    assert_eq!(allocator.problem_of_network(&id), Some(problem));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Network(u8),
+    Service { ports: Vec<(u8, bool)>, networks: Vec<u8>, count: u8 },
+    Update(u8, Vec<(u8, bool)>),
+    Remove(u8),
+    End(u8),
+    Delete(u8),
+    Place(u8, u8),
+    LosePlan,
+    NewLeader,
+}
+
+fn some_ports() -> impl Strategy<Value = Vec<(u8, bool)>> {
+    prop::collection::vec((1u8..4, any::<bool>()), 0..3)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (1u8..5).prop_map(Step::Network),
+        (some_ports(), prop::collection::vec(1u8..5, 0..2), 0u8..5).prop_map(|(ports, networks, count)| Step::Service { ports, networks, count }),
+        (any::<u8>(), some_ports()).prop_map(|(index, ports)| Step::Update(index, ports)),
+        any::<u8>().prop_map(Step::Remove),
+        any::<u8>().prop_map(Step::End),
+        any::<u8>().prop_map(Step::Delete),
+        (any::<u8>(), 1u8..3).prop_map(|(task, node)| Step::Place(task, node)),
+        Just(Step::LosePlan),
+        Just(Step::NewLeader),
+    ]
+}
+
+fn set_ports(spec: &mut ServiceSpec, ports: &[(u8, bool)]) {
+    spec.endpoint = None;
+    for (number, given) in ports {
+        publish(spec, if *given { 8000 + u32::from(*number) } else { 0 }, u32::from(*number));
+    }
+}
+
+/// Everything that must be unique, collected from the store.
+fn check_unique(world: &World) {
+    let mut seen = BTreeSet::new();
+    let mut take = |what: String| assert!(seen.insert(what.clone()), "{what} was given twice");
+    for network in world.networks() {
+        for config in network.ipam.iter().flat_map(|ipam| &ipam.configs) {
+            take(config.subnet.clone());
+            take(config.gateway.clone());
+        }
+    }
+    let bare = |text: &str| text.split('/').next().unwrap_or(text).to_owned();
+    for service in world.services() {
+        if let Some(endpoint) = &service.endpoint {
+            endpoint.virtual_ips.iter().for_each(|vip| take(bare(&vip.addr)));
+            endpoint.ports.iter().for_each(|port| take(format!("port {}", port.published_port)));
+        }
+    }
+    let of_tasks = world.tasks().filter(|task| task.status.state <= TaskState::Running).flat_map(|task| &task.networks);
+    let of_nodes = world.nodes().flat_map(|node| &node.attachments);
+    of_tasks.chain(of_nodes).flat_map(|attachment| &attachment.addresses).for_each(|address| take(bare(address)));
+}
+
+fn service_ids(world: &World) -> Vec<ServiceId> {
+    world.services().map(|service| service.id.clone()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(250))]
+
+    #[test]
+    fn nothing_is_ever_given_twice(steps in prop::collection::vec(step(), 1..40)) {
+        let mut world = with_ingress();
+        (1..=2).for_each(|number| drop(world.add_node(number, |_| {})));
+        let mut allocator = Allocator::new(&world);
+        let mut number = 100;
+        for step in steps {
+            number += 1;
+            let before = world.clone();
+            let services = service_ids(&world);
+            let tasks = world.all_tasks();
+            let pick_service = |index: u8| services.get(usize::from(index) % services.len().max(1));
+            let pick_task = |index: u8| tasks.get(usize::from(index) % tasks.len().max(1));
+            match step {
+                Step::Network(name) => {
+                    if world.network_by_name(&format!("net{name}")).is_none() {
+                        world.add_network(number, &format!("net{name}"), |spec| {
+                            let config = IpamConfig { subnet: format!("10.7.{name}.0/28"), ..IpamConfig::default() };
+                            spec.ipam = Some(IpamOptions { configs: vec![config], ..IpamOptions::default() });
+                        });
+                    }
+                }
+                Step::Service { ports, networks, count } => {
+                    world.add_service(number, |spec| {
+                        replicas(spec, u64::from(count));
+                        set_ports(spec, &ports);
+                        networks.iter().for_each(|name| join(spec, &format!("net{name}")));
+                    });
+                }
+                Step::Update(index, ports) => if let Some(id) = pick_service(index) {
+                    world.update_service(id, |spec| set_ports(spec, &ports));
+                },
+                Step::Remove(index) => if let Some(id) = pick_service(index) {
+                    world.remove(Kind::Service, id.as_str());
+                },
+                Step::End(index) => if let Some(task) = pick_task(index) {
+                    world.report(&task.id, TaskState::Failed);
+                },
+                Step::Delete(index) => if let Some(task) = pick_task(index) {
+                    world.remove(Kind::Task, task.id.as_str());
+                },
+                Step::Place(index, node) => if let Some(task) = pick_task(index).filter(|task| task.status.state == TaskState::Pending) {
+                    let mut task = Task::clone(task);
+                    task.node_id = Some(NodeId::for_test(u64::from(node)));
+                    task.status.state = TaskState::Running;
+                    world.commit(vec![Action::Update(Object::Task(Arc::new(task)))]);
+                },
+                Step::LosePlan => drop(allocator.plan(&world, world.now)),
+                Step::NewLeader => allocator = Allocator::new(&world),
+            }
+            for id in service_ids(&world).into_iter().chain(services) {
+                let plan = world.plan_service(&id);
+                world.commit(plan.changes);
+            }
+            feed(&mut allocator, difference(&before, &world));
+            allocate(&mut world, &mut allocator);
+            check_unique(&world);
+            // Both know the same: what was fed and what is read anew. Only the first of several reasons to wait may differ.
+            let anew = Allocator::new(&world).plan(&world, world.now);
+            let gives = anew.changes.iter().any(|action| !matches!(action, Action::SetTaskStatus { status, .. } if status.state == TaskState::New));
+            prop_assert!(!gives, "{:?}", anew.changes);
+        }
+    }
+}
+
+/// The changes between two states, as the store's feed would tell them.
+fn difference(before: &World, after: &World) -> Vec<Change> {
+    let all = |world: &World| -> BTreeMap<(Kind, String), Object> {
+        let networks = world.networks().map(|network| Object::Network(Arc::clone(network)));
+        let services = world.services().map(|service| Object::Service(Arc::clone(service)));
+        let nodes = world.nodes().map(|node| Object::Node(Arc::clone(node)));
+        let tasks = world.tasks().map(|task| Object::Task(Arc::clone(task)));
+        let objects = networks.chain(services).chain(nodes).chain(tasks);
+        objects.map(|object| ((object.kind(), object.id().to_owned()), object)).collect()
+    };
+    let (old, new) = (all(before), all(after));
+    let mut changes = Vec::new();
+    for (key, object) in &new {
+        match old.get(key) {
+            None => changes.push(Change::Created(object.clone())),
+            Some(known) if known.version() != object.version() => changes.push(Change::Updated { old: known.clone(), new: object.clone() }),
+            Some(_) => {}
+        }
+    }
+    changes.extend(old.iter().filter(|(key, _)| !new.contains_key(*key)).map(|(_, object)| Change::Removed(object.clone())));
+    changes
+}
