@@ -1,0 +1,265 @@
+//! Everything together, driven as the manager drives it: a service is only planned when a change concerns it or it asked to be,
+//! the caches see each change once. A lost wake-up shows as a service that never gets where it should.
+
+mod world;
+
+use proptest::prelude::*;
+use skep_plan::{Allocator, Concerned, Plan, Scheduler, all_services, plan_enforcement, plan_reaping, plan_service, services_of_node};
+use skep_types::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use world::*;
+
+struct Leader {
+    allocator: Allocator,
+    scheduler: Scheduler,
+    concerned: Concerned,
+    wakes: BTreeMap<ServiceId, Timestamp>,
+    other_wakes: Vec<Timestamp>,
+}
+
+impl Leader {
+    fn elected(world: &World) -> Self {
+        let concerned = Concerned { services: all_services(world), nodes: BTreeSet::new() };
+        Self { allocator: Allocator::new(world), scheduler: Scheduler::new(world), concerned, wakes: BTreeMap::new(), other_wakes: Vec::new() }
+    }
+
+    fn observe(&mut self, changes: &[Change]) {
+        for change in changes {
+            self.allocator.observe(change);
+            self.scheduler.observe(change);
+            self.concerned.add(change);
+        }
+    }
+
+    fn carry_out(&mut self, world: &mut World, plan: Plan) -> bool {
+        let busy = !plan.is_empty();
+        let changes = world.commit(plan.changes);
+        self.observe(&changes);
+        busy
+    }
+
+    /// Works until nothing is left to do at this moment.
+    fn work(&mut self, world: &mut World) {
+        for _ in 0..200 {
+            let mut busy = false;
+            for node in std::mem::take(&mut self.concerned.nodes) {
+                self.concerned.services.extend(services_of_node(world, &node));
+                busy |= self.carry_out(world, plan_enforcement(world, &node, world.now));
+            }
+            let due: Vec<_> = self.wakes.iter().filter(|(_, wake)| **wake <= world.now).map(|(id, _)| id.clone()).collect();
+            self.concerned.services.extend(due);
+            for id in std::mem::take(&mut self.concerned.services) {
+                self.wakes.remove(&id);
+                let mut ids = world.ids();
+                let plan = plan_service(&*world, &id, &mut ids, world.now);
+                self.wakes.extend(plan.wake_at.map(|wake| (id.clone(), wake)));
+                busy |= self.carry_out(world, plan);
+                busy |= self.carry_out(world, plan_reaping(world, &id));
+            }
+            self.other_wakes.clear();
+            let plan = self.allocator.plan(world, world.now);
+            self.other_wakes.extend(plan.wake_at);
+            busy |= self.carry_out(world, plan);
+            let plan = self.scheduler.schedule(world.now);
+            self.other_wakes.extend(plan.wake_at);
+            busy |= self.carry_out(world, plan);
+            if !busy && self.concerned == Concerned::default() {
+                return;
+            }
+        }
+        panic!("the leader does not come to rest");
+    }
+
+    fn next_wake(&self) -> Option<Timestamp> {
+        self.wakes.values().chain(&self.other_wakes).min().copied()
+    }
+
+    fn let_agents_obey(&mut self, world: &mut World) -> bool {
+        let mut any = false;
+        for task in world.all_tasks() {
+            let state = task.status.state;
+            let node = task.node_id.as_ref().and_then(|id| world.node(id));
+            if state < TaskState::Assigned || state.is_terminal() || node.is_none_or(|node| node.status.state == NodeState::Down) {
+                continue;
+            }
+            let next = match task.desired_state {
+                TaskState::Shutdown | TaskState::Remove => TaskState::Shutdown,
+                TaskState::Ready => TaskState::Ready,
+                _ => TaskState::Running,
+            };
+            if next > state {
+                let changes = world.report(&task.id, next);
+                self.observe(&changes);
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// Time goes on, from wake-up to wake-up, until nobody has anything left to do.
+    fn run(&mut self, world: &mut World, time: Duration) {
+        let end = world.now + time;
+        loop {
+            self.work(world);
+            if self.let_agents_obey(world) {
+                continue;
+            }
+            match self.next_wake().filter(|wake| *wake <= end) {
+                Some(wake) => world.now = world.now.max(wake),
+                None => break,
+            }
+        }
+        world.now = world.now.max(end);
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Replicas(u8, u8),
+    Image(u8, u8),
+    Order(u8, bool),
+    Kill(u8),
+    Reject(u8),
+    Availability(u8, u8),
+    State(u8, bool),
+    Label(u8, bool),
+    Time(u16),
+    NewLeader,
+    AgentsOnly,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        (0u8..3, 0u8..7).prop_map(|(service, count)| Event::Replicas(service, count)),
+        (0u8..3, 0u8..4).prop_map(|(service, image)| Event::Image(service, image)),
+        (0u8..3, any::<bool>()).prop_map(|(service, start_first)| Event::Order(service, start_first)),
+        any::<u8>().prop_map(Event::Kill),
+        any::<u8>().prop_map(Event::Reject),
+        (1u8..4, 0u8..3).prop_map(|(node, availability)| Event::Availability(node, availability)),
+        (1u8..4, any::<bool>()).prop_map(|(node, up)| Event::State(node, up)),
+        (1u8..4, any::<bool>()).prop_map(|(node, ssd)| Event::Label(node, ssd)),
+        (0u16..15_000).prop_map(Event::Time),
+        Just(Event::NewLeader),
+        Just(Event::AgentsOnly),
+    ]
+}
+
+fn happen(world: &mut World, leader: &mut Leader, services: &[ServiceId], event: Event) {
+    let node_id = |number: u8| NodeId::for_test(u64::from(number));
+    let before: Vec<_> = services.iter().filter_map(|id| world.service(id).clone().into()).collect::<Vec<Service>>();
+    let changes = match event {
+        Event::Replicas(service, count) => {
+            let id = &services[usize::from(service)];
+            if matches!(world.service(id).spec.mode, ServiceMode::Replicated { .. }) {
+                world.update_service(id, |spec| replicas(spec, u64::from(count)));
+            }
+            Vec::new()
+        }
+        Event::Image(service, number) => {
+            world.update_service(&services[usize::from(service)], |spec| image(spec, &format!("web:{number}")));
+            Vec::new()
+        }
+        Event::Order(service, start_first) => {
+            let order = if start_first { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst };
+            world.update_service(&services[usize::from(service)], |spec| spec.update = Some(UpdateConfig { order, ..UpdateConfig::default() }));
+            Vec::new()
+        }
+        Event::Kill(index) | Event::Reject(index) => {
+            let tasks: Vec<_> = world.all_tasks().into_iter().filter(|task| (TaskState::Assigned..=TaskState::Running).contains(&task.status.state)).collect();
+            match tasks.get(usize::from(index) % tasks.len().max(1)) {
+                Some(task) => world.report(&task.id, if index % 2 == 0 { TaskState::Failed } else { TaskState::Rejected }),
+                None => Vec::new(),
+            }
+        }
+        Event::Availability(node, availability) => {
+            let availability = [Availability::Active, Availability::Pause, Availability::Drain][usize::from(availability)];
+            world.change_node(&node_id(node), |node| node.spec.availability = availability)
+        }
+        Event::State(node, up) => world.change_node(&node_id(node), |node| node.status.state = if up { NodeState::Ready } else { NodeState::Down }),
+        Event::Label(node, ssd) => world.change_node(&node_id(node), |node| {
+            node.spec.annotations.labels.insert("disk".into(), if ssd { "ssd" } else { "hdd" }.into());
+        }),
+        Event::Time(millis) => {
+            leader.run(world, Duration::from_millis(u64::from(millis)));
+            Vec::new()
+        }
+        Event::NewLeader => {
+            *leader = Leader::elected(world);
+            Vec::new()
+        }
+        Event::AgentsOnly => {
+            leader.let_agents_obey(world);
+            Vec::new()
+        }
+    };
+    leader.observe(&changes);
+    for old in before {
+        let new = world.service(&old.id).clone();
+        if new.meta.version != old.meta.version && old.spec != new.spec {
+            leader.observe(&[Change::Updated { old: Object::Service(old.into()), new: Object::Service(new.into()) }]);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn once_faults_stop_everything_runs_as_wanted(events in prop::collection::vec(event(), 0..40)) {
+        let mut world = World::new();
+        world.add_network(1, "ingress", |spec| spec.ingress = true);
+        world.add_network(2, "back", |_| {});
+        (1..=3).for_each(|number| drop(world.add_node(number, |_| {})));
+        let web = world.add_service(1, |spec| {
+            replicas(spec, 3);
+            restart(spec, RestartCondition::Any, secs(1), 0);
+            let port = PortConfig { target_port: 80, published_port: 8080, ..PortConfig::default() };
+            spec.endpoint = Some(EndpointSpec { ports: vec![port], ..EndpointSpec::default() });
+        });
+        let everywhere = world.add_service(2, |spec| {
+            spec.mode = ServiceMode::Global;
+            task_spec(spec).networks.push(NetworkAttachmentConfig { target: "back".into(), ..NetworkAttachmentConfig::default() });
+        });
+        let ssd = world.add_service(3, |spec| {
+            replicas(spec, 2);
+            restart(spec, RestartCondition::OnFailure, Duration::ZERO, 0);
+            task_spec(spec).placement = Some(Placement { constraints: vec!["node.labels.disk != hdd".into()], ..Placement::default() });
+        });
+        let services = [web, everywhere, ssd];
+        let mut leader = Leader::elected(&world);
+        leader.run(&mut world, secs(10));
+        for event in events {
+            happen(&mut world, &mut leader, &services, event);
+        }
+        for number in 1..=3 {
+            let changes = world.change_node(&NodeId::for_test(number), |node| {
+                node.status.state = NodeState::Ready;
+                node.spec.availability = Availability::Active;
+                node.spec.annotations.labels.clear();
+            });
+            leader.observe(&changes);
+        }
+        for service in 0..3 {
+            happen(&mut world, &mut leader, &services, Event::Image(service, 9));
+        }
+        leader.run(&mut world, secs(300));
+        for id in &services {
+            let service = world.service(id).clone();
+            let wanted = match service.spec.mode {
+                ServiceMode::Replicated { replicas } => usize::try_from(replicas).expect("small"),
+                _ => 3,
+            };
+            let live: Vec<_> = world.live().into_iter().filter(|task| task.service_id.as_ref() == Some(id)).collect();
+            prop_assert_eq!(live.len(), wanted, "{}: {:#?}", service.name(), live);
+            for task in live {
+                prop_assert_eq!(task.status.state, TaskState::Running);
+                prop_assert_eq!(&task.spec.container().expect("a container").image, "web:9");
+            }
+            let done = service.update_status.as_ref().is_none_or(|status| status.state == UpdateState::Completed);
+            prop_assert!(done, "{:?}", service.update_status);
+        }
+        prop_assert_eq!(leader.next_wake(), None);
+        prop_assert_eq!(leader.scheduler.pending(), 0);
+    }
+}
