@@ -10,6 +10,8 @@ pub enum CodecError {
     Encode { what: &'static str, source: rmp_serde::encode::Error },
     #[error("could not decode a {what}; if it was written by a newer version of skep, start that version again")]
     Decode { what: &'static str, source: rmp_serde::decode::Error },
+    #[error("a log entry is incomplete")]
+    Incomplete(#[from] crate::compact::Dangling),
 }
 
 /// Byte strings are written as such rather than as lists of numbers: a secret of 500 KB stays one of 500 KB.

@@ -87,7 +87,10 @@ impl Feeds {
 
     pub(crate) fn subscribe(&self, from: Version) -> Feed {
         let position = Arc::new(AtomicU64::new(from.0));
-        lock(&self.buffer).readers.push(Arc::downgrade(&position));
+        let mut buffer = lock(&self.buffer);
+        buffer.readers.retain(|reader| reader.strong_count() > 0);
+        buffer.readers.push(Arc::downgrade(&position));
+        drop(buffer);
         Feed { buffer: Arc::clone(&self.buffer), newest: self.newest.subscribe(), position }
     }
 }

@@ -17,6 +17,7 @@
 //! Nothing is written while nothing is proposed.
 
 mod codec; // values to bytes
+mod compact; // what tasks share is written once
 mod disk; // sealed files: key, vote, log segments, snapshots
 mod error; // what can go wrong
 mod feed; // commits in order
@@ -34,7 +35,7 @@ pub use error::{ProposeError, StoreError};
 pub use feed::{Commit, Feed, FeedEvent};
 pub use leadership::Leadership;
 pub use propose::{MAX_TRANSACTION_BYTES, MAX_TRANSACTION_CHANGES};
-pub use raft::network::{Alone, AnswerError, RaftCall, RaftTransport, TransportError};
+pub use raft::network::{Alone, AnswerError, Gap, RaftCall, RaftTransport, TransportError};
 pub use raft::types::{Member, RaftId, Transaction};
 pub use store::{Clock, MemberStatus, Store, StoreConfig, StoreStatus, Timing, system_clock};
 pub use table::{ApplyError, StateHash, Tables};

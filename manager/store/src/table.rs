@@ -12,7 +12,7 @@ pub(crate) use hash::{StateHasher, encode_object};
 
 use crate::table::index::TaskIndex;
 use crate::table::object::{Stored, Table};
-use skep_types::{Cluster, Config, Network, Node, NodeId, Object, Secret, Service, ServiceId, Task, TaskState, Version};
+use skep_types::{Cluster, Config, Network, Node, NodeId, Object, Secret, Service, ServiceId, Task, TaskSpec, TaskState, Version};
 use std::sync::Arc;
 
 /// Every object of the cluster with its indexes, at one revision.
@@ -77,6 +77,11 @@ impl Tables {
             .chain(all(&self.tasks))
     }
 
+    /// The spec that a task would share with its service.
+    pub(crate) fn service_spec(&self, task: &Task) -> Option<&Arc<TaskSpec>> {
+        task.service_id.as_ref().and_then(|id| self.services.get(id)).map(|service| &service.spec.task)
+    }
+
     /// Puts back an object that a snapshot held, as it is.
     pub(crate) fn restore(&mut self, object: Object) {
         match object {
@@ -99,8 +104,7 @@ impl Tables {
 
     /// Tasks that came through the log carry a copy of their service's spec each: hold one instead of a thousand.
     fn share_spec(&self, task: &mut Arc<Task>) {
-        let Some(service) = task.service_id.as_ref().and_then(|id| self.services.get(id)) else { return };
-        let shared = &service.spec.task;
+        let Some(shared) = self.service_spec(task) else { return };
         if !Arc::ptr_eq(shared, &task.spec) && **shared == *task.spec {
             Arc::make_mut(task).spec = Arc::clone(shared);
         }

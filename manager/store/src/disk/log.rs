@@ -468,6 +468,7 @@ impl Log {
 
     /// Gives up segments whose entries are all in a snapshot.
     pub(crate) fn recycle(&mut self, upto: u64) -> Result<(), DiskError> {
+        let mut renamed = false;
         while self.held.len() > 1 && self.held.front().is_some_and(|held| held.highest.is_none_or(|highest| highest <= upto)) {
             let Some(held) = self.held.pop_front() else { break };
             let path = &held.segment.path;
@@ -477,12 +478,14 @@ impl Log {
                 let used = self.dir.join(format!("used-{}", held.segment.number));
                 std::fs::rename(path, &used).map_err(failed("set aside the log segment", path))?;
                 self.pool.push(used);
+                renamed = true;
             } else {
                 std::fs::remove_file(path).map_err(failed("remove the log segment", path))?;
             }
             skep_failpoint::failpoint!("store.purge.after");
         }
-        Ok(())
+        // Before it is zeroed: after a power cut the old name must not be found with zeros in it.
+        if renamed { sync_dir(&self.dir) } else { Ok(()) }
     }
 
     /// Writes one frame behind the last one and makes it durable.

@@ -10,11 +10,12 @@
 use super::key::{DataKey, NONCE_BYTES, SealKey, TAG_BYTES, random};
 use super::{DiskError, counted_sync, failed, sync_dir};
 use crate::codec;
+use crate::compact::Record;
 use crate::raft::types::{LogId, Membership};
 use crate::table::{StateHash, StateHasher, Tables, encode_object};
 use ring::digest;
 use serde::{Deserialize, Serialize};
-use skep_types::{Object, Version};
+use skep_types::Version;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -225,7 +226,7 @@ pub(crate) fn write(path: &Path, key: &DataKey, head: &SnapshotHead, tables: &Ta
     let mut hasher = StateHasher::new(tables.revision());
     let mut bytes = Vec::new();
     for object in tables.objects() {
-        encode_object(&object, &mut bytes)?;
+        encode_object(tables, object, &mut bytes)?;
         hasher.add(&bytes);
         put(&mut out, &bytes)?;
     }
@@ -258,7 +259,9 @@ pub(crate) fn load(path: &Path, key: &DataKey) -> Result<(SnapshotHead, Tables),
             break;
         }
         hasher.add(&bytes);
-        tables.restore(codec::decode::<Object>("object", &bytes)?);
+        let record: Record = codec::decode("object", &bytes)?;
+        let object = record.object(|task| tables.service_spec(task));
+        tables.restore(object.map_err(|_| input.corrupt("a task of the snapshot has no service to share a spec with"))?);
     }
     let mut hash = [0; 32];
     input.exact(&mut hash)?;

@@ -17,7 +17,7 @@ const JOBS: usize = 64;
 /// Appends that wait together are written together up to about so many bytes.
 const GROUP_BYTES: usize = 2 << 20;
 /// What one read returns at most, so that a message to another manager stays small.
-const READ_BYTES: usize = 2 << 20;
+const READ_BYTES: usize = 512 * 1024;
 
 type Done = oneshot::Sender<io::Result<()>>;
 
@@ -185,6 +185,10 @@ impl RaftLogReader<RaftTypes> for LogStore {
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
         let mut entries = Vec::new();
         let mut bytes = 0;
+        // Purged meanwhile: entries that begin later would be appended with a gap.
+        if self.shared.index().purged().is_some_and(|purged| purged.index >= start) {
+            return Ok(entries);
+        }
         while start + (entries.len() as u64) < end && bytes < READ_BYTES {
             let from = start + entries.len() as u64;
             let more = self.try_get_log_entries(from..end.min(from + 8)).await?;

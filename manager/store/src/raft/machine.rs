@@ -36,6 +36,8 @@ pub(crate) struct SnapshotProgress {
     next_index: AtomicU64,
     /// Bytes of log when it was made.
     at_bytes: AtomicU64,
+    /// Its size on the disk.
+    size: AtomicU64,
     tried: Mutex<Option<Instant>>,
     pub(crate) error: watch::Sender<Option<Arc<DiskError>>>,
     pub(crate) due: Notify,
@@ -48,6 +50,7 @@ impl SnapshotProgress {
         Self {
             next_index: AtomicU64::new(0),
             at_bytes: AtomicU64::new(0),
+            size: AtomicU64::new(0),
             tried: Mutex::new(None),
             error: watch::Sender::new(None),
             due: Notify::new(),
@@ -56,16 +59,22 @@ impl SnapshotProgress {
         }
     }
 
-    fn made(&self, last: Option<LogId>, bytes: u64) {
+    fn made(&self, last: Option<LogId>, bytes: u64, file: Option<&Path>) {
+        let size = file.and_then(|file| std::fs::metadata(file).ok()).map_or(0, |meta| meta.len());
         self.next_index.store(last.map_or(0, |id| id.index + 1), Ordering::Relaxed);
         self.at_bytes.store(bytes, Ordering::Relaxed);
+        self.size.store(size, Ordering::Relaxed);
         self.error.send_replace(None);
     }
 
+    /// A large state is not written again for little news: the log has to grow by a quarter of the last snapshot when
+    /// entries are counted, by all of it when bytes are.
     fn check(&self, applied: Option<LogId>, bytes: u64) {
         let entries = applied.map_or(0, |id| id.index + 1).saturating_sub(self.next_index.load(Ordering::Relaxed));
         let grown = bytes.saturating_sub(self.at_bytes.load(Ordering::Relaxed));
-        if entries < self.every_entries.load(Ordering::Relaxed) && grown < self.every_bytes {
+        let size = self.size.load(Ordering::Relaxed);
+        let many = entries >= self.every_entries.load(Ordering::Relaxed) && grown >= size / 4;
+        if !many && grown < self.every_bytes.max(size) {
             return;
         }
         let mut tried = self.tried.lock().unwrap_or_else(PoisonError::into_inner);
@@ -113,7 +122,7 @@ impl Machine {
         let applied = head.as_ref().and_then(|head| head.last);
         let membership = head.as_ref().map(|head| head.membership.clone()).unwrap_or_default();
         let current = head.is_some().then(|| meta(applied, &membership));
-        published.snapshots.made(applied, 0);
+        published.snapshots.made(applied, 0, parts.path.as_deref());
         Self { tables, applied, membership, current, path: parts.path, published, snapshots: parts.snapshots, log: parts.log }
     }
 
@@ -228,7 +237,7 @@ impl RaftStateMachine<RaftTypes> for Machine {
         self.membership = meta.last_membership.clone();
         self.current = Some(meta.clone());
         self.path = Some(path);
-        self.published.snapshots.made(self.applied, self.log.written.load(Ordering::Relaxed));
+        self.published.snapshots.made(self.applied, self.log.written.load(Ordering::Relaxed), self.path.as_deref());
         self.published.view.send_replace(View::from(self.tables.clone()));
         self.published.feeds.reset(self.tables.revision());
         Ok(())
@@ -303,8 +312,8 @@ impl RaftSnapshotBuilder<RaftTypes> for Builder {
         let written = tokio::task::spawn_blocking(move || this.write()).await;
         let error = match written {
             Ok(Ok(())) => {
-                self.published.snapshots.made(self.last, bytes);
                 let path = self.last.map(|last| self.snapshots.path(last)).unwrap_or_default();
+                self.published.snapshots.made(self.last, bytes, Some(&path));
                 let stream = SnapshotStream::Sending { path, key: self.snapshots.key.clone(), reader: None };
                 return Ok(Snapshot { meta: meta(self.last, &self.membership), snapshot: Box::new(stream) });
             }

@@ -103,6 +103,7 @@ impl RaftNetwork<RaftTypes> for Peer {
         request: AppendEntriesRequest<RaftTypes>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<RaftId>, RPCError<RaftId, Member, RaftError<RaftId>>> {
+        check_gap(&request).map_err(|gap| RPCError::Network(NetworkError::new(&gap)))?;
         self.call(RaftCall::AppendEntries, &request, &option).await
     }
 
@@ -127,11 +128,32 @@ impl RaftNetwork<RaftTypes> for Peer {
     }
 }
 
+/// Entries that do not follow what they claim to follow. openraft 0.9 can build such a request after a failed read of
+/// the log (its issue #1795) and a follower would append it: neither side lets one pass.
+#[derive(Debug, thiserror::Error)]
+#[error("entry {found} was sent where entry {wanted} belongs")]
+pub struct Gap {
+    wanted: u64,
+    found: u64,
+}
+
+fn check_gap(request: &AppendEntriesRequest<RaftTypes>) -> Result<(), Gap> {
+    let next = request.prev_log_id.map_or(0, |id| id.index + 1);
+    let found = request.entries.iter().map(|entry| entry.log_id.index);
+    match found.zip(next..).find(|(found, wanted)| found != wanted) {
+        Some((found, wanted)) => Err(Gap { wanted, found }),
+        None => Ok(()),
+    }
+}
+
 /// Why a call of another manager got no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {
     #[error(transparent)]
     Codec(#[from] codec::CodecError),
+    /// The request would leave a gap in the log.
+    #[error(transparent)]
+    Gap(#[from] Gap),
     /// There is no room for the entries; the leader tries again.
     #[error("the log has no room")]
     Disk(#[source] Arc<crate::DiskError>),
@@ -149,6 +171,7 @@ pub(crate) async fn answer(
         RaftCall::InstallSnapshot => codec::encode("raft answer", &raft.install_snapshot(codec::decode("raft request", request)?).await),
         RaftCall::AppendEntries => {
             let entries: AppendEntriesRequest<RaftTypes> = codec::decode("raft request", request)?;
+            check_gap(&entries)?;
             if !entries.entries.is_empty() {
                 // Refused here, it is a follower that lags; failed in the log, it would be a manager that stopped.
                 let (log, count, bytes) = (Arc::clone(log), entries.entries.len(), request.len());
@@ -159,4 +182,26 @@ pub(crate) async fn answer(
         }
     };
     Ok(bytes?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openraft::{CommittedLeaderId, Entry, EntryPayload, LogId, Vote};
+
+    #[test]
+    fn entries_with_a_gap_are_neither_sent_nor_taken() {
+        let id = |index| LogId::new(CommittedLeaderId::new(1, 1), index);
+        let request = |prev: Option<u64>, entries: &[u64]| AppendEntriesRequest::<RaftTypes> {
+            vote: Vote::new(1, 1),
+            prev_log_id: prev.map(id),
+            entries: entries.iter().map(|index| Entry { log_id: id(*index), payload: EntryPayload::Blank }).collect(),
+            leader_commit: None,
+        };
+        assert!(check_gap(&request(None, &[0, 1])).is_ok());
+        assert!(check_gap(&request(Some(4), &[5, 6])).is_ok());
+        assert!(check_gap(&request(Some(4), &[])).is_ok());
+        assert!(check_gap(&request(None, &[7])).is_err());
+        assert!(check_gap(&request(Some(4), &[5, 7])).is_err());
+    }
 }

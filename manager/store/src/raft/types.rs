@@ -1,6 +1,7 @@
 //! The types that openraft is built with.
 
 use crate::codec::{self, CodecError};
+use crate::compact::Compacted;
 use crate::raft::machine::SnapshotStream;
 use crate::table::ApplyError;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -45,7 +46,7 @@ pub(crate) type Membership = openraft::StoredMembership<RaftId, Member>;
 pub(crate) type SnapshotMeta = openraft::SnapshotMeta<RaftId, Member>;
 
 /// The actions of one proposal, with the leader's time when it was made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transaction {
     pub now: Timestamp,
     pub actions: Vec<Action>,
@@ -77,7 +78,9 @@ impl Batch {
         if let Some(transactions) = self.decoded.get() {
             return Ok(transactions);
         }
-        let transactions = if self.bytes.is_empty() { Vec::new() } else { codec::decode("log entry", &self.bytes)? };
+        let written: Vec<Compacted> = if self.bytes.is_empty() { Vec::new() } else { codec::decode("log entry", &self.bytes)? };
+        let expand = |written: Compacted| written.expand().map(|(now, actions)| Transaction { now, actions });
+        let transactions = written.into_iter().map(expand).collect::<Result<_, _>>()?;
         Ok(self.decoded.get_or_init(|| transactions))
     }
 
@@ -88,7 +91,7 @@ impl Batch {
 }
 
 pub(crate) fn encode_transaction(transaction: &Transaction) -> Result<Vec<u8>, CodecError> {
-    codec::encode("transaction", transaction)
+    codec::encode("transaction", &Compacted::new(transaction.now, &transaction.actions))
 }
 
 impl fmt::Debug for Batch {

@@ -2,6 +2,7 @@
 
 use super::Tables;
 use crate::codec;
+use crate::compact::Record;
 use ring::digest;
 use serde::{Deserialize, Serialize};
 use skep_types::Object;
@@ -48,9 +49,10 @@ impl StateHasher {
     }
 }
 
-pub(crate) fn encode_object(object: &Object, bytes: &mut Vec<u8>) -> Result<(), codec::CodecError> {
+/// An object as snapshots and the hash see it.
+pub(crate) fn encode_object(tables: &Tables, object: Object, bytes: &mut Vec<u8>) -> Result<(), codec::CodecError> {
     bytes.clear();
-    codec::encode_into("object", object, bytes)
+    codec::encode_into("object", &Record::new(object, |task| tables.service_spec(task)), bytes)
 }
 
 impl Tables {
@@ -60,7 +62,7 @@ impl Tables {
         let mut hasher = StateHasher::new(self.revision);
         let mut bytes = Vec::new();
         for object in self.objects() {
-            encode_object(&object, &mut bytes).expect("objects of the store came through this encoding or were made of its types");
+            encode_object(self, object, &mut bytes).expect("objects of the store came through this encoding or were made of its types");
             hasher.add(&bytes);
         }
         hasher.finish()

@@ -1,5 +1,5 @@
 use super::*;
-use skep_types::{Action, Node, NodeId, Timestamp};
+use skep_types::{Action, Node, NodeId, Object, Timestamp};
 use std::sync::Arc;
 
 fn tables(objects: u64) -> Tables {
