@@ -128,6 +128,7 @@ pub trait Network: Send + Sync + 'static {
     /// Removes the task's namespace and whatever was made for it.
     async fn detach(&self, task: &TaskId) -> Result<(), NetworkError>;
 
-    /// The tasks of this node after a restart; what belongs to others is removed.
-    async fn recover(&self, tasks: &[Task]) -> Result<(), NetworkError>;
+    /// The tasks of this node after a restart, and which of them run: those are served on without a gap. What belongs to
+    /// other tasks is removed.
+    async fn recover(&self, tasks: &[(Task, bool)]) -> Result<(), NetworkError>;
 }

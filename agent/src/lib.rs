@@ -1,29 +1,50 @@
 //! Runs the tasks of one node: a session with the managers, one state machine per task, containers by containerd.
 //!
-//! Start with [`Engine`], which owns all tasks; [`Executor`], [`Images`] and [`Network`] are what it needs of others.
+//! Start with [`Agent`], which puts the parts together, and [`Engine`], the part of it that needs no manager.
+//! [`Executor`], [`Images`] and [`Network`] are what the engine needs of others; [`ContainerdExecutor`], [`NodeImages`]
+//! and [`NetlbNetwork`] are the real ones.
+//!
+//! ```text
+//!  manager ◄──session──► engine ──► worker ──► one driver per task ──► executor ──► containerd
+//!                          ▲  assignments, payloads        │ statuses      │ images, network, log writer
+//!                          └────────────── reports ◄───────┘
+//! ```
+//!
+//! Tasks: the session, the worker and its drivers, containerd's events, the keeper of the log writer; [`Agent`] owns all of
+//! them. Processes: one log writer per node ([`run_log_writer`]), which outlives skepd.
 
+mod agent; // all parts together
 mod containerd; // the executor that drives containerd
 mod engine; // all that needs no manager
 mod error; // why something could not be done
 mod executor; // what the agent asks of others
 mod health; // health checks
 mod logs; // output of containers: the writer process, rotation, reading
+mod network; // tasks as the network sees them
+mod node_images; // images for the executor and for the local socket
 mod payloads; // secrets and configs, in memory
 mod records; // tasks on this node's disk
+mod report; // what this node tells of itself
 mod reports; // statuses on their way to the manager
+mod session; // with the managers
 mod task; // one task: deciding and doing
 mod template; // placeholders in specs
 #[cfg(test)]
 mod testing;
 mod worker; // the set of tasks
 
+pub use agent::{Agent, AgentConfig, AgentDeps};
 pub use containerd::{ContainerdConfig, ContainerdExecutor};
 pub use engine::Engine;
 pub use error::{AgentError, ExecError, ImageError, NetworkError};
 pub use executor::{Executor, Found, ImageConfig, ImageReady, Images, Network, Probe, Sandbox, Started};
 pub use logs::{LogLine, LogOptions, LogQuery, LogStream, LogWriter, LogWriterCommand, LogWriterError, Tail, read_logs, run_log_writer};
+pub use network::NetlbNetwork;
+pub use node_images::NodeImages;
 pub use payloads::Payloads;
+pub use report::{NodeSettings, machine_architecture, machine_hostname, machine_resources, node_description};
 pub use reports::Reports;
+pub use session::{Describe, Dial, DialError, ManagerAddress, SessionState, TlsDial};
 pub use task::Outcome;
 pub use template::{NodeFacts, TemplateError};
 pub use worker::{Assign, TaskList};

@@ -2,6 +2,7 @@
 
 use crate::error::AgentError;
 use crate::executor::Found;
+use crate::records::Record;
 use crate::task::drive::{COMMANDS, Command, Context, drive};
 use skep_failpoint::failpoint;
 use skep_types::{Task, TaskId, TaskState};
@@ -75,7 +76,10 @@ impl Worker {
         let records = self.context.records.load()?;
         let mut found = self.context.executor.survey().await.map_err(AgentError::Survey)?;
         failpoint!("agent.recover.surveyed");
-        let tasks: Vec<Task> = records.iter().map(|record| record.task.clone()).collect();
+        let runs = |record: &Record| {
+            record.status.state == TaskState::Running && matches!(found.get(&record.task.id), Some(Found::Running(_)))
+        };
+        let tasks: Vec<(Task, bool)> = records.iter().map(|record| (record.task.clone(), runs(record))).collect();
         if let Err(error) = self.context.network.recover(&tasks).await {
             tracing::warn!(%error, "the network of earlier tasks is not as it should be yet");
         }

@@ -86,7 +86,7 @@ impl Network for Fake {
     async fn detach(&self, _: &TaskId) -> Result<(), NetworkError> {
         Ok(())
     }
-    async fn recover(&self, _: &[Task]) -> Result<(), NetworkError> {
+    async fn recover(&self, _: &[(Task, bool)]) -> Result<(), NetworkError> {
         Ok(())
     }
 }

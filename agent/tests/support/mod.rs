@@ -228,7 +228,7 @@ impl Network for HostNetwork {
     async fn detach(&self, _: &TaskId) -> Result<(), NetworkError> {
         Ok(())
     }
-    async fn recover(&self, _: &[Task]) -> Result<(), NetworkError> {
+    async fn recover(&self, _: &[(Task, bool)]) -> Result<(), NetworkError> {
         Ok(())
     }
 }

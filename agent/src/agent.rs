@@ -1,0 +1,144 @@
+//! The agent of one node, put together: engine, containerd's events, log writer, session.
+
+use crate::containerd::{ContainerdConfig, ContainerdExecutor};
+use crate::engine::Engine;
+use crate::error::AgentError;
+use crate::executor::{Executor, Images, Network};
+use crate::logs::{LogWriter, LogWriterCommand};
+use crate::session::{Describe, Dial, ManagerAddress, Session, SessionConfig, SessionState};
+use crate::worker::Assign;
+use std::sync::Arc;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How an agent is set up.
+pub struct AgentConfig {
+    pub containerd: ContainerdConfig,
+    /// skepd's own program with its hidden subcommand.
+    pub log_writer: LogWriterCommand,
+    /// From configuration or a join command.
+    pub managers: Vec<ManagerAddress>,
+    /// `host:port` of a manager on this very node.
+    pub local_manager: Option<String>,
+}
+
+/// What an agent works with.
+pub struct AgentDeps {
+    pub dial: Arc<dyn Dial>,
+    pub describe: Describe,
+    pub images: Arc<dyn Images>,
+    pub network: Arc<dyn Network>,
+}
+
+/// A running agent. Dropping it stops the agent, not the tasks.
+pub struct Agent {
+    engine: Engine,
+    executor: ContainerdExecutor,
+    session: watch::Receiver<SessionState>,
+    work: JoinSet<&'static str>,
+    stop: CancellationToken,
+}
+
+impl Agent {
+    /// Adopts what an earlier agent left on this node, then begins to look for a manager. Returns when the node's tasks
+    /// are known.
+    ///
+    /// # Errors
+    /// If the directories cannot be used or containerd cannot say what runs.
+    pub async fn start(config: AgentConfig, deps: AgentDeps, stop: &CancellationToken) -> Result<Self, AgentError> {
+        let stop = stop.child_token();
+        let data_dir = config.containerd.data_dir.clone();
+        let logs_dir = config.containerd.logs_dir();
+        let node_id = config.containerd.node.id.clone();
+        let logs = LogWriter::new(config.containerd.run_dir.join("logs.sock"), config.log_writer);
+        let executor = ContainerdExecutor::new(config.containerd, deps.images, Arc::clone(&deps.network), logs.clone());
+        let executor = executor.map_err(AgentError::Survey)?;
+        let mut work = JoinSet::new();
+        let (listener, token) = (executor.clone(), stop.clone());
+        work.spawn(async move {
+            listener.listen(token).await;
+            "containerd's events"
+        });
+        let token = stop.clone();
+        work.spawn(async move {
+            logs.keep(token).await;
+            "log writer"
+        });
+        let erased: Arc<dyn Executor> = Arc::new(executor.clone());
+        let (engine, run) = Engine::start(&data_dir, erased, deps.network, stop.clone()).await?;
+        work.spawn(async move {
+            run.await;
+            "tasks"
+        });
+        let session = SessionConfig {
+            dial: deps.dial,
+            describe: deps.describe,
+            managers_file: data_dir.join("agent/managers.json"),
+            managers: config.managers,
+            local_manager: config.local_manager,
+            logs_dir,
+            node_id,
+        };
+        let (session, state) = Session::new(session, engine.clone());
+        let token = stop.clone();
+        work.spawn(async move {
+            session.run(token).await;
+            "session"
+        });
+        Ok(Self { engine, executor, session: state, work, stop })
+    }
+
+    /// What is known of the session with a manager.
+    #[must_use]
+    pub fn session(&self) -> watch::Receiver<SessionState> {
+        self.session.clone()
+    }
+
+    /// The tasks and their statuses.
+    #[must_use]
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Such as `containerd 1.6.20`.
+    pub async fn runtime_version(&self) -> String {
+        match self.executor.engine_version().await {
+            Ok(version) => format!("containerd {version}"),
+            Err(_) => "containerd (not reachable)".into(),
+        }
+    }
+
+    /// Stops and removes every task and takes no new ones (wire-behaviour 9.3, leaving); ends the agent.
+    ///
+    /// # Errors
+    /// If the agent ended before it was done.
+    pub async fn leave(self) -> Result<(), AgentError> {
+        let (done, waiter) = oneshot::channel();
+        let ended = |_| AgentError::PartEnded("tasks");
+        self.engine.assign.send(Assign::Leave(done)).await.map_err(|_| AgentError::PartEnded("tasks"))?;
+        waiter.await.map_err(ended)?;
+        self.stop().await;
+        Ok(())
+    }
+
+    /// Ends the agent and leaves the tasks running.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        while self.work.join_next().await.is_some() {}
+    }
+
+    /// Waits until a part ends that should not; pending as long as all is well.
+    pub async fn failed(&mut self) -> AgentError {
+        match self.work.join_next().await {
+            Some(Ok(part)) => AgentError::PartEnded(part),
+            Some(Err(_)) | None => AgentError::PartEnded("agent"),
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

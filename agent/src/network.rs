@@ -1,0 +1,407 @@
+//! Tasks as the network sees them: from the set of tasks to what netlb is asked for ([`wanted`], pure), and the adapter.
+
+use crate::error::{NetworkError, chain};
+use crate::executor::{Network, Sandbox};
+use async_trait::async_trait;
+use ipnet::IpNet;
+use skep_netlb::{
+    Attachment, Backend, Endpoint, Location, Netlb, NetlbError, Protocol, PublishMode, PublishedPort, Subnet, TaskNetwork, Vip, Wanted,
+    WantedNetwork,
+};
+use skep_types::{
+    Network as ClusterNetwork, NetworkAttachment, NetworkId, PortConfig, Protocol as WireProtocol, PublishMode as WireMode, Task, TaskId,
+    VXLAN_IDS_OPTION,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// What a packet may measure on an overlay: 50 bytes less than Ethernet's 1500, for VXLAN's headers.
+const MTU: u32 = 1450;
+/// This node's number while it is the only one; the network-state stream will tell.
+const NODE_INDEX: u32 = 1;
+/// For rules to be in place; a slow kernel must not hold a stop up for ever.
+const APPLY_LIMIT: Duration = Duration::from_secs(3);
+/// Where a port is looked for when the node may choose one (as dockerd's range).
+const CHOICE: std::ops::RangeInclusive<u16> = 49153..=65535;
+
+/// A task whose network exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    pub task: Arc<Task>,
+    /// Connections may come to it.
+    pub serving: bool,
+    /// Its host-mode ports as they really are.
+    pub host_ports: Vec<PortConfig>,
+}
+
+fn bad(network: &ClusterNetwork, reason: impl Into<String>) -> NetworkError {
+    NetworkError::BadNetwork { network: network.spec.annotations.name.clone(), reason: reason.into() }
+}
+
+/// Whether the task shares the host's network.
+#[must_use]
+pub fn uses_host_network(task: &Task) -> bool {
+    task.networks.iter().any(|attachment| attachment.network.is_predefined() && attachment.network.spec.annotations.name == "host")
+}
+
+/// A network of the cluster as netlb wants it.
+fn network(cluster: &ClusterNetwork) -> Result<skep_netlb::Network, NetworkError> {
+    let driver = cluster.driver_state.as_ref().ok_or_else(|| bad(cluster, "it has not been allocated yet"))?;
+    let vni = driver.options.get(VXLAN_IDS_OPTION).and_then(|list| list.split(',').next()).unwrap_or_default();
+    let vni = vni.trim().parse().map_err(|_| bad(cluster, format!("it has no VXLAN id ({vni:?})")))?;
+    let configs = cluster.ipam.iter().flat_map(|ipam| &ipam.configs);
+    let subnets = configs.map(|config| {
+        let range: IpNet = config.subnet.parse().map_err(|_| bad(cluster, format!("subnet {:?} is not one", config.subnet)))?;
+        let gateway = config.gateway.split('/').next().unwrap_or_default();
+        let gateway = gateway.parse().map_err(|_| bad(cluster, format!("gateway {:?} is not an address", config.gateway)))?;
+        Ok(Subnet { range, gateway })
+    });
+    Ok(skep_netlb::Network {
+        id: cluster.id.clone(),
+        name: cluster.spec.annotations.name.clone(),
+        vni,
+        subnets: subnets.collect::<Result<_, NetworkError>>()?,
+        mtu: MTU,
+        internal: cluster.spec.internal,
+        ingress: cluster.spec.ingress,
+    })
+}
+
+fn addresses(attachment: &NetworkAttachment) -> Result<Vec<IpNet>, NetworkError> {
+    let parse = |text: &String| text.parse().map_err(|_| bad(&attachment.network, format!("address {text:?} is not one with a prefix")));
+    attachment.addresses.iter().map(parse).collect()
+}
+
+/// The attachments that are overlay networks.
+fn overlays(task: &Task) -> impl Iterator<Item = &NetworkAttachment> {
+    task.networks.iter().filter(|attachment| !attachment.network.is_predefined())
+}
+
+/// The network of one task.
+///
+/// # Errors
+/// An attachment that is incomplete, by the network's name.
+pub fn task_network(task: &Task) -> Result<TaskNetwork, NetworkError> {
+    let attach = |attachment: &NetworkAttachment| {
+        Ok(Attachment { network: network(&attachment.network)?, addresses: addresses(attachment)?, mac: None })
+    };
+    // The ingress network last: `eth0` and the default route are those of the user's own network.
+    let mut list: Vec<&NetworkAttachment> = overlays(task).collect();
+    list.sort_by_key(|attachment| attachment.network.spec.ingress);
+    Ok(TaskNetwork { task: task.id.clone(), attachments: list.into_iter().map(attach).collect::<Result<_, NetworkError>>()? })
+}
+
+fn protocol(wire: WireProtocol) -> Protocol {
+    match wire {
+        WireProtocol::Tcp => Protocol::Tcp,
+        WireProtocol::Udp => Protocol::Udp,
+        WireProtocol::Sctp => Protocol::Sctp,
+    }
+}
+
+fn port(number: u32) -> Option<u16> {
+    u16::try_from(number).ok().filter(|port| *port != 0)
+}
+
+fn bare(attachment: &NetworkAttachment) -> Vec<IpAddr> {
+    addresses(attachment).unwrap_or_default().iter().map(IpNet::addr).collect()
+}
+
+/// Where a task's ports are reached: on the network through which this host gets to it.
+fn entry(task: &Task) -> Option<&NetworkAttachment> {
+    overlays(task).find(|attachment| attachment.network.spec.ingress).or_else(|| overlays(task).find(|a| !a.network.spec.internal))
+}
+
+/// What the whole node's network should be, given the tasks whose network exists.
+#[must_use]
+pub fn wanted(held: &BTreeMap<TaskId, Held>) -> Wanted {
+    let mut networks: BTreeMap<NetworkId, WantedNetwork> = BTreeMap::new();
+    let mut vips: BTreeMap<(NetworkId, IpAddr), BTreeSet<IpAddr>> = BTreeMap::new();
+    let mut ingress: BTreeMap<(Protocol, u16), BTreeSet<Backend>> = BTreeMap::new();
+    let mut published = Vec::new();
+    for one in held.values() {
+        let task = &one.task;
+        for attachment in overlays(task) {
+            // A network that is not understood was refused when the task was attached.
+            let Ok(network) = network(&attachment.network) else { continue };
+            let entry = networks.entry(network.id.clone()).or_insert_with(|| WantedNetwork {
+                network,
+                node_index: NODE_INDEX,
+                peers: Vec::new(),
+                endpoints: Vec::new(),
+                vips: Vec::new(),
+            });
+            let own = bare(attachment);
+            for vip in task.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips).filter(|vip| vip.network_id == attachment.network.id) {
+                if let Some(address) = vip.addr.split('/').next().and_then(|text| text.parse::<IpAddr>().ok()) {
+                    let backends = vips.entry((vip.network_id.clone(), address)).or_default();
+                    if one.serving {
+                        backends.extend(own.iter().filter(|backend| backend.is_ipv4() == address.is_ipv4()));
+                    }
+                }
+            }
+            entry.endpoints.push(Endpoint { task: task.id.clone(), addresses: own, location: Location::Local });
+        }
+        let ports = task.endpoint.iter().flat_map(|endpoint| &endpoint.ports).filter(|p| p.publish_mode == WireMode::Ingress);
+        let on_ingress = overlays(task).find(|attachment| attachment.network.spec.ingress);
+        for config in ports {
+            let (Some(published), Some(target)) = (port(config.published_port), port(config.target_port)) else { continue };
+            let backends = ingress.entry((protocol(config.protocol), published)).or_default();
+            if one.serving {
+                backends.extend(on_ingress.iter().flat_map(|a| bare(a)).map(|address| Backend { address, port: target }));
+            }
+        }
+        let Some(entry) = entry(task).filter(|_| one.serving) else { continue };
+        for config in &one.host_ports {
+            let (Some(number), Some(target)) = (port(config.published_port), port(config.target_port)) else { continue };
+            let backends = bare(entry).into_iter().map(|address| Backend { address, port: target }).collect();
+            let mode = PublishMode::Host { network: entry.network.id.clone(), backends, address: None };
+            published.push(PublishedPort { protocol: protocol(config.protocol), port: number, mode });
+        }
+    }
+    for ((network, address), backends) in vips {
+        if let Some(entry) = networks.get_mut(&network) {
+            entry.vips.push(Vip { address, backends: backends.into_iter().collect() });
+        }
+    }
+    let shared = ingress.into_iter().map(|((protocol, port), backends)| PublishedPort {
+        protocol,
+        port,
+        mode: PublishMode::Ingress { backends: backends.into_iter().collect() },
+    });
+    published.extend(shared);
+    Wanted { networks: networks.into_values().collect(), published, tasks: held.keys().cloned().collect() }
+}
+
+/// The host-mode ports of a task, with those chosen that the node may choose.
+///
+/// # Errors
+/// A port that another task or program of this node holds, by name.
+fn host_ports(task: &Task, held: &BTreeMap<TaskId, Held>, taken: impl Fn(Protocol, u16) -> bool) -> Result<Vec<PortConfig>, NetworkError> {
+    let holder = |config: &PortConfig, number: u32| {
+        let same = |other: &PortConfig| other.protocol == config.protocol && other.published_port == number;
+        let other = held.values().find(|other| other.task.id != task.id && other.host_ports.iter().any(same));
+        other.map(|other| format!("task {}", other.task.name()))
+    };
+    let wish = task.endpoint.iter().flat_map(|endpoint| if endpoint.ports.is_empty() { &endpoint.spec.ports } else { &endpoint.ports });
+    let mut ports: Vec<PortConfig> = wish.filter(|config| config.publish_mode == WireMode::Host).cloned().collect();
+    for config in &mut ports {
+        let kind = protocol(config.protocol);
+        if config.published_port == 0 {
+            let free = CHOICE.clone().find(|number| holder(config, u32::from(*number)).is_none() && !taken(kind, *number));
+            let none = || NetworkError::PortTaken { port: 0, protocol: name(kind), holder: "others, as all are".into() };
+            config.published_port = u32::from(free.ok_or_else(none)?);
+            continue;
+        }
+        let number = config.published_port;
+        let other = port(number).is_some_and(|number| taken(kind, number)).then(|| "another program".to_owned());
+        if let Some(holder) = holder(config, number).or(other) {
+            return Err(NetworkError::PortTaken { port: number, protocol: name(kind), holder });
+        }
+    }
+    Ok(ports)
+}
+
+fn name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => "sctp",
+    }
+}
+
+/// The tasks' network on this node, by netlb. Cheap to clone.
+#[derive(Clone)]
+pub struct NetlbNetwork {
+    netlb: Netlb,
+    held: Arc<Mutex<BTreeMap<TaskId, Held>>>,
+}
+
+fn kernel(step: &'static str) -> impl FnOnce(NetlbError) -> NetworkError {
+    move |error| NetworkError::Kernel { step, reason: chain(&error) }
+}
+
+impl NetlbNetwork {
+    #[must_use]
+    pub fn new(netlb: Netlb) -> Self {
+        Self { netlb, held: Arc::default() }
+    }
+
+    fn with<R>(&self, act: impl FnOnce(&mut BTreeMap<TaskId, Held>) -> R) -> R {
+        act(&mut self.held.lock().expect("no panic while held"))
+    }
+
+    /// Says what is wanted now; within the lock, so that a later state is never overtaken by an earlier one.
+    fn tell(&self, change: impl FnOnce(&mut BTreeMap<TaskId, Held>)) {
+        self.with(|held| {
+            change(held);
+            self.netlb.set_wanted(wanted(held));
+        });
+    }
+
+    async fn applied(&self, step: &'static str) -> Result<(), NetworkError> {
+        match tokio::time::timeout(APPLY_LIMIT, self.netlb.applied()).await {
+            Ok(applied) => applied.map_err(kernel(step)),
+            Err(_) => Err(NetworkError::Kernel { step, reason: format!("not done within {} s", APPLY_LIMIT.as_secs()) }),
+        }
+    }
+}
+
+#[async_trait]
+impl Network for NetlbNetwork {
+    async fn attach(&self, task: &Task) -> Result<Sandbox, NetworkError> {
+        if uses_host_network(task) {
+            return Ok(Sandbox::default());
+        }
+        let network = task_network(task)?;
+        let addresses = network.attachments.iter().flat_map(|attachment| &attachment.addresses).map(IpNet::addr).collect();
+        // Held from here on: two tasks that want one port cannot both find it free.
+        self.with(|held| {
+            let ports = host_ports(task, held, skep_netlb::port_is_taken)?;
+            held.insert(task.id.clone(), Held { task: Arc::new(task.clone()), serving: false, host_ports: ports });
+            Ok::<(), NetworkError>(())
+        })?;
+        skep_failpoint::failpoint!("agent.network.held");
+        let made = self.netlb.ensure_task(network).await.map_err(kernel("make"))?;
+        Ok(Sandbox { namespace: Some(made.path), addresses, nameservers: Vec::new() })
+    }
+
+    async fn serve(&self, task: &Task) -> Result<Vec<PortConfig>, NetworkError> {
+        let mut ports = Vec::new();
+        self.tell(|held| {
+            if let Some(one) = held.get_mut(&task.id) {
+                one.serving = true;
+                one.task = Arc::new(task.clone());
+                ports.clone_from(&one.host_ports);
+            }
+        });
+        self.applied("open").await?;
+        Ok(ports)
+    }
+
+    async fn withdraw(&self, task: &TaskId) {
+        let mut served = false;
+        self.with(|held| {
+            if let Some(one) = held.get_mut(task) {
+                served = std::mem::replace(&mut one.serving, false);
+                // A replacement may take its ports now.
+                one.host_ports.clear();
+                if served {
+                    self.netlb.set_wanted(wanted(held));
+                }
+            }
+        });
+        if served && let Err(error) = self.applied("close").await {
+            tracing::warn!(task = %task, error = %chain(&error), "connections may still come to a task that is being stopped");
+        }
+    }
+
+    async fn detach(&self, task: &TaskId) -> Result<(), NetworkError> {
+        self.netlb.remove_task(task.clone()).await.map_err(kernel("remove"))?;
+        skep_failpoint::failpoint!("agent.network.removed");
+        let was = self.with(|held| held.remove(task).is_some());
+        if was {
+            self.tell(|_| {});
+        }
+        Ok(())
+    }
+
+    async fn recover(&self, tasks: &[(Task, bool)]) -> Result<(), NetworkError> {
+        let mut failed = Ok(());
+        for (task, running) in tasks.iter().filter(|(task, _)| !uses_host_network(task)) {
+            let host_ports = self.with(|held| host_ports(task, held, |_, _| false)).unwrap_or_default();
+            // Ports that the node had chosen are told in the task's status.
+            let chosen = &task.status.ports;
+            let host_ports = if chosen.is_empty() { host_ports } else { chosen.clone() };
+            if *running {
+                if let Err(error) = self.netlb.ensure_task(task_network(task)?).await {
+                    failed = failed.and(Err(kernel("find")(error)));
+                }
+                self.with(|held| held.insert(task.id.clone(), Held { task: Arc::new(task.clone()), serving: true, host_ports }));
+            }
+        }
+        self.tell(|_| {});
+        failed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::task;
+    use skep_types::{Driver, Endpoint as TaskEndpoint, IpamConfig, IpamOptions, NetworkSpec, VirtualIp};
+
+    fn overlay(number: u64, name: &str, ingress: bool) -> Arc<ClusterNetwork> {
+        let mut network = ClusterNetwork::new(NetworkId::for_test(number), NetworkSpec { ingress, ..NetworkSpec::default() });
+        network.spec.annotations.name = name.into();
+        let options = [(VXLAN_IDS_OPTION.to_owned(), format!("{}", 4095 + number))].into();
+        network.driver_state = Some(Driver { name: "overlay".into(), options });
+        let config = IpamConfig { subnet: format!("10.0.{number}.0/24"), gateway: format!("10.0.{number}.1"), ..IpamConfig::default() };
+        network.ipam = Some(IpamOptions { configs: vec![config], ..IpamOptions::default() });
+        Arc::new(network)
+    }
+
+    fn attached(network: Arc<ClusterNetwork>, address: &str) -> NetworkAttachment {
+        NetworkAttachment { network, addresses: vec![address.into()], aliases: Vec::new(), driver_attachment_opts: Default::default() }
+    }
+
+    fn published(target: u32, published: u32, mode: WireMode) -> PortConfig {
+        PortConfig { target_port: target, published_port: published, publish_mode: mode, ..PortConfig::default() }
+    }
+
+    fn web(number: u64, serving: bool) -> Held {
+        let mut task = task(number, "web");
+        task.networks = vec![attached(overlay(1, "ingress", true), &format!("10.0.1.{}/24", 10 + number)), attached(overlay(2, "back", false), &format!("10.0.2.{}/24", 10 + number))];
+        let vip = VirtualIp { network_id: NetworkId::for_test(2), addr: "10.0.2.2/24".into() };
+        task.endpoint = Some(TaskEndpoint { ports: vec![published(80, 8080, WireMode::Ingress)], virtual_ips: vec![vip], ..TaskEndpoint::default() });
+        Held { task: Arc::new(task), serving, host_ports: Vec::new() }
+    }
+
+    fn table(list: Vec<Held>) -> BTreeMap<TaskId, Held> {
+        list.into_iter().map(|held| (held.task.id.clone(), held)).collect()
+    }
+
+    #[test]
+    fn only_serving_tasks_are_behind_ports_and_virtual_addresses() {
+        let wanted = wanted(&table(vec![web(1, true), web(2, false), web(3, true)]));
+        let backend = |text: &str| Backend { address: text.parse().unwrap(), port: 80 };
+        let mode = PublishMode::Ingress { backends: vec![backend("10.0.1.11"), backend("10.0.1.13")] };
+        assert_eq!(wanted.published, [PublishedPort { protocol: Protocol::Tcp, port: 8080, mode }]);
+        let back = wanted.networks.iter().find(|network| network.network.name == "back").unwrap();
+        assert_eq!(back.vips, [Vip { address: "10.0.2.2".parse().unwrap(), backends: vec!["10.0.2.11".parse().unwrap(), "10.0.2.13".parse().unwrap()] }]);
+        assert_eq!(back.endpoints.len(), 3);
+        assert_eq!((back.network.vni, wanted.tasks.len()), (4097, 3));
+    }
+
+    #[test]
+    fn the_user_s_network_comes_before_ingress() {
+        let network = task_network(&web(1, true).task).unwrap();
+        assert_eq!(network.attachments.iter().map(|a| a.network.name.as_str()).collect::<Vec<_>>(), ["back", "ingress"]);
+    }
+
+    #[test]
+    fn an_unallocated_network_is_refused_by_name() {
+        let mut task = task(1, "web");
+        let network = ClusterNetwork::new(NetworkId::for_test(5), NetworkSpec::default());
+        task.networks = vec![attached(Arc::new(network), "10.0.1.5/24")];
+        assert!(task_network(&task).unwrap_err().to_string().contains("it has not been allocated yet"));
+    }
+
+    #[test]
+    fn a_taken_host_port_names_its_holder_and_zero_is_chosen() {
+        let mut first = web(1, true);
+        first.host_ports = vec![published(80, 9000, WireMode::Host)];
+        let held = table(vec![first]);
+        let mut second = task(2, "web");
+        let wish = |number| Some(TaskEndpoint { ports: vec![published(80, number, WireMode::Host)], ..TaskEndpoint::default() });
+        second.endpoint = wish(9000);
+        let error = host_ports(&second, &held, |_, _| false).unwrap_err();
+        assert!(error.to_string().starts_with("port 9000/tcp of this node is already taken by task web.1."), "{error}");
+        let error = host_ports(&second, &table(vec![]), |_, _| true).unwrap_err();
+        assert_eq!(error.to_string(), "port 9000/tcp of this node is already taken by another program");
+        second.endpoint = wish(0);
+        assert_eq!(host_ports(&second, &held, |_, port| port < 50000).unwrap()[0].published_port, 50000);
+    }
+}

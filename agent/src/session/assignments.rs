@@ -1,0 +1,136 @@
+//! What an assignment message means for the engine (wire-behaviour 9.4).
+
+use crate::engine::Engine;
+use crate::worker::Assign;
+use skep_proto::{FromWire, v1};
+use skep_types::{Config, Secret, Task, TaskId, TaskState, TaskStatus};
+use v1::assignment::Item;
+use v1::assignment_change::AssignmentAction;
+use v1::assignments_message::Type;
+
+/// What one message asks for, sorted; the order of changes within a message says nothing.
+#[derive(Debug, Default)]
+pub struct Sorted {
+    pub complete: bool,
+    pub secrets: Vec<Secret>,
+    pub configs: Vec<Config>,
+    pub tasks: Vec<Task>,
+    pub removed_secrets: Vec<String>,
+    pub removed_configs: Vec<String>,
+    pub removed_tasks: Vec<TaskId>,
+    /// Tasks this version cannot understand, and why.
+    pub refused: Vec<(TaskId, String)>,
+}
+
+/// Sorts a message. What cannot be understood costs its own task only.
+pub fn sort(message: v1::AssignmentsMessage) -> Sorted {
+    let mut sorted = Sorted { complete: message.r#type == Type::Complete as i32, ..Sorted::default() };
+    for change in message.changes {
+        let remove = change.action == AssignmentAction::Remove as i32;
+        match change.assignment.and_then(|assignment| assignment.item) {
+            Some(Item::Task(task)) => {
+                let Ok(id) = task.id.parse::<TaskId>() else {
+                    tracing::warn!(id = task.id, "an assigned task has no usable id");
+                    continue;
+                };
+                if remove {
+                    sorted.removed_tasks.push(id);
+                    continue;
+                }
+                match Task::from_wire(task) {
+                    Ok(task) => sorted.tasks.push(task),
+                    Err(error) => sorted.refused.push((id, error.to_string())),
+                }
+            }
+            Some(Item::Secret(secret)) if remove => sorted.removed_secrets.push(secret.id),
+            Some(Item::Config(config)) if remove => sorted.removed_configs.push(config.id),
+            Some(Item::Secret(secret)) => match Secret::from_wire(secret) {
+                Ok(secret) => sorted.secrets.push(secret),
+                Err(error) => tracing::warn!(%error, "an assigned secret is not understood"),
+            },
+            Some(Item::Config(config)) => match Config::from_wire(config) {
+                Ok(config) => sorted.configs.push(config),
+                Err(error) => tracing::warn!(%error, "an assigned config is not understood"),
+            },
+            // Tasks that need a cluster volume are refused when they are prepared.
+            Some(Item::Volume(_)) | None => {}
+        }
+    }
+    sorted
+}
+
+/// Carries a message out: secrets, configs, then tasks. False when the engine has ended.
+pub async fn apply(sorted: Sorted, engine: &Engine) -> bool {
+    if sorted.complete {
+        engine.payloads.replace(sorted.secrets, sorted.configs);
+    } else {
+        sorted.secrets.into_iter().for_each(|secret| engine.payloads.put_secret(secret));
+        sorted.configs.into_iter().for_each(|config| engine.payloads.put_config(config));
+    }
+    for (id, reason) in sorted.refused {
+        let status = TaskStatus {
+            timestamp: crate::task::drive::now(),
+            state: TaskState::Rejected,
+            message: "rejected".into(),
+            err: format!("this node does not understand the task: {reason}"),
+            ..TaskStatus::default()
+        };
+        engine.reports.put(&id, status);
+    }
+    skep_failpoint::failpoint!("agent.assign.payloads");
+    let mut work = Vec::new();
+    if sorted.complete {
+        work.push(Assign::Complete(sorted.tasks));
+    } else {
+        work.extend(sorted.tasks.into_iter().map(|task| Assign::Update(Box::new(task))));
+        work.extend(sorted.removed_tasks.into_iter().map(Assign::Remove));
+    }
+    for message in work {
+        if engine.assign.send(message).await.is_err() {
+            return false;
+        }
+    }
+    // Payloads leave after the tasks that used them.
+    for id in sorted.removed_secrets.iter().filter_map(|id| id.parse().ok()) {
+        engine.payloads.remove_secret(&id);
+    }
+    for id in sorted.removed_configs.iter().filter_map(|id| id.parse().ok()) {
+        engine.payloads.remove_config(&id);
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::task;
+    use skep_proto::ToWire;
+
+    fn change(item: Item, action: AssignmentAction) -> v1::AssignmentChange {
+        v1::AssignmentChange { assignment: Some(v1::Assignment { item: Some(item) }), action: action as i32 }
+    }
+
+    #[test]
+    fn a_message_is_sorted_and_a_bad_task_is_refused_alone() {
+        let good = task(1, "busybox").to_wire();
+        let mut bad = task(2, "busybox").to_wire();
+        bad.spec.as_mut().unwrap().runtime = None;
+        let gone = v1::Task { id: TaskId::for_test(3).to_string(), ..v1::Task::default() };
+        let message = v1::AssignmentsMessage {
+            r#type: Type::Incremental as i32,
+            changes: vec![
+                change(Item::Task(good), AssignmentAction::Update),
+                change(Item::Task(bad), AssignmentAction::Update),
+                change(Item::Task(gone), AssignmentAction::Remove),
+                change(Item::Secret(v1::Secret { id: "s1".into(), ..v1::Secret::default() }), AssignmentAction::Remove),
+            ],
+            ..v1::AssignmentsMessage::default()
+        };
+        let sorted = sort(message);
+        assert!(!sorted.complete);
+        assert_eq!(sorted.tasks.len(), 1);
+        assert_eq!(sorted.refused[0].0, TaskId::for_test(2));
+        assert_eq!(sorted.removed_tasks, [TaskId::for_test(3)]);
+        assert_eq!(sorted.removed_secrets, ["s1"]);
+    }
+}
