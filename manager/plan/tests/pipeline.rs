@@ -202,8 +202,25 @@ fn happen(world: &mut World, leader: &mut Leader, services: &[ServiceId], event:
     }
 }
 
+/// The service has all its tasks running, of the newest spec; `nodes` = how many can take tasks.
+fn check_served(world: &World, id: &ServiceId, nodes: usize) {
+    let service = world.service(id);
+    let wanted = match service.spec.mode {
+        ServiceMode::Replicated { replicas } => usize::try_from(replicas).expect("small"),
+        _ => nodes,
+    };
+    let live: Vec<_> = world.live().into_iter().filter(|task| task.service_id.as_ref() == Some(id)).collect();
+    assert_eq!(live.len(), wanted, "{}: {live:#?}", service.name());
+    for task in live {
+        assert_eq!(task.status.state, TaskState::Running);
+        assert_eq!(task.spec.container().expect("a container").image, "web:9");
+    }
+    let done = service.update_status.as_ref().is_none_or(|status| status.state == UpdateState::Completed);
+    assert!(done, "{:?}", service.update_status);
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
     fn once_faults_stop_everything_runs_as_wanted(events in prop::collection::vec(event(), 0..40)) {
@@ -245,21 +262,28 @@ proptest! {
         }
         leader.run(&mut world, secs(300));
         for id in &services {
-            let service = world.service(id).clone();
-            let wanted = match service.spec.mode {
-                ServiceMode::Replicated { replicas } => usize::try_from(replicas).expect("small"),
-                _ => 3,
-            };
-            let live: Vec<_> = world.live().into_iter().filter(|task| task.service_id.as_ref() == Some(id)).collect();
-            prop_assert_eq!(live.len(), wanted, "{}: {:#?}", service.name(), live);
-            for task in live {
-                prop_assert_eq!(task.status.state, TaskState::Running);
-                prop_assert_eq!(&task.spec.container().expect("a container").image, "web:9");
-            }
-            let done = service.update_status.as_ref().is_none_or(|status| status.state == UpdateState::Completed);
-            prop_assert!(done, "{:?}", service.update_status);
+            check_served(&world, id, 3);
         }
         prop_assert_eq!(leader.next_wake(), None);
         prop_assert_eq!(leader.scheduler.pending(), 0);
+
+        // Each kind of trouble by itself, with nothing else that would wake the leader.
+        let (one, two, three) = (NodeId::for_test(1), NodeId::for_test(2), NodeId::for_test(3));
+        let changes = world.change_node(&three, |node| node.spec.availability = Availability::Drain);
+        leader.observe(&changes);
+        leader.run(&mut world, secs(100));
+        prop_assert!(world.live().iter().all(|task| task.node_id.as_ref() != Some(&three)), "a drained node is empty");
+        let changes = world.change_node(&two, |node| drop(node.spec.annotations.labels.insert("disk".into(), "hdd".into())));
+        leader.observe(&changes);
+        leader.run(&mut world, secs(100));
+        let strays = world.live().into_iter().filter(|task| task.service_id.as_ref() == Some(&services[2]) && task.node_id.as_ref() == Some(&two)).count();
+        prop_assert_eq!(strays, 0, "constraints are enforced");
+        let changes = world.change_node(&two, |node| node.status.state = NodeState::Down);
+        leader.observe(&changes);
+        leader.run(&mut world, secs(100));
+        prop_assert!(world.live().iter().all(|task| task.node_id.as_ref() == Some(&one)), "only one node is left");
+        for id in &services {
+            check_served(&world, id, 1);
+        }
     }
 }

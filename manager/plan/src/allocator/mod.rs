@@ -10,8 +10,6 @@ mod ranges; // sets of numbers
 mod service; // virtual IPs and ports of services
 mod subnet; // pools, subnets, addresses
 mod task; // addresses of tasks
-#[cfg(test)]
-mod tests;
 
 pub use subnet::SubnetError;
 
