@@ -193,6 +193,35 @@ fn nodes_get_an_address_on_the_networks_their_tasks_use() {
 }
 
 #[test]
+fn a_node_that_found_no_address_free_gets_the_first_that_is() {
+    let mut world = World::new();
+    let node = world.add_node(1, |_| {});
+    world.add_network(1, "back", |spec| {
+        let config = IpamConfig { subnet: "10.9.0.0/29".into(), ..IpamConfig::default() };
+        spec.ipam = Some(IpamOptions { configs: vec![config], ..IpamOptions::default() });
+    });
+    let id = world.add_service(1, |spec| {
+        replicas(spec, 4);
+        join(spec, "back");
+    });
+    world.settle(&id);
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    let mut task = Task::clone(&world.live()[0]);
+    task.node_id = Some(node.clone());
+    task.status.state = TaskState::Assigned;
+    let placed = world.commit(vec![Action::Update(Object::Task(Arc::new(task)))]);
+    feed(&mut allocator, placed);
+    allocate(&mut world, &mut allocator);
+    assert!(world.node(&node).expect("there").attachments.is_empty());
+    let other = world.live()[3].id.clone();
+    let ended = world.report(&other, TaskState::Failed);
+    feed(&mut allocator, ended);
+    allocate(&mut world, &mut allocator);
+    assert_eq!(world.node(&node).expect("there").attachments[0].addresses, ["10.9.0.6/29"]);
+}
+
+#[test]
 fn what_a_lost_plan_gave_out_is_free_again() {
     let mut world = with_ingress();
     let id = world.add_service(1, |spec| publish(spec, 0, 80));

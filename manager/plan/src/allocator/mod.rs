@@ -62,6 +62,7 @@ pub struct Allocator {
     stuck_networks: BTreeMap<NetworkId, String>,
     stuck_services: BTreeMap<ServiceId, String>,
     stuck_tasks: BTreeSet<TaskId>,
+    stuck_nodes: BTreeSet<NodeId>,
     /// Tasks that wait for their service.
     behind_service: HashMap<ServiceId, Vec<TaskId>>,
     freed: bool,
@@ -109,6 +110,7 @@ impl Allocator {
             stuck_networks: BTreeMap::new(),
             stuck_services: BTreeMap::new(),
             stuck_tasks: BTreeSet::new(),
+            stuck_nodes: BTreeSet::new(),
             behind_service: HashMap::new(),
             freed: false,
         };
@@ -195,6 +197,7 @@ impl Allocator {
         self.dirty_networks.extend(std::mem::take(&mut self.stuck_networks).into_keys());
         self.dirty_services.extend(std::mem::take(&mut self.stuck_services).into_keys());
         self.new_tasks.append(&mut self.stuck_tasks);
+        self.dirty_nodes.append(&mut self.stuck_nodes);
     }
 
     fn claim_address(&mut self, network: &NetworkId, address: IpAddr) -> bool {

@@ -21,6 +21,7 @@ impl Allocator {
             (Some(old), None) => {
                 self.uses.remove(&old.id);
                 self.dirty_nodes.remove(&old.id);
+                self.stuck_nodes.remove(&old.id);
             }
             (None, None) => {}
         }
@@ -69,8 +70,11 @@ impl Allocator {
                 continue;
             }
             let v4 = self.networks.get_mut(&id).into_iter().flatten().filter(|subnet| matches!(subnet.net, ipnet::IpNet::V4(_)));
-            // None free: the node goes without, as its tasks on that network will.
-            let Some(given) = v4.into_iter().find_map(|subnet| subnet.take()) else { continue };
+            let Some(given) = v4.into_iter().find_map(|subnet| subnet.take()) else {
+                // None free: the node goes without until one is.
+                self.stuck_nodes.insert(node.id.clone());
+                continue;
+            };
             self.leases.insert(Lease::Address(id, given.addr()));
             attachments.push(NetworkAttachment {
                 network: Arc::clone(network),
