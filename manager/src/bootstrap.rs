@@ -2,8 +2,9 @@
 
 use skep_ca::{JoinToken, RootCa};
 use skep_types::{
-    Action, Annotations, Availability, Certificate, Cluster, ClusterId, ClusterRootCa, ClusterSpec, Driver, IssuanceState, JoinTokens, Labels,
-    Membership, Network, NetworkId, NetworkSpec, Node, NodeDescription, NodeId, NodeRole, NodeSpec, Object, PREDEFINED_LABEL, Sensitive,
+    Action, Annotations, Availability, Certificate, Cluster, ClusterId, ClusterRootCa, ClusterSpec, Driver, IssuanceState, JoinTokens,
+    Labels, Membership, Network, NetworkId, NetworkSpec, Node, NodeDescription, NodeId, NodeRole, NodeSpec, Object, PREDEFINED_LABEL,
+    Sensitive,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -96,7 +97,9 @@ fn first_node(new: &NewCluster<'_>) -> Node {
 
 /// Driver and addresses are left to the allocator.
 fn ingress_spec() -> NetworkSpec {
-    NetworkSpec { annotations: Annotations { name: "ingress".into(), ..Annotations::default() }, ingress: true, ..NetworkSpec::default() }
+    let annotations = Annotations { name: "ingress".into(), ..Annotations::default() };
+    // Published ports answer on both families.
+    NetworkSpec { annotations, ingress: true, ipv6_enabled: true, ..NetworkSpec::default() }
 }
 
 /// A network that every node has by itself; the object is there so that services can name it.

@@ -1,21 +1,25 @@
 //! The one loop of all deciders: look, decide, write, wait.
 //!
-//! The pure deciders of `skep-plan` are asked in turn; what one proposes is committed before the next is asked, so that each
-//! sees the whole truth. They are told every change and look only at what it concerns. A run takes no input but the state: after
-//! a stale commit, a lost event or a change of leader everything is looked at again, by the same path.
+//! The pure deciders of `skep-plan` are asked in turn, each on what those before it proposed (see [`draft`]), until nobody has
+//! anything to add; then all is committed at once. They are told every change and look only at what it concerns. A run takes no
+//! input but the state: after a stale commit what was proposed is taken back and decided anew; after a lost event or a change of
+//! leader everything is looked at again.
 //!
 //! There is no pause between a change and the reaction to it. Under load changes gather by themselves while a commit is in
 //! flight.
 
 mod deciders;
+mod draft;
 
 use crate::clock::sleep_until;
 use crate::shared::Shared;
 use deciders::Deciders;
+use draft::Draft;
 use skep_failpoint::failpoint;
 use skep_plan::Plan;
 use skep_store::{Commit, Feed, FeedEvent, MAX_TRANSACTION_CHANGES, ProposeError, View};
 use skep_types::{Action, ClusterView as _, Timestamp, Version};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -38,12 +42,20 @@ pub(crate) struct Term {
     pub stop: CancellationToken,
 }
 
-
 /// Proposals that went stale one after the other before everything is looked at anew; each is a lost race.
 const STALE_IN_A_ROW: u32 = 20;
 
+/// Rounds of questions before what there is gets written: far more than any chain of answers needs.
+const MOST_ROUNDS: usize = 64;
+
+/// Objects in one draft; more are left for the next.
+const LARGE_DRAFT: usize = 1_000;
+
 /// Before the next try when the store cannot write now: its disk is full, or no majority answers.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
+
+/// Between two rounds of questions when nothing changed.
+const LEAST_WAIT: Duration = Duration::from_millis(2);
 
 /// What to do about a write that failed.
 pub(crate) enum Failed {
@@ -96,6 +108,14 @@ pub(crate) async fn drive(shared: Arc<Shared>, term: Term) -> Result<(), DriveEr
     }
 }
 
+/// The commits a draft became.
+#[derive(Default)]
+struct Own {
+    versions: BTreeSet<Version>,
+    /// Wishes may have had no effect: the version is then that of a commit of somebody else.
+    doubtful: bool,
+}
+
 struct Driver {
     shared: Arc<Shared>,
     feed: Feed,
@@ -118,7 +138,9 @@ impl Driver {
 
     async fn run(&mut self) -> Result<(), DriveError> {
         loop {
-            let wake_at = self.settle().await?;
+            // A wish to be asked again at once by who proposed nothing must not make us spin.
+            let earliest = self.shared.now() + LEAST_WAIT;
+            let wake_at = self.settle().await?.map(|when| when.max(earliest));
             let clock = self.shared.clock.clone();
             tokio::select! {
                 event = self.feed.next() => self.note(event)?,
@@ -127,55 +149,130 @@ impl Driver {
         }
     }
 
-    /// Asks until nobody has anything to propose. Returns when to ask again if nothing changes.
+    /// Decides and writes until nobody has anything to propose. Returns when to ask again if nothing changes.
     async fn settle(&mut self) -> Result<Option<Timestamp>, DriveError> {
         let mut stale = 0;
-        'again: loop {
-            let mut wake_at: Option<Timestamp> = None;
-            for index in 0..Deciders::COUNT {
-                let view = self.caught_up().await?;
-                let Plan { changes, wake_at: wish } = self.deciders.plan(index, &view, self.shared.now());
-                drop(view);
-                if changes.is_empty() {
-                    wake_at = [wake_at, wish].into_iter().flatten().min();
-                    continue;
-                }
-                tracing::debug!(decider = Deciders::name(index), changes = changes.len(), "decided");
-                match self.commit(changes).await.map_err(after_failure) {
-                    Ok(()) => stale = 0,
-                    Err(Failed::Stale) if stale < STALE_IN_A_ROW => {
-                        stale += 1;
-                        let view = self.caught_up().await?;
-                        self.deciders.refused(index, &view);
-                    }
-                    Err(Failed::Stale) => {
-                        tracing::warn!(decider = Deciders::name(index), "decisions stay stale, looking at everything anew");
-                        pause().await;
-                        self.restart();
-                    }
-                    Err(Failed::Pause) => {
-                        pause().await;
-                        self.restart();
-                    }
-                    Err(Failed::End(error)) => return Err(error),
-                }
-                continue 'again;
+        loop {
+            let mut draft = Draft::new(self.caught_up().await?);
+            let wake_at = self.decide(&mut draft);
+            if draft.is_empty() {
+                return Ok(wake_at);
             }
-            return Ok(wake_at);
+            let mut own = Own::default();
+            match self.commit(draft.actions(), &mut own).await.map_err(after_failure) {
+                Ok(()) => {
+                    stale = 0;
+                    self.confirm(draft, &own).await?;
+                }
+                Err(Failed::Stale) if stale < STALE_IN_A_ROW && own.versions.is_empty() => {
+                    stale += 1;
+                    self.take_back(draft);
+                }
+                Err(Failed::Stale) if stale < STALE_IN_A_ROW => {
+                    stale += 1;
+                    self.restart();
+                }
+                Err(Failed::Stale) => {
+                    tracing::warn!("decisions stay stale, looking at everything anew");
+                    pause().await;
+                    stale = 0;
+                    self.restart();
+                }
+                Err(Failed::Pause) => {
+                    pause().await;
+                    self.restart();
+                }
+                Err(Failed::End(error)) => return Err(error),
+            }
         }
     }
 
-    /// Writes in pieces that the store likes; each change stands for itself.
-    async fn commit(&mut self, mut changes: Vec<Action>) -> Result<(), ProposeError> {
+    /// Asks in turn until nobody has anything to add to the draft. Returns when the first wants to be asked again.
+    fn decide(&mut self, draft: &mut Draft) -> Option<Timestamp> {
+        'again: for _ in 0..MOST_ROUNDS {
+            let mut wake_at: Option<Timestamp> = None;
+            for index in 0..Deciders::COUNT {
+                let now = self.shared.now();
+                let Plan { changes, wake_at: wish } = self.deciders.plan(index, draft.view(), now);
+                wake_at = [wake_at, wish].into_iter().flatten().min();
+                if changes.is_empty() {
+                    continue;
+                }
+                let name = Deciders::name(index);
+                match draft.add(&changes, now) {
+                    Ok([]) => continue,
+                    Ok(changes) => {
+                        tracing::debug!(decider = name, changes = changes.len(), "decided");
+                        for change in changes {
+                            self.deciders.observe(change, now);
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(decider = name, %error, "a decider proposed what does not fit its own picture; building it anew");
+                        self.deciders = Deciders::new(draft.view(), now);
+                    }
+                }
+                if draft.len() >= LARGE_DRAFT {
+                    return Some(now);
+                }
+                continue 'again;
+            }
+            return wake_at;
+        }
+        Some(self.shared.now())
+    }
+
+    /// The draft is written: the deciders know it already. Commits of others in between are told now; if one touched the same
+    /// objects, the draft is taken back and all is told in the order it happened.
+    async fn confirm(&mut self, draft: Draft, own: &Own) -> Result<(), DriveError> {
+        let Some(last) = own.versions.last().copied() else { return Ok(()) };
+        let mut commits = Vec::new();
+        while self.seen < last {
+            match self.feed.next().await {
+                Some(FeedEvent::Commit(commit)) => {
+                    self.seen = self.seen.max(commit.version);
+                    commits.push(commit);
+                }
+                Some(FeedEvent::Resync) => {
+                    self.restart();
+                    return Ok(());
+                }
+                None => return Err(DriveError::StoreClosed),
+            }
+        }
+        let now = self.shared.now();
+        let is_own = |commit: &Commit| own.versions.contains(&commit.version);
+        let mixed = own.doubtful || commits.iter().any(|commit| !is_own(commit) && draft.meets(&commit.changes));
+        if mixed {
+            self.take_back(draft);
+        }
+        for commit in commits.iter().filter(|commit| mixed || !is_own(commit)) {
+            for change in &commit.changes {
+                self.deciders.observe(change, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_back(&mut self, draft: Draft) {
+        let now = self.shared.now();
+        for change in draft.undo() {
+            self.deciders.observe(&change, now);
+        }
+    }
+
+    /// Writes in pieces that the store likes; each change stands for itself. `own` are the versions it made.
+    async fn commit(&mut self, mut changes: Vec<Action>, own: &mut Own) -> Result<(), ProposeError> {
         let mut size = MAX_TRANSACTION_CHANGES;
         while !changes.is_empty() {
             let part = changes[..changes.len().min(size)].to_vec();
             let length = part.len();
             failpoint!("manager.drive.decided");
             match self.shared.propose(part).await {
-                Ok(_) => {
+                Ok(version) => {
                     failpoint!("manager.drive.committed");
-                    changes.drain(..length);
+                    own.doubtful |= !changes.drain(..length).any(|action| matches!(action, Action::Create(_) | Action::Update(_)));
+                    own.versions.insert(version);
                 }
                 // Large specs: fewer at a time.
                 Err(ProposeError::TooLarge { .. }) if length > 1 => size = length / 2,

@@ -161,9 +161,7 @@ async fn follow_leadership(shared: Arc<Shared>, dispatcher: Arc<Dispatcher>, hea
         mark_leader(&shared, now.is_leader);
         dispatcher.managers_changed();
         let stop = shared.stop.child_token();
-        let leading = async {
-            if now.is_leader { lead(&shared, &dispatcher, &stop).await } else { std::future::pending().await }
-        };
+        let leading = async { if now.is_leader { lead(&shared, &dispatcher, &stop).await } else { std::future::pending().await } };
         tokio::select! {
             () = shared.stop.cancelled() => {}
             changed = leadership.changed() => if changed.is_err() {
@@ -190,6 +188,7 @@ fn mark_leader(shared: &Shared, leads: bool) {
 async fn lead(shared: &Arc<Shared>, dispatcher: &Arc<Dispatcher>, stop: &CancellationToken) {
     let stop_on_drop = stop.clone().drop_guard();
     tracing::info!(node = %shared.local.id, "this manager leads");
+    skep_failpoint::failpoint!("manager.leader.began");
     let term = Term { stop: stop.clone() };
     let mut loops = JoinSet::new();
     loops.spawn(dispatcher.clone().run(term.clone()));

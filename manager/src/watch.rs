@@ -51,7 +51,9 @@ impl Watching {
                     }
                 }
                 Some(FeedEvent::Resync) => {
-                    return Err(Status::out_of_range("the changes asked for are not kept any more; list the objects again and watch from there"));
+                    return Err(Status::out_of_range(
+                        "the changes asked for are not kept any more; list the objects again and watch from there",
+                    ));
                 }
                 None => return Err(Status::unavailable("this manager stops")),
             }
@@ -89,8 +91,7 @@ impl v1::watch_server::Watch for WatchService {
             None => now,
         };
         let feed = self.shared.store.feed(from);
-        let state =
-            Watching { shared: self.shared.clone(), entries, with_old: request.include_old_object, feed, is_first: true };
+        let state = Watching { shared: self.shared.clone(), entries, with_old: request.include_old_object, feed, is_first: true };
         let messages = stream::unfold(Some(state), |state| async move {
             let mut state = state?;
             match state.next().await {

@@ -126,16 +126,20 @@ impl Claim {
             return Err(refuse());
         }
         let texts = |name: &str| -> Vec<String> {
-            headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).filter(|text| !text.is_empty()).map(str::to_owned).collect()
+            headers
+                .get_all(name)
+                .iter()
+                .filter_map(|value| value.to_str().ok())
+                .filter(|text| !text.is_empty())
+                .map(str::to_owned)
+                .collect()
         };
         let (nodes, clusters, units) = (texts("forwarded_cert_cn"), texts("forwarded_cert_org"), texts("forwarded_cert_ou"));
         match (nodes.as_slice(), clusters.first(), units.is_empty()) {
             ([], None, true) => Ok(None),
-            ([node], Some(cluster), false) => Ok(Some(Self {
-                node: node.parse().map_err(|_| refuse())?,
-                cluster: cluster.parse().map_err(|_| refuse())?,
-                units,
-            })),
+            ([node], Some(cluster), false) => {
+                Ok(Some(Self { node: node.parse().map_err(|_| refuse())?, cluster: cluster.parse().map_err(|_| refuse())?, units }))
+            }
             _ => Err(refuse()),
         }
     }

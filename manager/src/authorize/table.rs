@@ -39,7 +39,10 @@ const RULES: &[(&str, Rule)] = &[
 /// The rule for a gRPC path; `None` for a method that has none, which nobody may call.
 pub(crate) fn rule_for(path: &str) -> Option<Rule> {
     let method = path.strip_prefix("/docker.swarmkit.v1.")?;
-    RULES.iter().find(|(prefix, _)| if prefix.ends_with('/') { method.starts_with(prefix) } else { method == *prefix }).map(|(_, rule)| *rule)
+    RULES
+        .iter()
+        .find(|(prefix, _)| if prefix.ends_with('/') { method.starts_with(prefix) } else { method == *prefix })
+        .map(|(_, rule)| *rule)
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use skep_ca::{NodeRole, role_of_token};
 use skep_proto::{ToWire as _, parse, v1};
 use skep_store::{ApplyError, FeedEvent, ProposeError};
 use skep_types::{
-    Action, Availability, Certificate, ClusterView as _, FieldError, IssuanceState, Kind, Membership, Node, NodeId, NodeSpec, Object, Version,
+    Action, Availability, Certificate, ClusterView as _, FieldError, IssuanceState, Kind, Membership, Node, NodeId, NodeSpec, Object,
+    Version,
 };
 use std::sync::Arc;
 use std::time::Duration;

@@ -21,9 +21,7 @@ pub(crate) async fn sign(shared: Arc<Shared>, term: Term) -> Result<(), DriveErr
     drop(view);
     loop {
         let is_done = sign_waiting(&shared, &mut waiting).await?;
-        let retry = async {
-            if is_done { std::future::pending().await } else { tokio::time::sleep(RETRY).await }
-        };
+        let retry = async { if is_done { std::future::pending().await } else { tokio::time::sleep(RETRY).await } };
         tokio::select! {
             () = term.stop.cancelled() => return Ok(()),
             () = retry => {}

@@ -1,9 +1,9 @@
 //! The cluster object: get, list, update.
 
-use super::validate;
 use super::errors::{id, invalid, missing, out_of_sequence};
 use super::filter;
 use super::node::drop_old_removals;
+use super::validate;
 use crate::shared::Shared;
 use skep_ca::JoinToken;
 use skep_proto::{ToWire as _, parse_required, redact_cluster, v1};
@@ -27,7 +27,8 @@ pub(super) fn get(shared: &Shared, request: &v1::GetClusterRequest) -> Result<v1
 pub(super) fn list(shared: &Shared, request: v1::ListClustersRequest) -> v1::ListClustersResponse {
     let filters = request.filters.unwrap_or_default();
     let view = shared.store.view();
-    let clusters = view.cluster().into_iter().filter(|cluster| filter::clusters(&filters, cluster)).map(|cluster| answer(cluster)).collect();
+    let clusters =
+        view.cluster().into_iter().filter(|cluster| filter::clusters(&filters, cluster)).map(|cluster| answer(cluster)).collect();
     v1::ListClustersResponse { clusters }
 }
 

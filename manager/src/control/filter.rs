@@ -4,7 +4,6 @@
 
 use skep_types::{Cluster, Labels, Network, Node, Runtime, Service, Task, TaskSpec};
 
-
 /// Names, beginnings of names and of ids, and labels: what every list call offers.
 #[derive(Debug, Default)]
 pub(crate) struct Common<'a> {

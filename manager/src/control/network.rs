@@ -1,14 +1,12 @@
 //! Networks: create, get, list, remove. There is no update.
 
-use super::validate;
 use super::errors::{id, invalid, missing};
 use super::filter;
+use super::validate;
 use crate::shared::Shared;
 use skep_proto::{ToWire as _, parse_required, v1};
 use skep_store::View;
-use skep_types::{
-    Action, ClusterView as _, FieldError, Kind, Network, NetworkId, NetworkSpec, Object, PREDEFINED_LABEL, TaskState,
-};
+use skep_types::{Action, ClusterView as _, FieldError, Kind, Network, NetworkId, NetworkSpec, Object, PREDEFINED_LABEL, TaskState};
 use std::sync::Arc;
 use tonic::Status;
 

@@ -1,8 +1,8 @@
 //! Nodes: get, list, update, remove.
 
-use super::validate;
 use super::errors::{id, invalid, missing, out_of_sequence};
 use super::filter;
+use super::validate;
 use crate::clock::timestamp;
 use crate::shared::Shared;
 use rustls::pki_types::CertificateDer;
@@ -10,7 +10,8 @@ use rustls::pki_types::pem::PemObject as _;
 use skep_ca::PeerIdentity;
 use skep_proto::{ToWire as _, parse_required, v1};
 use skep_types::{
-    Action, Cluster, ClusterView as _, Kind, Node, NodeId, NodeRole, NodeSpec, NodeState, Object, Task, TaskState, TaskStatus, Timestamp, Version,
+    Action, Cluster, ClusterView as _, Kind, Node, NodeId, NodeRole, NodeSpec, NodeState, Object, Task, TaskState, TaskStatus, Timestamp,
+    Version,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -91,6 +92,7 @@ pub(super) async fn remove(shared: &Shared, request: v1::RemoveNodeRequest) -> R
         actions.extend(view.tasks_on_node(&id).filter(|task| task.status.state < TaskState::Complete).map(|task| orphaned(task, now)));
         actions
     };
+    skep_failpoint::failpoint!("manager.control.node.removing");
     shared.write(actions).await?;
     Ok(v1::RemoveNodeResponse {})
 }

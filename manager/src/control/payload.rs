@@ -1,13 +1,13 @@
 //! Secrets and configs: create, get, list, update (labels only), remove. What differs between the two is small.
 
-use super::validate;
 use super::errors::{id, invalid, missing, out_of_sequence};
 use super::filter::{self, common};
+use super::validate;
 use crate::shared::Shared;
 use skep_proto::{ToWire as _, parse_required, redact_secret, v1};
 use skep_types::{
-    Action, Annotations, ClusterView as _, Config, ConfigId, ConfigSpec, FieldError, Kind, Object, ResourceKind, Secret, SecretId, SecretSpec,
-    TaskSpec, Version,
+    Action, Annotations, ClusterView as _, Config, ConfigId, ConfigSpec, FieldError, Kind, Object, ResourceKind, Secret, SecretId,
+    SecretSpec, TaskSpec, Version,
 };
 use std::sync::Arc;
 use tonic::Status;

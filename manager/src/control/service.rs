@@ -59,7 +59,12 @@ pub(super) fn list(shared: &Shared, request: v1::ListServicesRequest) -> v1::Lis
     let view = shared.store.view();
     // One name is the usual question, and has an index. Names are unique ignoring case, filters are not.
     let services: Vec<v1::Service> = match filters.names.as_slice() {
-        [name] => view.service_by_name(name).into_iter().filter(|service| filter::services(&filters, service)).map(|service| service.to_wire()).collect(),
+        [name] => view
+            .service_by_name(name)
+            .into_iter()
+            .filter(|service| filter::services(&filters, service))
+            .map(|service| service.to_wire())
+            .collect(),
         _ => view.services().filter(|service| filter::services(&filters, service)).map(|service| service.to_wire()).collect(),
     };
     v1::ListServicesResponse { services }
@@ -70,7 +75,9 @@ pub(super) async fn update(shared: &Shared, request: v1::UpdateServiceRequest) -
     let version: Version = parse_required("service_version", request.service_version).map_err(invalid)?;
     let rollback = match v1::update_service_request::Rollback::try_from(request.rollback) {
         Ok(rollback) => rollback == v1::update_service_request::Rollback::Previous,
-        Err(_) => return Err(Status::invalid_argument(format!("rollback: {} is not known; use 0 (NONE) or 1 (PREVIOUS)", request.rollback))),
+        Err(_) => {
+            return Err(Status::invalid_argument(format!("rollback: {} is not known; use 0 (NONE) or 1 (PREVIOUS)", request.rollback)));
+        }
     };
     let spec = parse_spec(request.spec)?;
     let new = {

@@ -58,10 +58,8 @@ fn subnet(config: &IpamConfig) -> Result<(), FieldError> {
         }
     }
     if !config.gateway.is_empty() {
-        let gateway: IpAddr = config
-            .gateway
-            .parse()
-            .map_err(|_| FieldError::new("gateway", format!("{:?} is not an IP address", config.gateway)))?;
+        let gateway: IpAddr =
+            config.gateway.parse().map_err(|_| FieldError::new("gateway", format!("{:?} is not an IP address", config.gateway)))?;
         if !net.contains(gateway) {
             return Err(FieldError::new("gateway", format!("{gateway} is not inside the subnet {}", config.subnet)));
         }
@@ -172,7 +170,8 @@ mod tests {
     #[test]
     fn a_payload_has_a_name_and_a_size() {
         let secret_of = |name: &str, size: usize| {
-            secret(&SecretSpec { annotations: named(name), data: Sensitive(vec![1; size]), ..SecretSpec::default() }).map_err(|error| error.field)
+            secret(&SecretSpec { annotations: named(name), data: Sensitive(vec![1; size]), ..SecretSpec::default() })
+                .map_err(|error| error.field)
         };
         assert_eq!(secret_of("a.b-c_d", 1), Ok(()));
         assert_eq!(secret_of("s", SECRET_MAX_BYTES), Ok(()));

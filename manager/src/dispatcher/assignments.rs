@@ -117,7 +117,8 @@ impl AssignmentSet {
         let mut tasks = Vec::new();
         let mut gone = Vec::new();
         for id in candidates {
-            let wanted = view.task(&id).filter(|task| task.node_id.as_ref() == Some(&self.node) && task.status.state >= TaskState::Assigned);
+            let wanted =
+                view.task(&id).filter(|task| task.node_id.as_ref() == Some(&self.node) && task.status.state >= TaskState::Assigned);
             match wanted {
                 Some(task) => self.tell(view, task, &mut dependencies, &mut tasks, &mut gone),
                 None => {
@@ -166,7 +167,8 @@ impl AssignmentSet {
             return;
         };
         let released = if alive { Needs::default() } else { std::mem::take(&mut known.needs) };
-        if known.task.meta.version != task.meta.version && (task.status.state <= TaskState::Assigned || !same_but_status(&known.task, task)) {
+        if known.task.meta.version != task.meta.version && (task.status.state <= TaskState::Assigned || !same_but_status(&known.task, task))
+        {
             tasks.push(Change::Task(task.clone()));
         }
         known.task = task.clone();

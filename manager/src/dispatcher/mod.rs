@@ -269,6 +269,7 @@ impl Dispatcher {
                 session.end(Ended::NotRegistered);
             }
             state.pending.node(node, NodeNews::Down);
+            failpoint!("manager.dispatcher.node.down");
         }
         drop(state);
         self.writer_wake.notify_one();

@@ -9,8 +9,11 @@ use tokio::sync::oneshot;
 /// What is to be written about a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NodeNews {
-    /// It has a session.
-    Registered { description: NodeDescription, addr: String },
+    /// It has a session. What it does not describe stays as it was.
+    Registered {
+        description: Option<NodeDescription>,
+        addr: String,
+    },
     Down,
     /// A new leader has not heard of it yet.
     Unknown,
@@ -22,7 +25,7 @@ impl NodeNews {
         let mut new = Node::clone(node);
         match self {
             Self::Registered { description, addr } => {
-                new.description = Some(description.clone());
+                new.description = description.clone().or(new.description);
                 new.status = skep_types::NodeStatus { state: NodeState::Ready, message: String::new(), addr: addr.clone() };
             }
             Self::Down => {

@@ -8,7 +8,7 @@ use crate::authorize::{Caller, caller};
 use crate::control::errors::invalid;
 use futures_util::stream::BoxStream;
 use skep_failpoint::failpoint;
-use skep_proto::{FromWire as _, ToWire as _, parse_required, v1};
+use skep_proto::{FromWire as _, ToWire as _, parse, v1};
 use skep_types::{ClusterView as _, NodeDescription, SessionId, TaskId, TaskStatus};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -33,7 +33,7 @@ impl DispatcherService {
     }
 
     /// Keeps the session the agent had, or registers the node anew. Ends when the node's state has been written.
-    async fn register(&self, caller: &Caller, description: NodeDescription, last: &str) -> Result<Arc<Session>, Status> {
+    async fn register(&self, caller: &Caller, description: Option<NodeDescription>, last: &str) -> Result<Arc<Session>, Status> {
         let dispatcher = &*self.dispatcher;
         let node = caller.node()?.clone();
         let period = dispatcher.period();
@@ -83,10 +83,7 @@ impl v1::dispatcher_server::Dispatcher for DispatcherService {
         let caller = caller(&request)?;
         let request = request.into_inner();
         // A genuine agent may have nothing to describe yet.
-        let description = match request.description {
-            Some(description) => parse_required("description", Some(description)).map_err(invalid)?,
-            None => NodeDescription::default(),
-        };
+        let description = request.description.map(|description| parse("description", description)).transpose().map_err(invalid)?;
         let session = self.register(&caller, description, &request.session_id).await?;
         Ok(Response::new(streams::session(self.dispatcher.shared.clone(), session)))
     }

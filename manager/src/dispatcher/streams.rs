@@ -5,6 +5,7 @@ use super::inbox::{Inbox, quiet_after};
 use super::session::Session;
 use crate::shared::Shared;
 use futures_util::stream::{self, BoxStream};
+use skep_failpoint::failpoint;
 use skep_proto::{ToWire, v1};
 use skep_types::{ClusterView, TaskState};
 use std::sync::Arc;
@@ -108,6 +109,7 @@ impl AssignmentStream {
     /// The chain of `applies_to` and `results_in` never has a gap: an agent that sees one reopens the stream.
     fn message(&mut self, kind: v1::assignments_message::Type, changes: Vec<Change>) -> v1::AssignmentsMessage {
         let applies_to = if self.counter == 0 { String::new() } else { self.counter.to_string() };
+        failpoint!("manager.dispatcher.assignments.decided");
         self.counter += 1;
         self.quiet_until = quiet_after(changes.len(), Instant::now());
         v1::AssignmentsMessage {

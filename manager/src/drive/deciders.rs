@@ -172,18 +172,6 @@ impl Deciders {
         }
     }
 
-    /// A decider's proposal was refused: what it was about is looked at again.
-    pub(super) fn refused(&mut self, index: usize, view: &View) {
-        match index {
-            0 => self.services.now.extend(skep_plan::all_services(view)),
-            1 => self.enforcing.extend(view.nodes().map(|node| node.id.clone())),
-            2 => self.allocator = Allocator::new(view),
-            3 => self.scheduler = Scheduler::new(view),
-            4 => self.orphaning.now.extend(self.down.keys().cloned()),
-            _ => self.reaping.extend(skep_plan::all_services(view)),
-        }
-    }
-
     fn plan_services(&mut self, view: &View, now: Timestamp) -> Plan {
         let Concerned { services, nodes } = std::mem::take(&mut self.concerned);
         self.services.now.extend(services);

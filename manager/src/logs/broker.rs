@@ -87,8 +87,15 @@ impl Broker {
                 progress.problems.push(format!("node {node} is not available"));
             }
         }
-        let subscription =
-            Arc::new(Subscription { id: id.clone(), selector, follow, message, lines, progress: Mutex::new(progress), finished: Notify::new() });
+        let subscription = Arc::new(Subscription {
+            id: id.clone(),
+            selector,
+            follow,
+            message,
+            lines,
+            progress: Mutex::new(progress),
+            finished: Notify::new(),
+        });
         state.wake(&subscription);
         state.subscriptions.insert(id, subscription.clone());
         drop(state);

@@ -51,6 +51,7 @@ impl v1::logs_server::Logs for LogService {
         let id = SubscriptionId::from_random(rand::random());
         tracing::debug!(subscription = %id, nodes = selection.nodes.len(), follow, "logs subscribed");
         let reader = self.shared.broker.subscribe(id, selector, request, selection);
+        skep_failpoint::failpoint!("manager.logs.subscribed");
         let stop = self.shared.stop.clone();
         let lines = stream::unfold(Some((reader, stop)), |state| async move {
             let (mut reader, stop): (Reader, _) = state?;

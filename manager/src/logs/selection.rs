@@ -80,6 +80,8 @@ fn ids<T: std::str::FromStr<Err = skep_types::BadId> + Ord>(field: &str, texts: 
     texts
         .iter()
         .enumerate()
-        .map(|(index, text)| text.parse().map_err(|error: skep_types::BadId| FieldError::new(format!("{field}[{index}]"), error.to_string())))
+        .map(|(index, text)| {
+            text.parse().map_err(|error: skep_types::BadId| FieldError::new(format!("{field}[{index}]"), error.to_string()))
+        })
         .collect()
 }

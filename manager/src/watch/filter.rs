@@ -122,7 +122,8 @@ mod tests {
     #[test]
     fn kind_action_and_every_filter_must_fit() {
         let id = NodeId::for_test(7).to_string();
-        let matches = |kind, action, filters| parse(vec![entry(kind, action, filters)]).unwrap().iter().any(|entry| entry.matches(&created()));
+        let matches =
+            |kind, action, filters| parse(vec![entry(kind, action, filters)]).unwrap().iter().any(|entry| entry.matches(&created()));
         assert!(matches("node", CREATE | REMOVE, vec![By::Id(id.clone())]));
         assert!(!matches("node", UPDATE, vec![]));
         assert!(!matches("task", CREATE, vec![]));

@@ -1,8 +1,6 @@
 //! What an absent part of a service spec means, written out (`SK/api/defaults/service.go`).
 
-use skep_types::{
-    DnsConfig, Placement, ResourceRequirements, RestartCondition, RestartPolicy, Runtime, Service, UpdateConfig,
-};
+use skep_types::{DnsConfig, Placement, ResourceRequirements, RestartCondition, RestartPolicy, Runtime, Service, UpdateConfig};
 use std::sync::Arc;
 use std::time::Duration;
 

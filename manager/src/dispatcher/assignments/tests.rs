@@ -1,8 +1,8 @@
 use super::*;
 use skep_store::{Tables, View};
 use skep_types::{
-    Action, Annotations, ConfigSpec, ContainerSpec, Object, Runtime, SecretReference, SecretSpec, Sensitive, TaskSpec, TaskStatus, Timestamp,
-    Version,
+    Action, Annotations, ConfigSpec, ContainerSpec, Object, Runtime, SecretReference, SecretSpec, Sensitive, TaskSpec, TaskStatus,
+    Timestamp, Version,
 };
 
 /// A little cluster that can be changed.

@@ -1,13 +1,11 @@
 //! A real manager on loopback: real store on disk, real TLS, real gRPC; and agents that play their tasks.
 
-#![allow(dead_code, reason = "each test file uses its part")]
-
 use hyper_util::rt::TokioIo;
 use skep_ca::{Connector, DEFAULT_LIFETIME, Identity, RootCa, SecurityConfig, Subject};
 use skep_manager::{Manager, ManagerConfig, ManagerHandle, NewCluster, initial_objects, serve};
-use skep_proto::v1::{self, control_client::ControlClient, dispatcher_client::DispatcherClient};
+use skep_proto::v1::{self, control_client::ControlClient, dispatcher_client::DispatcherClient, node_ca_client::NodeCaClient};
 use skep_store::{Alone, Member, Store, StoreConfig, system_clock};
-use skep_types::{Availability, ClusterId, NetworkId, NodeId, NodeRole};
+use skep_types::{Availability, ClusterId, ClusterView as _, NetworkId, NodeId, NodeRole};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -32,7 +30,7 @@ pub struct Cluster {
     pub manager: Option<ManagerHandle>,
     stop: CancellationToken,
     servers: JoinSet<()>,
-    dir: TempDir,
+    _dir: TempDir,
 }
 
 impl Cluster {
@@ -43,8 +41,7 @@ impl Cluster {
         let dir = tempfile::tempdir().unwrap();
         let (cluster_id, node_id) = (ClusterId::from_random(rand::random()), NodeId::from_random(rand::random()));
         let root = RootCa::generate(SystemTime::now()).unwrap();
-        let identity =
-            Identity::of_first_manager(&root, node_id.clone(), cluster_id.clone(), DEFAULT_LIFETIME, SystemTime::now()).unwrap();
+        let identity = Identity::of_first_manager(&root, node_id.clone(), cluster_id.clone(), DEFAULT_LIFETIME, SystemTime::now()).unwrap();
         let certificate = identity.chain_pem().into_bytes();
         let security = SecurityConfig::new(identity).unwrap();
         let member = Member { node_id: node_id.to_string(), addr: String::new() };
@@ -68,8 +65,18 @@ impl Cluster {
         store.propose(actions).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let mut this =
-            Self { store, root, security, cluster_id, node_id, addr, manager: None, stop: CancellationToken::new(), servers: JoinSet::new(), dir };
+        let mut this = Self {
+            store,
+            root,
+            security,
+            cluster_id,
+            node_id,
+            addr,
+            manager: None,
+            stop: CancellationToken::new(),
+            servers: JoinSet::new(),
+            _dir: dir,
+        };
         this.start_manager(listener);
         this
     }
@@ -122,6 +129,41 @@ impl Cluster {
         ControlClient::new(self.channel(&self.security).await)
     }
 
+    /// Joins a new node by token, as its own skepd would.
+    pub async fn join(&self, role: NodeRole) -> SecurityConfig {
+        let channel = self.try_channel(Connector::bootstrap(self.root.bundle()).unwrap()).await.unwrap();
+        let mut ca = NodeCaClient::new(channel);
+        let key = skep_ca::NodeKey::generate().unwrap();
+        let csr = key.request().unwrap().into_bytes();
+        let request = v1::IssueNodeCertificateRequest { csr: csr.clone(), token: self.token(role), ..Default::default() };
+        let issued = ca.issue_node_certificate(request).await.unwrap().into_inner();
+        let status =
+            ca.node_certificate_status(v1::NodeCertificateStatusRequest { node_id: issued.node_id.clone() }).await.unwrap().into_inner();
+        let certificate = status.certificate.unwrap();
+        assert_eq!(certificate.csr, csr, "the request is echoed");
+        assert_eq!(status.status.unwrap().state, v1::issuance_status::State::Issued as i32);
+        let chain = String::from_utf8(certificate.certificate).unwrap();
+        let identity = Identity::new(key, &chain, self.root.bundle().clone(), SystemTime::now()).unwrap();
+        assert_eq!((identity.node_id().as_str(), identity.role()), (issued.node_id.as_str(), role));
+        SecurityConfig::new(identity).unwrap()
+    }
+
+    pub fn token(&self, role: NodeRole) -> String {
+        let tokens = self.store.view().cluster().unwrap().root_ca.join_tokens.clone();
+        if role == NodeRole::Manager { tokens.manager.0 } else { tokens.worker.0 }
+    }
+
+    /// Sets how often agents are to beat.
+    pub async fn heartbeat_period(&self, period: Duration) {
+        let mut control = self.control().await;
+        let cluster = control.list_clusters(v1::ListClustersRequest::default()).await.unwrap().into_inner().clusters.remove(0);
+        let mut spec = cluster.spec.unwrap();
+        spec.dispatcher = Some(v1::DispatcherConfig { heartbeat_period: Some(period.try_into().unwrap()) });
+        let version = cluster.meta.unwrap().version;
+        let request = v1::UpdateClusterRequest { cluster_id: cluster.id, cluster_version: version, spec: Some(spec), rotation: None };
+        control.update_cluster(request).await.unwrap();
+    }
+
     /// An identity with the given role, made by this cluster's CA without asking.
     pub fn identity(&self, role: NodeRole) -> SecurityConfig {
         let key = skep_ca::NodeKey::generate().unwrap();
@@ -133,6 +175,13 @@ impl Cluster {
     /// The agent of the first node.
     pub async fn agent(&self) -> Agent {
         Agent::start(self.channel(&self.security).await, true).await
+    }
+
+    /// Another node with its agent.
+    pub async fn another_agent(&self) -> (NodeId, Agent) {
+        let security = self.join(NodeRole::Worker).await;
+        let node = security.identity().unwrap().node_id().clone();
+        (node, Agent::start(self.channel(&security).await, true).await)
     }
 }
 
@@ -152,7 +201,7 @@ pub struct Agent {
     pub session_id: String,
     pub played: Arc<Mutex<Played>>,
     changed: mpsc::Receiver<()>,
-    loops: JoinSet<()>,
+    _loops: JoinSet<()>,
 }
 
 pub fn description(hostname: &str) -> v1::NodeDescription {
@@ -204,7 +253,7 @@ impl Agent {
                 }
             }
         });
-        Self { client, session_id, played, changed, loops }
+        Self { client, session_id, played, changed, _loops: loops }
     }
 
     /// Waits until what was told fulfils a wish.

@@ -1,9 +1,7 @@
 //! From `CreateService` to running tasks and back, with an agent that plays them.
 
-mod support;
-
+use crate::support::{Cluster, eventually, running, service, tasks};
 use skep_proto::v1;
-use support::{Cluster, eventually, running, service, tasks};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_is_created_scaled_and_removed() {
