@@ -2,8 +2,14 @@
 //!
 //! Every call here is a system call or two and blocks for micro- to milliseconds; all of it runs on the owner's thread.
 //! A netlink socket stays in the network namespace it was opened in, whoever uses it later.
+//!
+//! Routing messages are those of `netlink-packet-route`, in part built with `rtnetlink`; those crates are named nowhere
+//! else. nf_tables and conntrack have no such crate and are written with [`wire`].
 
-pub(crate) mod route; // links, addresses, routes, neighbours, rules
+mod message; // changes and questions as messages of the routing family
+pub(crate) mod route; // sending them: links, addresses, routes, neighbours, rules
 mod route_read; // the same, read back
 pub(crate) mod socket; // one socket, requests and their acknowledgements
 pub(crate) mod wire; // headers and attributes as bytes
+
+pub(crate) use message::VethEnd;

@@ -1,22 +1,28 @@
 //! Reading what of ours is in a namespace.
+//!
+//! A namespace holds things of others, of kinds and with attributes that `netlink-packet-route` may not know or refuse to
+//! read. So the fixed part of a message is looked at first, only what may be ours is decoded further, and of a link's sixty
+//! attributes only those that matter.
 
-use super::route::{PROTOCOL, RouteSocket};
+use super::message::{self, PROTOCOL};
+use super::route::RouteSocket;
 use super::socket::{DUMP, REQUEST};
-use super::wire::{self, Message, Writer};
+use super::wire::Message;
 use crate::plan::{Link, Neighbour, Route, RouteKind, Rule, State};
 use crate::wanted::Mac;
 use ipnet::IpNet;
+use netlink_packet_core::{NlaBuffer, NlasIterator, Parseable, ParseableParametrized};
+use netlink_packet_route::address::{AddressAttribute, AddressHeader};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkHeader};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourHeader};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteLwEnCapType, RouteProtocol, RouteType};
+use netlink_packet_route::rule::{RuleAttribute, RuleHeader};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::libc;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// `RTEXT_FILTER_SKIP_STATS`: a link without its counters takes a third of the bytes.
-pub(super) const SKIP_STATISTICS: u32 = 1 << 3;
-pub(super) const FRA_SRC: u16 = 2;
-pub(super) const FRA_PRIORITY: u16 = 6;
-pub(super) const FRA_TABLE: u16 = 15;
-pub(super) const FRA_PROTOCOL: u16 = 21;
 /// What the kernel gives an IPv6 route without a metric (`IP6_RT_PRIO_USER`).
 const USUAL_METRIC_V6: u32 = 1024;
 
@@ -25,7 +31,7 @@ impl RouteSocket {
     pub(crate) fn read(&mut self, ours: impl Fn(&str) -> bool) -> io::Result<State> {
         let mut state = State::default();
         let mut names = BTreeMap::new();
-        self.dump(libc::RTM_GETLINK, &link_request(), |message| {
+        self.dump(message::get_links(), |message| {
             if let Some((index, name, link)) = read_link(&message)
                 && ours(&name)
             {
@@ -34,7 +40,7 @@ impl RouteSocket {
             }
         })?;
         self.read_on(&mut state, &names, None)?;
-        self.dump(libc::RTM_GETRULE, &[0; 12], |message| state.rules.extend(read_rule(&message)))?;
+        self.dump(message::get_rules(), |message| state.rules.extend(read_rule(&message)))?;
         Ok(state)
     }
 
@@ -51,19 +57,17 @@ impl RouteSocket {
 
     /// Adds what is on the links with those names and indexes; the kernel gives that of `only` alone, if given.
     fn read_on(&mut self, state: &mut State, names: &BTreeMap<u32, String>, only: Option<u32>) -> io::Result<()> {
-        self.dump(libc::RTM_GETADDR, &address_request(only), |message| {
+        self.dump(message::get_addresses(only), |message| {
             if let Some((index, address)) = read_address(&message)
                 && let Some(link) = names.get(&index).and_then(|name| state.links.get_mut(name))
             {
                 link.addresses.insert(address);
             }
         })?;
-        // struct rtmsg and struct ndmsg have 12 bytes both.
-        let filtered = |kind| filtered(kind, only);
-        self.dump(libc::RTM_GETROUTE, &filtered(libc::RTA_OIF), |message| {
+        self.dump(message::get_routes(only), |message| {
             state.routes.extend(read_route(&message, names));
         })?;
-        self.dump(libc::RTM_GETNEIGH, &filtered(libc::NDA_IFINDEX), |message| {
+        self.dump(message::get_neighbours(only), |message| {
             state.neighbours.extend(read_neighbour(&message, names));
         })
     }
@@ -71,68 +75,52 @@ impl RouteSocket {
     /// Every address in the namespace, whoever's.
     pub(crate) fn all_addresses(&mut self) -> io::Result<Vec<IpAddr>> {
         let mut addresses = Vec::new();
-        self.dump(libc::RTM_GETADDR, &[0; 8], |message| {
+        self.dump(message::get_addresses(None), |message| {
             addresses.extend(read_address(&message).map(|(_, address)| address.addr()));
         })?;
         Ok(addresses)
     }
 
-    fn dump(&mut self, kind: u16, body: &[u8], each: impl FnMut(Message<'_>)) -> io::Result<()> {
-        let sequence = self.0.next_sequence();
-        let mut out = Writer::default();
-        out.begin(kind, REQUEST | DUMP, sequence).put(body);
-        out.end();
-        self.0.dump(&out, sequence, each)
+    fn dump(&mut self, question: RouteNetlinkMessage, each: impl FnMut(Message<'_>)) -> io::Result<()> {
+        self.answers(question, REQUEST | DUMP, each)
     }
 }
 
-/// struct ifaddrmsg
-fn address_request(only: Option<u32>) -> Vec<u8> {
-    [[0; 4], only.unwrap_or(0).to_ne_bytes()].concat()
+/// The attributes of those kinds, behind a fixed part of so many bytes.
+fn attributes<'a>(message: &Message<'a>, fixed: usize, kinds: &'static [u16]) -> impl Iterator<Item = NlaBuffer<&'a [u8]>> {
+    let all = NlasIterator::new(message.body.get(fixed..).unwrap_or(&[])).map_while(Result::ok);
+    all.filter(|attribute| kinds.contains(&attribute.kind()))
 }
 
-fn filtered(link_attribute: u16, only: Option<u32>) -> Vec<u8> {
-    let mut out = Writer::default();
-    out.put(&[0; 12]);
-    if let Some(index) = only {
-        out.host_u32(link_attribute, index);
-    }
-    out.as_bytes().to_vec()
-}
-
-/// struct ifinfomsg and the wish for no statistics.
-fn link_request() -> Vec<u8> {
-    let mut out = Writer::default();
-    out.put(&[0; 16]).host_u32(libc::IFLA_EXT_MASK, SKIP_STATISTICS);
-    out.as_bytes().to_vec()
-}
-
-fn address(bytes: &[u8]) -> Option<IpAddr> {
-    <[u8; 4]>::try_from(bytes)
-        .map(|bytes| IpAddr::V4(Ipv4Addr::from(bytes)))
-        .or_else(|_| <[u8; 16]>::try_from(bytes).map(|bytes| IpAddr::V6(Ipv6Addr::from(bytes))))
-        .ok()
-}
-
-fn number(body: &[u8], skip: usize, kind: u16) -> Option<u32> {
-    wire::attribute(body, skip, kind).and_then(|value| wire::u32_at(value, 0))
-}
-
+/// Index, name and what else is of interest.
 fn read_link(message: &Message<'_>) -> Option<(u32, String, Link)> {
     const FIXED: usize = 16;
-    let body = message.body;
-    let name = wire::text(wire::attribute(body, FIXED, libc::IFLA_IFNAME)?);
-    let mac = wire::attribute(body, FIXED, libc::IFLA_ADDRESS).and_then(|mac| mac.try_into().ok()).map(Mac);
-    let link =
-        Link { mtu: number(body, FIXED, libc::IFLA_MTU), mac, up: wire::u32_at(body, 8)? & libc::IFF_UP as u32 != 0, ..Link::default() };
-    Some((wire::u32_at(body, 4)?, name, link))
+    let header = LinkHeader::parse(message.body).ok()?;
+    let mut name = None;
+    let mut link = Link { up: header.flags.contains(LinkFlags::Up), ..Link::default() };
+    for attribute in attributes(message, FIXED, &[libc::IFLA_IFNAME, libc::IFLA_ADDRESS, libc::IFLA_MTU]) {
+        match LinkAttribute::parse_with_param(&attribute, header.interface_family).ok()? {
+            LinkAttribute::IfName(text) => name = Some(text),
+            LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok().map(Mac),
+            LinkAttribute::Mtu(mtu) => link.mtu = Some(mtu),
+            _ => {}
+        }
+    }
+    Some((header.index, name?, link))
 }
 
 fn read_address(message: &Message<'_>) -> Option<(u32, IpNet)> {
     const FIXED: usize = 8;
-    let body = message.body;
-    let local = wire::attribute(body, FIXED, libc::IFA_LOCAL).or_else(|| wire::attribute(body, FIXED, libc::IFA_ADDRESS));
-    let address = address(local?)?;
+    let header = AddressHeader::parse(message.body).ok()?;
+    let (mut own, mut other) = (None, None);
+    for attribute in attributes(message, FIXED, &[libc::IFA_LOCAL, libc::IFA_ADDRESS]) {
+        match AddressAttribute::parse(&attribute).ok()? {
+            AddressAttribute::Local(address) => own = Some(address),
+            AddressAttribute::Address(address) => other = Some(address),
+            _ => {}
+        }
+    }
+    let address = own.or(other)?;
     let made_by_the_kernel = match address {
         IpAddr::V4(address) => address.is_loopback(),
         IpAddr::V6(address) => address.is_loopback() || address.is_unicast_link_local(),
@@ -140,61 +128,85 @@ fn read_address(message: &Message<'_>) -> Option<(u32, IpNet)> {
     if made_by_the_kernel {
         return None;
     }
-    Some((wire::u32_at(body, 4)?, IpNet::new(address, *body.get(1)?).ok()?))
+    Some((header.index, IpNet::new(address, header.prefix_len).ok()?))
 }
 
 fn read_route(message: &Message<'_>, names: &BTreeMap<u32, String>) -> Option<Route> {
     const FIXED: usize = 12;
-    let body = message.body;
-    let (family, length, protocol, kind) = (*body.first()?, *body.get(1)?, *body.get(5)?, *body.get(7)?);
-    if protocol != PROTOCOL {
+    const KINDS: &[u16] = &[libc::RTA_DST, libc::RTA_OIF, libc::RTA_GATEWAY, libc::RTA_PRIORITY, libc::RTA_TABLE];
+    let header = RouteHeader::parse(message.body).ok()?;
+    if header.protocol != RouteProtocol::Other(PROTOCOL) {
         return None;
     }
-    let nowhere: IpAddr = match i32::from(family) {
-        libc::AF_INET => Ipv4Addr::UNSPECIFIED.into(),
-        libc::AF_INET6 => Ipv6Addr::UNSPECIFIED.into(),
+    let mut to: IpAddr = match header.address_family {
+        AddressFamily::Inet => Ipv4Addr::UNSPECIFIED.into(),
+        AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
         _ => return None,
     };
-    let to = wire::attribute(body, FIXED, libc::RTA_DST).and_then(address).unwrap_or(nowhere);
-    let link = || number(body, FIXED, libc::RTA_OIF).and_then(|index| names.get(&index)).cloned();
-    let kind = match kind {
-        libc::RTN_UNREACHABLE => RouteKind::Unreachable,
-        libc::RTN_LOCAL => RouteKind::Local { link: link()? },
-        libc::RTN_UNICAST => {
-            let gateway = wire::attribute(body, FIXED, libc::RTA_GATEWAY).and_then(address);
-            RouteKind::Through { link: link()?, gateway }
+    let (mut link, mut gateway, mut metric, mut table) = (None, None, 0, u32::from(header.table));
+    for attribute in attributes(message, FIXED, KINDS) {
+        let parameters = (header.address_family, header.kind, RouteLwEnCapType::None);
+        match RouteAttribute::parse_with_param(&attribute, parameters).ok()? {
+            RouteAttribute::Destination(address) => to = route_address(&address)?,
+            RouteAttribute::Oif(index) => link = names.get(&index).cloned(),
+            RouteAttribute::Gateway(address) => gateway = route_address(&address),
+            RouteAttribute::Priority(number) => metric = number,
+            RouteAttribute::Table(number) => table = number,
+            _ => {}
         }
+    }
+    let kind = match header.kind {
+        RouteType::Unreachable => RouteKind::Unreachable,
+        RouteType::Local => RouteKind::Local { link: link? },
+        RouteType::Unicast => RouteKind::Through { link: link?, gateway },
         _ => return None,
     };
-    let metric = number(body, FIXED, libc::RTA_PRIORITY).unwrap_or(0);
     let metric = if to.is_ipv6() && metric == USUAL_METRIC_V6 { 0 } else { metric };
-    let table = number(body, FIXED, libc::RTA_TABLE).unwrap_or(u32::from(*body.get(4)?));
-    Some(Route { table, metric, ..Route::new(IpNet::new(to, length).ok()?, kind) })
+    Some(Route { table, metric, ..Route::new(IpNet::new(to, header.destination_prefix_length).ok()?, kind) })
+}
+
+fn route_address(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
 }
 
 fn read_neighbour(message: &Message<'_>, names: &BTreeMap<u32, String>) -> Option<Neighbour> {
     const FIXED: usize = 12;
-    let body = message.body;
-    if wire::u16_at(body, 8)? & libc::NUD_PERMANENT == 0 {
+    let header = NeighbourHeader::parse(message.body).ok()?;
+    let link = names.get(&header.ifindex)?;
+    if u16::from(header.state) & libc::NUD_PERMANENT == 0 {
         return None;
     }
-    Some(Neighbour {
-        address: address(wire::attribute(body, FIXED, libc::NDA_DST)?)?,
-        mac: Mac(wire::attribute(body, FIXED, libc::NDA_LLADDR)?.try_into().ok()?),
-        link: names.get(&wire::u32_at(body, 4)?)?.clone(),
-    })
+    let (mut address, mut mac) = (None, None);
+    for attribute in attributes(message, FIXED, &[libc::NDA_DST, libc::NDA_LLADDR]) {
+        match NeighbourAttribute::parse_with_param(&attribute, header.family).ok()? {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => address = Some(IpAddr::from(found)),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => address = Some(IpAddr::from(found)),
+            NeighbourAttribute::LinkLayerAddress(found) => mac = found.as_slice().try_into().ok().map(Mac),
+            _ => {}
+        }
+    }
+    Some(Neighbour { address: address?, mac: mac?, link: link.clone() })
 }
 
 fn read_rule(message: &Message<'_>) -> Option<Rule> {
     const FIXED: usize = 12;
-    let body = message.body;
-    if wire::attribute(body, FIXED, FRA_PROTOCOL)? != [PROTOCOL] {
-        return None;
+    // `FRA_SRC`, `FRA_PRIORITY`, `FRA_TABLE`, `FRA_PROTOCOL` of `linux/fib_rules.h`
+    const KINDS: &[u16] = &[2, 6, 15, 21];
+    let header = RuleHeader::parse(message.body).ok()?;
+    let (mut from, mut table, mut priority, mut ours) = (None, None, None, false);
+    for attribute in attributes(message, FIXED, KINDS) {
+        match RuleAttribute::parse(&attribute).ok()? {
+            RuleAttribute::Source(address) => from = Some(address),
+            RuleAttribute::Table(number) => table = Some(number),
+            RuleAttribute::Priority(number) => priority = Some(number),
+            RuleAttribute::Protocol(protocol) => ours = protocol == RouteProtocol::Other(PROTOCOL),
+            _ => {}
+        }
     }
-    let from = address(wire::attribute(body, FIXED, FRA_SRC)?)?;
-    Some(Rule {
-        from: IpNet::new(from, *body.get(2)?).ok()?,
-        table: number(body, FIXED, FRA_TABLE)?,
-        priority: number(body, FIXED, FRA_PRIORITY)?,
-    })
+    let rule = Rule { from: IpNet::new(from?, header.src_len).ok()?, table: table?, priority: priority? };
+    ours.then_some(rule)
 }

@@ -1,6 +1,10 @@
 //! One netlink socket: send requests, read their acknowledgements; send a dump, read all of it.
 
-use super::wire::{self, Writer};
+use super::wire;
+pub(crate) use netlink_packet_core::{
+    NLM_F_ACK as ACK, NLM_F_CREATE as CREATE, NLM_F_DUMP as DUMP, NLM_F_EXCL as EXCL, NLM_F_MULTIPART as MULTIPART, NLM_F_REPLACE as REPLACE,
+    NLM_F_REQUEST as REQUEST,
+};
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::libc;
@@ -9,13 +13,6 @@ use nix::sys::time::{TimeVal, TimeValLike};
 use std::cell::RefCell;
 use std::io;
 use std::os::fd::AsRawFd;
-
-pub(crate) const ACK: u16 = libc::NLM_F_ACK as u16;
-pub(crate) const REQUEST: u16 = libc::NLM_F_REQUEST as u16;
-pub(crate) const DUMP: u16 = libc::NLM_F_DUMP as u16;
-pub(crate) const CREATE: u16 = libc::NLM_F_CREATE as u16;
-pub(crate) const EXCL: u16 = libc::NLM_F_EXCL as u16;
-pub(crate) const REPLACE: u16 = libc::NLM_F_REPLACE as u16;
 
 /// The kernel answers within the call; this only keeps a lost answer from hanging us for ever.
 const ANSWER_WITHIN_SECONDS: i64 = 10;
@@ -73,8 +70,8 @@ impl Socket {
         first
     }
 
-    pub(crate) fn send(&mut self, out: &Writer) -> io::Result<()> {
-        let sent = self.fd.send(out.as_bytes(), 0)?;
+    pub(crate) fn send(&mut self, out: &[u8]) -> io::Result<()> {
+        let sent = self.fd.send(out, 0)?;
         if sent == out.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
@@ -97,7 +94,7 @@ impl Socket {
     }
 
     /// Sends messages that all ask for an acknowledgement, numbered `first..first + count`, and returns one result each.
-    pub(crate) fn acknowledged(&mut self, out: &Writer, first: u32, count: usize) -> io::Result<Vec<io::Result<()>>> {
+    pub(crate) fn acknowledged(&mut self, out: &[u8], first: u32, count: usize) -> io::Result<Vec<io::Result<()>>> {
         let mut results: Vec<Option<io::Result<()>>> = (0..count).map(|_| None).collect();
         if count == 0 {
             return Ok(Vec::new());
@@ -119,7 +116,7 @@ impl Socket {
     }
 
     /// Sends one dump request and calls `each` with every message of the answer.
-    pub(crate) fn dump(&mut self, out: &Writer, sequence: u32, mut each: impl FnMut(wire::Message<'_>)) -> io::Result<()> {
+    pub(crate) fn dump(&mut self, out: &[u8], sequence: u32, mut each: impl FnMut(wire::Message<'_>)) -> io::Result<()> {
         self.send(out)?;
         self.receive(|message| {
             if message.sequence != sequence {
@@ -130,7 +127,7 @@ impl Socket {
                 libc::NLMSG_ERROR => outcome(message.body).map(|()| true),
                 _ => {
                     each(message);
-                    Ok(message.flags & libc::NLM_F_MULTI as u16 == 0)
+                    Ok(message.flags & MULTIPART == 0)
                 }
             }
         })

@@ -90,10 +90,6 @@ impl Writer {
         self
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.bytes.len()
-    }
-
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }

@@ -53,7 +53,7 @@ impl Nft {
         });
         out.end();
         let mut flows = Vec::new();
-        self.socket.dump(&out, sequence, |message| flows.extend(read(message.body).filter(&chosen)))?;
+        self.socket.dump(out.as_bytes(), sequence, |message| flows.extend(read(message.body).filter(&chosen)))?;
         Ok(flows)
     }
 
@@ -74,7 +74,7 @@ impl Nft {
             });
         });
         out.end();
-        match self.socket.acknowledged(&out, sequence, 1)?.remove(0) {
+        match self.socket.acknowledged(out.as_bytes(), sequence, 1)?.remove(0) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other,
         }

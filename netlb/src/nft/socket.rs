@@ -42,7 +42,7 @@ impl Nft {
         let first = self.sequence;
         let (out, last) = batch.finish();
         self.sequence = last.wrapping_add(2);
-        self.socket.send(&out)?;
+        self.socket.send(out.as_bytes())?;
         let mut failed = None;
         self.socket.receive(|message| {
             // An answer to an earlier, timed-out transaction must not be taken for this one's.
@@ -67,7 +67,7 @@ impl Nft {
             out.text(*kind, name);
         }
         out.end();
-        self.socket.dump(&out, sequence, each)
+        self.socket.dump(out.as_bytes(), sequence, each)
     }
 
     /// The names of all tables of both families, ours and others'.

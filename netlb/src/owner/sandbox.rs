@@ -3,7 +3,7 @@
 use super::{Known, Owner, Sandbox, refused};
 use crate::error::NetlbError;
 use crate::names::{self, GATEWAY_LINK};
-use crate::netlink::route::VethEnd;
+use crate::netlink::VethEnd;
 use crate::netns::{self, Namespace};
 use crate::nft::Family;
 use crate::plan::layout::{self, LINK_SLOTS, Slot};

@@ -4,7 +4,7 @@ use super::{Made, Owner, Pending, Reply, refused, task_path};
 use crate::error::NetlbError;
 use crate::handle::TaskNetns;
 use crate::names;
-use crate::netlink::route::VethEnd;
+use crate::netlink::VethEnd;
 use crate::netns::{self, Namespace};
 use crate::plan::layout;
 use crate::plan::{Link, State, Unwanted, difference};
