@@ -1,11 +1,12 @@
 //! HTTP/2 authorities that are none, on the local socket.
 //!
-//! A genuine `swarmctl` sends its socket's path, percent-encoded, also as `:authority`. The crate `http` refuses `%` there, and h2
-//! resets the stream before any code of ours sees the request. Nobody needs the value, so each `%` in it becomes a `-` on the way
-//! from TLS to h2, with nothing else changed:
+//! A genuine `swarmctl` sends its socket's path also as `:authority`: percent-encoded if it is of our days (grpc-go 1.79), as it is
+//! if it is older (grpc-go 1.53). The crate `http` refuses `%`, `/` and spaces there, and h2 resets the stream before any code of
+//! ours sees the request. Nobody needs the value, so each of these characters in it becomes a `-` on the way from TLS to h2, with
+//! nothing else changed:
 //!
 //! * In plain HPACK strings (RFC 7541 §5.2) that is one byte for another.
-//! * In Huffman-coded ones both characters have codes of 6 bits, 010101 and 010110 (RFC 7541 appendix B): two bits are flipped.
+//! * In Huffman-coded ones all four characters have codes of 6 bits (RFC 7541 appendix B): one code for another.
 //!
 //! So neither the length of a frame changes, nor the size of an entry of HPACK's dynamic table (which counts decoded characters):
 //! client and server stay in step, and later requests that refer to the entry are right by themselves.
@@ -126,7 +127,7 @@ fn mend_block(block: &mut [u8]) -> Option<()> {
             if huffman {
                 mend_huffman(value);
             } else {
-                value.iter_mut().filter(|byte| **byte == b'%').for_each(|byte| *byte = b'-');
+                value.iter_mut().filter(|byte| REFUSED.contains(byte)).for_each(|byte| *byte = b'-');
             }
         }
     }
@@ -164,9 +165,13 @@ fn string(block: &[u8], at: &mut usize) -> Option<(std::ops::Range<usize>, bool)
 /// How many codes of each length the table of RFC 7541 appendix B has. The code is canonical (codes of one length are consecutive,
 /// and follow those of the shorter ones), so that this alone tells where each character ends.
 const CODES: [u32; 31] = [0, 0, 0, 0, 0, 10, 26, 32, 6, 0, 5, 3, 2, 6, 2, 3, 0, 0, 0, 3, 8, 13, 26, 29, 12, 4, 15, 19, 29, 0, 4];
-const PERCENT: (usize, u32) = (6, 0b01_0101);
+/// What paths have and authorities must not have, and the codes of that, all of the same length as that of `-`.
+const REFUSED: [u8; 3] = *b" %/";
+const REFUSED_CODES: [u32; 3] = [0b01_0100, 0b01_0101, 0b01_1000];
+const DASH_CODE: u32 = 0b01_0110;
+const CODE_LENGTH: usize = 6;
 
-/// Turns each `%` (010101) into `-` (010110).
+/// Turns each code of a refused character into that of `-`.
 fn mend_huffman(text: &mut [u8]) {
     let (mut code, mut length, mut first) = (0u32, 0usize, 0u32);
     for bit in 0..text.len() * 8 {
@@ -177,9 +182,11 @@ fn mend_huffman(text: &mut [u8]) {
             return; // no code is that long
         }
         if code.wrapping_sub(first) < CODES[length] {
-            if (length, code) == PERCENT {
-                text[(bit - 1) / 8] |= 1 << (7 - (bit - 1) % 8);
-                text[bit / 8] &= !(1 << (7 - bit % 8));
+            if length == CODE_LENGTH && REFUSED_CODES.contains(&code) {
+                for back in 0..CODE_LENGTH {
+                    let (at, mask) = ((bit - back) / 8, 1 << (7 - (bit - back) % 8));
+                    text[at] = if DASH_CODE >> back & 1 == 1 { text[at] | mask } else { text[at] & !mask };
+                }
             }
             (code, length, first) = (0, 0, 0);
         }

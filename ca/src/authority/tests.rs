@@ -5,7 +5,9 @@ use proptest::prelude::*;
 fn huffman(text: &str) -> Vec<u8> {
     let code = |c: char| match c {
         '0'..='2' => (5, c as u32 - '0' as u32),
+        ' ' => (6, 0x14),
         '%' => (6, 0x15),
+        '/' => (6, 0x18),
         '-' => (6, 0x16),
         '.' => (6, 0x17),
         '_' => (6, 0x22),
@@ -103,8 +105,11 @@ fn the_codes_are_those_of_the_rfc() {
 }
 
 #[test]
-fn percent_signs_of_the_authority_become_dashes_and_nothing_else_changes() {
-    for (given, expected) in [(plain(PATH), plain(MENDED)), (coded(PATH), coded(MENDED))] {
+fn what_an_authority_must_not_have_becomes_dashes_and_nothing_else_changes() {
+    let (raw, raw_mended) = ("/var/run/swarmd sock", "-var-run-swarmd-sock");
+    for (given, expected) in
+        [(plain(PATH), plain(MENDED)), (coded(PATH), coded(MENDED)), (plain(raw), plain(raw_mended)), (coded(raw), coded(raw_mended))]
+    {
         let call = |authority| [preface(), frame(HEADERS, END_HEADERS, &block(authority)), frame(0, 1, b"%2F")].concat();
         for piece in [1, 7, 4096] {
             assert_eq!(filtered(&call(&given), piece), call(&expected));
@@ -133,10 +138,10 @@ fn an_authority_in_order_is_left_alone() {
 
 proptest! {
     #[test]
-    fn every_path_is_mended(text in "[0-2%._Fackdmnorsuvw\u{7f}-]{0,40}") {
+    fn every_path_is_mended(text in "[0-2 %/._Fackdmnorsuvw\u{7f}-]{0,40}") {
         let mut given = huffman(&text);
         mend_huffman(&mut given);
-        prop_assert_eq!(given, huffman(&text.replace('%', "-")));
+        prop_assert_eq!(given, huffman(&text.replace([' ', '%', '/'], "-")));
     }
 
     #[test]
