@@ -24,6 +24,7 @@ pub struct Lab {
     containerd: Option<Child>,
     skepd: Option<Child>,
     options: LabOptions,
+    log_level: &'static str,
 }
 
 /// The address of the host, as the client sees it.
@@ -44,7 +45,7 @@ impl Lab {
         let tag = format!("skl{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         // Short, because unix socket paths end at 107 bytes.
         let dir = tempfile::Builder::new().prefix("skl").tempdir_in("/tmp")?;
-        let mut lab = Self { dir, tag, containerd: None, skepd: None, options };
+        let mut lab = Self { dir, tag, containerd: None, skepd: None, options, log_level: "debug" };
         lab.lay_cable()?;
         lab.start_containerd()?;
         Ok(lab)
@@ -172,7 +173,7 @@ impl Lab {
             .arg(self.run_dir())
             .arg("--containerd")
             .arg(self.containerd_socket())
-            .args(["--log-level", "debug"])
+            .args(["--log-level", self.log_level])
             .envs(self.options.environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -185,6 +186,22 @@ impl Lab {
     /// Replaces skepd's extra environment from its next start on.
     pub fn set_environment(&mut self, environment: Vec<(String, String)>) {
         self.options.environment = environment;
+    }
+
+    /// What skepd logs from its next start on; `debug` otherwise.
+    pub fn set_log_level(&mut self, level: &'static str) {
+        self.log_level = level;
+    }
+
+    /// The directory that containerd keeps its running state in.
+    #[must_use]
+    pub fn containerd_state(&self) -> PathBuf {
+        self.dir().join("cstate")
+    }
+
+    #[must_use]
+    pub fn containerd_pid(&self) -> Option<u32> {
+        self.containerd.as_ref().map(Child::id)
     }
 
     #[must_use]

@@ -12,6 +12,7 @@
 //!
 //! `whoami check` asks its own `/health` and exits 0 or 1: a health check for images without a shell.
 //! `SIGTERM` ends it at once with code 0; `whoami stubborn` ignores it, for tests of the grace period.
+//! `whoami stamp PATH` writes the time of its first instruction to PATH, then waits: for benchmarks.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -45,6 +46,7 @@ mod termination {
 }
 
 fn main() {
+    let born = std::time::SystemTime::now();
     termination::on_sigterm(std::env::args().nth(1).as_deref() != Some("stubborn"));
     let port: u16 = std::env::var("PORT").ok().and_then(|text| text.parse().ok()).unwrap_or(8080);
     match std::env::args().nth(1).as_deref() {
@@ -53,8 +55,23 @@ fn main() {
         Some("sleep" | "stubborn") => loop {
             std::thread::park();
         },
+        Some("stamp") => stamp(born),
         Some("lines") => lines(),
         _ => serve(port),
+    }
+}
+
+/// Writes when this program began, in nanoseconds since 1970, then waits.
+fn stamp(born: std::time::SystemTime) {
+    let nanos = born.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let path = std::env::args().nth(2).unwrap_or_else(|| "/stamp".into());
+    let written = std::fs::File::options().append(true).open(&path).and_then(|mut file| file.write_all(format!("{nanos}\n").as_bytes()));
+    if let Err(error) = written {
+        eprintln!("cannot write to {path}: {error}");
+        std::process::exit(1);
+    }
+    loop {
+        std::thread::park();
     }
 }
 

@@ -1,0 +1,66 @@
+//! Our own API, as any client speaks it: gRPC with TLS on the local socket.
+
+use anyhow::{Context, Result};
+use hyper_util::rt::TokioIo;
+use skep_ca::Connector;
+use skep_proto::v1::control_client::ControlClient;
+use skep_proto::v1::{self, list_tasks_request::Filters};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint};
+
+/// One connection on a runtime of its own; every call blocks.
+#[derive(Debug)]
+pub struct Api {
+    runtime: Runtime,
+    control: ControlClient<Channel>,
+}
+
+impl Api {
+    /// # Errors
+    /// If nobody answers there.
+    pub fn connect(socket: &Path) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let tls = Connector::local()?;
+        let path: PathBuf = socket.to_owned();
+        let dial = tower::service_fn(move |_: http::Uri| {
+            let (tls, path) = (tls.clone(), path.clone());
+            async move {
+                let stream = UnixStream::connect(&path).await?;
+                let (stream, _) = tls.connect(stream).await.map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
+            }
+        });
+        let endpoint = Endpoint::from_static("http://swarm-manager").connect_timeout(Duration::from_secs(5));
+        let channel = runtime.block_on(endpoint.connect_with_connector(dial)).with_context(|| format!("nobody answers on {}", socket.display()))?;
+        Ok(Self { runtime, control: ControlClient::new(channel).max_decoding_message_size(64 << 20) })
+    }
+
+    /// # Errors
+    /// The API's refusal.
+    pub fn create(&mut self, spec: v1::ServiceSpec) -> Result<String> {
+        let request = v1::CreateServiceRequest { spec: Some(spec) };
+        let answer = self.runtime.block_on(self.control.create_service(request))?.into_inner();
+        Ok(answer.service.context("no service in the answer")?.id)
+    }
+
+    /// # Errors
+    /// The API's refusal.
+    pub fn remove(&mut self, service: &str) -> Result<()> {
+        let request = v1::RemoveServiceRequest { service_id: service.to_owned() };
+        self.runtime.block_on(self.control.remove_service(request))?;
+        Ok(())
+    }
+
+    /// Tasks of a service.
+    ///
+    /// # Errors
+    /// The API's refusal.
+    pub fn tasks(&mut self, service: &str) -> Result<Vec<v1::Task>> {
+        let filters = Filters { service_ids: vec![service.to_owned()], ..Filters::default() };
+        let request = v1::ListTasksRequest { filters: Some(filters) };
+        Ok(self.runtime.block_on(self.control.list_tasks(request))?.into_inner().tasks)
+    }
+}

@@ -1,0 +1,29 @@
+//! Whom we are compared with.
+
+mod ctr; // containerd's own client, in a loop
+mod dockerd; // Debian's dockerd 20.10 in swarm mode
+mod runc; // the floor: the runtime alone
+
+pub use ctr::{Containerd, Ctr, ctr};
+pub use dockerd::{Dockerd, Network, Peer};
+pub use runc::Runc;
+
+use anyhow::Result;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Calls `work` for `0..count`, so many at a time; stops at the first error.
+fn at_a_time(parallelism: usize, count: usize, work: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        let worker = || {
+            loop {
+                match next.fetch_add(1, Ordering::Relaxed) {
+                    index if index < count => work(index)?,
+                    _ => return Ok(()),
+                }
+            }
+        };
+        let workers: Vec<_> = (0..parallelism.min(count)).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
+}
