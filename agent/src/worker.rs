@@ -8,9 +8,14 @@ use skep_failpoint::failpoint;
 use skep_types::{Task, TaskId, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+/// For containerd to come up; then the start fails and says so.
+const SURVEY_LIMIT: Duration = Duration::from_secs(20);
+const SURVEY_RETRY: Duration = Duration::from_millis(300);
 
 /// What the worker is asked to do.
 #[derive(Debug)]
@@ -74,7 +79,7 @@ impl Worker {
     /// Adopts what an earlier agent left: reads the records, looks at what runs, and goes on with each task.
     pub(crate) async fn recover(&mut self) -> Result<(), AgentError> {
         let records = self.context.records.load()?;
-        let mut found = self.context.executor.survey().await.map_err(AgentError::Survey)?;
+        let mut found = self.survey().await?;
         failpoint!("agent.recover.surveyed");
         let runs = |record: &Record| {
             record.status.state == TaskState::Running && matches!(found.get(&record.task.id), Some(Found::Running(_)))
@@ -93,6 +98,20 @@ impl Worker {
         }
         self.strays = found;
         Ok(())
+    }
+
+    /// containerd may be starting at the same time as we are.
+    async fn survey(&self) -> Result<BTreeMap<TaskId, Found>, AgentError> {
+        let begin = tokio::time::Instant::now();
+        loop {
+            match self.context.executor.survey().await {
+                Err(error) if error.is_temporary() && begin.elapsed() < SURVEY_LIMIT => {
+                    tracing::warn!(error = %error.words(), "cannot see yet what runs on this node");
+                    tokio::time::sleep(SURVEY_RETRY).await;
+                }
+                other => return other.map_err(AgentError::Survey),
+            }
+        }
     }
 
     pub(crate) async fn run(mut self, mut inbox: mpsc::Receiver<Assign>) {

@@ -237,6 +237,11 @@ impl Machine {
     fn ended(&mut self, outcome: Outcome, actions: &mut Vec<Action>) {
         self.alive = false;
         self.note_exit(&outcome);
+        if self.must_stop() && self.failing.is_none() {
+            // It ended between two attempts to stop it.
+            self.advance(TaskState::Shutdown, "shutdown", String::new(), actions);
+            return;
+        }
         let words = outcome.words.or_else(|| self.failing.take());
         match (outcome.exit_code, words) {
             (0, None) => self.advance(TaskState::Complete, "finished", String::new(), actions),
