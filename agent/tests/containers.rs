@@ -267,3 +267,114 @@ async fn users_mounts_and_limits_are_as_asked() {
     assert_eq!(containerd.audit(), Vec::<String>::new());
     assert!(volume.join("sub/file").exists(), "a named volume outlives its tasks");
 }
+
+/// CPU seconds of this process and of all that it waited for.
+fn cpu() -> f64 {
+    let text = std::fs::read_to_string("/proc/stat").unwrap();
+    let fields: Vec<f64> = text.lines().next().unwrap().split_whitespace().skip(1).map(|field| field.parse().unwrap()).collect();
+    (fields[0] + fields[1] + fields[2]) / 100.0
+}
+
+/// A burst, for people: `cargo test -p skep-agent --test containers burst -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn burst() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    let sleeper = |number| {
+        let mut task = shell(number, "exec sleep 1000");
+        container(&mut task, |spec| {
+            spec.command = vec!["sleep".into(), "1000".into()];
+            spec.stop_signal = "KILL".into();
+        });
+        task
+    };
+    let mut warm = sleeper(99);
+    node.assign(&warm).await;
+    node.wait(&warm, TaskState::Running).await;
+    node.desire(&mut warm, TaskState::Shutdown).await;
+    node.wait(&warm, TaskState::Shutdown).await;
+    for count in [1, 1, 1, 10, 50] {
+        let mut tasks: Vec<_> = (0..count).map(sleeper).collect();
+        let (begin, before) = (Instant::now(), cpu());
+        for task in &tasks {
+            node.assign(task).await;
+        }
+        for task in &tasks {
+            node.wait(task, TaskState::Running).await;
+        }
+        let (started, cpu_start) = (begin.elapsed(), cpu() - before);
+        let (begin, before) = (Instant::now(), cpu());
+        for task in &mut tasks {
+            node.desire(task, TaskState::Shutdown).await;
+        }
+        for task in &tasks {
+            node.wait(task, TaskState::Shutdown).await;
+        }
+        eprintln!("{count}: start {started:?} (machine's CPU {cpu_start:.2} s), stop {:?} (CPU {:.2} s)", begin.elapsed(), cpu() - before);
+    }
+    for count in [1usize, 1, 10, 50] {
+        let (begin, before) = (Instant::now(), cpu());
+        let ids: Vec<String> = (0..count).map(|n| format!("ctr-{}-{n}-{count}", std::process::id())).collect();
+        let socket = containerd.socket();
+        for pair in ids.chunks(2) {
+            let children: Vec<_> = pair.iter().map(|id| {
+                std::process::Command::new("ctr").args(["--address", socket.to_str().unwrap(), "--namespace", "skep", "run", "-d", "--net-host", "docker.io/library/box:1", id, "sleep", "1000"]).stdout(std::process::Stdio::null()).spawn().unwrap()
+            }).collect();
+            for mut child in children {
+                child.wait().unwrap();
+            }
+        }
+        let (started, cpu_start) = (begin.elapsed(), cpu() - before);
+        let (begin, before) = (Instant::now(), cpu());
+        for pair in ids.chunks(2) {
+            let children: Vec<_> = pair.iter().map(|id| {
+                let line = format!("ctr --address {s} -n skep task kill -s KILL {id}; ctr --address {s} -n skep task rm {id}; ctr --address {s} -n skep container rm {id}", s = socket.display());
+                std::process::Command::new("sh").args(["-c", &line]).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null()).spawn().unwrap()
+            }).collect();
+            for mut child in children {
+                child.wait().unwrap();
+            }
+        }
+        eprintln!("ctr {count}: start {started:?} (machine's CPU {cpu_start:.2} s), stop {:?} (CPU {:.2} s)", begin.elapsed(), cpu() - before);
+    }
+    node.leave().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_log_writer_is_replaced_and_the_container_never_notices() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    let mut counter = shell(1, "n=0; while :; do n=$((n+1)); echo $n; sleep 0.01; done");
+    container(&mut counter, |spec| spec.stop_signal = "KILL".into());
+    node.assign(&counter).await;
+    let pid = node.wait(&counter, TaskState::Running).await.container.unwrap().pid;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let run_dir = containerd.path("run").display().to_string();
+    let writer = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).find(|pid| {
+        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let env = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        String::from_utf8_lossy(&line).contains("log_writer_process") && String::from_utf8_lossy(&env).contains(&run_dir)
+    });
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(writer.unwrap()), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let count = |text: String| text.lines().filter_map(|line| line.parse::<u32>().ok()).collect::<Vec<_>>();
+    let before = count(output(&containerd, &counter).await).len();
+    let begin = Instant::now();
+    while count(output(&containerd, &counter).await).len() < before + 100 {
+        assert!(begin.elapsed() < Duration::from_secs(20));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(pid_exists(pid));
+    let lines = count(output(&containerd, &counter).await);
+    // What the dead writer had read and not yet written is the most that may be lost.
+    let missing = lines.windows(2).filter(|pair| pair[0] + 1 != pair[1]).count();
+    assert!(missing <= 1, "{lines:?}");
+    node.leave().await;
+    assert_eq!(containerd.audit(), Vec::<String>::new());
+}
