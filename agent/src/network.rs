@@ -14,6 +14,7 @@ use skep_types::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -23,6 +24,11 @@ const MTU: u32 = 1450;
 const NODE_INDEX: u32 = 1;
 /// For rules to be in place; a slow kernel must not hold a stop up for ever.
 const APPLY_LIMIT: Duration = Duration::from_secs(3);
+/// Of the bridge; overlays have VXLAN ids from 4096 on, given by the allocator from below.
+const BRIDGE_VNI: u32 = 0x00FF_FFFF;
+/// Of the bridge, unless configured: beyond what dockerd takes first.
+const BRIDGE_SUBNET: &str = "172.31.240.0/20";
+
 /// Where a port is looked for when the node may choose one (as dockerd's range).
 const CHOICE: std::ops::RangeInclusive<u16> = 49153..=65535;
 
@@ -34,6 +40,27 @@ pub struct Held {
     pub serving: bool,
     /// Its host-mode ports as they really are.
     pub host_ports: Vec<PortConfig>,
+    /// Its address on this node's bridge, if it is on no network of the cluster.
+    pub bridge: Option<IpNet>,
+}
+
+/// The network of tasks that are on none of the cluster's: a way out, and a way in for host-mode ports, on this node only.
+fn bridge_network(address: IpNet) -> skep_netlb::Network {
+    let range = address.trunc();
+    let gateway = range.hosts().next().unwrap_or_else(|| range.addr());
+    skep_netlb::Network {
+        id: "node-bridge".parse().expect("letters and a dash make an id"),
+        name: "bridge".into(),
+        vni: BRIDGE_VNI,
+        subnets: vec![Subnet { range, gateway }],
+        mtu: 1500,
+        internal: false,
+        ingress: false,
+    }
+}
+
+fn needs_bridge(task: &Task) -> bool {
+    overlays(task).next().is_none()
 }
 
 fn bad(network: &ClusterNetwork, reason: impl Into<String>) -> NetworkError {
@@ -83,14 +110,16 @@ fn overlays(task: &Task) -> impl Iterator<Item = &NetworkAttachment> {
 ///
 /// # Errors
 /// An attachment that is incomplete, by the network's name.
-pub fn task_network(task: &Task) -> Result<TaskNetwork, NetworkError> {
+pub fn task_network(task: &Task, bridge: Option<IpNet>) -> Result<TaskNetwork, NetworkError> {
     let attach = |attachment: &NetworkAttachment| {
         Ok(Attachment { network: network(&attachment.network)?, addresses: addresses(attachment)?, mac: None })
     };
     // The ingress network last: `eth0` and the default route are those of the user's own network.
     let mut list: Vec<&NetworkAttachment> = overlays(task).collect();
     list.sort_by_key(|attachment| attachment.network.spec.ingress);
-    Ok(TaskNetwork { task: task.id.clone(), attachments: list.into_iter().map(attach).collect::<Result<_, NetworkError>>()? })
+    let mut attachments = list.into_iter().map(attach).collect::<Result<Vec<_>, NetworkError>>()?;
+    attachments.extend(bridge.map(|address| Attachment { network: bridge_network(address), addresses: vec![address], mac: None }));
+    Ok(TaskNetwork { task: task.id.clone(), attachments })
 }
 
 fn protocol(wire: WireProtocol) -> Protocol {
@@ -109,9 +138,12 @@ fn bare(attachment: &NetworkAttachment) -> Vec<IpAddr> {
     addresses(attachment).unwrap_or_default().iter().map(IpNet::addr).collect()
 }
 
-/// Where a task's ports are reached: on the network through which this host gets to it.
-fn entry(task: &Task) -> Option<&NetworkAttachment> {
-    overlays(task).find(|attachment| attachment.network.spec.ingress).or_else(|| overlays(task).find(|a| !a.network.spec.internal))
+/// Where a task's host-mode ports are reached: on the network through which this host gets to it.
+fn entry(task: &Task, bridge: Option<IpNet>) -> Option<(NetworkId, Vec<IpAddr>)> {
+    let ingress = overlays(task).find(|attachment| attachment.network.spec.ingress);
+    let attachment = ingress.or_else(|| overlays(task).find(|attachment| !attachment.network.spec.internal));
+    let overlay = attachment.map(|attachment| (attachment.network.id.clone(), bare(attachment)));
+    overlay.or_else(|| bridge.map(|address| (bridge_network(address).id, vec![address.addr()])))
 }
 
 /// What the whole node's network should be, given the tasks whose network exists.
@@ -144,6 +176,18 @@ pub fn wanted(held: &BTreeMap<TaskId, Held>) -> Wanted {
             }
             entry.endpoints.push(Endpoint { task: task.id.clone(), addresses: own, location: Location::Local });
         }
+        if let Some(address) = one.bridge {
+            let network = bridge_network(address);
+            let (id, task) = (network.id.clone(), task.id.clone());
+            let entry = networks.entry(id).or_insert_with(|| WantedNetwork {
+                network,
+                node_index: NODE_INDEX,
+                peers: Vec::new(),
+                endpoints: Vec::new(),
+                vips: Vec::new(),
+            });
+            entry.endpoints.push(Endpoint { task, addresses: vec![address.addr()], location: Location::Local });
+        }
         let ports = task.endpoint.iter().flat_map(|endpoint| &endpoint.ports).filter(|p| p.publish_mode == WireMode::Ingress);
         let on_ingress = overlays(task).find(|attachment| attachment.network.spec.ingress);
         for config in ports {
@@ -153,11 +197,11 @@ pub fn wanted(held: &BTreeMap<TaskId, Held>) -> Wanted {
                 backends.extend(on_ingress.iter().flat_map(|a| bare(a)).map(|address| Backend { address, port: target }));
             }
         }
-        let Some(entry) = entry(task).filter(|_| one.serving) else { continue };
+        let Some((network, addresses)) = entry(task, one.bridge).filter(|_| one.serving) else { continue };
         for config in &one.host_ports {
             let (Some(number), Some(target)) = (port(config.published_port), port(config.target_port)) else { continue };
-            let backends = bare(entry).into_iter().map(|address| Backend { address, port: target }).collect();
-            let mode = PublishMode::Host { network: entry.network.id.clone(), backends, address: None };
+            let backends = addresses.iter().map(|address| Backend { address: *address, port: target }).collect();
+            let mode = PublishMode::Host { network: network.clone(), backends, address: None };
             published.push(PublishedPort { protocol: protocol(config.protocol), port: number, mode });
         }
     }
@@ -187,6 +231,11 @@ fn host_ports(task: &Task, held: &BTreeMap<TaskId, Held>, taken: impl Fn(Protoco
     };
     let wish = task.endpoint.iter().flat_map(|endpoint| if endpoint.ports.is_empty() { &endpoint.spec.ports } else { &endpoint.ports });
     let mut ports: Vec<PortConfig> = wish.filter(|config| config.publish_mode == WireMode::Host).cloned().collect();
+    if let (false, Some(internal)) = (ports.is_empty(), overlays(task).find(|attachment| attachment.network.spec.internal))
+        && overlays(task).all(|attachment| attachment.network.spec.internal)
+    {
+        return Err(bad(&internal.network, "it is internal, so no port of this node can lead into it; add another network"));
+    }
     for config in &mut ports {
         let kind = protocol(config.protocol);
         if config.published_port == 0 {
@@ -217,6 +266,47 @@ fn name(protocol: Protocol) -> &'static str {
 pub struct NetlbNetwork {
     netlb: Netlb,
     held: Arc<Mutex<BTreeMap<TaskId, Held>>>,
+    bridge: Bridge,
+}
+
+/// Gives out addresses of the bridge; kept in files, one per task, as long as the task's network exists.
+#[derive(Debug, Clone)]
+struct Bridge {
+    range: IpNet,
+    dir: PathBuf,
+    last: Arc<Mutex<usize>>,
+}
+
+impl Bridge {
+    fn kept(&self, task: &TaskId) -> Option<IpNet> {
+        std::fs::read_to_string(self.dir.join(task.as_str())).ok()?.parse().ok()
+    }
+
+    /// The task's address, a new one if it has none. Addresses go round, so that one that was freed rests for long.
+    fn take(&self, task: &TaskId, held: &BTreeMap<TaskId, Held>) -> Result<IpNet, NetworkError> {
+        let used = |address: IpAddr| held.values().any(|one| one.bridge.is_some_and(|other| other.addr() == address));
+        if let Some(address) = self.kept(task).filter(|address| !used(address.addr())) {
+            return Ok(address);
+        }
+        let mut last = self.last.lock().expect("no panic while held");
+        // The first is the gateway's.
+        let hosts = self.range.hosts().enumerate().skip(1);
+        let free = hosts.clone().find(|(at, address)| *at > *last && !used(*address)).or_else(|| hosts.clone().find(|(_, address)| !used(*address)));
+        let full = || NetworkError::BadNetwork { network: "bridge".into(), reason: format!("all addresses of {} are taken", self.range) };
+        let (at, address) = free.ok_or_else(full)?;
+        *last = at;
+        let address = IpNet::new(address, self.range.prefix_len()).expect("the prefix of the same family");
+        let keep = || {
+            std::fs::create_dir_all(&self.dir)?;
+            std::fs::write(self.dir.join(task.as_str()), address.to_string())
+        };
+        keep().map_err(|error| NetworkError::Kernel { step: "keep the address of", reason: error.to_string() })?;
+        Ok(address)
+    }
+
+    fn free(&self, task: &TaskId) {
+        let _ = std::fs::remove_file(self.dir.join(task.as_str())); // most tasks have none
+    }
 }
 
 fn kernel(step: &'static str) -> impl FnOnce(NetlbError) -> NetworkError {
@@ -226,7 +316,15 @@ fn kernel(step: &'static str) -> impl FnOnce(NetlbError) -> NetworkError {
 impl NetlbNetwork {
     #[must_use]
     pub fn new(netlb: Netlb) -> Self {
-        Self { netlb, held: Arc::default() }
+        let range = BRIDGE_SUBNET.parse().expect("a constant that is tested");
+        Self::with_bridge(netlb, range)
+    }
+
+    /// With another range for tasks that are on no network of the cluster.
+    #[must_use]
+    pub fn with_bridge(netlb: Netlb, range: IpNet) -> Self {
+        let dir = netlb.netns_dir().with_file_name("bridge");
+        Self { netlb, held: Arc::default(), bridge: Bridge { range: range.trunc(), dir, last: Arc::default() } }
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut BTreeMap<TaskId, Held>) -> R) -> R {
@@ -255,14 +353,16 @@ impl Network for NetlbNetwork {
         if uses_host_network(task) {
             return Ok(Sandbox::default());
         }
-        let network = task_network(task)?;
-        let addresses = network.attachments.iter().flat_map(|attachment| &attachment.addresses).map(IpNet::addr).collect();
         // Held from here on: two tasks that want one port cannot both find it free.
-        self.with(|held| {
-            let ports = host_ports(task, held, skep_netlb::port_is_taken)?;
-            held.insert(task.id.clone(), Held { task: Arc::new(task.clone()), serving: false, host_ports: ports });
-            Ok::<(), NetworkError>(())
+        let network = self.with(|held| {
+            let host_ports = host_ports(task, held, skep_netlb::port_is_taken)?;
+            held.remove(&task.id);
+            let bridge = if needs_bridge(task) { Some(self.bridge.take(&task.id, held)?) } else { None };
+            let network = task_network(task, bridge)?;
+            held.insert(task.id.clone(), Held { task: Arc::new(task.clone()), serving: false, host_ports, bridge });
+            Ok::<_, NetworkError>(network)
         })?;
+        let addresses = network.attachments.iter().flat_map(|attachment| &attachment.addresses).map(IpNet::addr).collect();
         skep_failpoint::failpoint!("agent.network.held");
         let made = self.netlb.ensure_task(network).await.map_err(kernel("make"))?;
         Ok(Sandbox { namespace: Some(made.path), addresses, nameservers: Vec::new() })
@@ -301,6 +401,7 @@ impl Network for NetlbNetwork {
     async fn detach(&self, task: &TaskId) -> Result<(), NetworkError> {
         self.netlb.remove_task(task.clone()).await.map_err(kernel("remove"))?;
         skep_failpoint::failpoint!("agent.network.removed");
+        self.bridge.free(task);
         let was = self.with(|held| held.remove(task).is_some());
         if was {
             self.tell(|_| {});
@@ -316,10 +417,13 @@ impl Network for NetlbNetwork {
             let chosen = &task.status.ports;
             let host_ports = if chosen.is_empty() { host_ports } else { chosen.clone() };
             if *running {
-                if let Err(error) = self.netlb.ensure_task(task_network(task)?).await {
-                    failed = failed.and(Err(kernel("find")(error)));
-                }
-                self.with(|held| held.insert(task.id.clone(), Held { task: Arc::new(task.clone()), serving: true, host_ports }));
+                let bridge = self.bridge.kept(&task.id).filter(|_| needs_bridge(task));
+                let ensured = match task_network(task, bridge) {
+                    Ok(network) => self.netlb.ensure_task(network).await.map(drop).map_err(kernel("find")),
+                    Err(error) => Err(error),
+                };
+                failed = failed.and(ensured);
+                self.with(|held| held.insert(task.id.clone(), Held { task: Arc::new(task.clone()), serving: true, host_ports, bridge }));
             }
         }
         self.tell(|_| {});
@@ -356,7 +460,7 @@ mod tests {
         task.networks = vec![attached(overlay(1, "ingress", true), &format!("10.0.1.{}/24", 10 + number)), attached(overlay(2, "back", false), &format!("10.0.2.{}/24", 10 + number))];
         let vip = VirtualIp { network_id: NetworkId::for_test(2), addr: "10.0.2.2/24".into() };
         task.endpoint = Some(TaskEndpoint { ports: vec![published(80, 8080, WireMode::Ingress)], virtual_ips: vec![vip], ..TaskEndpoint::default() });
-        Held { task: Arc::new(task), serving, host_ports: Vec::new() }
+        Held { task: Arc::new(task), serving, host_ports: Vec::new(), bridge: None }
     }
 
     fn table(list: Vec<Held>) -> BTreeMap<TaskId, Held> {
@@ -377,7 +481,7 @@ mod tests {
 
     #[test]
     fn the_user_s_network_comes_before_ingress() {
-        let network = task_network(&web(1, true).task).unwrap();
+        let network = task_network(&web(1, true).task, None).unwrap();
         assert_eq!(network.attachments.iter().map(|a| a.network.name.as_str()).collect::<Vec<_>>(), ["back", "ingress"]);
     }
 
@@ -386,7 +490,42 @@ mod tests {
         let mut task = task(1, "web");
         let network = ClusterNetwork::new(NetworkId::for_test(5), NetworkSpec::default());
         task.networks = vec![attached(Arc::new(network), "10.0.1.5/24")];
-        assert!(task_network(&task).unwrap_err().to_string().contains("it has not been allocated yet"));
+        assert!(task_network(&task, None).unwrap_err().to_string().contains("it has not been allocated yet"));
+    }
+
+    #[test]
+    fn a_task_on_no_network_is_on_the_bridge_with_its_host_ports() {
+        let address: IpNet = "172.31.240.5/20".parse().unwrap();
+        let task = task(1, "web");
+        assert!(needs_bridge(&task));
+        let network = task_network(&task, Some(address)).unwrap();
+        assert_eq!(network.attachments[0].network.subnets[0].gateway, "172.31.240.1".parse::<IpAddr>().unwrap());
+        let held = Held { task: Arc::new(task), serving: true, host_ports: vec![published(80, 9000, WireMode::Host)], bridge: Some(address) };
+        let wanted = wanted(&table(vec![held]));
+        assert_eq!(wanted.networks[0].network.name, "bridge");
+        assert!(matches!(&wanted.published[0].mode, PublishMode::Host { backends, .. } if backends[0].address == address.addr()));
+    }
+
+    #[test]
+    fn addresses_of_the_bridge_go_round_and_are_kept_per_task() {
+        let dir = tempfile::tempdir().unwrap();
+        let bridge = Bridge { range: "10.9.0.0/29".parse().unwrap(), dir: dir.path().join("b"), last: Arc::default() };
+        let held = BTreeMap::new();
+        let take = |number| bridge.take(&TaskId::for_test(number), &held).unwrap().to_string();
+        assert_eq!((take(1), take(2), take(1)), ("10.9.0.2/29".into(), "10.9.0.3/29".into(), "10.9.0.2/29".into()));
+        bridge.free(&TaskId::for_test(1));
+        assert_eq!(take(1), "10.9.0.4/29");
+    }
+
+    #[test]
+    fn a_host_port_into_an_internal_network_is_refused() {
+        let mut network = (*overlay(3, "closed", false)).clone();
+        network.spec.internal = true;
+        let mut task = task(1, "web");
+        task.networks = vec![attached(Arc::new(network), "10.0.3.5/24")];
+        task.endpoint = Some(TaskEndpoint { ports: vec![published(80, 9000, WireMode::Host)], ..TaskEndpoint::default() });
+        let error = host_ports(&task, &table(vec![]), |_, _| false).unwrap_err();
+        assert!(error.to_string().starts_with("network closed cannot be joined: it is internal"), "{error}");
     }
 
     #[test]
