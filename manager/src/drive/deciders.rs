@@ -14,11 +14,13 @@ const SERVICES_PER_PLAN: usize = 64;
 struct Agenda<K> {
     now: BTreeSet<K>,
     later: BTreeMap<K, Timestamp>,
+    /// The same by time, so that the next one is found at once among thousands.
+    by_time: BTreeSet<(Timestamp, K)>,
 }
 
 impl<K> Default for Agenda<K> {
     fn default() -> Self {
-        Self { now: BTreeSet::new(), later: BTreeMap::new() }
+        Self { now: BTreeSet::new(), later: BTreeMap::new(), by_time: BTreeSet::new() }
     }
 }
 
@@ -27,15 +29,27 @@ impl<K: Ord + Clone> Agenda<K> {
         self.now.insert(key);
     }
 
+    /// The earlier of two wishes counts.
     fn at(&mut self, key: K, when: Timestamp) {
-        let entry = self.later.entry(key).or_insert(when);
-        *entry = (*entry).min(when);
+        if self.later.get(&key).is_none_or(|before| when < *before) {
+            self.forget_later(&key);
+            self.later.insert(key.clone(), when);
+            self.by_time.insert((when, key));
+        }
+    }
+
+    fn forget_later(&mut self, key: &K) {
+        if let Some(when) = self.later.remove(key) {
+            self.by_time.remove(&(when, key.clone()));
+        }
     }
 
     /// What is due, at most `limit` of it.
     fn take(&mut self, now: Timestamp, limit: usize) -> Vec<K> {
-        let due: Vec<K> = self.later.iter().filter(|(_, when)| **when <= now).map(|(key, _)| key.clone()).collect();
-        for key in due {
+        while let Some((when, _)) = self.by_time.first()
+            && *when <= now
+        {
+            let Some((_, key)) = self.by_time.pop_first() else { break };
             self.later.remove(&key);
             self.now.insert(key);
         }
@@ -44,7 +58,7 @@ impl<K: Ord + Clone> Agenda<K> {
             && let Some(key) = self.now.pop_first()
         {
             // A look now settles anew when to look again.
-            self.later.remove(&key);
+            self.forget_later(&key);
             taken.push(key);
         }
         taken
@@ -52,7 +66,7 @@ impl<K: Ord + Clone> Agenda<K> {
 
     /// When something is due next.
     fn next(&self, now: Timestamp) -> Option<Timestamp> {
-        if self.now.is_empty() { self.later.values().min().copied() } else { Some(now) }
+        if self.now.is_empty() { self.by_time.first().map(|(when, _)| *when) } else { Some(now) }
     }
 }
 
@@ -83,7 +97,7 @@ impl Deciders {
     pub(super) fn new(view: &View, now: Timestamp) -> Self {
         let services = skep_plan::all_services(view);
         let mut this = Self {
-            services: Agenda { now: services.clone(), later: BTreeMap::new() },
+            services: Agenda { now: services.clone(), ..Agenda::default() },
             concerned: Concerned::default(),
             allocator: Allocator::new(view),
             scheduler: Scheduler::new(view),

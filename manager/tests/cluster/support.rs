@@ -8,10 +8,11 @@ use skep_store::{Alone, Member, Store, StoreConfig, system_clock};
 use skep_types::{Availability, ClusterId, ClusterView as _, NetworkId, NodeId, NodeRole};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +31,7 @@ pub struct Cluster {
     pub manager: Option<ManagerHandle>,
     stop: CancellationToken,
     servers: JoinSet<()>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Cluster {
@@ -75,7 +76,7 @@ impl Cluster {
             manager: None,
             stop: CancellationToken::new(),
             servers: JoinSet::new(),
-            _dir: dir,
+            dir,
         };
         this.start_manager(listener);
         this
@@ -94,6 +95,10 @@ impl Cluster {
         let incoming = skep_ca::serve_remote(listener, &self.security);
         let (routes, stop) = (manager.remote_routes(), self.stop.clone());
         self.servers.spawn(async move { serve(incoming, routes, stop).await.unwrap() });
+        let _ = std::fs::remove_file(self.socket());
+        let incoming = skep_ca::serve_local(UnixListener::bind(self.socket()).unwrap(), &self.security);
+        let (routes, stop) = (manager.local_routes(), self.stop.clone());
+        self.servers.spawn(async move { serve(incoming, routes, stop).await.unwrap() });
         self.manager = Some(manager);
     }
 
@@ -103,6 +108,25 @@ impl Cluster {
         self.manager.take().unwrap().stop().await;
         while self.servers.join_next().await.is_some() {}
         self.start_manager(TcpListener::bind(self.addr).await.unwrap());
+    }
+
+    /// The local socket of the manager.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("skep.sock")
+    }
+
+    /// A channel over the local socket, without any certificate.
+    pub async fn local_channel(&self) -> Channel {
+        let (socket, connector) = (self.socket(), Connector::local().unwrap());
+        let connect = tower::service_fn(move |_| {
+            let (socket, connector) = (socket.clone(), connector.clone());
+            async move {
+                let stream = UnixStream::connect(socket).await?;
+                let (stream, _) = connector.connect(stream).await.map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
+            }
+        });
+        Endpoint::from_static("http://localhost").connect_with_connector(connect).await.unwrap()
     }
 
     /// A channel with the certificate of `security`.

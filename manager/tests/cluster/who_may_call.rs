@@ -25,6 +25,17 @@ async fn a_client_without_certificate_gets_the_roots_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_may_open_the_local_socket_is_a_manager() {
+    let cluster = Cluster::start().await;
+    let channel = cluster.local_channel().await;
+    let nodes = ControlClient::new(channel.clone()).list_nodes(v1::ListNodesRequest::default()).await.unwrap().into_inner().nodes;
+    assert_eq!(nodes.len(), 1);
+    assert!(nodes[0].manager_status.as_ref().unwrap().leader);
+    let key = CaClient::new(channel).get_unlock_key(v1::GetUnlockKeyRequest {}).await.unwrap().into_inner();
+    assert!(key.unlock_key.is_empty(), "managers are not locked");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_certificate_is_refused_in_the_handshake() {
     let cluster = Cluster::start().await;
     let foreign = RootCa::generate(SystemTime::now()).unwrap();
