@@ -35,15 +35,19 @@ async fn follow(raft: Raft, publish: &watch::Sender<Leadership>, stop: Cancellat
     let mut metrics = raft.server_metrics();
     let mut confirmed = None;
     loop {
-        let now = {
+        let (now, alone) = {
             let metrics = metrics.borrow_and_update();
+            let alone = metrics.membership_config.membership().nodes().count() == 1;
             let member = |id: &RaftId| metrics.membership_config.membership().get_node(id).cloned().unwrap_or_default();
-            Leadership {
+            let now = Leadership {
                 is_leader: metrics.state == ServerState::Leader,
                 leader: metrics.current_leader.map(|id| (id, member(&id))),
                 term: metrics.vote.leader_id().get_term(),
-            }
+            };
+            (now, alone)
         };
+        // The only manager has nobody to send heartbeats to and nobody to lose an election to: its raft may sleep.
+        raft.runtime_config().tick(!(alone && now.is_leader && confirmed == Some(now.term)));
         let unconfirmed = now.is_leader && confirmed != Some(now.term);
         let shown =
             Leadership { is_leader: now.is_leader && !unconfirmed, leader: if unconfirmed { None } else { now.leader.clone() }, ..now };
