@@ -275,6 +275,9 @@ pub struct SharedFlags {
     /// Command that tells whether the task is healthy
     #[arg(long, value_name = "COMMAND")]
     health_cmd: Option<String>,
+    /// The same without a shell, for images that have none: program and arguments
+    #[arg(long, value_name = "COMMAND", conflicts_with = "health_cmd")]
+    health_exec: Option<String>,
     /// Time between checks (default 30s)
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     health_interval: Option<Duration>,
@@ -291,7 +294,7 @@ pub struct SharedFlags {
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     health_start_interval: Option<Duration>,
     /// Switch the image's health check off
-    #[arg(long, conflicts_with = "health_cmd")]
+    #[arg(long, conflicts_with_all = ["health_cmd", "health_exec"])]
     no_healthcheck: bool,
     /// vip or dnsrr
     #[arg(long, value_name = "MODE", value_parser = endpoint_mode)]
@@ -375,30 +378,34 @@ impl SharedFlags {
         container.stop_grace_period = self.stop_grace_period.or(container.stop_grace_period);
         set(&mut container.pids_limit, self.limit_pids);
         set(&mut container.oom_score_adj, self.oom_score_adj);
-        self.apply_health(container);
-        Ok(())
+        self.apply_health(container)
     }
 
-    fn apply_health(&self, container: &mut ContainerSpec) {
+    fn apply_health(&self, container: &mut ContainerSpec) -> Result<(), String> {
         if self.no_healthcheck {
             container.healthcheck = Some(HealthConfig { test: vec!["NONE".into()], ..HealthConfig::default() });
-            return;
+            return Ok(());
         }
         let given = self.health_cmd.is_some()
+            || self.health_exec.is_some()
             || self.health_retries.is_some()
             || [self.health_interval, self.health_timeout, self.health_start_period, self.health_start_interval]
                 .iter()
                 .any(Option::is_some);
         if !given {
-            return;
+            return Ok(());
         }
         let health = container.healthcheck.get_or_insert_default();
         set(&mut health.test, self.health_cmd.as_ref().map(|command| vec!["CMD-SHELL".into(), command.clone()]));
+        if let Some(command) = &self.health_exec {
+            health.test = std::iter::once("CMD".to_owned()).chain(words(command)?).collect();
+        }
         health.interval = self.health_interval.or(health.interval);
         health.timeout = self.health_timeout.or(health.timeout);
         set(&mut health.retries, self.health_retries);
         health.start_period = self.health_start_period.or(health.start_period);
         health.start_interval = self.health_start_interval.or(health.start_interval);
+        Ok(())
     }
 
     fn apply_resources(&self, task: &mut TaskSpec) {

@@ -1,0 +1,182 @@
+//! Configuration: defaults, then the file, then the flags.
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Where the configuration file is looked for when none is named; it may be missing.
+const DEFAULT_FILE: &str = "/etc/skep/skepd.toml";
+
+/// Flags of the daemon; each wins over the same key of the file.
+#[derive(Debug, Default, Clone, Args)]
+pub struct Flags {
+    /// Configuration file (TOML, the same names as the flags with underscores)
+    #[arg(long, value_name = "FILE", env = "SKEPD_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// State that must survive a reboot: identity, cluster state, tasks, logs, volumes [default: /var/lib/skep]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Sockets and namespaces [default: /run/skep]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// containerd's socket [default: /run/containerd/containerd.sock]
+    #[arg(long, value_name = "SOCKET")]
+    pub containerd: Option<PathBuf>,
+    /// Namespace in containerd [default: skep]
+    #[arg(long, value_name = "NAME")]
+    pub containerd_namespace: Option<String>,
+    /// Address of the cluster port [default: 0.0.0.0:2377]
+    #[arg(long, value_name = "IP:PORT")]
+    pub listen_addr: Option<SocketAddr>,
+    /// Registries that are spoken to without TLS (those on loopback always are)
+    #[arg(long, value_name = "HOST:PORT")]
+    pub insecure_registry: Vec<String>,
+    /// Label of this node's engine, for constraints on engine.labels
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
+    /// What is logged: error, warn, info, debug, trace, or per module as in skep_agent=debug [default: info]
+    #[arg(long, value_name = "FILTER")]
+    pub log_level: Option<String>,
+    /// Where to: journald, text or auto (journald under systemd) [default: auto]
+    #[arg(long, value_name = "KIND")]
+    pub log_format: Option<LogFormat>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Auto,
+    Journald,
+    Text,
+}
+
+/// The file. A key that is not known is an error: a misspelt one would be ignored otherwise.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    data_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    containerd: Option<PathBuf>,
+    containerd_namespace: Option<String>,
+    listen_addr: Option<SocketAddr>,
+    insecure_registries: Vec<String>,
+    labels: std::collections::BTreeMap<String, String>,
+    log_level: Option<String>,
+    log_format: Option<LogFormat>,
+}
+
+/// What the daemon runs with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub containerd: PathBuf,
+    pub containerd_namespace: String,
+    pub listen_addr: SocketAddr,
+    pub insecure_registries: Vec<String>,
+    pub labels: std::collections::BTreeMap<String, String>,
+    pub log_level: String,
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// # Errors
+    /// Names the file or flag and what is wrong with it.
+    pub fn load(flags: &Flags) -> Result<Self> {
+        let file = match &flags.config {
+            Some(path) => read(path)?,
+            None if Path::new(DEFAULT_FILE).exists() => read(Path::new(DEFAULT_FILE))?,
+            None => File::default(),
+        };
+        Self::merge(flags.clone(), file)
+    }
+
+    fn merge(flags: Flags, file: File) -> Result<Self> {
+        let mut labels = file.labels;
+        for label in flags.label {
+            let Some((key, value)) = label.split_once('=') else { bail!("--label {label}: write KEY=VALUE") };
+            labels.insert(key.to_owned(), value.to_owned());
+        }
+        let config = Self {
+            data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| "/var/lib/skep".into()),
+            run_dir: flags.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/skep".into()),
+            containerd: flags.containerd.or(file.containerd).unwrap_or_else(|| "/run/containerd/containerd.sock".into()),
+            containerd_namespace: flags.containerd_namespace.or(file.containerd_namespace).unwrap_or_else(|| "skep".into()),
+            listen_addr: flags.listen_addr.or(file.listen_addr).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 2377))),
+            insecure_registries: flags.insecure_registry.into_iter().chain(file.insecure_registries).collect(),
+            labels,
+            log_level: flags.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
+            log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
+        };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        for (name, dir) in [("data_dir", &self.data_dir), ("run_dir", &self.run_dir), ("containerd", &self.containerd)] {
+            ensure!(dir.is_absolute(), "{name}: {} is not an absolute path", dir.display());
+        }
+        ensure!(self.data_dir != self.run_dir, "data_dir and run_dir are both {}; they must differ", self.data_dir.display());
+        // sun_path holds 108 bytes with the terminating zero (unix(7)).
+        let socket = self.socket();
+        ensure!(
+            socket.as_os_str().len() < 108,
+            "run_dir: {} is too long for a socket's path; choose a shorter one",
+            self.run_dir.display()
+        );
+        ensure!(self.listen_addr.port() != 0, "listen_addr: port 0 would change with every start; choose a port");
+        let name = &self.containerd_namespace;
+        let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        ensure!(
+            !name.is_empty() && name.len() <= 76 && name.chars().all(good),
+            "containerd_namespace: {name:?} is not a name containerd takes"
+        );
+        Ok(())
+    }
+
+    /// The local socket.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("skep.sock")
+    }
+}
+
+fn read(path: &Path) -> Result<File> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the configuration file {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("in the configuration file {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let file: File = toml::from_str("data_dir = \"/a\"\nrun_dir = \"/b\"\n[labels]\nzone = \"x\"").unwrap();
+        let flags = Flags { data_dir: Some("/c".into()), ..Flags::default() };
+        let config = Config::merge(flags, file).unwrap();
+        assert_eq!((config.data_dir, config.run_dir), ("/c".into(), "/b".into()));
+        assert_eq!(config.labels["zone"], "x");
+    }
+
+    #[test]
+    fn a_misspelt_key_is_an_error() {
+        assert!(toml::from_str::<File>("datadir = \"/a\"").unwrap_err().to_string().contains("datadir"));
+    }
+
+    #[test]
+    fn values_that_cannot_work_are_refused_with_their_name() {
+        for (flags, name) in [
+            (Flags { data_dir: Some("relative".into()), ..Flags::default() }, "data_dir"),
+            (Flags { run_dir: Some(format!("/{}", "x".repeat(120)).into()), ..Flags::default() }, "run_dir"),
+            (Flags { listen_addr: Some(SocketAddr::from(([0, 0, 0, 0], 0))), ..Flags::default() }, "listen_addr"),
+            (Flags { containerd_namespace: Some("a/b".into()), ..Flags::default() }, "containerd_namespace"),
+            (Flags { label: vec!["x".into()], ..Flags::default() }, "--label"),
+        ] {
+            let error = Config::merge(flags, File::default()).unwrap_err().to_string();
+            assert!(error.contains(name), "{error}");
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! Processes killed at bad moments: what runs goes on, what was begun is finished or cleaned, nothing leaks.
+
+use anyhow::{Context, Result, ensure};
+use skep_kit::{Inventory, Lab, LabOptions, eventually, need_root};
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(20);
+/// The issue's promise: the state is right this soon after a start.
+const RIGHT_AFTER: Duration = Duration::from_secs(5);
+
+/// The processes of a service's running tasks.
+fn pids(lab: &Lab, service: &str) -> Result<BTreeSet<u64>> {
+    let ids = lab.ctl(&["service", "ps", service, "--no-trunc", "--format", "{{.ID}} {{.DesiredState}} {{.CurrentState}}"])?.success()?;
+    let mut found = BTreeSet::new();
+    for id in ids.lines().filter_map(|line| line.split_once(" Running Running ")).map(|(id, _)| id) {
+        let text = lab.ctl(&["task", "inspect", id])?.success()?;
+        let value: serde_json::Value = serde_json::from_str(&text)?;
+        found.insert(value[0]["status"]["container"]["pid"].as_u64().context("no pid")?);
+    }
+    Ok(found)
+}
+
+/// Asks a URL again and again from the client until told to stop; counts answers and failures.
+struct Hammer {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
+    failed: Arc<AtomicUsize>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Hammer {
+    fn start(lab: &Lab, url: String) -> Self {
+        let (stop, answered, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (stop2, answered2, failed2) = (stop.clone(), answered.clone(), failed.clone());
+        let net = format!("--net=/run/netns/{}", lab.client_namespace());
+        let thread = std::thread::spawn(move || {
+            while !stop2.load(Ordering::Relaxed) {
+                let outcome = skep_kit::run("nsenter", &[&net, "curl", "-sS", "--fail", "--max-time", "2", &url]);
+                let good = outcome.is_ok_and(|output| output.status == 0);
+                if good { &answered2 } else { &failed2 }.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { stop, answered, failed, thread: Some(thread) }
+    }
+
+    /// Ends it: (answered, failed).
+    fn end(mut self) -> (usize, usize) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the hammer does not panic");
+        }
+        (self.answered.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
+    }
+}
+
+#[test]
+fn tasks_do_not_notice_that_skepd_is_killed_again_and_again() -> Result<()> {
+    if !need_root("kill skepd") {
+        return Ok(());
+    }
+    let mut lab = Lab::swarm(LabOptions::default())?;
+    lab.ctl(&["service", "create", "-q", "--name", "web", "--replicas", "3", "--publish", "8080:8080", "whoami"])?.success()?;
+    let before = pids(&lab, "web")?;
+    ensure!(before.len() == 3, "{before:?}");
+    let inventory = Inventory::take(&lab)?;
+    let hammer = Hammer::start(&lab, format!("http://{}:8080/", Lab::HOST));
+    for round in 0..10u64 {
+        std::thread::sleep(Duration::from_millis(37 * round));
+        lab.kill_skepd();
+        lab.start_skepd()?;
+        eventually(RIGHT_AFTER, "the state is right", || {
+            ensure!(pids(&lab, "web")? == before, "{:?} became {:?}", before, pids(&lab, "web")?);
+            Ok(())
+        })?;
+    }
+    lab.stop_skepd()?;
+    std::thread::sleep(Duration::from_millis(500));
+    lab.start_skepd()?;
+    eventually(RIGHT_AFTER, "the state is right after a clean stop", || {
+        ensure!(pids(&lab, "web")? == before);
+        Ok(())
+    })?;
+    let (answered, failed) = hammer.end();
+    ensure!(failed == 0 && answered > 50, "{answered} answered, {failed} failed");
+    eventually(SOON, "nothing leaked", || Inventory::take(&lab)?.same_as(&inventory))?;
+    let logs = lab.ctl(&["service", "logs", "--raw", "web"])?.success()?;
+    let seen = logs.matches("GET / ").count();
+    ensure!(seen == answered, "{answered} requests were answered, {seen} are in the logs");
+    Ok(())
+}
+
+#[test]
+fn tasks_do_not_notice_that_containerd_is_killed() -> Result<()> {
+    if !need_root("kill containerd") {
+        return Ok(());
+    }
+    let mut lab = Lab::swarm(LabOptions::default())?;
+    lab.ctl(&["service", "create", "-q", "--name", "web", "--replicas", "2", "--publish", "8080:8080", "--restart-delay", "0s", "whoami"])?
+        .success()?;
+    let before = pids(&lab, "web")?;
+    let hammer = Hammer::start(&lab, format!("http://{}:8080/", Lab::HOST));
+    lab.kill_containerd();
+    std::thread::sleep(Duration::from_millis(800));
+    lab.start_containerd()?;
+    lab.ctl(&["service", "scale", "-q", "web=3"])?.success()?;
+    ensure!(pids(&lab, "web")?.is_superset(&before), "a task was touched");
+    let (answered, failed) = hammer.end();
+    ensure!(failed == 0 && answered > 10, "{answered} answered, {failed} failed");
+
+    // A task that ends while containerd is away is noticed when it is back.
+    let victim = *before.first().context("there are tasks")?;
+    lab.kill_containerd();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(victim)?), nix::sys::signal::Signal::SIGKILL)?;
+    std::thread::sleep(Duration::from_millis(300));
+    lab.start_containerd()?;
+    eventually(SOON, "the ended task is replaced", || {
+        let now = pids(&lab, "web")?;
+        ensure!(now.len() == 3 && !now.contains(&victim), "{now:?}");
+        Ok(())
+    })
+}
+
+/// Every name of a fail-point in the sources of the crates that skepd is made of.
+fn all_failpoints() -> Result<BTreeSet<String>> {
+    fn walk(dir: &Path, found: &mut BTreeSet<String>) -> Result<()> {
+        for entry in std::fs::read_dir(dir)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                walk(&path, found)?;
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = std::fs::read_to_string(&path)?;
+                for (at, _) in text.match_indices("failpoint!(\"") {
+                    let rest = &text[at + "failpoint!(\"".len()..];
+                    found.insert(rest[..rest.find('"').context("an unfinished name")?].to_owned());
+                }
+            }
+        }
+        Ok(())
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut found = BTreeSet::new();
+    for dir in ["agent/src", "netlb/src", "images/src", "manager/src", "manager/store/src", "skepd/src", "ca/src"] {
+        walk(&root.join(dir), &mut found)?;
+    }
+    Ok(found)
+}
+
+/// The life of a service, so short that it can be lived a hundred times. Errors are expected: the daemon may die in the middle.
+fn live(lab: &Lab) {
+    let mut steps: Vec<Vec<&str>> = vec![
+        vec![
+            "service",
+            "create",
+            "-d",
+            "--name",
+            "short",
+            "--replicas",
+            "2",
+            "--publish",
+            "9090:8080",
+            "--restart-delay",
+            "0s",
+            "--mount",
+            "source=data,target=/data",
+            "whoami",
+        ],
+        vec!["service", "update", "-d", "--env-add", "A=1", "short"],
+        vec!["service", "scale", "-d", "short=1"],
+        vec!["service", "rm", "short"],
+    ];
+    for step in steps.drain(..) {
+        let _ = lab.ctl(&step);
+        std::thread::sleep(Duration::from_millis(350));
+    }
+}
+
+#[test]
+fn a_kill_at_any_fail_point_heals_within_five_seconds_and_leaks_nothing() -> Result<()> {
+    if !need_root("fail-points") {
+        return Ok(());
+    }
+    let points = all_failpoints()?;
+    ensure!(points.len() >= 60, "only {} fail-points", points.len());
+    let mut lab = Lab::swarm(LabOptions::default())?;
+    // A service that must not be touched by anything that follows.
+    lab.ctl(&["service", "create", "-q", "--name", "steady", "--replicas", "2", "--publish", "8080:8080", "whoami"])?.success()?;
+    let steady = pids(&lab, "steady")?;
+    // The volume stays after its service, as with Docker: it is made before the inventory.
+    live(&lab);
+    let inventory = eventually(SOON, "the first life leaves nothing", || {
+        ensure!(lab.ctl(&["service", "ps", "short"])?.status != 0);
+        let taken = Inventory::take(&lab)?;
+        ensure!(taken.count("container ") == 2, "containers are left");
+        Ok(taken)
+    })?;
+    let hammer = Hammer::start(&lab, format!("http://{}:8080/", Lab::HOST));
+    let only = std::env::var("SKEP_ONLY_FAILPOINT").ok();
+    let (mut died_at, mut not_reached) = (BTreeSet::new(), BTreeSet::new());
+    let mut problems = Vec::new();
+    for point in points.iter().filter(|point| only.as_ref().is_none_or(|only| only == *point)) {
+        lab.stop_skepd().or_else(|_| {
+            lab.kill_skepd();
+            Ok::<_, anyhow::Error>(())
+        })?;
+        lab.set_environment(vec![("SKEP_FAILPOINT".into(), point.clone())]);
+        // It may die before it is ready: that is a kill during the start, and wanted.
+        lab.spawn_skepd()?;
+        let ready = eventually(Duration::from_secs(5), "ready", || lab.ctl(&["cluster", "status"])?.success());
+        if ready.is_ok() {
+            live(&lab);
+        }
+        if lab.skepd_died(Duration::from_millis(200)) {
+            died_at.insert(point.clone());
+        } else {
+            not_reached.insert(point.clone());
+            lab.kill_skepd();
+        }
+        lab.set_environment(Vec::new());
+        let heal = (|| -> Result<()> {
+            lab.start_skepd()?;
+            let _ = lab.ctl(&["service", "rm", "short"]);
+            eventually(RIGHT_AFTER, "it heals", || {
+                ensure!(pids(&lab, "steady")? == steady, "the steady service was touched");
+                Inventory::take(&lab)?.same_as(&inventory)
+            })
+        })();
+        if let Err(error) = heal {
+            eprintln!("{point}: {error:#}");
+            problems.push(format!("{point}: {error:#}"));
+        }
+    }
+    let (answered, failed) = hammer.end();
+    eprintln!("killed at {} fail-points: {died_at:?}", died_at.len());
+    eprintln!("not on this path, killed anyway: {not_reached:?}");
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    ensure!(only.is_some() || died_at.len() >= 60, "died at only {} fail-points; not reached: {not_reached:?}", died_at.len());
+    ensure!(failed == 0, "{answered} requests answered, {failed} failed");
+    Ok(())
+}
+
+#[test]
+fn a_swarm_that_is_made_or_left_half_way_is_cleared_away() -> Result<()> {
+    if !need_root("init and leave") {
+        return Ok(());
+    }
+    let points: Vec<String> = all_failpoints()?.into_iter().filter(|point| point.starts_with("skepd.")).collect();
+    ensure!(!points.is_empty());
+    for point in points {
+        let mut lab = Lab::new(LabOptions { environment: vec![("SKEP_FAILPOINT".into(), point.clone())] })?;
+        lab.spawn_skepd()?;
+        let _ = eventually(Duration::from_secs(5), "ready", || lab.ctl(&["cluster", "status"])?.success());
+        let _ = lab.ctl(&["cluster", "init", "--advertise-addr", Lab::HOST]);
+        let _ = lab.ctl(&["cluster", "leave", "--force"]);
+        lab.skepd_died(Duration::from_millis(300));
+        lab.kill_skepd();
+        lab.set_environment(Vec::new());
+        lab.start_skepd()?;
+        let status = lab.ctl(&["cluster", "status"])?.success()?;
+        if status.contains("not in a cluster") {
+            lab.ctl(&["cluster", "init", "--advertise-addr", Lab::HOST])?.success().context(point.clone())?;
+        }
+        eventually(RIGHT_AFTER, &point, || {
+            let nodes = lab.ctl(&["node", "ls", "--format", "{{.Status}}"])?.success()?;
+            ensure!(nodes.trim() == "Ready", "{nodes}");
+            Ok(())
+        })?;
+        lab.ctl(&["cluster", "leave", "--force"])?.success()?;
+        eventually(RIGHT_AFTER, "everything is gone", || {
+            let left = Inventory::take(&lab)?;
+            ensure!(left.count("nft") == 0 && left.count("container ") == 0 && left.count("file") == 0, "{left:#?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
