@@ -2,7 +2,7 @@
 
 use crate::error::NetlbError;
 use crate::names::Tag;
-use crate::owner::{self, Applied, Request};
+use crate::owner::{self, Applied, Oversight, Request};
 use crate::wanted::{TaskNetwork, Wanted};
 use skep_types::TaskId;
 use std::path::{Path, PathBuf};
@@ -52,12 +52,20 @@ pub struct Netlb {
 impl Netlb {
     /// Starts the owner in the network namespace of the calling thread. Changes nothing in the kernel yet, but makes the
     /// directory.
+    ///
+    /// From the first wanted state on it looks after the network by itself: tables that others change or flush are mended
+    /// within seconds, links and routes within about a minute, and each repair is logged.
     pub fn start(config: Config) -> Result<Self, NetlbError> {
+        Self::start_with(config, Oversight::default())
+    }
+
+    /// The same, looking after the network as often as said.
+    pub fn start_with(config: Config, oversight: Oversight) -> Result<Self, NetlbError> {
         let (requests, queue) = mpsc::channel(QUEUE);
         let (wanted, wanted_changes) = watch::channel((Generation(0), Arc::default()));
         let (report, applied) = watch::channel(Applied::default());
         let netns_dir = config.run_dir.join("netns");
-        owner::start(Tag::new(&config.instance), netns_dir.clone(), queue, wanted_changes, report)?;
+        owner::start(Tag::new(&config.instance), netns_dir.clone(), oversight, queue, wanted_changes, report)?;
         Ok(Self { requests, wanted: Arc::new(wanted), applied, netns_dir })
     }
 
@@ -114,6 +122,13 @@ impl Netlb {
     /// removes what nobody wants.
     pub async fn audit(&self) -> Result<Audit, NetlbError> {
         self.ask(Request::Audit).await?
+    }
+
+    /// What the host's administrator should know: a chain of another firewall drops forwarded packets by its policy and has
+    /// no rule for our links, so tasks may reach nobody and nobody them. In words, with the cure. Logged as well, once,
+    /// when it is first seen after something was wanted.
+    pub async fn host_firewall_warning(&self) -> Result<Option<String>, NetlbError> {
+        self.ask(Request::FirewallWarning).await?
     }
 
     /// Removes every namespace, link and table of this instance, running tasks' too. Goes on after a failure.

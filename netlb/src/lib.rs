@@ -2,7 +2,7 @@
 //!
 //! The agent says what it wants as data ([`Wanted`], [`TaskNetwork`]); this crate reads what is, works out the difference
 //! (module `plan`, pure) and applies it over netlink. Every step may be repeated, so a crash at any point is mended by
-//! asking again, and [`Netlb::audit`] mends what others broke. Names of links and tables carry a tag of the instance;
+//! asking again. What others break is noticed and mended unasked; [`Netlb::audit`] looks at all of it at once. Names of links and tables carry a tag of the instance;
 //! nothing that is not ours is touched.
 //!
 //! Start with [`Netlb::start`]. It has one thread, `skep-netlb`, which owns all sockets and state and takes one message
@@ -24,6 +24,7 @@ mod wanted; // what the agent asks for
 
 pub use error::NetlbError;
 pub use handle::{Audit, Config, Generation, Netlb, TaskNetns};
+pub use owner::Oversight;
 pub use port::port_is_taken;
 pub use wanted::{
     Attachment, Backend, Endpoint, Location, Mac, Network, Peer, Protocol, PublishMode, PublishedPort, Subnet, TaskNetwork, Vip, Wanted,

@@ -68,6 +68,31 @@ fn tasks_made_one_by_one_and_many_at_once() {
 }
 
 #[test]
+fn watching_over_a_thousand_services() {
+    on_own_host("watching_over_a_thousand_services", async |_world| {
+        let netlb = World::watchful_netlb();
+        let ingress = network(1, true);
+        let address = |n: u16| std::net::IpAddr::from([10, 0, (n >> 8) as u8, n as u8]);
+        let port = |n: u16| {
+            let backends = (0..4).map(|backend| Backend { address: address(n * 4 + backend), port: 80 }).collect();
+            PublishedPort { protocol: Protocol::Tcp, port: 2000 + n, mode: PublishMode::Ingress { backends } }
+        };
+        netlb.set_wanted(wanted(&[ingress], &[], (0..1000).map(port).collect()));
+        netlb.applied().await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+        measured("a second of watching, nobody changes tables", 3, tokio::time::sleep(std::time::Duration::from_secs(3))).await;
+        measured("a second of watching, somebody changes tables all the time", 3, async {
+            for _ in 0..12 {
+                sh("nft add table ip other; nft delete table ip other");
+                tokio::time::sleep(std::time::Duration::from_millis(250)).await;
+            }
+        })
+        .await;
+        netlb.remove_everything().await.unwrap();
+    });
+}
+
+#[test]
 fn one_backend_changes_among_many_services() {
     on_own_host("one_backend_changes_among_many_services", async |_world| {
         let netlb = World::netlb();

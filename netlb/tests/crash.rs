@@ -25,6 +25,9 @@ const POINTS: &[&str] = &[
     "netlb.apply.routed",
     "netlb.apply.ports",
     "netlb.apply.flows",
+    "netlb.audit.files",
+    "netlb.audit.sandbox",
+    "netlb.audit.host",
     "netlb.everything.namespace",
     "netlb.everything.links",
     "netlb.everything.tables",
@@ -56,6 +59,7 @@ fn scenario() {
             netlb.applied().await.unwrap();
         };
         apply(&[ingress.clone(), plain], &tasks).await;
+        netlb.audit().await.unwrap();
         let leaving = tasks.pop().unwrap();
         apply(&[ingress], &tasks).await;
         netlb.remove_task(leaving.task).await.unwrap();

@@ -161,8 +161,7 @@ fn neighbour(neighbour: &Neighbour, index: u32) -> NeighbourMessage {
         IpAddr::V4(address) => NeighbourAddress::Inet(address),
         IpAddr::V6(address) => NeighbourAddress::Inet6(address),
     };
-    message.attributes =
-        vec![NeighbourAttribute::Destination(destination), NeighbourAttribute::LinkLayerAddress(neighbour.mac.0.to_vec())];
+    message.attributes = vec![NeighbourAttribute::Destination(destination), NeighbourAttribute::LinkLayerAddress(neighbour.mac.0.to_vec())];
     message
 }
 

@@ -2,8 +2,8 @@
 
 use super::wire;
 pub(crate) use netlink_packet_core::{
-    NLM_F_ACK as ACK, NLM_F_CREATE as CREATE, NLM_F_DUMP as DUMP, NLM_F_EXCL as EXCL, NLM_F_MULTIPART as MULTIPART, NLM_F_REPLACE as REPLACE,
-    NLM_F_REQUEST as REQUEST,
+    NLM_F_ACK as ACK, NLM_F_CREATE as CREATE, NLM_F_DUMP as DUMP, NLM_F_EXCL as EXCL, NLM_F_MULTIPART as MULTIPART,
+    NLM_F_REPLACE as REPLACE, NLM_F_REQUEST as REQUEST,
 };
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;

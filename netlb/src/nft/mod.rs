@@ -1,8 +1,9 @@
 //! nf_tables without the `nft` program: tables as data, their bytes, transactions, reading back.
 //!
-//! Nothing of others is read, changed or flushed: every message names a table of ours.
+//! Nothing of others is changed or flushed: every message that does names a table of ours. Only `firewall` reads others.
 
 pub(crate) mod encode; // data to messages
+mod firewall; // chains of others that drop tasks' packets
 pub(crate) mod flows; // what conntrack remembers
 pub(crate) mod model; // tables, chains, rules, sets as data
 pub(crate) mod socket; // transactions and dumps

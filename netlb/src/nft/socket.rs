@@ -11,17 +11,20 @@ use std::io;
 const GET_TABLE: u16 = 1;
 const GET_RULE: u16 = 7;
 const GET_ELEMENT: u16 = 13;
+const GET_GENERATION: u16 = 16;
 
 /// nf_tables in the network namespace of the thread that opened it.
 #[derive(Debug)]
 pub(crate) struct Nft {
     pub(super) socket: Socket,
     sequence: u32,
+    /// The generation that the tables have if only we changed them since it was asked for.
+    generation: Option<u32>,
 }
 
 impl Nft {
     pub(crate) fn open() -> io::Result<Self> {
-        Ok(Self { socket: Socket::netfilter()?, sequence: 1 })
+        Ok(Self { socket: Socket::netfilter()?, sequence: 1, generation: None })
     }
 
     pub(super) fn next_sequence(&mut self) -> u32 {
@@ -56,10 +59,34 @@ impl Nft {
             // A refused batch as a whole is answered with the number of its first message only.
             Ok(message.sequence == last || (failed.is_some() && message.sequence == first))
         })?;
+        if failed.is_none() {
+            self.generation = self.generation.map(|generation| generation.wrapping_add(1));
+        }
         failed.map_or(Ok(()), Err)
     }
 
-    fn dump(&mut self, message: u16, family: u8, names: &[(u16, &str)], each: impl FnMut(wire::Message<'_>)) -> io::Result<()> {
+    /// Whether somebody else changed any table of this namespace since the last call; `true` on the first. The kernel
+    /// counts transactions, so a message tells.
+    pub(crate) fn changed_by_others(&mut self) -> io::Result<bool> {
+        let sequence = self.next_sequence();
+        let mut out = Writer::default();
+        out.begin(message_kind(GET_GENERATION), REQUEST, sequence).put(&[0; 4]);
+        out.end();
+        let mut is = None;
+        self.socket.dump(out.as_bytes(), sequence, |message| {
+            is = wire::attribute(message.body, 4, 1).and_then(|value| value.try_into().ok()).map(u32::from_be_bytes);
+        })?;
+        let changed = is.is_none() || is != self.generation;
+        self.generation = is;
+        Ok(changed)
+    }
+
+    /// Lets the next [`Nft::changed_by_others`] say yes.
+    pub(crate) fn look_again(&mut self) {
+        self.generation = None;
+    }
+
+    pub(super) fn dump(&mut self, message: u16, family: u8, names: &[(u16, &str)], each: impl FnMut(wire::Message<'_>)) -> io::Result<()> {
         let sequence = self.next_sequence();
         let mut out = Writer::default();
         out.begin(message_kind(message), REQUEST | DUMP, sequence).put(&[family, 0, 0, 0]);

@@ -1,5 +1,6 @@
 //! Carrying out what is wanted for the whole node.
 
+use super::audit::Depth;
 use super::{Known, Owner, Sandbox, refused};
 use crate::error::NetlbError;
 use crate::names::SANDBOX_TABLE;
@@ -162,13 +163,17 @@ impl Sandbox {
     }
 
     /// Puts tables that differ from what we told the kernel in order. What was mended, in words.
-    pub(super) fn audit_tables(&mut self) -> Result<Vec<String>, NetlbError> {
+    pub(super) fn audit_tables(&mut self, depth: Depth) -> Result<Vec<String>, NetlbError> {
         let place = self.place();
         let nft = self.namespace.nft.as_mut().expect("a sandbox has a netfilter socket");
+        let changed = nft.changed_by_others().map_err(|source| table_error(SANDBOX_TABLE, &place, source))?;
+        if !changed && depth == Depth::WhatMayDiffer {
+            return Ok(Vec::new());
+        }
         let mut mended = Vec::new();
         for (table, known) in &mut self.tables {
             let whole = table.table();
-            mended.extend(audit_table(nft, &whole, known, &place)?);
+            mended.extend(audit_table(nft, &whole, known, &place).inspect_err(|_| nft.look_again())?);
         }
         Ok(mended)
     }
@@ -185,7 +190,7 @@ pub(super) fn audit_table(nft: &mut Nft, table: &Table, known: &mut Known, place
 }
 
 /// Forgets UDP flows that lead nowhere. A failure costs clients up to two minutes, not the network: it is only told.
-fn forget_stale(nft: &mut Nft, family: Family, place: &str, is_stale: impl Fn(&Flow) -> bool) {
+pub(super) fn forget_stale(nft: &mut Nft, family: Family, place: &str, is_stale: impl Fn(&Flow) -> bool) {
     let forgotten = nft.udp_flows(family, is_stale).and_then(|flows| {
         flows.iter().try_for_each(|flow| nft.forget(flow))?;
         Ok(flows.len())

@@ -1,6 +1,6 @@
 //! Looking everything over: what differs from what is wanted is mended, what nobody wants is removed.
 
-use super::apply::audit_table;
+use super::apply::{audit_table, forget_stale};
 use super::{Owner, refused};
 use crate::error::NetlbError;
 use crate::handle::Audit;
@@ -9,13 +9,23 @@ use crate::netns;
 use crate::plan::layout;
 use crate::plan::{State, Unwanted, difference};
 use crate::wanted::{Network, TaskNetwork};
+use skep_failpoint::failpoint;
 use skep_types::NetworkId;
 use std::collections::BTreeSet;
 use tracing::info;
 
+/// How closely to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    /// At everything.
+    All,
+    /// Leaving out tables that nobody else changed, and the namespaces of tasks whose link is in its place.
+    WhatMayDiffer,
+}
+
 impl Owner {
     /// Goes on after a failure and returns all of them.
-    pub(super) fn audit(&mut self) -> Result<Audit, NetlbError> {
+    pub(super) fn audit(&mut self, depth: Depth) -> Result<Audit, NetlbError> {
         let mut repaired = Vec::new();
         let mut errors = Vec::new();
         let mut note = |result: Result<Vec<String>, NetlbError>, errors: &mut Vec<NetlbError>| match result {
@@ -23,12 +33,17 @@ impl Owner {
             Err(error) => errors.push(error),
         };
         note(self.audit_files(), &mut errors);
+        failpoint!("netlb.audit.files");
+        let mut missing = BTreeSet::new();
         let networks: Vec<Network> = self.sandboxes.values().map(|sandbox| sandbox.network.clone()).collect();
         for network in &networks {
-            note(self.audit_sandbox(network), &mut errors);
+            note(self.audit_sandbox(network, depth, &mut missing), &mut errors);
+            failpoint!("netlb.audit.sandbox");
         }
-        note(self.audit_host(), &mut errors);
-        let tasks: Vec<TaskNetwork> = self.tasks.values().cloned().collect();
+        note(self.audit_host(depth), &mut errors);
+        failpoint!("netlb.audit.host");
+        let suspect = |task: &&TaskNetwork| depth == Depth::All || missing.contains(&names::task_link(&task.task));
+        let tasks: Vec<TaskNetwork> = self.tasks.values().filter(suspect).cloned().collect();
         for task in tasks {
             let id = task.task.clone();
             let mended = self.mend_task(task);
@@ -68,7 +83,8 @@ impl Owner {
         tasks.chain(self.sandboxes.keys().map(names::sandbox_file)).collect()
     }
 
-    fn audit_sandbox(&mut self, network: &Network) -> Result<Vec<String>, NetlbError> {
+    /// Links that should be there and are not go into `missing`.
+    fn audit_sandbox(&mut self, network: &Network, depth: Depth, missing: &mut BTreeSet<String>) -> Result<Vec<String>, NetlbError> {
         let mut mended = Vec::new();
         let Some(sandbox) = self.sandboxes.get_mut(&network.id) else { return Ok(mended) };
         let place = format!("the sandbox of network {}", network.name);
@@ -92,6 +108,7 @@ impl Owner {
         let Some(sandbox) = self.sandboxes.get_mut(&network.id) else { return Ok(mended) };
         let is = sandbox.namespace.route.read(|link| !not_ensured.contains(link) && !link_of_the_kernel(link));
         let is = is.map_err(|source| NetlbError::Netlink { place: place.clone(), source })?;
+        missing.extend(wanted.links.keys().filter(|link| !is.links.contains_key(*link)).cloned());
         let changes: Vec<_> = difference(&is, &wanted, unwanted)
             .into_iter()
             // The tasks' own turn comes later: a link that is missing here is missing there.
@@ -99,7 +116,7 @@ impl Owner {
             .collect();
         mended.extend(changes.iter().map(|change| format!("{place}: {change:?}")));
         NetlbError::all(refused(&place, sandbox.namespace.route.apply(&changes)))?;
-        mended.extend(sandbox.audit_tables()?);
+        mended.extend(sandbox.audit_tables(depth)?);
         Ok(mended)
     }
 
@@ -122,7 +139,7 @@ impl Owner {
         unknown.map(names::task_link).collect()
     }
 
-    fn audit_host(&mut self) -> Result<Vec<String>, NetlbError> {
+    fn audit_host(&mut self, depth: Depth) -> Result<Vec<String>, NetlbError> {
         let mut mended = Vec::new();
         let prefix = self.tag.link_prefix();
         let read = self.host.read(|link| link.starts_with(&prefix));
@@ -135,12 +152,28 @@ impl Owner {
         mended.extend(changes.iter().map(|change| format!("the host: {change:?}")));
         NetlbError::all(refused("the host", self.host.apply(&changes)))?;
         self.host_state = wanted;
-        for (_, table, known) in &mut self.tables {
-            if !self.sandboxes.is_empty() || *known != super::Known::No {
-                mended.extend(audit_table(&mut self.nft, &table.table(), known, "the host")?);
-            }
+        // Otherwise they have been looked at within the last second.
+        if depth == Depth::All {
+            mended.extend(self.audit_host_tables()?);
         }
         Ok(mended)
+    }
+
+    pub(super) fn audit_host_tables(&mut self) -> Result<Vec<String>, NetlbError> {
+        let mut all = Vec::new();
+        for (family, table, known) in &mut self.tables {
+            if self.sandboxes.is_empty() && *known == super::Known::No {
+                continue;
+            }
+            if let Some(mended) = audit_table(&mut self.nft, &table.table(), known, "the host")? {
+                all.push(mended);
+                // What came while the table was not there was led nowhere.
+                let addresses = self.host.all_addresses().unwrap_or_default();
+                let is_here = |address: std::net::IpAddr| address.is_loopback() || addresses.contains(&address);
+                forget_stale(&mut self.nft, *family, "the host", |flow| table.is_stale(flow, is_here));
+            }
+        }
+        Ok(all)
     }
 }
 

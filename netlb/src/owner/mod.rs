@@ -5,9 +5,13 @@
 
 mod apply; // carrying out what is wanted
 mod audit; // looking everything over
+mod oversight; // doing so all the time
 mod sandbox; // a network's namespace and the host's link to it
 mod task; // a task's namespace
 
+use self::audit::Depth;
+pub use self::oversight::Oversight;
+use self::oversight::Watch;
 use crate::error::NetlbError;
 use crate::handle::{Audit, Generation, TaskNetns};
 use crate::names::Tag;
@@ -43,6 +47,7 @@ pub(crate) enum Request {
     Ensure { network: TaskNetwork, reply: Reply<TaskNetns> },
     Remove { task: TaskId, reply: Reply<()> },
     Audit(Reply<Audit>),
+    FirewallWarning(Reply<Option<String>>),
     RemoveEverything(Reply<()>),
 }
 
@@ -115,6 +120,7 @@ struct Owner {
     pending: BTreeMap<TaskId, Pending>,
     wanted: Option<Arc<Wanted>>,
     made: mpsc::Sender<Made>,
+    watch: Watch,
 }
 
 /// Where a task's namespace is mounted.
@@ -126,6 +132,7 @@ pub(crate) fn task_path(dir: &Path, task: &TaskId) -> PathBuf {
 pub(crate) fn start(
     tag: Tag,
     dir: PathBuf,
+    oversight: Oversight,
     requests: mpsc::Receiver<Request>,
     wanted: watch::Receiver<(Generation, Arc<Wanted>)>,
     report: watch::Sender<Applied>,
@@ -152,6 +159,7 @@ pub(crate) fn start(
         pending: BTreeMap::new(),
         wanted: None,
         made,
+        watch: Watch::new(oversight),
         dir: dir.clone(),
     };
     // Built on the thread itself: the caller may be within a runtime, where another must not be dropped.
@@ -173,16 +181,12 @@ impl Owner {
     ) {
         let mut retry: Option<Retry> = None;
         loop {
-            let due = retry.map(|retry| retry.due);
-            let again = async {
-                match due {
-                    Some(due) => tokio::time::sleep_until(due).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let again = at(retry.map(|retry| retry.due));
+            let watch = at(self.watch_due());
             tokio::select! {
                 biased;
                 Some(made) = made.recv() => self.finish(made),
+                () = watch => self.watch(),
                 request = requests.recv() => match request {
                     Some(request) => self.answer(request),
                     None => return,
@@ -220,9 +224,18 @@ impl Owner {
         match request {
             Request::Ensure { network, reply } => self.ensure_task(network, reply),
             Request::Remove { task, reply } => drop(reply.send(self.remove_task(&task))),
-            Request::Audit(reply) => drop(reply.send(self.audit())),
+            Request::Audit(reply) => drop(reply.send(self.audit(Depth::All))),
+            Request::FirewallWarning(reply) => drop(reply.send(self.firewall_warning())),
             Request::RemoveEverything(reply) => drop(reply.send(self.remove_everything())),
         }
+    }
+}
+
+/// Returns at that time, or never.
+async fn at(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }
 

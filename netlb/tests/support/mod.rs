@@ -65,7 +65,8 @@ impl World {
             ip link add up0 type veth peer name eth0 netns client
             ip addr add 198.18.0.1/24 dev up0; ip addr add 2001:db8::1/64 dev up0 nodad; ip link set up0 up
             ip -n client addr add 198.18.0.9/24 dev eth0; ip -n client addr add 2001:db8::9/64 dev eth0 nodad
-            ip -n client link set eth0 up");
+            ip -n client link set eth0 up
+            for try in $(seq 500); do ip -n client link show eth0 | grep -q 'state UP' && break; sleep 0.01; done");
         Self { responders: Vec::new() }
     }
 
@@ -78,6 +79,11 @@ impl World {
     }
 
     pub fn netlb() -> Netlb {
+        Netlb::start_with(Self::config(), Oversight::OnDemand).unwrap()
+    }
+
+    /// One that looks after the network by itself.
+    pub fn watchful_netlb() -> Netlb {
         Netlb::start(Self::config()).unwrap()
     }
 
