@@ -10,7 +10,7 @@ use super::rotate::Rotating;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
@@ -51,6 +51,8 @@ thread_local! {
 /// A task's open output.
 struct Output {
     open: Open,
+    /// Of its fifos: the same paths may have become other ones.
+    inodes: Vec<u64>,
     finish: CancellationToken,
     streams: JoinSet<()>,
 }
@@ -136,7 +138,7 @@ async fn converse(state: &State, stream: UnixStream) -> io::Result<()> {
 async fn answer(state: &State, request: Request) -> Answer {
     match request {
         Request::Open(open) => {
-            let same = state.outputs.borrow().get(&open.task).is_some_and(|output| output.open == open);
+            let same = state.outputs.borrow().get(&open.task).is_some_and(|output| output.open == open && output.inodes == inodes(&open));
             if same {
                 return Answer::default();
             }
@@ -179,7 +181,13 @@ fn begin(open: Open) -> io::Result<Output> {
         let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(path)?;
         streams.spawn_local(copy(receiver, stream, file.clone(), finish.clone()));
     }
-    Ok(Output { open, finish, streams })
+    let inodes = inodes(&open);
+    Ok(Output { open, inodes, finish, streams })
+}
+
+fn inodes(open: &Open) -> Vec<u64> {
+    let inode = |path: &PathBuf| std::fs::metadata(path).map_or(0, |meta| meta.ino());
+    std::iter::once(&open.stdout).chain(&open.stderr).map(inode).collect()
 }
 
 /// Copies one stream until it is told that nothing more comes.

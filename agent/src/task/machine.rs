@@ -164,6 +164,8 @@ impl Machine {
             Recovered::Ended(outcome) if (TaskState::Starting..=TaskState::Running).contains(&self.state) => self.ended(outcome, actions),
             // Started by a process that died before it could write so down, or the end of it: stop it and begin again.
             Recovered::Running { .. } | Recovered::Ended(_) | Recovered::Remains | Recovered::Nothing => match self.state {
+                // It was being stopped when the agent died.
+                TaskState::Running if self.must_stop() => self.advance(TaskState::Shutdown, "shutdown", String::new(), actions),
                 TaskState::Running => {
                     let err = "the task's process was gone when the agent came back; was the machine restarted?".to_owned();
                     self.advance(TaskState::Failed, "failed", err, actions);

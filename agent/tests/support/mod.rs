@@ -256,12 +256,15 @@ impl Node {
     }
 
     pub async fn start_with(containerd: &Containerd, change: impl FnOnce(&mut ImageConfig)) -> Self {
+        Self::start_at(containerd.config(), containerd.chain_id.clone(), change).await
+    }
+
+    pub async fn start_at(config: ContainerdConfig, chain_id: String, change: impl FnOnce(&mut ImageConfig)) -> Self {
         let stop = CancellationToken::new();
-        let config = containerd.config();
         let logs = LogWriter::new(config.run_dir.join("logs.sock"), log_writer(&config.run_dir));
         let mut image = ImageConfig { command: vec!["sh".into()], env: vec!["FROM=image".into()], ..ImageConfig::default() };
         change(&mut image);
-        let images = Arc::new(OneImage { chain_id: containerd.chain_id.clone(), config: image });
+        let images = Arc::new(OneImage { chain_id, config: image });
         let network = Arc::new(HostNetwork);
         let data_dir = config.data_dir.clone();
         let executor = ContainerdExecutor::new(config, images, network.clone(), logs.clone()).unwrap();

@@ -175,6 +175,14 @@ fn a_task_whose_process_is_gone_after_a_restart_failed() {
 }
 
 #[test]
+fn a_stop_that_a_crash_interrupted_ends_in_shutdown() {
+    for found in [Recovered::Nothing, Recovered::Remains, Recovered::Ended(Outcome { exit_code: 137, words: None })] {
+        let (_, actions) = Machine::new(TaskState::Running, TaskState::Shutdown, found);
+        assert_eq!(states(&actions), [TaskState::Shutdown]);
+    }
+}
+
+#[test]
 fn half_made_tasks_are_made_anew_after_a_restart() {
     for state in [TaskState::Preparing, TaskState::Ready, TaskState::Starting] {
         let (mut machine, actions) = Machine::new(state, TaskState::Running, Recovered::Nothing);
