@@ -166,7 +166,8 @@ pub fn wanted(held: &BTreeMap<TaskId, Held>) -> Wanted {
                 vips: Vec::new(),
             });
             let own = bare(attachment);
-            for vip in task.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips).filter(|vip| vip.network_id == attachment.network.id) {
+            for vip in task.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips).filter(|vip| vip.network_id == attachment.network.id)
+            {
                 if let Some(address) = vip.addr.split('/').next().and_then(|text| text.parse::<IpAddr>().ok()) {
                     let backends = vips.entry((vip.network_id.clone(), address)).or_default();
                     if one.serving {
@@ -291,7 +292,10 @@ impl Bridge {
         let mut last = self.last.lock().expect("no panic while held");
         // The first is the gateway's.
         let hosts = self.range.hosts().enumerate().skip(1);
-        let free = hosts.clone().find(|(at, address)| *at > *last && !used(*address)).or_else(|| hosts.clone().find(|(_, address)| !used(*address)));
+        let free = hosts
+            .clone()
+            .find(|(at, address)| *at > *last && !used(*address))
+            .or_else(|| hosts.clone().find(|(_, address)| !used(*address)));
         let full = || NetworkError::BadNetwork { network: "bridge".into(), reason: format!("all addresses of {} are taken", self.range) };
         let (at, address) = free.ok_or_else(full)?;
         *last = at;
@@ -457,9 +461,13 @@ mod tests {
 
     fn web(number: u64, serving: bool) -> Held {
         let mut task = task(number, "web");
-        task.networks = vec![attached(overlay(1, "ingress", true), &format!("10.0.1.{}/24", 10 + number)), attached(overlay(2, "back", false), &format!("10.0.2.{}/24", 10 + number))];
+        task.networks = vec![
+            attached(overlay(1, "ingress", true), &format!("10.0.1.{}/24", 10 + number)),
+            attached(overlay(2, "back", false), &format!("10.0.2.{}/24", 10 + number)),
+        ];
         let vip = VirtualIp { network_id: NetworkId::for_test(2), addr: "10.0.2.2/24".into() };
-        task.endpoint = Some(TaskEndpoint { ports: vec![published(80, 8080, WireMode::Ingress)], virtual_ips: vec![vip], ..TaskEndpoint::default() });
+        task.endpoint =
+            Some(TaskEndpoint { ports: vec![published(80, 8080, WireMode::Ingress)], virtual_ips: vec![vip], ..TaskEndpoint::default() });
         Held { task: Arc::new(task), serving, host_ports: Vec::new(), bridge: None }
     }
 
@@ -474,7 +482,10 @@ mod tests {
         let mode = PublishMode::Ingress { backends: vec![backend("10.0.1.11"), backend("10.0.1.13")] };
         assert_eq!(wanted.published, [PublishedPort { protocol: Protocol::Tcp, port: 8080, mode }]);
         let back = wanted.networks.iter().find(|network| network.network.name == "back").unwrap();
-        assert_eq!(back.vips, [Vip { address: "10.0.2.2".parse().unwrap(), backends: vec!["10.0.2.11".parse().unwrap(), "10.0.2.13".parse().unwrap()] }]);
+        assert_eq!(
+            back.vips,
+            [Vip { address: "10.0.2.2".parse().unwrap(), backends: vec!["10.0.2.11".parse().unwrap(), "10.0.2.13".parse().unwrap()] }]
+        );
         assert_eq!(back.endpoints.len(), 3);
         assert_eq!((back.network.vni, wanted.tasks.len()), (4097, 3));
     }
@@ -500,7 +511,8 @@ mod tests {
         assert!(needs_bridge(&task));
         let network = task_network(&task, Some(address)).unwrap();
         assert_eq!(network.attachments[0].network.subnets[0].gateway, "172.31.240.1".parse::<IpAddr>().unwrap());
-        let held = Held { task: Arc::new(task), serving: true, host_ports: vec![published(80, 9000, WireMode::Host)], bridge: Some(address) };
+        let held =
+            Held { task: Arc::new(task), serving: true, host_ports: vec![published(80, 9000, WireMode::Host)], bridge: Some(address) };
         let wanted = wanted(&table(vec![held]));
         assert_eq!(wanted.networks[0].network.name, "bridge");
         assert!(matches!(&wanted.published[0].mode, PublishMode::Host { backends, .. } if backends[0].address == address.addr()));

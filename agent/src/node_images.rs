@@ -68,7 +68,8 @@ fn config_of(image: &Image) -> ImageConfig {
 
 impl NodeImages {
     fn parse(reference: &str) -> Result<Reference, ImageError> {
-        let bad = |error: skep_images::ReferenceError| ImageError::BadReference { reference: reference.to_owned(), reason: error.to_string() };
+        let bad =
+            |error: skep_images::ReferenceError| ImageError::BadReference { reference: reference.to_owned(), reason: error.to_string() };
         Reference::parse(reference).map_err(bad)
     }
 
@@ -79,7 +80,8 @@ impl NodeImages {
         pulled.map_err(|error| {
             let reason = chain(&*error);
             // "No such image: x: no such image: x" helps nobody.
-            let reason = reason.strip_prefix(&format!("no such image: {reference}")).map_or(reason.clone(), |_| "its registry has none".into());
+            let reason =
+                reason.strip_prefix(&format!("no such image: {reference}")).map_or(reason.clone(), |_| "its registry has none".into());
             ImageError::NotFound { reference: reference.to_string(), reason }
         })
     }

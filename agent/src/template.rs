@@ -10,7 +10,9 @@ use skep_types::{ContainerSpec, Labels, Task};
 pub enum TemplateError {
     #[error("{field}: the placeholder that begins at {at:?} has no end; close it with }}}}")]
     Open { field: String, at: String },
-    #[error("{field}: {{{{{expression}}}}} is not known; there are .Service.ID, .Service.Name, .Service.Labels.NAME, .Node.ID, .Node.Hostname, .Node.Platform.OS, .Node.Platform.Architecture, .Task.ID, .Task.Name and .Task.Slot")]
+    #[error(
+        "{field}: {{{{{expression}}}}} is not known; there are .Service.ID, .Service.Name, .Service.Labels.NAME, .Node.ID, .Node.Hostname, .Node.Platform.OS, .Node.Platform.Architecture, .Task.ID, .Task.Name and .Task.Slot"
+    )]
     Unknown { field: String, expression: String },
     #[error("{field}: the service has no label {label:?}")]
     NoLabel { field: String, label: String },

@@ -64,15 +64,8 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(context: Arc<Context>, stop: CancellationToken) -> (Self, TaskList) {
         let (list, reader) = watch::channel(Arc::default());
-        let worker = Self {
-            context,
-            handles: BTreeMap::new(),
-            drivers: JoinSet::new(),
-            strays: BTreeMap::new(),
-            list,
-            leaving: None,
-            stop,
-        };
+        let worker =
+            Self { context, handles: BTreeMap::new(), drivers: JoinSet::new(), strays: BTreeMap::new(), list, leaving: None, stop };
         (worker, TaskList(reader))
     }
 
@@ -81,9 +74,8 @@ impl Worker {
         let records = self.context.records.load()?;
         let mut found = self.survey().await?;
         failpoint!("agent.recover.surveyed");
-        let runs = |record: &Record| {
-            record.status.state == TaskState::Running && matches!(found.get(&record.task.id), Some(Found::Running(_)))
-        };
+        let runs =
+            |record: &Record| record.status.state == TaskState::Running && matches!(found.get(&record.task.id), Some(Found::Running(_)));
         let tasks: Vec<(Task, bool)> = records.iter().map(|record| (record.task.clone(), runs(record))).collect();
         if let Err(error) = self.context.network.recover(&tasks).await {
             tracing::warn!(%error, "the network of earlier tasks is not as it should be yet");

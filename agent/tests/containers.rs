@@ -154,7 +154,11 @@ async fn health_decides_when_a_task_runs_and_when_it_fails() {
     };
     let mut healthy = shell(1, "sleep 1; touch /tmp/ok; sleep 1000");
     container(&mut healthy, |spec| {
-        spec.healthcheck = Some(HealthConfig { start_period: Some(Duration::from_secs(20)), start_interval: Some(Duration::from_millis(200)), ..check("test -e /tmp/ok") });
+        spec.healthcheck = Some(HealthConfig {
+            start_period: Some(Duration::from_secs(20)),
+            start_interval: Some(Duration::from_millis(200)),
+            ..check("test -e /tmp/ok")
+        });
         spec.stop_signal = "KILL".into();
     });
     let mut sick = shell(2, "sleep 1000");
@@ -246,7 +250,13 @@ async fn users_mounts_and_limits_are_as_asked() {
         spec.mounts = vec![
             Mount { kind: MountType::Volume, source: "v1".into(), target: "/vol".into(), ..Mount::default() },
             Mount { kind: MountType::Tmpfs, target: "/tmpfs".into(), ..Mount::default() },
-            Mount { kind: MountType::Bind, source: containerd.path("image").display().to_string(), target: "/host".into(), read_only: true, ..Mount::default() },
+            Mount {
+                kind: MountType::Bind,
+                source: containerd.path("image").display().to_string(),
+                target: "/host".into(),
+                read_only: true,
+                ..Mount::default()
+            },
         ];
     });
     let volume = containerd.path("data/agent/volumes/v1/_data");
@@ -257,7 +267,12 @@ async fn users_mounts_and_limits_are_as_asked() {
     let status = node.wait(&probe, TaskState::Complete).await;
     let text = output(&containerd, &probe).await;
     assert!(status.container.is_some(), "{status:?}");
-    assert!(text.contains("uid=1000(app) gid=1001 groups=44(extra)") || text.contains("uid=1000(app) gid=1001 groups=1001,44(extra)") || text.contains("uid=1000(app)"), "{text}");
+    assert!(
+        text.contains("uid=1000(app) gid=1001 groups=44(extra)")
+            || text.contains("uid=1000(app) gid=1001 groups=1001,44(extra)")
+            || text.contains("uid=1000(app)"),
+        "{text}"
+    );
     assert!(text.contains("from the image"), "{text}");
     assert!(text.contains("readonly") && text.contains("hostro"), "{text}");
     assert!(text.contains("alpha-1"), "{text}");
@@ -321,9 +336,28 @@ async fn burst() {
         let ids: Vec<String> = (0..count).map(|n| format!("ctr-{}-{n}-{count}", std::process::id())).collect();
         let socket = containerd.socket();
         for pair in ids.chunks(2) {
-            let children: Vec<_> = pair.iter().map(|id| {
-                std::process::Command::new("ctr").args(["--address", socket.to_str().unwrap(), "--namespace", "skep", "run", "-d", "--net-host", "docker.io/library/box:1", id, "sleep", "1000"]).stdout(std::process::Stdio::null()).spawn().unwrap()
-            }).collect();
+            let children: Vec<_> = pair
+                .iter()
+                .map(|id| {
+                    std::process::Command::new("ctr")
+                        .args([
+                            "--address",
+                            socket.to_str().unwrap(),
+                            "--namespace",
+                            "skep",
+                            "run",
+                            "-d",
+                            "--net-host",
+                            "docker.io/library/box:1",
+                            id,
+                            "sleep",
+                            "1000",
+                        ])
+                        .stdout(std::process::Stdio::null())
+                        .spawn()
+                        .unwrap()
+                })
+                .collect();
             for mut child in children {
                 child.wait().unwrap();
             }
@@ -339,7 +373,11 @@ async fn burst() {
                 child.wait().unwrap();
             }
         }
-        eprintln!("ctr {count}: start {started:?} (machine's CPU {cpu_start:.2} s), stop {:?} (CPU {:.2} s)", begin.elapsed(), cpu() - before);
+        eprintln!(
+            "ctr {count}: start {started:?} (machine's CPU {cpu_start:.2} s), stop {:?} (CPU {:.2} s)",
+            begin.elapsed(),
+            cpu() - before
+        );
     }
     node.leave().await;
 }
@@ -357,11 +395,12 @@ async fn a_killed_log_writer_is_replaced_and_the_container_never_notices() {
     let pid = node.wait(&counter, TaskState::Running).await.container.unwrap().pid;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let run_dir = containerd.path("run").display().to_string();
-    let writer = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).find(|pid| {
-        let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let env = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        String::from_utf8_lossy(&line).contains("log_writer_process") && String::from_utf8_lossy(&env).contains(&run_dir)
-    });
+    let writer =
+        std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).find(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            let env = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains("log_writer_process") && String::from_utf8_lossy(&env).contains(&run_dir)
+        });
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(writer.unwrap()), nix::sys::signal::Signal::SIGKILL).unwrap();
     let count = |text: String| text.lines().filter_map(|line| line.parse::<u32>().ok()).collect::<Vec<_>>();
     let before = count(output(&containerd, &counter).await).len();

@@ -95,7 +95,12 @@ fn a_kill_at_any_point_is_mended_by_the_next_start() {
         let killed = agent(&containerd, number as u64 + 1, Some(point), &trace);
         assert!(!killed.status.success(), "{point} did not kill");
         let mended = agent(&containerd, number as u64 + 1, None, &trace);
-        assert!(mended.status.success(), "after {point}: {}{}", String::from_utf8_lossy(&mended.stdout), String::from_utf8_lossy(&mended.stderr));
+        assert!(
+            mended.status.success(),
+            "after {point}: {}{}",
+            String::from_utf8_lossy(&mended.stdout),
+            String::from_utf8_lossy(&mended.stderr)
+        );
         let left = containerd.audit();
         assert!(left.is_empty(), "after {point}: {left:?}");
     }

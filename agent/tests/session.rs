@@ -64,7 +64,10 @@ impl Dispatcher for Manager {
         self.0.lock().unwrap().heartbeats += 1;
         Ok(Response::new(v1::HeartbeatResponse { period: Some(Duration::from_millis(200).to_wire()) }))
     }
-    async fn update_task_status(&self, request: Request<v1::UpdateTaskStatusRequest>) -> Result<Response<v1::UpdateTaskStatusResponse>, Status> {
+    async fn update_task_status(
+        &self,
+        request: Request<v1::UpdateTaskStatusRequest>,
+    ) -> Result<Response<v1::UpdateTaskStatusResponse>, Status> {
         let mut state = self.0.lock().unwrap();
         for update in request.into_inner().updates {
             let status = skep_types::TaskStatus::from_wire(update.status.unwrap()).unwrap();
@@ -72,7 +75,10 @@ impl Dispatcher for Manager {
         }
         Ok(Response::new(v1::UpdateTaskStatusResponse {}))
     }
-    async fn update_volume_status(&self, _: Request<v1::UpdateVolumeStatusRequest>) -> Result<Response<v1::UpdateVolumeStatusResponse>, Status> {
+    async fn update_volume_status(
+        &self,
+        _: Request<v1::UpdateVolumeStatusRequest>,
+    ) -> Result<Response<v1::UpdateVolumeStatusResponse>, Status> {
         Err(Status::unimplemented("none"))
     }
     type TasksStream = Answers<v1::TasksMessage>;
@@ -83,7 +89,12 @@ impl Dispatcher for Manager {
     async fn assignments(&self, _: Request<v1::AssignmentsRequest>) -> Result<Response<Self::AssignmentsStream>, Status> {
         let (sender, receiver) = mpsc::channel(8);
         let mut state = self.0.lock().unwrap();
-        let message = v1::AssignmentsMessage { r#type: 0, results_in: "1".into(), changes: state.tasks.iter().map(update).collect(), ..Default::default() };
+        let message = v1::AssignmentsMessage {
+            r#type: 0,
+            results_in: "1".into(),
+            changes: state.tasks.iter().map(update).collect(),
+            ..Default::default()
+        };
         sender.try_send(Ok(message)).unwrap();
         state.assignments = Some(sender);
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
@@ -93,7 +104,10 @@ impl Dispatcher for Manager {
 #[async_trait]
 impl LogBroker for Manager {
     type ListenSubscriptionsStream = Answers<v1::SubscriptionMessage>;
-    async fn listen_subscriptions(&self, _: Request<v1::ListenSubscriptionsRequest>) -> Result<Response<Self::ListenSubscriptionsStream>, Status> {
+    async fn listen_subscriptions(
+        &self,
+        _: Request<v1::ListenSubscriptionsRequest>,
+    ) -> Result<Response<Self::ListenSubscriptionsStream>, Status> {
         let (sender, receiver) = mpsc::channel(8);
         self.0.lock().unwrap().subscriptions = Some(sender);
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))

@@ -41,7 +41,8 @@ pub fn explain(step: &'static str, text: &str) -> ExecError {
 
 /// Without the names of the layers it came through.
 fn short(text: &str) -> String {
-    let noise = ["failed to create shim task", "OCI runtime create failed", "OCI runtime start failed", "runc create failed", "runc start failed"];
+    let noise =
+        ["failed to create shim task", "OCI runtime create failed", "OCI runtime start failed", "runc create failed", "runc start failed"];
     let mut rest = text;
     while let Some((head, tail)) = rest.split_once(": ") {
         if !noise.contains(&head) {

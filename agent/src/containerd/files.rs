@@ -200,8 +200,10 @@ pub fn write_payloads(dir: &TaskDir, task: &Task, spec: &ContainerSpec, payloads
             if text.is_empty() { Ok(0) } else { text.parse::<u32>().map_err(|_| bad()) }
         };
         fs::write(&source, data).map_err(ExecError::io("write", &source))?;
-        std::os::unix::fs::lchown(&source, Some(id(&target.uid)?), Some(id(&target.gid)?)).map_err(ExecError::io("change the owner of", &source))?;
-        fs::set_permissions(&source, fs::Permissions::from_mode(unix_mode(target.mode))).map_err(ExecError::io("set the mode of", &source))?;
+        std::os::unix::fs::lchown(&source, Some(id(&target.uid)?), Some(id(&target.gid)?))
+            .map_err(ExecError::io("change the owner of", &source))?;
+        fs::set_permissions(&source, fs::Permissions::from_mode(unix_mode(target.mode)))
+            .map_err(ExecError::io("set the mode of", &source))?;
         files.push(PayloadFile { source, target: target_path });
     }
     Ok(files)

@@ -43,8 +43,7 @@ pub async fn survey(client: &Client, config: &ContainerdConfig) -> Result<BTreeM
 fn state(process: &Process, dir: &TaskDir) -> Found {
     match ProcessStatus::try_from(process.status) {
         Ok(ProcessStatus::Running | ProcessStatus::Paused | ProcessStatus::Pausing) => {
-            let container =
-                ContainerStatus { container_id: process.id.clone(), pid: process.pid.cast_signed(), exit_code: 0 };
+            let container = ContainerStatus { container_id: process.id.clone(), pid: process.pid.cast_signed(), exit_code: 0 };
             Found::Running(Started { container, health: dir.kept().and_then(|kept| kept.health) })
         }
         Ok(ProcessStatus::Stopped) => Found::Ended(Outcome { exit_code: process.exit_status.cast_signed(), words: None }),

@@ -361,7 +361,8 @@ impl Shared {
     }
 
     async fn create_container(&self, task: &Task, container: &ContainerSpec, image: &ImageReady, spec: Spec) -> Result<(), ExecError> {
-        let text = serde_json::to_vec(&spec).map_err(|error| ExecError::Runtime { step: "encode the container", reason: error.to_string() })?;
+        let text =
+            serde_json::to_vec(&spec).map_err(|error| ExecError::Runtime { step: "encode the container", reason: error.to_string() })?;
         if let Some(process) = spec.process() {
             self.processes.lock().expect("no panic while held").insert(task.id.clone(), process.clone());
         }
@@ -420,8 +421,7 @@ impl Shared {
 
     /// Sends a signal; false if there is no process.
     async fn kill(&self, id: &str, exec: &str, signal: i32) -> Result<bool, ExecError> {
-        let message =
-            KillRequest { container_id: id.to_owned(), exec_id: exec.to_owned(), signal: signal.unsigned_abs(), all: false };
+        let message = KillRequest { container_id: id.to_owned(), exec_id: exec.to_owned(), signal: signal.unsigned_abs(), all: false };
         let request = self.client.request(message);
         match self.client.call("send a signal", PROCESS_LIMIT, self.client.tasks().kill(request)).await {
             Ok(_) => Ok(true),
@@ -502,8 +502,7 @@ impl Shared {
         let snapshotter = kept.as_ref().map_or_else(|| self.config.snapshotter.clone(), |kept| kept.snapshotter.clone());
         self.remove_process(id).await?;
         failpoint!("agent.release.process");
-        let (container, network, logs) =
-            tokio::join!(self.remove_container(id), self.network.detach(task), self.logs.finish(task));
+        let (container, network, logs) = tokio::join!(self.remove_container(id), self.network.detach(task), self.logs.finish(task));
         failpoint!("agent.release.container");
         let snapshot = self.remove_snapshot(id, snapshotter).await;
         failpoint!("agent.release.snapshot");
@@ -552,7 +551,8 @@ impl Shared {
     async fn run_probe(&self, id: &str, exec: &str, pipe: &Path, process: Process, timeout: Duration) -> Result<Probe, ExecError> {
         let receiver = tokio::net::unix::pipe::OpenOptions::new().read_write(true).open_receiver(pipe);
         let mut receiver = receiver.map_err(ExecError::io("open the pipe", pipe))?;
-        let text = serde_json::to_vec(&process).map_err(|error| ExecError::Runtime { step: "encode the health check", reason: error.to_string() })?;
+        let text = serde_json::to_vec(&process)
+            .map_err(|error| ExecError::Runtime { step: "encode the health check", reason: error.to_string() })?;
         let request = self.client.request(ExecProcessRequest {
             container_id: id.to_owned(),
             stdout: pipe.display().to_string(),

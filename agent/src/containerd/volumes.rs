@@ -47,7 +47,9 @@ pub fn make_ready(spec: &ContainerSpec, image_volumes: &[String], payloads: &[Pa
         ready.mounts.push(made);
     }
     for target in image_volumes {
-        if check_target(target).is_ok() && !ready.mounts.iter().any(|mount| mount.target.trim_end_matches('/') == target.trim_end_matches('/')) {
+        if check_target(target).is_ok()
+            && !ready.mounts.iter().any(|mount| mount.target.trim_end_matches('/') == target.trim_end_matches('/'))
+        {
             let mount = Mount { kind: MountType::Volume, target: target.clone(), ..Mount::default() };
             let made = volume(&mount, place, &mut ready.own_volumes)?;
             ready.mounts.push(made);
@@ -316,7 +318,10 @@ mod tests {
     fn tmpfs_options_replace_the_defaults() {
         let mut mount = of(MountType::Tmpfs, "", "/d");
         mount.tmpfs = Some(TmpfsOptions { size_bytes: 4096, mode: 0o700, options: "exec,uid=5".into() });
-        assert_eq!(ready(vec![mount.clone()], &[]).unwrap().mounts[0].options, ["nosuid", "nodev", "exec", "uid=5", "size=4096", "mode=700"]);
+        assert_eq!(
+            ready(vec![mount.clone()], &[]).unwrap().mounts[0].options,
+            ["nosuid", "nodev", "exec", "uid=5", "size=4096", "mode=700"]
+        );
         mount.tmpfs = Some(TmpfsOptions { options: "nonsense".into(), ..TmpfsOptions::default() });
         assert!(ready(vec![mount], &[]).is_err());
     }

@@ -57,13 +57,7 @@ fn lost(reason: impl std::fmt::Display) -> ExecError {
 impl LogWriter {
     #[must_use]
     pub fn new(socket: PathBuf, command: LogWriterCommand) -> Self {
-        Self(Arc::new(Shared {
-            socket,
-            command,
-            live: SyncMutex::default(),
-            connection: Mutex::new(None),
-            children: SyncMutex::default(),
-        }))
+        Self(Arc::new(Shared { socket, command, live: SyncMutex::default(), connection: Mutex::new(None), children: SyncMutex::default() }))
     }
 
     /// Has the task's fifos read from now on.

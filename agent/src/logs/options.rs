@@ -78,8 +78,14 @@ mod tests {
         let options = of("json-file", &[("max-size", "500k"), ("max-file", "2")]).unwrap();
         assert_eq!(options, LogOptions { max_size: 500 * 1024, max_file: 2, discard: false });
         assert!(of("none", &[]).unwrap().discard);
-        assert_eq!(of("syslog", &[]).unwrap_err().to_string(), "log driver \"syslog\" is not supported by this node; use json-file or none");
-        assert_eq!(of("", &[("compress", "true")]).unwrap_err().to_string(), "log option compress=true: is not known; there are max-size and max-file");
+        assert_eq!(
+            of("syslog", &[]).unwrap_err().to_string(),
+            "log driver \"syslog\" is not supported by this node; use json-file or none"
+        );
+        assert_eq!(
+            of("", &[("compress", "true")]).unwrap_err().to_string(),
+            "log option compress=true: is not known; there are max-size and max-file"
+        );
         assert!(of("json-file", &[("max-size", "-1")]).is_err());
         assert!(of("json-file", &[("max-file", "0")]).is_err());
     }

@@ -154,7 +154,11 @@ impl Source {
             data: line.data,
             attrs: Vec::new(),
         };
-        v1::PublishLogsMessage { subscription_id: self.subscription.clone(), messages: lines.into_iter().map(message).collect(), close: false }
+        v1::PublishLogsMessage {
+            subscription_id: self.subscription.clone(),
+            messages: lines.into_iter().map(message).collect(),
+            close: false,
+        }
     }
 }
 

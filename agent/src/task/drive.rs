@@ -112,9 +112,7 @@ fn recovered(found: Option<Found>) -> (Recovered, Option<HealthConfig>) {
         None | Some(Found::Logs) => (Recovered::Nothing, None),
         Some(Found::Remains) => (Recovered::Remains, None),
         Some(Found::Ended(outcome)) => (Recovered::Ended(outcome), None),
-        Some(Found::Running(Started { container, health })) => {
-            (Recovered::Running { container, healthcheck: health.is_some() }, health)
-        }
+        Some(Found::Running(Started { container, health })) => (Recovered::Running { container, healthcheck: health.is_some() }, health),
     }
 }
 

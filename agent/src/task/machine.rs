@@ -30,7 +30,10 @@ pub enum Recovered {
     /// No process, but remains that preparing replaces and releasing removes.
     Remains,
     /// Its process runs.
-    Running { container: ContainerStatus, healthcheck: bool },
+    Running {
+        container: ContainerStatus,
+        healthcheck: bool,
+    },
     /// Its process ended while nobody looked.
     Ended(Outcome),
 }
@@ -56,7 +59,10 @@ pub enum Event {
     /// [`Action::Release`] is done.
     Released,
     /// The operation under way failed. Temporary: it is tried again.
-    OperationFailed { temporary: bool, words: String },
+    OperationFailed {
+        temporary: bool,
+        words: String,
+    },
     RetryDue,
 }
 
@@ -89,7 +95,9 @@ pub enum Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Doing {
     Nothing,
-    Preparing { cancelled: bool },
+    Preparing {
+        cancelled: bool,
+    },
     Starting,
     Stopping,
     Releasing,

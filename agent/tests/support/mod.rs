@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 pub const NAMESPACE: &str = "skep";
-const APPLETS: &[&str] = &["sh", "sleep", "echo", "cat", "true", "false", "id", "env", "ls", "head", "dd", "kill", "printf", "seq", "wc", "mount", "touch", "stat"];
+const APPLETS: &[&str] = &[
+    "sh", "sleep", "echo", "cat", "true", "false", "id", "env", "ls", "head", "dd", "kill", "printf", "seq", "wc", "mount", "touch", "stat",
+];
 
 fn run(program: &str, args: &[&str], dir: &Path) -> String {
     let output = Command::new(program).args(args).current_dir(dir).output().unwrap_or_else(|error| panic!("{program}: {error}"));
@@ -78,7 +80,11 @@ impl Containerd {
         self.process = Some(child);
         let begin = Instant::now();
         while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
-            assert!(begin.elapsed() < Duration::from_secs(20), "containerd does not start: {}", std::fs::read_to_string(self.path("containerd.log")).unwrap());
+            assert!(
+                begin.elapsed() < Duration::from_secs(20),
+                "containerd does not start: {}",
+                std::fs::read_to_string(self.path("containerd.log")).unwrap()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -142,7 +148,9 @@ impl Containerd {
         }
         for cgroups in ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"] {
             if let Ok(entries) = std::fs::read_dir(format!("{cgroups}{}", self.cgroup_parent())) {
-                left.extend(entries.flatten().filter(|entry| entry.path().is_dir()).map(|entry| format!("cgroup {}", entry.path().display())));
+                left.extend(
+                    entries.flatten().filter(|entry| entry.path().is_dir()).map(|entry| format!("cgroup {}", entry.path().display())),
+                );
             }
         }
         left

@@ -3,9 +3,7 @@
 use super::Input;
 use crate::error::ExecError;
 use crate::executor::ImageConfig;
-use oci_spec::runtime::{
-    Capabilities, Capability, LinuxCapabilities, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, User,
-};
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, User};
 use skep_types::{ContainerSpec, Ulimit};
 use std::collections::BTreeSet;
 use std::str::FromStr;

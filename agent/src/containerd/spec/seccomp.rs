@@ -168,7 +168,9 @@ mod tests {
 
     fn allows(profile: &LinuxSeccomp, name: &str) -> bool {
         let rules = profile.syscalls().as_ref().unwrap();
-        rules.iter().any(|rule| rule.action() == LinuxSeccompAction::ScmpActAllow && rule.args().is_none() && rule.names().iter().any(|n| n == name))
+        rules.iter().any(|rule| {
+            rule.action() == LinuxSeccompAction::ScmpActAllow && rule.args().is_none() && rule.names().iter().any(|n| n == name)
+        })
     }
 
     #[test]

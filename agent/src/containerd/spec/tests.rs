@@ -120,7 +120,10 @@ fn limits_become_cgroup_settings() {
     assert_eq!(set["cpu"]["quota"], 50_000);
     assert_eq!(set["memory"]["limit"], 64 << 20);
     assert_eq!(set["memory"]["swap"], 128 << 20);
-    assert_eq!(resources(|wanted| wanted.limits.memory_bytes = 1).unwrap_err().to_string(), "resources.limits.memory_bytes: must be at least 6291456 bytes (6 MiB)");
+    assert_eq!(
+        resources(|wanted| wanted.limits.memory_bytes = 1).unwrap_err().to_string(),
+        "resources.limits.memory_bytes: must be at least 6291456 bytes (6 MiB)"
+    );
     assert!(resources(|wanted| wanted.limits.nano_cpus = 1).is_err());
     assert!(resources(|wanted| wanted.swap_bytes = Some(5)).is_err());
 }
@@ -147,8 +150,7 @@ fn a_mount_of_the_user_replaces_ours_and_parents_come_first() {
     let mounts = [ready("/data/inner"), ready("/dev/shm"), ready("/data"), ready("/etc/hosts")];
     let mounts: &'static [ReadyMount] = Box::leak(Box::new(mounts));
     let spec = built(ContainerSpec { read_only: true, ..ContainerSpec::default() }, |input| input.mounts = mounts).unwrap();
-    let targets: Vec<String> =
-        spec.mounts().as_ref().unwrap().iter().map(|mount| mount.destination().display().to_string()).collect();
+    let targets: Vec<String> = spec.mounts().as_ref().unwrap().iter().map(|mount| mount.destination().display().to_string()).collect();
     assert_eq!(targets.iter().filter(|target| *target == "/dev/shm" || *target == "/etc/hosts").count(), 2);
     let place = |name: &str| targets.iter().position(|target| target == name).unwrap();
     assert!(place("/data") < place("/data/inner"));

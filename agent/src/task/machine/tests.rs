@@ -169,8 +169,7 @@ fn a_task_whose_process_is_gone_after_a_restart_failed() {
     let (_, actions) = Machine::new(TaskState::Running, TaskState::Running, Recovered::Nothing);
     assert_eq!(states(&actions), [TaskState::Failed]);
     assert_eq!(actions.last(), Some(&Action::Release));
-    let (_, actions) =
-        Machine::new(TaskState::Running, TaskState::Running, Recovered::Ended(Outcome { exit_code: 0, words: None }));
+    let (_, actions) = Machine::new(TaskState::Running, TaskState::Running, Recovered::Ended(Outcome { exit_code: 0, words: None }));
     assert_eq!(states(&actions), [TaskState::Complete]);
 }
 
