@@ -71,10 +71,10 @@ fn scenario() {
 #[test]
 fn after_a_kill_at_any_point_the_next_start_mends_everything() {
     on_own_host("after_a_kill_at_any_point_the_next_start_mends_everything", async |mut world| {
-        let look = "ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }";
+        let line = "ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }";
         for point in POINTS {
             for visit in [1, 2] {
-                let before = sh(look);
+                let before = look(line);
                 let killed = Command::new(std::env::current_exe().unwrap())
                     .args(["--exact", "scenario", "--nocapture"])
                     .env(SCENARIO, "1")
@@ -97,7 +97,7 @@ fn after_a_kill_at_any_point_the_next_start_mends_everything() {
                 world.stop_responders();
                 netlb.remove_everything().await.unwrap();
                 assert_eq!(sh("ls /run/skep/netns; grep -c skep/netns /proc/self/mountinfo || true"), "0\n", "{point}");
-                eventually(&format!("after {point} the host is as before:\n{before}"), || sh(look) == before);
+                eventually(&format!("after {point} the host is as before:\n{before}"), || look(line) == before);
             }
         }
     });

@@ -70,7 +70,7 @@ fn a_task_reaches_published_ports_and_the_outside() {
 #[test]
 fn what_is_removed_leaves_nothing() {
     on_own_host("what_is_removed_leaves_nothing", async |mut world| {
-        let before = sh("ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }; ls /run");
+        let before = look("ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }; ls /run");
         let netlb = World::netlb();
         let (_, tasks) = three_tasks(&mut world, &netlb).await;
         world.stop_responders();
@@ -84,7 +84,7 @@ fn what_is_removed_leaves_nothing() {
         assert!(!sh("nft list ruleset").contains("elements"));
         netlb.remove_everything().await.unwrap();
         assert_eq!(
-            sh("ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }; rm -r /run/skep; ls /run"),
+            look("ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }; rm -r /run/skep; ls /run"),
             before
         );
     });
@@ -93,12 +93,12 @@ fn what_is_removed_leaves_nothing() {
 #[test]
 fn everything_is_removed_at_once_on_leaving() {
     on_own_host("everything_is_removed_at_once_on_leaving", async |mut world| {
-        let before = sh("ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }");
+        let before = look("ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }");
         let netlb = World::netlb();
         three_tasks(&mut world, &netlb).await;
         netlb.remove_everything().await.unwrap();
         assert_eq!(sh("ls /run/skep/netns"), "");
-        assert_eq!(sh("ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }"), before);
+        assert_eq!(look("ip -br link; nft list ruleset; ip route show table all | { grep -v 'proto kernel' || true; }"), before);
     });
 }
 
@@ -107,16 +107,16 @@ fn asking_again_changes_nothing() {
     on_own_host("asking_again_changes_nothing", async |mut world| {
         let netlb = World::netlb();
         let (_, tasks) = three_tasks(&mut world, &netlb).await;
-        let look = || {
-            sh("ls -i /run/skep/netns; ip link; ip route show table all | { grep -v 'proto kernel' || true; }; nft list ruleset; ip -n client link
+        let all = || {
+            look("ls -i /run/skep/netns; ip link; ip route show table all | { grep -v 'proto kernel' || true; }; nft list ruleset; ip -n client link
                 for ns in /run/skep/netns/*; do nsenter --net=$ns ip addr; nsenter --net=$ns ip route show table all | { grep -v 'proto kernel' || true; }; done")
         };
-        let before = look();
+        let before = all();
         for task in &tasks {
             netlb.ensure_task(task.clone()).await.unwrap();
         }
         assert_eq!(netlb.audit().await.unwrap(), Audit::default());
-        assert_eq!(look(), before);
+        assert_eq!(all(), before);
     });
 }
 
