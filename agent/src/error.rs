@@ -93,16 +93,16 @@ impl ExecError {
     /// Whether the same may work a second later.
     #[must_use]
     pub fn is_temporary(&self) -> bool {
-        match self {
+        matches!(
+            self,
             Self::Image(ImageError::Unavailable { .. })
-            | Self::Unreachable { .. }
-            | Self::Timeout { .. }
-            | Self::PayloadMissing { .. }
-            | Self::LogWriter { .. }
-            | Self::NoSpace { .. } => true,
-            Self::Network(NetworkError::Kernel { .. }) => true,
-            _ => false,
-        }
+                | Self::Unreachable { .. }
+                | Self::Timeout { .. }
+                | Self::PayloadMissing { .. }
+                | Self::LogWriter { .. }
+                | Self::NoSpace { .. }
+                | Self::Network(NetworkError::Kernel { .. })
+        )
     }
 
     /// The error and its causes in one line.

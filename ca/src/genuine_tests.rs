@@ -57,7 +57,7 @@ async fn answer_to_hello(hello: &str, door: Door) -> [u8; 5 + 6 + 32] {
         // Never ends well: the recording knows no keys.
         refusal = acceptor.accept(far) => {
             drop(refusal);
-            near.read(&mut answer).await.unwrap();
+            let _ = near.read(&mut answer).await.unwrap();
         }
         read = near.read_exact(&mut answer) => { read.unwrap(); }
     }

@@ -152,7 +152,8 @@ fn sec1_to_pkcs8(sec1: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
     }
     // ring wants the public key in it.
     let public = public?;
-    take_tag(&mut take_tag(&mut { public }, 0xa1)?.content.as_ref(), BIT_STRING)?;
+    let mut tagged = take_tag(&mut { public }, 0xa1)?.content;
+    take_tag(&mut tagged, BIT_STRING)?;
     let inner = Zeroizing::new(element(SEQUENCE, &[version, private.whole, public]));
     Some(pkcs8(&element(SEQUENCE, &[EC_PUBLIC_KEY, curve]), &inner))
 }

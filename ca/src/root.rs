@@ -266,7 +266,8 @@ impl<'a> TbsParts<'a> {
         while let Some(extension) = take_tag(&mut rest, SEQUENCE) {
             let mut fields = extension.content;
             if take(&mut fields)?.whole == SUBJECT_KEY_ID {
-                key_id = Some(take_tag(&mut take_tag(&mut fields, OCTET_STRING)?.content.as_ref(), OCTET_STRING)?.content);
+                let mut value = take_tag(&mut fields, OCTET_STRING)?.content;
+                key_id = Some(take_tag(&mut value, OCTET_STRING)?.content);
             }
         }
         Some(Self { version, serial, validity, subject, key, extensions, key_id })

@@ -6,9 +6,7 @@ use bytes::Bytes;
 
 use crate::digest::Digest;
 use crate::image::ImageContent;
-use crate::manifest::{
-    Descriptor, ImageManifest, Manifest, ManifestError, Platform, choose_platform, media, parse_config,
-};
+use crate::manifest::{Descriptor, ImageManifest, Manifest, ManifestError, Platform, choose_platform, media, parse_config};
 
 /// An index may point to an index; more than this is a joke.
 const MAX_DEPTH: usize = 3;
@@ -129,9 +127,7 @@ mod tests {
     #[test]
     fn each_document_is_labelled_with_what_it_refers_to() {
         let layer = Digest::of(b"layer");
-        let config = format!(
-            r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["{layer}"]}}}}"#
-        );
+        let config = format!(r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["{layer}"]}}}}"#);
         let manifest = format!(
             r#"{{"schemaVersion":2,"config":{{"mediaType":"{}","digest":"{}","size":{}}},
                "layers":[{{"mediaType":"{}","digest":"{layer}","size":5}}]}}"#,

@@ -25,7 +25,10 @@ pub struct Auth {
 
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) enum Kind {
-    Password { username: String, password: String },
+    Password {
+        username: String,
+        password: String,
+    },
     /// An OAuth2 refresh token that is traded for an access token.
     IdentityToken(String),
     /// An access token for the registry itself.

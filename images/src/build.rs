@@ -94,12 +94,7 @@ pub struct ImageBuilder {
 /// Makes an archive with one image of one layer and writes it to `output`; returns the manifest's digest.
 ///
 /// The file appears whole or not at all.
-pub fn build_image_archive(
-    output: &Path,
-    name: &Reference,
-    files: Vec<LayerFile>,
-    config: ImageConfig,
-) -> Result<Digest, BuildError> {
+pub fn build_image_archive(output: &Path, name: &Reference, files: Vec<LayerFile>, config: ImageConfig) -> Result<Digest, BuildError> {
     let failed = |source| BuildError::WriteArchive { path: output.to_path_buf(), source };
     let mut partial = output.as_os_str().to_owned();
     partial.push(format!(".{}.part", std::process::id()));
@@ -347,9 +342,7 @@ impl<W: Write> Archive<W> {
         }
         match &blob.data {
             Data::Memory(data) => self.file(&blob.path(), data),
-            Data::Spooled(file) => {
-                self.entry(&blob.path(), EntryType::Regular, 0o644, blob.size, &mut { file })
-            }
+            Data::Spooled(file) => self.entry(&blob.path(), EntryType::Regular, 0o644, blob.size, &mut { file }),
         }
     }
 

@@ -62,13 +62,7 @@ impl ImageStore {
         Ok(images)
     }
 
-    async fn load_under<R>(
-        &self,
-        lease: &Lease,
-        archive: R,
-        name: Option<&Reference>,
-        limits: Limits,
-    ) -> Result<Vec<Image>, ImageError>
+    async fn load_under<R>(&self, lease: &Lease, archive: R, name: Option<&Reference>, limits: Limits) -> Result<Vec<Image>, ImageError>
     where
         R: AsyncRead + Send + Unpin + 'static,
     {
@@ -122,9 +116,7 @@ impl ImageStore {
             return Ok(data);
         }
         match self.read_blob(&wanted.digest, limit).await {
-            Err(error) if error.is_not_found() => {
-                Err(ArchiveError::MissingBlob { digest: wanted.digest.clone() }.into())
-            }
+            Err(error) if error.is_not_found() => Err(ArchiveError::MissingBlob { digest: wanted.digest.clone() }.into()),
             result => Ok(result?),
         }
     }

@@ -41,8 +41,7 @@ pub use error::ImageError;
 pub use image::Image;
 pub use import::{ArchiveError, Limits};
 pub use manifest::{
-    Descriptor, Healthcheck, ImageIndex, ImageManifest, MAX_CONFIG, MAX_MANIFEST, Manifest, ManifestError, Platform,
-    choose_platform,
+    Descriptor, Healthcheck, ImageIndex, ImageManifest, MAX_CONFIG, MAX_MANIFEST, Manifest, ManifestError, Platform, choose_platform,
 };
 pub use progress::{Phase, Progress};
 pub use reference::{Reference, ReferenceError};

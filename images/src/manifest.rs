@@ -88,11 +88,7 @@ impl Descriptor {
     fn check_size(&self, manifest: &Digest) -> Result<(), ManifestError> {
         match u64::try_from(self.size) {
             Ok(size) if size <= MAX_BLOB => Ok(()),
-            _ => Err(ManifestError::AbsurdSize {
-                digest: manifest.clone(),
-                blob: self.digest.clone(),
-                size: self.size,
-            }),
+            _ => Err(ManifestError::AbsurdSize { digest: manifest.clone(), blob: self.digest.clone(), size: self.size }),
         }
     }
 }
@@ -137,8 +133,7 @@ impl Manifest {
         if data.len() as u64 > MAX_MANIFEST {
             return Err(ManifestError::TooLong { digest: digest.clone(), length: data.len() as u64 });
         }
-        let malformed =
-            |source| ManifestError::Malformed { what: "manifest", digest: digest.clone(), source };
+        let malformed = |source| ManifestError::Malformed { what: "manifest", digest: digest.clone(), source };
         let kind: Kind = serde_json::from_slice(data).map_err(malformed)?;
         // The content's own word counts first: a header may be a proxy's `application/octet-stream`.
         let named = kind.media_type.as_deref().or(media_type.filter(|named| media::MANIFESTS.contains(named)));
@@ -235,9 +230,8 @@ impl fmt::Display for Platform {
 
 /// The entry of an index that runs best on `host`; the first among equals, as the publisher ordered them.
 pub fn choose_platform<'a>(index: &'a ImageIndex, host: &Platform) -> Result<&'a Descriptor, ManifestError> {
-    let is_image = |descriptor: &&Descriptor| {
-        descriptor.media_type.is_empty() || media::MANIFESTS.contains(&descriptor.media_type.as_str())
-    };
+    let is_image =
+        |descriptor: &&Descriptor| descriptor.media_type.is_empty() || media::MANIFESTS.contains(&descriptor.media_type.as_str());
     let candidates: Vec<_> = index.manifests.iter().filter(is_image).collect();
     let best = candidates
         .iter()
@@ -282,8 +276,7 @@ pub(crate) struct ParsedConfig {
 
 /// Parses a configuration that goes with `layers` layers.
 pub(crate) fn parse_config(data: &[u8], digest: &Digest, layers: usize) -> Result<ParsedConfig, ManifestError> {
-    let malformed =
-        |source| ManifestError::Malformed { what: "image configuration", digest: digest.clone(), source };
+    let malformed = |source| ManifestError::Malformed { what: "image configuration", digest: digest.clone(), source };
     let mut value: Value = serde_json::from_slice(data).map_err(malformed)?;
     // Go writes empty slices and maps as null; the types here know only "missing".
     drop_nulls(&mut value);
@@ -294,10 +287,7 @@ pub(crate) fn parse_config(data: &[u8], digest: &Digest, layers: usize) -> Resul
         .diff_ids()
         .iter()
         .map(|text| {
-            let bad = |_| ManifestError::BadDiffId {
-                config: digest.clone(),
-                diff_id: text.chars().take(100).collect(),
-            };
+            let bad = |_| ManifestError::BadDiffId { config: digest.clone(), diff_id: text.chars().take(100).collect() };
             text.parse().map_err(bad)
         })
         .collect::<Result<Vec<Digest>, _>>()?;
@@ -325,11 +315,7 @@ mod tests {
 
     fn platform(text: &str) -> Platform {
         let mut parts = text.split('/').map(str::to_owned);
-        Platform {
-            os: parts.next().unwrap(),
-            architecture: parts.next().unwrap(),
-            variant: parts.next(),
-        }
+        Platform { os: parts.next().unwrap(), architecture: parts.next().unwrap(), variant: parts.next() }
     }
 
     fn index_of(platforms: &[&str]) -> ImageIndex {

@@ -63,12 +63,7 @@ impl ImageStore {
         Ok(Image::new(reference.clone(), Arc::clone(image.content())))
     }
 
-    fn join_pull(
-        &self,
-        reference: &Reference,
-        auth: Option<&Auth>,
-        progress: Option<mpsc::Sender<Progress>>,
-    ) -> Shared<Running> {
+    fn join_pull(&self, reference: &Reference, auth: Option<&Auth>, progress: Option<mpsc::Sender<Progress>>) -> Shared<Running> {
         let key = PullKey { name: reference.local_name(), credentials: auth.map(Auth::fingerprint) };
         let mut slots = self.pulls().0.lock().expect("no panic while held");
         slots.retain(|_, slot| slot.running.upgrade().is_some());
@@ -80,12 +75,7 @@ impl ImageStore {
         }
         let listeners = Listeners::default();
         progress.into_iter().for_each(|listener| listeners.add(listener));
-        let job = Job {
-            store: self.clone(),
-            reference: reference.clone(),
-            auth: auth.cloned(),
-            listeners: listeners.clone(),
-        };
+        let job = Job { store: self.clone(), reference: reference.clone(), auth: auth.cloned(), listeners: listeners.clone() };
         let own_key = key.clone();
         let running = async move {
             let outcome = job.run().await.map_err(Arc::new);
@@ -140,8 +130,7 @@ impl Job {
         let mut media_type = None;
         loop {
             let registry = self.store.registry();
-            let fetched =
-                patiently(|| registry.manifest(&self.reference, &version, self.auth.as_ref())).await?;
+            let fetched = patiently(|| registry.manifest(&self.reference, &version, self.auth.as_ref())).await?;
             let named = media_type.take().or(fetched.media_type).unwrap_or_default();
             let descriptor = Descriptor::new(&named, fetched.digest, fetched.data.len() as u64);
             let document = Document { descriptor, data: fetched.data };
@@ -199,20 +188,14 @@ impl Job {
     }
 
     /// Fetches layers in parallel and unpacks each as soon as it and all below it are there.
-    async fn fetch_and_unpack(
-        &self,
-        lease: &Lease,
-        content: &ImageContent,
-    ) -> Result<(), ImageError> {
+    async fn fetch_and_unpack(&self, lease: &Lease, content: &ImageContent) -> Result<(), ImageError> {
         for layer in &content.layers {
             self.listeners.tell(&layer.blob.digest, 0, layer.blob.length(), Phase::Waiting);
         }
         // Room for all: fetching never waits for unpacking.
         let (arrived, mut arrivals) = mpsc::channel(content.layers.len().max(1));
         let fetching = async move {
-            let fetch = |position: usize| {
-                self.fetch_layer(lease, &content.layers[position]).map(move |result| result.map(|()| position))
-            };
+            let fetch = |position: usize| self.fetch_layer(lease, &content.layers[position]).map(move |result| result.map(|()| position));
             let mut fetched = stream::iter((0..content.layers.len()).map(fetch)).buffered(PARALLEL_LAYERS).boxed();
             while let Some(position) = fetched.try_next().await? {
                 failpoint!("images.pull.layer.fetched");

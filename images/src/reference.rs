@@ -38,7 +38,9 @@ pub enum ReferenceError {
     BadName { name: String, component: String },
     #[error("image name {name:?} is a bare 64-digit hexadecimal id; name a repository instead")]
     LooksLikeId { name: String },
-    #[error("tag {tag:?} is malformed; it has letters, digits, '_', '.', '-', starts with none of the last two, and at most {MAX_TAG} bytes")]
+    #[error(
+        "tag {tag:?} is malformed; it has letters, digits, '_', '.', '-', starts with none of the last two, and at most {MAX_TAG} bytes"
+    )]
     BadTag { tag: String },
     #[error("digest {digest:?} is malformed; it is sha256: and 64 lower case hexadecimal digits")]
     BadDigest { digest: String },
@@ -186,18 +188,13 @@ fn check_text(text: &str) -> Result<(), ReferenceError> {
 
 /// As `distribution/reference` `splitDockerDomain`: the first part is a registry if it looks like a host.
 fn split_domain(name: &str) -> (String, String) {
-    let looks_like_host =
-        |first: &str| first.contains(['.', ':']) || first == "localhost" || first.chars().any(char::is_uppercase);
+    let looks_like_host = |first: &str| first.contains(['.', ':']) || first == "localhost" || first.chars().any(char::is_uppercase);
     let (domain, path) = match name.split_once('/') {
         Some((first, rest)) if looks_like_host(first) => (first, rest),
         _ => (DEFAULT_DOMAIN, name),
     };
     let domain = if domain == LEGACY_DEFAULT_DOMAIN { DEFAULT_DOMAIN } else { domain };
-    let path = if domain == DEFAULT_DOMAIN && !path.contains('/') {
-        format!("{OFFICIAL_PREFIX}{path}")
-    } else {
-        path.to_owned()
-    };
+    let path = if domain == DEFAULT_DOMAIN && !path.contains('/') { format!("{OFFICIAL_PREFIX}{path}") } else { path.to_owned() };
     (domain.to_owned(), path)
 }
 

@@ -24,21 +24,10 @@ pub trait Registry: Send + Sync + 'static {
     /// Fetches the manifest or index that `version` (tag or digest) names in the repository of `reference`.
     ///
     /// The answer has been verified against its digest and is at most [`MAX_MANIFEST`](crate::MAX_MANIFEST) long.
-    async fn manifest(
-        &self,
-        reference: &Reference,
-        version: &str,
-        auth: Option<&Auth>,
-    ) -> Result<FetchedManifest, RegistryError>;
+    async fn manifest(&self, reference: &Reference, version: &str, auth: Option<&Auth>) -> Result<FetchedManifest, RegistryError>;
 
     /// Opens the blob `digest` for reading from byte `offset`. Nothing is verified: the reader has to.
-    async fn blob(
-        &self,
-        reference: &Reference,
-        digest: &Digest,
-        offset: u64,
-        auth: Option<&Auth>,
-    ) -> Result<BlobStream, RegistryError>;
+    async fn blob(&self, reference: &Reference, digest: &Digest, offset: u64, auth: Option<&Auth>) -> Result<BlobStream, RegistryError>;
 }
 
 /// A manifest as a registry sent it.

@@ -30,8 +30,8 @@ use crate::reference::Reference;
 use crate::registry::{HttpRegistry, Registry, RegistryConfig};
 
 pub(crate) use self::content::{BlobWriter, OpenBlob, blob_name};
-pub(crate) use self::lease::Lease;
 pub use self::error::StoreError;
+pub(crate) use self::lease::Lease;
 pub use self::snapshot::SnapshotInfo;
 
 /// More images than this on one node, and the cache starts anew; an entry has a few kilobytes.
@@ -68,20 +68,12 @@ impl ImageStore {
     }
 
     /// As [`connect`](Self::connect), with what the operator says about registries.
-    pub fn connect_with(
-        socket: impl Into<PathBuf>,
-        namespace: &str,
-        registries: RegistryConfig,
-    ) -> Result<Self, StoreError> {
+    pub fn connect_with(socket: impl Into<PathBuf>, namespace: &str, registries: RegistryConfig) -> Result<Self, StoreError> {
         Self::connect_with_registry(socket, namespace, Arc::new(HttpRegistry::new(registries)))
     }
 
     /// As [`connect`](Self::connect), with another source of images.
-    pub fn connect_with_registry(
-        socket: impl Into<PathBuf>,
-        namespace: &str,
-        registry: Arc<dyn Registry>,
-    ) -> Result<Self, StoreError> {
+    pub fn connect_with_registry(socket: impl Into<PathBuf>, namespace: &str, registry: Arc<dyn Registry>) -> Result<Self, StoreError> {
         let inner = Inner {
             containerd: Containerd::new(socket.into(), namespace)?,
             leases: ActiveLeases::default(),
@@ -127,8 +119,7 @@ impl ImageStore {
             return Ok(Some(named.target));
         }
         let repository = reference.repository();
-        let same_repository =
-            |name: &str| name.strip_prefix(&repository).is_some_and(|rest| rest.starts_with([':', '@']));
+        let same_repository = |name: &str| name.strip_prefix(&repository).is_some_and(|rest| rest.starts_with([':', '@']));
         let names = self.inner.containerd.names(Some(digest)).await?;
         Ok(names.into_iter().find(|named| same_repository(&named.name)).map(|named| named.target))
     }
@@ -184,9 +175,7 @@ impl ImageStore {
             let done = self.unpack_stored(&lease, image).await;
             lease.release(&self.inner.containerd).await?;
             done.map_err(|error| match error {
-                ImageError::Store(error) if error.is_not_found() => {
-                    ImageError::Incomplete { image: image.reference().to_string() }
-                }
+                ImageError::Store(error) if error.is_not_found() => ImageError::Incomplete { image: image.reference().to_string() },
                 error => error,
             })?;
         }
@@ -207,12 +196,7 @@ impl ImageStore {
     ///
     /// It is safe from containerd's garbage collector until [`remove_snapshot`](Self::remove_snapshot).
     /// Repeated with the same key and image it gives the same mounts.
-    pub async fn prepare_snapshot(
-        &self,
-        key: &str,
-        image: &Image,
-        labels: HashMap<String, String>,
-    ) -> Result<Vec<Mount>, ImageError> {
+    pub async fn prepare_snapshot(&self, key: &str, image: &Image, labels: HashMap<String, String>) -> Result<Vec<Mount>, ImageError> {
         let parent = image.chain_id().map(ToString::to_string).unwrap_or_default();
         match self.inner.containerd.prepare_container(key, &parent, labels.clone()).await {
             Err(error) if error.is_not_found() => {}
@@ -272,13 +256,7 @@ impl ImageStore {
         Ok(lease.release(&self.inner.containerd).await?)
     }
 
-    pub(crate) async fn open_blob(
-        &self,
-        lease: &Lease,
-        name: &str,
-        total: u64,
-        expected: Option<&Digest>,
-    ) -> Result<OpenBlob, StoreError> {
+    pub(crate) async fn open_blob(&self, lease: &Lease, name: &str, total: u64, expected: Option<&Digest>) -> Result<OpenBlob, StoreError> {
         self.inner.containerd.open_blob(lease.id(), name, total, expected).await
     }
 
@@ -291,12 +269,7 @@ impl ImageStore {
     }
 
     /// Unpacks all layers, whose blobs must be there.
-    pub(crate) async fn unpack(
-        &self,
-        lease: &Lease,
-        content: &ImageContent,
-        listeners: &Listeners,
-    ) -> Result<(), ImageError> {
+    pub(crate) async fn unpack(&self, lease: &Lease, content: &ImageContent, listeners: &Listeners) -> Result<(), ImageError> {
         if let Some(chain_id) = &content.chain_id
             && self.inner.containerd.hold_if_unpacked(lease.id(), chain_id).await?
         {
@@ -333,12 +306,7 @@ impl ImageStore {
     }
 
     /// Writes the documents of an image whose layers are stored and unpacked, and gives it its names.
-    pub(crate) async fn record(
-        &self,
-        lease: &Lease,
-        assembly: &Assembly,
-        names: &[Reference],
-    ) -> Result<Arc<ImageContent>, ImageError> {
+    pub(crate) async fn record(&self, lease: &Lease, assembly: &Assembly, names: &[Reference]) -> Result<Arc<ImageContent>, ImageError> {
         for document in assembly.documents(SNAPSHOTTER) {
             let labels: Labels = document.labels.into_iter().collect();
             self.inner.containerd.put_blob(lease.id(), &document.data, &document.digest, labels).await?;

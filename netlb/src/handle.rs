@@ -30,7 +30,7 @@ pub struct TaskNetns {
 }
 
 /// Numbers the calls of [`Netlb::set_wanted`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub u64);
 
 /// What an audit found and mended, in words.

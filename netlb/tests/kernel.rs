@@ -180,7 +180,7 @@ fn a_restart_takes_over_running_tasks_without_a_gap() {
         let inodes = sh("ls -i /run/skep/netns");
         let mut held = within(&World::client(), || connect(HOST, 8080)).unwrap();
         let mut line = [0; 100];
-        held.read(&mut line).unwrap();
+        let _ = held.read(&mut line).unwrap();
         drop(netlb);
 
         all_three_answer(CLIENT, || within(&World::client(), || tcp(HOST, 8080)));

@@ -2,8 +2,8 @@
 
 use crate::config::Config;
 use skep_agent::{
-    Agent, AgentConfig, AgentDeps, AgentError, ContainerdConfig, LogWriterCommand, ManagerAddress, NetlbNetwork, NodeFacts, NodeImages, NodeSettings, TlsDial,
-    machine_architecture, machine_hostname, node_description,
+    Agent, AgentConfig, AgentDeps, AgentError, ContainerdConfig, LogWriterCommand, ManagerAddress, NetlbNetwork, NodeFacts, NodeImages,
+    NodeSettings, TlsDial, machine_architecture, machine_hostname, node_description,
 };
 use skep_ca::SecurityConfig;
 use skep_images::ImageStore;
@@ -73,7 +73,9 @@ impl AgentParts {
                         tracing::warn!(%error, path = %records.display(), "could not remove");
                     }
                 }
-                Ok(Err(error)) => tracing::warn!(error = %chain(&error), "tasks of an earlier cluster may be left; the next start tries again"),
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %chain(&error), "tasks of an earlier cluster may be left; the next start tries again")
+                }
                 Err(_) => tracing::warn!("tasks of an earlier cluster take too long to end; the next start tries again"),
             }
         }

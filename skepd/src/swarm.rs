@@ -152,13 +152,7 @@ impl Swarm {
         Self::run(security, parts, node, store, listener).await
     }
 
-    async fn run(
-        security: &SecurityConfig,
-        parts: &NodeParts,
-        node: NodeFile,
-        store: Store,
-        listener: TcpListener,
-    ) -> Result<Self> {
+    async fn run(security: &SecurityConfig, parts: &NodeParts, node: NodeFile, store: Store, listener: TcpListener) -> Result<Self> {
         let identity = security.identity().context("a node in a cluster has a certificate")?;
         let stop = CancellationToken::new();
         let manager = Manager::start(

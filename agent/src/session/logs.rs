@@ -176,7 +176,10 @@ async fn one_task(
     let id = source.task.id.clone();
     // A followed task that ends is read to its end and then left.
     let ending = async {
-        while query.follow {
+        if !query.follow {
+            return;
+        }
+        loop {
             tokio::time::sleep(LOOK_EVERY).await;
             if engine.reports.newest(&id).is_none_or(|status| status.state.is_terminal()) {
                 tokio::time::sleep(LAST_LINES).await;

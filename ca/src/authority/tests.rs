@@ -32,7 +32,7 @@ fn huffman(text: &str) -> Vec<u8> {
         let (length, code): (u32, u32) = code(c);
         bits.extend((0..length).rev().map(|bit| code >> bit & 1 == 1));
     }
-    while bits.len() % 8 != 0 {
+    while !bits.len().is_multiple_of(8) {
         bits.push(true); // padding is the beginning of EOS, all ones
     }
     bits.chunks(8).map(|byte| byte.iter().fold(0, |sum, bit| sum << 1 | u8::from(*bit))).collect()

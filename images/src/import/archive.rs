@@ -305,11 +305,7 @@ mod tests {
         assert!(matches!(device, Err(ArchiveError::UnsupportedEntry { .. })));
         let twice = read(&raw_tar(&[("a.tar", FILE, "", b"1"), ("./a.tar", FILE, "", b"2")]));
         assert!(matches!(twice, Err(ArchiveError::Duplicate { .. })));
-        let archive = read(&raw_tar(&[
-            ("a.tar", EntryType::Symlink, "b.tar", b""),
-            ("b.tar", EntryType::Symlink, "a.tar", b""),
-        ]))
-        .unwrap();
+        let archive = read(&raw_tar(&[("a.tar", EntryType::Symlink, "b.tar", b""), ("b.tar", EntryType::Symlink, "a.tar", b"")])).unwrap();
         assert_eq!(archive.blob("a.tar"), None);
     }
 
@@ -363,10 +359,7 @@ mod tests {
             Err(ArchiveError::TooLarge { what: "entries", .. })
         ));
         let huge = vec![b' '; 9 * 1024 * 1024];
-        assert!(matches!(
-            read(&raw_tar(&[("manifest.json", FILE, "", &huge)])),
-            Err(ArchiveError::TooLarge { .. })
-        ));
+        assert!(matches!(read(&raw_tar(&[("manifest.json", FILE, "", &huge)])), Err(ArchiveError::TooLarge { .. })));
     }
 
     #[test]

@@ -39,8 +39,7 @@ struct SavedImage {
 /// The archive's images under their names, or its only one under `name`.
 pub(super) fn found_images(archive: &Archive, name: Option<&Reference>) -> Result<Vec<Found>, ArchiveError> {
     let saved: Vec<SavedImage> = match archive.file("manifest.json") {
-        Some(data) => serde_json::from_slice(data)
-            .map_err(|source| ArchiveError::Malformed { file: "manifest.json", source })?,
+        Some(data) => serde_json::from_slice(data).map_err(|source| ArchiveError::Malformed { file: "manifest.json", source })?,
         None => Vec::new(),
     };
     let mut found = match archive.file("index.json") {
@@ -65,8 +64,7 @@ pub(super) fn found_images(archive: &Archive, name: Option<&Reference>) -> Resul
 
 /// Images of an OCI layout, one for each target; names of the same target are gathered.
 fn from_layout(archive: &Archive, index: &Bytes, saved: &[SavedImage]) -> Result<Vec<Found>, ArchiveError> {
-    let index: ImageIndex =
-        serde_json::from_slice(index).map_err(|source| ArchiveError::Malformed { file: "index.json", source })?;
+    let index: ImageIndex = serde_json::from_slice(index).map_err(|source| ArchiveError::Malformed { file: "index.json", source })?;
     let mut by_target: BTreeMap<usize, Found> = BTreeMap::new();
     let mut positions: BTreeMap<Digest, usize> = BTreeMap::new();
     for (position, descriptor) in index.manifests.into_iter().enumerate() {
@@ -109,18 +107,14 @@ fn annotated_name(descriptor: &Descriptor) -> Result<Option<Reference>, ArchiveE
 fn saved_names(archive: &Archive, target: &Descriptor, saved: &[SavedImage]) -> Result<Vec<Reference>, ArchiveError> {
     let Some(data) = archive.document(&target.digest) else { return Ok(Vec::new()) };
     let Ok(manifest) = serde_json::from_slice::<ImageManifest>(&data) else { return Ok(Vec::new()) };
-    let same_config = |image: &&SavedImage| {
-        archive.blob(&image.config).is_some_and(|config| config.digest == manifest.config.digest)
-    };
+    let same_config = |image: &&SavedImage| archive.blob(&image.config).is_some_and(|config| config.digest == manifest.config.digest);
     let tags = saved.iter().filter(same_config).flat_map(|image| image.repo_tags.iter().flatten());
     tags.map(|tag| parse_name(tag)).collect()
 }
 
 /// An image of `docker save`: the manifest is ours to make.
 fn from_saved(archive: &Archive, image: &SavedImage) -> Result<Found, ArchiveError> {
-    let blob = |path: &String| {
-        archive.blob(path).ok_or_else(|| ArchiveError::MissingFile { path: path.chars().take(200).collect() })
-    };
+    let blob = |path: &String| archive.blob(path).ok_or_else(|| ArchiveError::MissingFile { path: path.chars().take(200).collect() });
     let config = blob(&image.config)?;
     let layers = image.layers.iter().map(|path| {
         let layer = blob(path)?;

@@ -71,12 +71,7 @@ impl Job {
             tracing::debug!(layer = %digest, got = reached, total, "layer broke off, going on");
             tokio::time::sleep(wait).await;
         }
-        Err(ImageError::CutShort {
-            image: self.reference.to_string(),
-            blob: digest.to_string(),
-            got: reached,
-            expected: total,
-        })
+        Err(ImageError::CutShort { image: self.reference.to_string(), blob: digest.to_string(), got: reached, expected: total })
     }
 
     async fn attempt(&self, lease: &Lease, layer: &Layer, resumed: &mut bool) -> Result<Attempt, ImageError> {

@@ -12,9 +12,7 @@ pub(super) fn parse<'a>(headers: impl IntoIterator<Item = &'a str>) -> Option<Ch
     let mut basic = None;
     for header in headers {
         for (scheme, parameters) in split_challenges(header) {
-            let get = |name: &str| {
-                parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone())
-            };
+            let get = |name: &str| parameters.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.clone());
             if scheme.eq_ignore_ascii_case("bearer")
                 && let Some(realm) = get("realm")
             {

@@ -94,9 +94,7 @@ impl HttpRegistry {
                 if rustls::crypto::CryptoProvider::get_default().is_none() {
                     return Err(RegistryError::NoTlsProvider);
                 }
-                let build = |builder: reqwest::ClientBuilder| {
-                    builder.build().map_err(|source| RegistryError::Client { source })
-                };
+                let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|source| RegistryError::Client { source });
                 let made = Clients { outside: build(builder())?, loopback: build(builder().no_proxy())? };
                 self.clients.get_or_init(|| made)
             }
@@ -105,11 +103,7 @@ impl HttpRegistry {
     }
 
     /// Sends a request, and once more with what the registry asked for if it answers 401.
-    async fn send(
-        &self,
-        target: &Target<'_>,
-        build: impl Fn(&Client) -> RequestBuilder,
-    ) -> Result<Response, RegistryError> {
+    async fn send(&self, target: &Target<'_>, build: impl Fn(&Client) -> RequestBuilder) -> Result<Response, RegistryError> {
         let client = self.client(&target.endpoint)?;
         let key = TokenKey { repository: target.repository.clone(), credentials: target.auth.map(Auth::fingerprint) };
         let mut authorization = self.known_token(&key);
@@ -150,9 +144,7 @@ impl HttpRegistry {
                 Ok(Token { authorization: target.secret(format!("Basic {pair}"))?, good_until: for_an_hour })
             }
             (Challenge::Basic, _) => Err(target.denied()),
-            (Challenge::Bearer { realm, service, scope }, kind) => {
-                self.fetch_token(target, client, &realm, service, scope, kind).await
-            }
+            (Challenge::Bearer { realm, service, scope }, kind) => self.fetch_token(target, client, &realm, service, scope, kind).await,
         }
     }
 
@@ -219,12 +211,7 @@ impl HttpRegistry {
 
 #[async_trait]
 impl Registry for HttpRegistry {
-    async fn manifest(
-        &self,
-        reference: &Reference,
-        version: &str,
-        auth: Option<&Auth>,
-    ) -> Result<FetchedManifest, RegistryError> {
+    async fn manifest(&self, reference: &Reference, version: &str, auth: Option<&Auth>) -> Result<FetchedManifest, RegistryError> {
         let target = self.target(reference, auth);
         let url = format!("{}/v2/{}/manifests/{version}", target.endpoint.base(), target.path);
         let accept = media::MANIFESTS.join(", ");
@@ -236,9 +223,7 @@ impl Registry for HttpRegistry {
             StatusCode::FORBIDDEN => return Err(target.denied()),
             _ => return Err(target.refused(&response)),
         }
-        let named = |name: &str| {
-            response.headers().get(name).and_then(|value| value.to_str().ok()).map(|text| text.trim().to_owned())
-        };
+        let named = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).map(|text| text.trim().to_owned());
         let media_type = named("content-type").and_then(|text| text.split(';').next().map(|t| t.trim().to_owned()));
         let promised = named("docker-content-digest");
         let data = read_limited(response, MAX_MANIFEST, &target.endpoint).await?;
@@ -253,13 +238,7 @@ impl Registry for HttpRegistry {
         Ok(FetchedManifest { data, digest, media_type })
     }
 
-    async fn blob(
-        &self,
-        reference: &Reference,
-        digest: &Digest,
-        offset: u64,
-        auth: Option<&Auth>,
-    ) -> Result<BlobStream, RegistryError> {
+    async fn blob(&self, reference: &Reference, digest: &Digest, offset: u64, auth: Option<&Auth>) -> Result<BlobStream, RegistryError> {
         let target = self.target(reference, auth);
         let url = format!("{}/v2/{}/blobs/{digest}", target.endpoint.base(), target.path);
         let build = |client: &Client| {
@@ -273,11 +252,7 @@ impl Registry for HttpRegistry {
                 .filter(|start| *start == offset)
                 .ok_or_else(|| target.bad_answer("a part of the blob that was not asked for"))?,
             StatusCode::NOT_FOUND => {
-                return Err(RegistryError::NoSuchBlob {
-                    image: target.image,
-                    host: target.endpoint.host,
-                    digest: digest.clone(),
-                });
+                return Err(RegistryError::NoSuchBlob { image: target.image, host: target.endpoint.host, digest: digest.clone() });
             }
             StatusCode::FORBIDDEN => return Err(target.denied()),
             _ => return Err(target.refused(&response)),
@@ -315,8 +290,7 @@ impl Target<'_> {
 
     /// A header value that reqwest neither logs nor carries over to another host.
     fn secret(&self, text: String) -> Result<HeaderValue, RegistryError> {
-        let mut value =
-            HeaderValue::from_str(&text).map_err(|_| self.bad_answer("a token with characters no header may have"))?;
+        let mut value = HeaderValue::from_str(&text).map_err(|_| self.bad_answer("a token with characters no header may have"))?;
         value.set_sensitive(true);
         Ok(value)
     }

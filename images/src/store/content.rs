@@ -6,8 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use containerd_client::services::v1::content_client::ContentClient;
 use containerd_client::services::v1::{
-    AbortRequest, Info, InfoRequest, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
-    WriteContentResponse,
+    AbortRequest, Info, InfoRequest, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest, WriteContentResponse,
 };
 use prost_types::FieldMask;
 use tokio::sync::mpsc;
@@ -46,13 +45,7 @@ impl Containerd {
     /// Opens the blob under the ingest name `name`, to go on where an earlier attempt stopped.
     ///
     /// `expected` is unknown for parts of archives that carry no digest.
-    pub async fn open_blob(
-        &self,
-        lease: &str,
-        name: &str,
-        total: u64,
-        expected: Option<&Digest>,
-    ) -> Result<OpenBlob, StoreError> {
+    pub async fn open_blob(&self, lease: &str, name: &str, total: u64, expected: Option<&Digest>) -> Result<OpenBlob, StoreError> {
         let step = Step::new("writing blob", &name).under(lease);
         // The name stays locked until containerd has noticed that an earlier stream ended: `Unavailable`, for a moment.
         let mut backoff = reconnecting();
@@ -175,12 +168,7 @@ impl Containerd {
         }
     }
 
-    async fn try_read_blob(
-        &self,
-        step: Step<'_>,
-        digest: &Digest,
-        limit: u64,
-    ) -> Result<Result<Vec<u8>, Status>, StoreError> {
+    async fn try_read_blob(&self, step: Step<'_>, digest: &Digest, limit: u64) -> Result<Result<Vec<u8>, Status>, StoreError> {
         let message = ReadContentRequest { digest: digest.to_string(), offset: 0, size: 0 };
         let request = self.request(message, step.lease)?;
         let mut client = ContentClient::new(self.channel()).max_decoding_message_size(MAX_MESSAGE);

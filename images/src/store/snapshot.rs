@@ -6,8 +6,8 @@ use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
-    CommitSnapshotRequest, Info, Kind, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest,
-    RemoveSnapshotRequest, StatSnapshotRequest,
+    CommitSnapshotRequest, Info, Kind, ListSnapshotsRequest, MountsRequest, PrepareSnapshotRequest, RemoveSnapshotRequest,
+    StatSnapshotRequest,
 };
 use containerd_client::services::v1::{AddResourceRequest, ApplyRequest, Resource};
 use containerd_client::types::{Descriptor as WireDescriptor, Mount};
@@ -64,12 +64,8 @@ impl Containerd {
     }
 
     async fn prepare(&self, step: Step<'_>, key: &str, parent: &str, labels: Labels) -> Result<Vec<Mount>, StoreError> {
-        let message = PrepareSnapshotRequest {
-            snapshotter: SNAPSHOTTER.to_owned(),
-            key: key.to_owned(),
-            parent: parent.to_owned(),
-            labels,
-        };
+        let message =
+            PrepareSnapshotRequest { snapshotter: SNAPSHOTTER.to_owned(), key: key.to_owned(), parent: parent.to_owned(), labels };
         let send = |request| {
             let mut client = service!(self, SnapshotsClient<_>);
             async move { client.prepare(request).await }
@@ -130,10 +126,8 @@ impl Containerd {
     }
 
     async fn try_list_snapshots(&self) -> Result<Result<Vec<SnapshotInfo>, tonic::Status>, StoreError> {
-        let message = ListSnapshotsRequest {
-            snapshotter: SNAPSHOTTER.to_owned(),
-            filters: vec![format!("kind==active,labels.\"{GC_ROOT}\"")],
-        };
+        let message =
+            ListSnapshotsRequest { snapshotter: SNAPSHOTTER.to_owned(), filters: vec![format!("kind==active,labels.\"{GC_ROOT}\"")] };
         let mut client = service!(self, SnapshotsClient<_>);
         let mut pages = match client.list(self.request(message, None)?).await {
             Ok(answer) => answer.into_inner(),
@@ -143,24 +137,16 @@ impl Containerd {
         loop {
             match pages.message().await {
                 Ok(None) => return Ok(Ok(list)),
-                Ok(Some(page)) => list.extend(page.info.into_iter().map(|info| SnapshotInfo {
-                    key: info.name,
-                    parent: info.parent,
-                    labels: info.labels,
-                })),
+                Ok(Some(page)) => {
+                    list.extend(page.info.into_iter().map(|info| SnapshotInfo { key: info.name, parent: info.parent, labels: info.labels }))
+                }
                 Err(status) => return Ok(Err(status)),
             }
         }
     }
 
     /// Unpacks one layer onto `parent` and commits it as `chain_id`.
-    pub async fn unpack_layer(
-        &self,
-        lease: &str,
-        layer: &Layer,
-        parent: Option<&Digest>,
-        chain_id: &Digest,
-    ) -> Result<(), StoreError> {
+    pub async fn unpack_layer(&self, lease: &str, layer: &Layer, parent: Option<&Digest>, chain_id: &Digest) -> Result<(), StoreError> {
         let key = format!("extract-{:016x}-{chain_id}", rand::random::<u64>());
         let parent = parent.map(ToString::to_string).unwrap_or_default();
         let step = Step::new("unpacking layer", &layer.blob.digest).under(lease);

@@ -16,10 +16,8 @@ pub const NAMESPACE: &str = "skep-test";
 
 /// Whether the real things are here; says loudly when not, and fails if they had to be.
 pub fn ready() -> bool {
-    let missing: Vec<_> = ["containerd", "ctr", "docker-registry", "skopeo", "mount"]
-        .into_iter()
-        .filter(|program| !on_path(program))
-        .collect();
+    let missing: Vec<_> =
+        ["containerd", "ctr", "docker-registry", "skopeo", "mount"].into_iter().filter(|program| !on_path(program)).collect();
     let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n");
     let why = match (is_root, missing.is_empty()) {
         (true, true) => {
@@ -78,8 +76,7 @@ impl Containerd {
     fn start_in(folder: TempDir, tmpfs: bool) -> Self {
         let path = folder.path();
         let plugin = |name: &str| format!("\"io.containerd.{name}\"");
-        let unneeded =
-            ["grpc.v1.cri", "snapshotter.v1.btrfs", "snapshotter.v1.zfs", "snapshotter.v1.devmapper", "snapshotter.v1.aufs"];
+        let unneeded = ["grpc.v1.cri", "snapshotter.v1.btrfs", "snapshotter.v1.zfs", "snapshotter.v1.devmapper", "snapshotter.v1.aufs"];
         let disabled = unneeded.map(plugin).join(", ");
         std::fs::write(path.join("config.toml"), format!("version = 2\ndisabled_plugins = [{disabled}]\n")).unwrap();
         let child = Self::spawn(path);
@@ -92,10 +89,14 @@ impl Containerd {
         let log = std::fs::File::options().create(true).append(true).open(path.join("log")).unwrap();
         Command::new("containerd")
             .args(["--log-level", "warn"])
-            .arg("--config").arg(path.join("config.toml"))
-            .arg("--root").arg(path.join("root"))
-            .arg("--state").arg(path.join("state"))
-            .arg("--address").arg(path.join("sock"))
+            .arg("--config")
+            .arg(path.join("config.toml"))
+            .arg("--root")
+            .arg(path.join("root"))
+            .arg("--state")
+            .arg(path.join("state"))
+            .arg("--address")
+            .arg(path.join("sock"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
             .stderr(log)

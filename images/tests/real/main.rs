@@ -2,9 +2,9 @@
 //!
 //! Each test has its own daemons in a temporary directory and leaves nothing behind, also when it fails.
 
+mod archives; // archives that nobody would write in earnest
 #[cfg(feature = "failpoints")]
 mod crash; // killed at every fail-point
-mod archives; // archives that nobody would write in earnest
 mod harness; // daemons
 mod load;
 mod pull;

@@ -22,7 +22,7 @@ fn node(number: u64) -> Arc<Node> {
     let mut node = Node::new(NodeId::for_test(number));
     node.status.state = NodeState::Ready;
     node.spec.annotations.labels.insert("rack".into(), format!("r{}", number % 10));
-    node.spec.annotations.labels.insert("disk".into(), if number % 2 == 0 { "ssd" } else { "hdd" }.into());
+    node.spec.annotations.labels.insert("disk".into(), if number.is_multiple_of(2) { "ssd" } else { "hdd" }.into());
     node.description = Some(NodeDescription {
         hostname: format!("node{number}"),
         resources: Resources { nano_cpus: 64_000_000_000_000, memory_bytes: 1 << 50, generic: Vec::new() },

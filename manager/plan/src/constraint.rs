@@ -16,7 +16,9 @@ pub enum BadConstraint {
         "the key {key:?} of constraint {constraint:?} is not valid; a key starts with a letter or '_' and goes on with letters, digits, '-', '_' or '.', such as node.labels.disk"
     )]
     Key { constraint: String, key: String },
-    #[error("the value {value:?} of constraint {constraint:?} is not valid; use letters, digits, blanks and any of : - _ . * ( ) ? + [ ] \\ ^ $ | /")]
+    #[error(
+        "the value {value:?} of constraint {constraint:?} is not valid; use letters, digits, blanks and any of : - _ . * ( ) ? + [ ] \\ ^ $ | /"
+    )]
     Value { constraint: String, value: String },
 }
 
@@ -124,9 +126,10 @@ impl Constraint {
             Key::Os => self.is(description.map_or("", |description| &description.platform.os)),
             Key::Architecture => self.is(description.map_or("", |description| &description.platform.architecture)),
             Key::NodeLabel(label) => self.is(node.spec.annotations.labels.get(label).map_or("", String::as_str)),
-            Key::EngineLabel(label) => self.is(
-                description.and_then(|description| description.engine.as_ref()).and_then(|engine| engine.labels.get(label)).map_or("", String::as_str),
-            ),
+            Key::EngineLabel(label) => self.is(description
+                .and_then(|description| description.engine.as_ref())
+                .and_then(|engine| engine.labels.get(label))
+                .map_or("", String::as_str)),
             Key::Unknown => return false,
         };
         equal == (self.operator == Operator::Equal)

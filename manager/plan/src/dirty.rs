@@ -71,11 +71,9 @@ impl<'a> Dirt<'a> {
         }
         match self.likeness(&task.spec) {
             Likeness::Same => false,
-            Likeness::OnlyPlacement => !task
-                .node_id
-                .as_ref()
-                .and_then(|id| self.view.node(id))
-                .is_some_and(|node| self.constraints.match_node(node)),
+            Likeness::OnlyPlacement => {
+                !task.node_id.as_ref().and_then(|id| self.view.node(id)).is_some_and(|node| self.constraints.match_node(node))
+            }
             Likeness::Different => true,
         }
     }

@@ -20,10 +20,18 @@ pub fn plan_enforcement(view: &dyn ClusterView, node: &NodeId, now: Timestamp) -
         let service = task.service_id.as_ref().and_then(|id| view.service(id));
         let placement = service.map_or(task.spec.placement.as_ref(), |service| service.spec.task.placement.as_ref());
         if !Constraints::of(placement).match_node(node) {
-            plan.changes.push(set_state(task, TaskState::Rejected, "rejected", "the node does not satisfy the service's constraints any more", now));
+            plan.changes.push(set_state(
+                task,
+                TaskState::Rejected,
+                "rejected",
+                "the node does not satisfy the service's constraints any more",
+                now,
+            ));
             continue;
         }
-        let (Some(free), Some(wanted)) = (&mut free, task.spec.resources.as_ref().map(|resources| &resources.reservations)) else { continue };
+        let (Some(free), Some(wanted)) = (&mut free, task.spec.resources.as_ref().map(|resources| &resources.reservations)) else {
+            continue;
+        };
         if let Err(lack) = free.claim(wanted) {
             let err = format!("the node does not have the reserved resources any more: {lack}");
             plan.changes.push(set_state(task, TaskState::Rejected, "rejected", &err, now));

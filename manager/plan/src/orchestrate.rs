@@ -2,9 +2,7 @@
 
 use crate::slot::Context;
 use crate::{Ids, Plan, global, job, replicated};
-use skep_types::{
-    Action, Change, ClusterView, NodeId, Object, ServiceId, ServiceMode, Task, TaskState, Timestamp,
-};
+use skep_types::{Action, Change, ClusterView, NodeId, Object, ServiceId, ServiceMode, Task, TaskState, Timestamp};
 use std::collections::BTreeSet;
 
 /// What one service needs now: tasks created, replaced, updated, stopped or removed.

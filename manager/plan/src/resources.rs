@@ -214,7 +214,8 @@ mod tests {
     fn individuals_are_given_in_the_nodes_order_and_return_to_their_place() {
         let mut free = Free::of(&gpus());
         let first = free.claim(&wants(2)).expect("fits");
-        let names: Vec<_> = first.iter().map(|given| matches!(given, GenericResource::Named { value, .. } if value == "b" || value == "a")).collect();
+        let names: Vec<_> =
+            first.iter().map(|given| matches!(given, GenericResource::Named { value, .. } if value == "b" || value == "a")).collect();
         assert_eq!(names, [true, true]);
         assert_eq!(free.claim(&wants(2)), Err(Lack::Generic { kind: "gpu".into(), wanted: 2, free: 1 }));
         free.give_back(&wants(2), &first);

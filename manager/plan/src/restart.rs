@@ -89,7 +89,13 @@ fn brake(context: &Context<'_>, before: &[Run], created: Timestamp) -> Duration 
 }
 
 /// Replaces the tasks of a slot that ended or whose node is lost. `home` = the node that a replacement is bound to.
-pub(crate) fn replace_ended(context: &mut Context<'_>, slot: &mut Slot, number: u64, home: Option<&NodeId>, is_dirty: &dyn Fn(&Run) -> bool) {
+pub(crate) fn replace_ended(
+    context: &mut Context<'_>,
+    slot: &mut Slot,
+    number: u64,
+    home: Option<&NodeId>,
+    is_dirty: &dyn Fn(&Run) -> bool,
+) {
     for index in 0..slot.runs.len() {
         let run = &slot.runs[index];
         if run.fresh || !run.is_live() || has_served(run) {

@@ -141,9 +141,8 @@ fn survey<K: Ord + Clone>(
 /// Takes a slot into account that this update has given a task. Returns whether it has.
 fn note_begun<K>(context: &mut Context<'_>, slot: &Slot, settings: &Settings, progress: &mut Progress<K>) -> bool {
     let version = context.service.spec_version;
-    let of_update = |run: &&Run| {
-        run.task.spec_version == version && version.is_some() && settings.started.is_none_or(|started| run.created >= started)
-    };
+    let of_update =
+        |run: &&Run| run.task.spec_version == version && version.is_some() && settings.started.is_none_or(|started| run.created >= started);
     // A slot without an older task was added by scaling; without history that cannot be seen.
     let replaced = slot.runs.iter().any(|run| !of_update(&run)) || (0..2).contains(&context.retention);
     if !replaced || !slot.runs.iter().any(|run| of_update(&run)) {
@@ -186,7 +185,10 @@ fn drop_others(slot: &mut Slot, dirt: &Dirt<'_>, order: UpdateOrder) {
     };
     let runs = slot.runs[best].observed() == TaskState::Running;
     for index in 0..slot.runs.len() {
-        if index != best && slot.runs[index].is_live() && (runs || order == UpdateOrder::StopFirst || !dirt.is_dirty(&slot.runs[index].task)) {
+        if index != best
+            && slot.runs[index].is_live()
+            && (runs || order == UpdateOrder::StopFirst || !dirt.is_dirty(&slot.runs[index].task))
+        {
             slot.runs[index].want(TaskState::Shutdown);
         }
     }
@@ -197,9 +199,9 @@ fn make_room(slot: &mut Slot, order: UpdateOrder) {
     let keep = match order {
         UpdateOrder::StopFirst => None,
         // One old task serves until the new one runs, even if an earlier update left several.
-        UpdateOrder::StartFirst => {
-            (0..slot.runs.len()).filter(|index| slot.runs[*index].is_live()).max_by_key(|index| slot.runs[*index].observed().min(TaskState::Running))
-        }
+        UpdateOrder::StartFirst => (0..slot.runs.len())
+            .filter(|index| slot.runs[*index].is_live())
+            .max_by_key(|index| slot.runs[*index].observed().min(TaskState::Running)),
     };
     for (index, run) in slot.runs.iter_mut().enumerate() {
         if run.is_live() && Some(index) != keep {

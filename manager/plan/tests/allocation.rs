@@ -144,12 +144,20 @@ fn addresses_return_when_a_task_ends_but_late() {
     let mut allocator = Allocator::new(&world);
     allocate(&mut world, &mut allocator);
     let addresses = |world: &World| -> BTreeMap<u64, String> {
-        world.live().iter().filter(|task| !task.networks.is_empty()).map(|task| (task.slot, task.networks[0].addresses[0].clone())).collect()
+        world
+            .live()
+            .iter()
+            .filter(|task| !task.networks.is_empty())
+            .map(|task| (task.slot, task.networks[0].addresses[0].clone()))
+            .collect()
     };
     // .1 is the gateway, .2 the virtual IP; .3 to .6 are the tasks'.
     assert_eq!(addresses(&world).into_values().collect::<Vec<_>>(), ["10.9.0.3/29", "10.9.0.4/29", "10.9.0.5/29", "10.9.0.6/29"]);
     world.update_service(&id, |spec| replicas(spec, 5));
-    let service = Change::Updated { old: Object::Service(Arc::new(world.service(&id).clone())), new: Object::Service(Arc::new(world.service(&id).clone())) };
+    let service = Change::Updated {
+        old: Object::Service(Arc::new(world.service(&id).clone())),
+        new: Object::Service(Arc::new(world.service(&id).clone())),
+    };
     allocator.observe(&service);
     let plan = world.plan_service(&id);
     let made = world.commit(plan.changes);
@@ -278,7 +286,11 @@ fn some_ports() -> impl Strategy<Value = Vec<(u8, bool)>> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         (1u8..5).prop_map(Step::Network),
-        (some_ports(), prop::collection::vec(1u8..5, 0..2), 0u8..5).prop_map(|(ports, networks, count)| Step::Service { ports, networks, count }),
+        (some_ports(), prop::collection::vec(1u8..5, 0..2), 0u8..5).prop_map(|(ports, networks, count)| Step::Service {
+            ports,
+            networks,
+            count
+        }),
         (any::<u8>(), some_ports()).prop_map(|(index, ports)| Step::Update(index, ports)),
         any::<u8>().prop_map(Step::Remove),
         any::<u8>().prop_map(Step::End),

@@ -530,13 +530,22 @@ fn a_job_runs_to_its_completions_a_few_at_a_time_and_again_when_updated() {
         }
     };
     complete(&mut world);
-    let done = |world: &World| world.all_tasks().iter().filter(|task| task.status.state == TaskState::Complete).map(|task| task.slot).collect::<std::collections::BTreeSet<_>>();
+    let done = |world: &World| {
+        world
+            .all_tasks()
+            .iter()
+            .filter(|task| task.status.state == TaskState::Complete)
+            .map(|task| task.slot)
+            .collect::<std::collections::BTreeSet<_>>()
+    };
     assert_eq!(done(&world), (0..5).collect());
     assert_eq!(world.all_tasks().len(), 5);
     world.update_service(&id, |_| {});
     complete(&mut world);
     assert_eq!(world.all_tasks().iter().filter(|task| task.job_iteration == Some(Version(1))).count(), 5);
-    assert!(world.all_tasks().iter().filter(|task| task.job_iteration == Some(Version(0))).all(|task| task.desired_state == TaskState::Remove));
+    assert!(
+        world.all_tasks().iter().filter(|task| task.job_iteration == Some(Version(0))).all(|task| task.desired_state == TaskState::Remove)
+    );
 }
 
 #[test]

@@ -21,7 +21,13 @@ struct Leader {
 impl Leader {
     fn elected(world: &World) -> Self {
         let concerned = Concerned { services: all_services(world), nodes: BTreeSet::new() };
-        Self { allocator: Allocator::new(world), scheduler: Scheduler::new(world), concerned, wakes: BTreeMap::new(), other_wakes: Vec::new() }
+        Self {
+            allocator: Allocator::new(world),
+            scheduler: Scheduler::new(world),
+            concerned,
+            wakes: BTreeMap::new(),
+            other_wakes: Vec::new(),
+        }
     }
 
     fn observe(&mut self, changes: &[Change]) {
@@ -162,11 +168,17 @@ fn happen(world: &mut World, leader: &mut Leader, services: &[ServiceId], event:
         }
         Event::Order(service, start_first) => {
             let order = if start_first { UpdateOrder::StartFirst } else { UpdateOrder::StopFirst };
-            world.update_service(&services[usize::from(service)], |spec| spec.update = Some(UpdateConfig { order, ..UpdateConfig::default() }));
+            world.update_service(&services[usize::from(service)], |spec| {
+                spec.update = Some(UpdateConfig { order, ..UpdateConfig::default() })
+            });
             Vec::new()
         }
         Event::Kill(index) | Event::Reject(index) => {
-            let tasks: Vec<_> = world.all_tasks().into_iter().filter(|task| (TaskState::Assigned..=TaskState::Running).contains(&task.status.state)).collect();
+            let tasks: Vec<_> = world
+                .all_tasks()
+                .into_iter()
+                .filter(|task| (TaskState::Assigned..=TaskState::Running).contains(&task.status.state))
+                .collect();
             match tasks.get(usize::from(index) % tasks.len().max(1)) {
                 Some(task) => world.report(&task.id, if index % 2 == 0 { TaskState::Failed } else { TaskState::Rejected }),
                 None => Vec::new(),
@@ -176,7 +188,9 @@ fn happen(world: &mut World, leader: &mut Leader, services: &[ServiceId], event:
             let availability = [Availability::Active, Availability::Pause, Availability::Drain][usize::from(availability)];
             world.change_node(&node_id(node), |node| node.spec.availability = availability)
         }
-        Event::State(node, up) => world.change_node(&node_id(node), |node| node.status.state = if up { NodeState::Ready } else { NodeState::Down }),
+        Event::State(node, up) => {
+            world.change_node(&node_id(node), |node| node.status.state = if up { NodeState::Ready } else { NodeState::Down })
+        }
         Event::Label(node, ssd) => world.change_node(&node_id(node), |node| {
             node.spec.annotations.labels.insert("disk".into(), if ssd { "ssd" } else { "hdd" }.into());
         }),

@@ -114,7 +114,9 @@ fn the_reason_follows_the_nodes_but_not_at_every_change() {
 fn every_filter_has_its_words() {
     let cases: Vec<(Box<dyn Fn(&mut ServiceSpec)>, &str)> = vec![
         (
-            Box::new(|spec| task_spec(spec).placement = Some(Placement { constraints: vec!["node.role == manager".into()], ..Placement::default() })),
+            Box::new(|spec| {
+                task_spec(spec).placement = Some(Placement { constraints: vec!["node.role == manager".into()], ..Placement::default() })
+            }),
             "constraints not satisfied on 1 node",
         ),
         (
@@ -141,7 +143,10 @@ fn every_filter_has_its_words() {
         ),
         (
             Box::new(|spec| {
-                spec.task = Arc::new(TaskSpec { log_driver: Some(Driver { name: "splunk".into(), ..Driver::default() }), ..TaskSpec::clone(&spec.task) });
+                spec.task = Arc::new(TaskSpec {
+                    log_driver: Some(Driver { name: "splunk".into(), ..Driver::default() }),
+                    ..TaskSpec::clone(&spec.task)
+                });
             }),
             "missing log plugin splunk on 1 node",
         ),
@@ -280,7 +285,9 @@ fn a_bound_task_waits_for_its_own_node() {
     schedule(&mut world, &mut scheduler);
     assert_eq!(refusal(&world, &id), "no suitable node (insufficient memory on 1 node: needs 1024 MiB, best has 1 MiB free)");
     assert_eq!(scheduler.pending(), 1);
-    for change in world.change_node(&NodeId::for_test(1), |node| node.description.as_mut().expect("described").resources.memory_bytes = 8 << 30) {
+    for change in
+        world.change_node(&NodeId::for_test(1), |node| node.description.as_mut().expect("described").resources.memory_bytes = 8 << 30)
+    {
         scheduler.observe(&change);
     }
     schedule(&mut world, &mut scheduler);
@@ -344,8 +351,9 @@ struct Job {
 }
 
 fn job() -> impl Strategy<Value = Job> {
-    (0u8..3, 1u8..6, 0u8..4, 0u8..3, prop::bool::weighted(0.2), 0u8..3)
-        .prop_map(|(service, count, memory, max_replicas, host_port, constraint)| Job { service, count, memory, max_replicas, host_port, constraint })
+    (0u8..3, 1u8..6, 0u8..4, 0u8..3, prop::bool::weighted(0.2), 0u8..3).prop_map(
+        |(service, count, memory, max_replicas, host_port, constraint)| Job { service, count, memory, max_replicas, host_port, constraint },
+    )
 }
 
 fn pending_task(number: u64, version: u64, job: &Job) -> Task {

@@ -70,21 +70,46 @@ fn every_absurd_value_is_refused_by_its_field() {
                 task_spec(spec).placement = Some(Placement { constraints, ..Placement::default() });
             }),
         ),
-        ("spec.task.restart.window", Box::new(|spec| task_spec(spec).restart = Some(RestartPolicy { window: Some(Duration::MAX), ..RestartPolicy::default() }))),
+        (
+            "spec.task.restart.window",
+            Box::new(|spec| task_spec(spec).restart = Some(RestartPolicy { window: Some(Duration::MAX), ..RestartPolicy::default() })),
+        ),
         ("spec.task.container.image", Box::new(|spec| image(spec, ""))),
         ("spec.task.container.image", Box::new(|spec| image(spec, "Web:1"))),
         ("spec.task.container.mounts[1].target", Box::new(|spec| container(spec).mounts = vec![volume("/data"), volume("/x/../data/")])),
         ("spec.task.container.mounts[0].target", Box::new(|spec| container(spec).mounts = vec![volume("")])),
         ("spec.task.container.mounts[0].target", Box::new(|spec| container(spec).mounts = vec![volume("/.")])),
-        ("spec.task.container.mounts[0].source", Box::new(|spec| container(spec).mounts = vec![Mount { target: "/a".into(), ..Mount::default() }])),
-        ("spec.task.container.healthcheck.interval", Box::new(|spec| container(spec).healthcheck = Some(HealthConfig { interval: Some(Duration::from_nanos(5)), ..HealthConfig::default() }))),
-        ("spec.task.container.healthcheck.retries", Box::new(|spec| container(spec).healthcheck = Some(HealthConfig { retries: -1, ..HealthConfig::default() }))),
+        (
+            "spec.task.container.mounts[0].source",
+            Box::new(|spec| container(spec).mounts = vec![Mount { target: "/a".into(), ..Mount::default() }]),
+        ),
+        (
+            "spec.task.container.healthcheck.interval",
+            Box::new(|spec| {
+                container(spec).healthcheck = Some(HealthConfig { interval: Some(Duration::from_nanos(5)), ..HealthConfig::default() })
+            }),
+        ),
+        (
+            "spec.task.container.healthcheck.retries",
+            Box::new(|spec| container(spec).healthcheck = Some(HealthConfig { retries: -1, ..HealthConfig::default() })),
+        ),
         ("spec.task.container.hostname", Box::new(|spec| container(spec).hostname = "{{.Task.Nonsense}}".into())),
         ("spec.task.container.env[0]", Box::new(|spec| container(spec).env = vec!["=x".into()])),
         ("spec.task.container.hosts[0]", Box::new(|spec| container(spec).hosts = vec!["nonsense".into()])),
-        ("spec.task.container.dns_config.nameservers[0]", Box::new(|spec| container(spec).dns = Some(DnsConfig { nameservers: vec!["dns".into()], ..DnsConfig::default() }))),
-        ("spec.task.container.ulimits[0].name", Box::new(|spec| container(spec).ulimits = vec![Ulimit { name: "files".into(), soft: 1, hard: 1 }])),
-        ("spec.task.container.secrets[0].file", Box::new(|spec| container(spec).secrets = vec![SecretReference { secret_id: SecretId::for_test(1), secret_name: "s".into(), file: None }])),
+        (
+            "spec.task.container.dns_config.nameservers[0]",
+            Box::new(|spec| container(spec).dns = Some(DnsConfig { nameservers: vec!["dns".into()], ..DnsConfig::default() })),
+        ),
+        (
+            "spec.task.container.ulimits[0].name",
+            Box::new(|spec| container(spec).ulimits = vec![Ulimit { name: "files".into(), soft: 1, hard: 1 }]),
+        ),
+        (
+            "spec.task.container.secrets[0].file",
+            Box::new(|spec| {
+                container(spec).secrets = vec![SecretReference { secret_id: SecretId::for_test(1), secret_name: "s".into(), file: None }]
+            }),
+        ),
         (
             "spec.task.container.secrets[1].file.name",
             Box::new(|spec| {
@@ -95,15 +120,39 @@ fn every_absurd_value_is_refused_by_its_field() {
         ),
         ("spec.replicated.replicas", Box::new(|spec| replicas(spec, u64::MAX))),
         ("spec.replicated.replicas", Box::new(|spec| replicas(spec, 1_000_001))),
-        ("spec.replicated_job.total_completions", Box::new(|spec| spec.mode = ServiceMode::ReplicatedJob { max_concurrent: 1, total_completions: u64::MAX })),
+        (
+            "spec.replicated_job.total_completions",
+            Box::new(|spec| spec.mode = ServiceMode::ReplicatedJob { max_concurrent: 1, total_completions: u64::MAX }),
+        ),
         ("spec.update", Box::new(|spec| (spec.mode, spec.update) = (ServiceMode::GlobalJob, Some(UpdateConfig::default())))),
-        ("spec.update.max_failure_ratio", Box::new(|spec| spec.update = Some(UpdateConfig { max_failure_ratio: f32::NAN, ..UpdateConfig::default() }))),
-        ("spec.rollback.max_failure_ratio", Box::new(|spec| spec.rollback = Some(UpdateConfig { max_failure_ratio: 1.5, ..UpdateConfig::default() }))),
-        ("spec.endpoint.ports[0].target_port", Box::new(|spec| spec.endpoint = Some(EndpointSpec { ports: vec![port(80, 0)], ..EndpointSpec::default() }))),
-        ("spec.endpoint.ports[0].target_port", Box::new(|spec| spec.endpoint = Some(EndpointSpec { ports: vec![port(80, 65_536)], ..EndpointSpec::default() }))),
-        ("spec.endpoint.ports[0].published_port", Box::new(|spec| spec.endpoint = Some(EndpointSpec { ports: vec![port(65_536, 80)], ..EndpointSpec::default() }))),
-        ("spec.endpoint.ports[1].published_port", Box::new(|spec| spec.endpoint = Some(EndpointSpec { ports: vec![port(80, 80), port(80, 81)], ..EndpointSpec::default() }))),
-        ("spec.endpoint.ports[0].publish_mode", Box::new(|spec| spec.endpoint = Some(EndpointSpec { mode: ResolutionMode::DnsRoundRobin, ports: vec![port(80, 80)] }))),
+        (
+            "spec.update.max_failure_ratio",
+            Box::new(|spec| spec.update = Some(UpdateConfig { max_failure_ratio: f32::NAN, ..UpdateConfig::default() })),
+        ),
+        (
+            "spec.rollback.max_failure_ratio",
+            Box::new(|spec| spec.rollback = Some(UpdateConfig { max_failure_ratio: 1.5, ..UpdateConfig::default() })),
+        ),
+        (
+            "spec.endpoint.ports[0].target_port",
+            Box::new(|spec| spec.endpoint = Some(EndpointSpec { ports: vec![port(80, 0)], ..EndpointSpec::default() })),
+        ),
+        (
+            "spec.endpoint.ports[0].target_port",
+            Box::new(|spec| spec.endpoint = Some(EndpointSpec { ports: vec![port(80, 65_536)], ..EndpointSpec::default() })),
+        ),
+        (
+            "spec.endpoint.ports[0].published_port",
+            Box::new(|spec| spec.endpoint = Some(EndpointSpec { ports: vec![port(65_536, 80)], ..EndpointSpec::default() })),
+        ),
+        (
+            "spec.endpoint.ports[1].published_port",
+            Box::new(|spec| spec.endpoint = Some(EndpointSpec { ports: vec![port(80, 80), port(80, 81)], ..EndpointSpec::default() })),
+        ),
+        (
+            "spec.endpoint.ports[0].publish_mode",
+            Box::new(|spec| spec.endpoint = Some(EndpointSpec { mode: ResolutionMode::DnsRoundRobin, ports: vec![port(80, 80)] })),
+        ),
     ];
     for (field, change) in cases {
         assert_eq!(field_of(change), field);
@@ -130,9 +179,14 @@ fn conflicts_name_the_other_service() {
     task_spec(&mut new).networks.push(NetworkAttachmentConfig { target: "ingress".into(), ..NetworkAttachmentConfig::default() });
     assert!(matches!(check_conflicts(&world, &new, None), Err(Conflict::Field(error)) if error.field == "spec.task.networks[0].target"));
     task_spec(&mut new).networks.clear();
-    container(&mut new).secrets =
-        vec![SecretReference { secret_id: SecretId::for_test(5), secret_name: "s".into(), file: Some(FileTarget { name: "s".into(), ..FileTarget::default() }) }];
-    assert!(matches!(check_conflicts(&world, &new, None), Err(Conflict::Field(error)) if error.field == "spec.task.container.secrets[0].secret_id"));
+    container(&mut new).secrets = vec![SecretReference {
+        secret_id: SecretId::for_test(5),
+        secret_name: "s".into(),
+        file: Some(FileTarget { name: "s".into(), ..FileTarget::default() }),
+    }];
+    assert!(
+        matches!(check_conflicts(&world, &new, None), Err(Conflict::Field(error)) if error.field == "spec.task.container.secrets[0].secret_id")
+    );
 }
 
 #[test]

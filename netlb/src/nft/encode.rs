@@ -93,7 +93,7 @@ impl Batch {
             self.rules(&table.name, chain);
         }
         for (set, elements) in &table.elements {
-            let elements: Vec<_> = elements.iter().map(|(key, value)| (key, value)).collect();
+            let elements: Vec<_> = elements.iter().collect();
             self.elements(NEW_ELEMENT, &table.name, set, &elements);
         }
     }

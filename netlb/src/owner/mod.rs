@@ -59,12 +59,6 @@ pub(crate) struct Applied {
     pub(crate) failure: Option<String>,
 }
 
-impl Default for Generation {
-    fn default() -> Self {
-        Self(0)
-    }
-}
-
 /// The next attempt after a failed one.
 #[derive(Debug, Clone, Copy)]
 struct Retry {

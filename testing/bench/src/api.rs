@@ -34,7 +34,8 @@ impl Api {
             }
         });
         let endpoint = Endpoint::from_static("http://swarm-manager").connect_timeout(Duration::from_secs(5));
-        let channel = runtime.block_on(endpoint.connect_with_connector(dial)).with_context(|| format!("nobody answers on {}", socket.display()))?;
+        let channel =
+            runtime.block_on(endpoint.connect_with_connector(dial)).with_context(|| format!("nobody answers on {}", socket.display()))?;
         Ok(Self { runtime, control: ControlClient::new(channel).max_decoding_message_size(64 << 20) })
     }
 

@@ -49,6 +49,7 @@ pub trait Contender {
 pub fn poll(what: &str, mut question: impl FnMut() -> Result<bool>) -> Result<()> {
     let start = Instant::now();
     loop {
+        crate::interrupt::check()?;
         let asked = Instant::now();
         if question()? {
             return Ok(());

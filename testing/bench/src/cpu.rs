@@ -98,7 +98,8 @@ pub fn kernel_seconds() -> f64 {
 #[must_use]
 pub fn machine_seconds() -> f64 {
     let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let line: Vec<f64> = text.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+    let line: Vec<f64> =
+        text.lines().next().unwrap_or_default().split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
     // user nice system idle iowait irq softirq steal (proc(5)); guest time is part of user.
     [0, 1, 2, 5, 6, 7].iter().filter_map(|index| line.get(*index)).sum::<f64>() / TICKS
 }

@@ -43,7 +43,7 @@ impl Field {
             lab.ctl(&["cluster", "init", "--advertise-addr", Lab::HOST])?.success().context("cluster init")?;
             lab.ctl(&["image", "load", "-q", "-i", &archive.to_string_lossy()])?.success().context("image load")?;
         }
-        let dir = tempfile::Builder::new().prefix("skbench").tempdir_in("/var/tmp")?;
+        let dir = tempfile::Builder::new().prefix(&format!("{tag}-")).tempdir_in("/var/tmp")?;
         let whoami = dir.path().join("whoami");
         std::fs::copy(&program, &whoami).with_context(|| format!("{} is missing; scripts/demo-image makes it", program.display()))?;
         let dockerd = if with_dockerd { Some(Arc::new(Peer::start(&whoami)?)) } else { None };

@@ -104,7 +104,9 @@ fn syncs(processes: &[u32], dir: &Path) -> Result<Option<Vec<f64>>> {
         return Ok(None);
     }
     let minutes = TRACED.as_secs_f64() / 60.0;
-    let count = |pid: &u32| std::fs::read_to_string(dir.join(format!("trace{pid}"))).unwrap_or_default().lines().filter(|line| line.contains("sync")).count();
+    let count = |pid: &u32| {
+        std::fs::read_to_string(dir.join(format!("trace{pid}"))).unwrap_or_default().lines().filter(|line| line.contains("sync")).count()
+    };
     Ok(Some(processes.iter().map(|pid| count(pid) as f64 / minutes).collect()))
 }
 
@@ -153,7 +155,9 @@ pub fn footprint(field: &Field) -> Result<Report> {
     rows.push(row("RSS, 0 tasks".into(), "MiB", Some(Goal::Value(40.0)), &|index| empty[index].rss / MIB));
     rows.push(row("PSS, 0 tasks".into(), "MiB", None, &|index| empty[index].pss / MIB));
     rows.push(row(format!("RSS, {TASKS} tasks"), "MiB", None, &|index| full[index].rss / MIB));
-    rows.push(row(format!("RSS a task, of {TASKS}"), "KiB", Some(Goal::Value(100.0)), &|index| (full[index].rss - empty[index].rss) / TASKS as f64));
+    rows.push(row(format!("RSS a task, of {TASKS}"), "KiB", Some(Goal::Value(100.0)), &|index| {
+        (full[index].rss - empty[index].rss) / TASKS as f64
+    }));
     rows.push(row(format!("RSS after {TASKS} tasks are gone"), "MiB", None, &|index| after[index].rss / MIB));
     rows.push(row("threads, 0 tasks".into(), "threads", None, &|index| empty[index].threads));
     rows.push(row(format!("threads, {TASKS} tasks"), "threads", None, &|index| full[index].threads));

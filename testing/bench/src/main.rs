@@ -9,6 +9,7 @@ mod cpu; // who used how much CPU time
 mod field; // the machine with everybody's daemons
 mod footprint; // B16
 mod http; // dockerd's API
+mod interrupt; // Ctrl-C
 mod ours; // skep as a contender
 mod peers; // the others
 mod remains; // what a task leaves in the kernel
@@ -64,6 +65,7 @@ fn options() -> Result<Options> {
 
 fn main() -> Result<()> {
     let options = options()?;
+    interrupt::listen()?;
     let mut field: Option<Field> = None;
     let mut failed = Vec::new();
     for which in options.which.iter().filter(|which| *which != "table") {
@@ -87,10 +89,13 @@ fn main() -> Result<()> {
             Ok(()) => {}
             Err(error) => {
                 eprintln!("{which} failed: {error:#}");
-                if let Some(field) = &field {
+                if let Some(field) = field.as_ref().filter(|field| field.has_ours()) {
                     eprintln!("{}", field.lab.log_tail());
                 }
                 failed.push(which.clone());
+                if interrupt::check().is_err() {
+                    break;
+                }
             }
         }
     }

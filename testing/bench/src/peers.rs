@@ -17,6 +17,7 @@ fn at_a_time(parallelism: usize, count: usize, work: impl Fn(usize) -> Result<()
     std::thread::scope(|scope| {
         let worker = || {
             loop {
+                crate::interrupt::check()?;
                 match next.fetch_add(1, Ordering::Relaxed) {
                     index if index < count => work(index)?,
                     _ => return Ok(()),
@@ -24,6 +25,6 @@ fn at_a_time(parallelism: usize, count: usize, work: impl Fn(usize) -> Result<()
             }
         };
         let workers: Vec<_> = (0..parallelism.min(count)).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        workers.into_iter().try_for_each(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })
 }

@@ -44,7 +44,17 @@ impl Row {
     /// A figure that was not compared round by round.
     #[must_use]
     pub fn plain(metric: impl Into<String>, unit: &'static str, ours: Option<f64>, goal: Option<Goal>) -> Self {
-        Self { metric: metric.into(), unit, ours, peers: BTreeMap::new(), floor: None, ratio: None, against: None, goal, note: String::new() }
+        Self {
+            metric: metric.into(),
+            unit,
+            ours,
+            peers: BTreeMap::new(),
+            floor: None,
+            ratio: None,
+            against: None,
+            goal,
+            note: String::new(),
+        }
     }
 
     #[must_use]
@@ -104,7 +114,8 @@ fn by_round(samples: &[Sample], contender: &str, value: &dyn Fn(&Sample) -> Opti
 #[must_use]
 pub fn ratio(samples: &[Sample], ours: &str, theirs: &str, value: &dyn Fn(&Sample) -> Option<f64>) -> Option<Estimate> {
     let (ours, theirs) = (by_round(samples, ours, value), by_round(samples, theirs, value));
-    let ratios: Vec<f64> = ours.iter().filter_map(|(round, value)| theirs.get(round).filter(|other| **other > 0.0).map(|other| value / other)).collect();
+    let ratios: Vec<f64> =
+        ours.iter().filter_map(|(round, value)| theirs.get(round).filter(|other| **other > 0.0).map(|other| value / other)).collect();
     estimate(&ratios, SEED)
 }
 
@@ -226,7 +237,7 @@ impl Report {
 fn figure(value: &Value) -> String {
     match value.as_f64() {
         None => "-".into(),
-        Some(value) if value == 0.0 => "0".into(),
+        Some(0.0) => "0".into(),
         Some(value) if value.abs() >= 100.0 => format!("{value:.0}"),
         Some(value) if value.abs() >= 10.0 => format!("{value:.1}"),
         Some(value) => format!("{value:.3}"),
@@ -240,7 +251,9 @@ fn ratio_text(row: &Value) -> String {
     let digits = if part("median") < 0.1 { 4 } else { 2 };
     match ratio["median"].as_f64() {
         None => "-".into(),
-        Some(median) => format!("{median:.digits$} [{:.digits$}, {:.digits$}] to {}", part("low"), part("high"), ratio["to"].as_str().unwrap_or("?")),
+        Some(median) => {
+            format!("{median:.digits$} [{:.digits$}, {:.digits$}] to {}", part("low"), part("high"), ratio["to"].as_str().unwrap_or("?"))
+        }
     }
 }
 
@@ -262,7 +275,8 @@ fn goal_text(row: &Value) -> String {
 /// # Errors
 /// If a result cannot be read.
 pub fn table(dir: &Path) -> Result<String> {
-    let mut files: Vec<_> = std::fs::read_dir(dir).with_context(|| format!("no results in {}", dir.display()))?.flatten().map(|entry| entry.path()).collect();
+    let mut files: Vec<_> =
+        std::fs::read_dir(dir).with_context(|| format!("no results in {}", dir.display()))?.flatten().map(|entry| entry.path()).collect();
     files.retain(|path| path.extension().is_some_and(|kind| kind == "json"));
     files.sort_by_key(|path| path.file_stem().and_then(|stem| stem.to_str()?.get(1..)?.parse::<u32>().ok()));
     let mut lines = vec![["", "what", "ours", "peers", "floor", "ratio [95 %]", "goal", "held"].map(str::to_owned).to_vec()];
@@ -292,7 +306,10 @@ pub fn table(dir: &Path) -> Result<String> {
             }
         }
         if result["noisy"] == json!(true) {
-            words.push(format!("{name}: others used {:.0} % of the machine meanwhile: wall times mean little, ratios more", result["foreign_share"].as_f64().unwrap_or(0.0) * 100.0));
+            words.push(format!(
+                "{name}: others used {:.0} % of the machine meanwhile: wall times mean little, ratios more",
+                result["foreign_share"].as_f64().unwrap_or(0.0) * 100.0
+            ));
         }
         words.extend(result["remarks"].as_array().into_iter().flatten().filter_map(|remark| Some(format!("{name}: {}", remark.as_str()?))));
     }

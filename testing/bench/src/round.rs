@@ -89,13 +89,7 @@ pub fn idle(contenders: &[Box<dyn Contender>]) -> Idle {
 ///
 /// # Errors
 /// If an operation of anybody fails, naming it.
-pub fn rounds(
-    contenders: &mut [Box<dyn Contender>],
-    operation: Operation,
-    rounds: usize,
-    slow: usize,
-    idle: &Idle,
-) -> Result<Vec<Sample>> {
+pub fn rounds(contenders: &mut [Box<dyn Contender>], operation: Operation, rounds: usize, slow: usize, idle: &Idle) -> Result<Vec<Sample>> {
     let mut samples = Vec::new();
     let there = 0..contenders.len();
     let order: Vec<usize> = there.clone().chain(there.rev()).collect();

@@ -56,7 +56,8 @@ fn rows(costs: &BTreeMap<Shape, Vec<f64>>) -> Vec<Row> {
     let mut rows = Vec::new();
     for (shape, values) in costs {
         let Some(ours) = median(values) else { continue };
-        let mut row = Row::plain(format!("{}: {} tasks, {} nodes", shape.name, shape.tasks, shape.nodes), "us CPU a task", Some(ours), None);
+        let mut row =
+            Row::plain(format!("{}: {} tasks, {} nodes", shape.name, shape.tasks, shape.nodes), "us CPU a task", Some(ours), None);
         let yardstick = match shape.nodes {
             1_000 => Some(("SwarmKit, CPU", SWARMKIT_1K_CPU)),
             100_000 => Some(("SwarmKit, wall", SWARMKIT_100K_WALL)),
@@ -76,16 +77,16 @@ fn rows(costs: &BTreeMap<Shape, Vec<f64>>) -> Vec<Row> {
         }
         rows.push(row);
     }
-    let cost = |name: &str, tasks: u64, nodes: u64| {
-        costs.get(&Shape { name: name.into(), nodes, tasks }).and_then(|values| median(values))
-    };
+    let cost = |name: &str, tasks: u64, nodes: u64| costs.get(&Shape { name: name.into(), nodes, tasks }).and_then(|values| median(values));
     let in_tasks: Vec<(f64, f64)> =
         [1_000, 10_000, 100_000].iter().filter_map(|tasks| Some((*tasks as f64, *tasks as f64 * cost("plain", *tasks, 1_000)?))).collect();
     rows.push(Row::plain("growth of the whole with tasks, 1,000 nodes", "exponent", exponent(&in_tasks), Some(Goal::Value(1.05))));
     let by_nodes = |name: &str, tasks: [u64; 3]| -> Vec<(f64, f64)> {
         [1_000, 10_000, 100_000].iter().zip(tasks).filter_map(|(nodes, tasks)| Some((*nodes as f64, cost(name, tasks, *nodes)?))).collect()
     };
-    for (name, tasks) in [("plain", [10_000, 10_000, 100_000]), ("services of ten", [10_000; 3]), ("one more of a large service", [1_000; 3])] {
+    for (name, tasks) in
+        [("plain", [10_000, 10_000, 100_000]), ("services of ten", [10_000; 3]), ("one more of a large service", [1_000; 3])]
+    {
         let points = by_nodes(name, tasks);
         rows.push(Row::plain(format!("growth of a task's cost with nodes: {name}"), "exponent", exponent(&points), Some(Goal::Value(0.1))));
     }

@@ -141,7 +141,7 @@ fn a_task_that_crashes_is_replaced_and_one_that_cannot_start_says_why() -> Resul
     why("no-mount", &["--mount", "type=bind,source=/no/such/dir,target=/x", "whoami"], "/no/such/dir")?;
 
     // A port that another program on the host holds.
-    let mut listener = lab.host_command("busybox").args(["nc", "-lk", "-p", "9999"]).spawn()?;
+    let mut listener = lab.host_command("python3").args(["-m", "http.server", "9999"]).spawn()?;
     let taken = why("port-taken", &["--publish", "published=9999,target=8080,mode=host", "whoami"], "9999");
     listener.kill()?;
     listener.wait()?;

@@ -39,7 +39,7 @@ impl Inventory {
                     let name = |key: &str| found[key].as_str().unwrap_or("").to_owned();
                     lines.insert(format!("nft {kind} {} {} {}", name("family"), name("table"), name("name")));
                     for element in found["elem"].as_array().into_iter().flatten() {
-                        lines.insert(format!("nft element {} {} {element}", name("table"), name("name")));
+                        lines.insert(format!("nft element {} {} {}", name("table"), name("name"), without_slot(element)));
                     }
                 }
             }
@@ -74,13 +74,13 @@ impl Inventory {
     /// What is there now and was not before.
     #[must_use]
     pub fn leaked_since(&self, before: &Self) -> Vec<String> {
-        self.0.difference(&before.0).cloned().collect()
+        self.0.difference(&before.0).filter(|line| !is_frame(line)).cloned().collect()
     }
 
     /// What was there before and is gone.
     #[must_use]
     pub fn lost_since(&self, before: &Self) -> Vec<String> {
-        before.0.difference(&self.0).cloned().collect()
+        before.0.difference(&self.0).filter(|line| !is_frame(line)).cloned().collect()
     }
 
     /// # Errors
@@ -96,6 +96,24 @@ impl Inventory {
     pub fn count(&self, kind: &str) -> usize {
         self.0.iter().filter(|line| line.starts_with(kind)).count()
     }
+}
+
+/// The two tables of rules with their chains and maps: made once, whatever is published, and removed when the node leaves its
+/// cluster. What changes with services, and so could leak, are the elements.
+fn is_frame(line: &str) -> bool {
+    ["nft table", "nft chain", "nft map", "nft set"].iter().any(|frame| line.starts_with(frame))
+}
+
+/// A backend's element without the number of its slot: which of several backends has which slot means nothing.
+fn without_slot(element: &serde_json::Value) -> String {
+    let mut element = element.clone();
+    if let Some(key) = element.get_mut(0).and_then(|key| key.get_mut("concat")).and_then(serde_json::Value::as_array_mut)
+        && key.len() == 3
+        && key[2].is_u64()
+    {
+        key.truncate(2);
+    }
+    element.to_string()
 }
 
 fn cgroups() -> Vec<String> {

@@ -17,7 +17,7 @@ use crate::Plan;
 use port::Ports;
 use ranges::Serial;
 use skep_types::{
-    Change, ClusterView, Network, NetworkAttachment, NetworkId, NodeId, Object, PublishMode, Protocol, Service, ServiceId, Task, TaskId,
+    Change, ClusterView, Network, NetworkAttachment, NetworkId, NodeId, Object, Protocol, PublishMode, Service, ServiceId, Task, TaskId,
     TaskState, Timestamp,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};

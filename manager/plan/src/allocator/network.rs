@@ -4,9 +4,7 @@ use super::subnet::{Addresses, SubnetError, default_gateway};
 use super::{Allocator, Lease, is_ingress, is_overlay};
 use crate::Plan;
 use ipnet::IpNet;
-use skep_types::{
-    Action, AddressFamily, ClusterView, Driver, IpamConfig, IpamOptions, Network, Object, VXLAN_IDS_OPTION,
-};
+use skep_types::{Action, AddressFamily, ClusterView, Driver, IpamConfig, IpamOptions, Network, Object, VXLAN_IDS_OPTION};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -141,7 +139,12 @@ impl Allocator {
         Ok(allocated)
     }
 
-    fn allocate_subnets(&mut self, view: &dyn ClusterView, network: &Network, taken: &mut Vec<IpNet>) -> Result<Vec<IpamConfig>, SubnetError> {
+    fn allocate_subnets(
+        &mut self,
+        view: &dyn ClusterView,
+        network: &Network,
+        taken: &mut Vec<IpNet>,
+    ) -> Result<Vec<IpamConfig>, SubnetError> {
         let cluster = view.cluster().map(Arc::as_ref);
         let mut wanted: Vec<IpamConfig> = network.spec.ipam.as_ref().map(|ipam| ipam.configs.clone()).unwrap_or_default();
         let is_v6 = |config: &IpamConfig| config.family == AddressFamily::Ipv6 || config.subnet.contains(':');

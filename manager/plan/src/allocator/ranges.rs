@@ -66,13 +66,8 @@ impl RangeSet {
     }
 
     pub fn remove_range(&mut self, start: u128, end: u128) {
-        let touched: Vec<_> = self
-            .ranges
-            .range(..=end)
-            .rev()
-            .take_while(|(_, until)| **until >= start)
-            .map(|(first, until)| (*first, *until))
-            .collect();
+        let touched: Vec<_> =
+            self.ranges.range(..=end).rev().take_while(|(_, until)| **until >= start).map(|(first, until)| (*first, *until)).collect();
         for (first, until) in touched {
             self.ranges.remove(&first);
             if first < start {

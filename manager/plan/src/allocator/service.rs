@@ -4,7 +4,8 @@ use super::subnet::address_of;
 use super::{Allocator, Lease, is_overlay, publishes_on_ingress, resolve_network};
 use crate::Plan;
 use skep_types::{
-    Action, ClusterView, Endpoint, Network, NetworkId, Object, PortConfig, Protocol, PublishMode, ResolutionMode, Service, ServiceId, VirtualIp,
+    Action, ClusterView, Endpoint, Network, NetworkId, Object, PortConfig, Protocol, PublishMode, ResolutionMode, Service, ServiceId,
+    VirtualIp,
 };
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -82,9 +82,11 @@ impl Subnets {
 
     /// The first free subnet of the cluster's pools.
     pub fn take_v4(&mut self, cluster: Option<&Cluster>, prefix: Option<u8>) -> Result<IpNet, SubnetError> {
-        let size = cluster.map(|cluster| cluster.subnet_size).filter(|size| (1..=30).contains(size)).and_then(|size| u8::try_from(size).ok());
+        let size =
+            cluster.map(|cluster| cluster.subnet_size).filter(|size| (1..=30).contains(size)).and_then(|size| u8::try_from(size).ok());
         let prefix = prefix.or(size).unwrap_or(DEFAULT_SUBNET_SIZE);
-        let given: Vec<Ipv4Net> = cluster.map_or(&[][..], |cluster| &cluster.default_address_pool).iter().filter_map(|pool| pool.parse().ok()).collect();
+        let given: Vec<Ipv4Net> =
+            cluster.map_or(&[][..], |cluster| &cluster.default_address_pool).iter().filter_map(|pool| pool.parse().ok()).collect();
         let pools = if given.is_empty() { vec![DEFAULT_POOL.parse().expect("a subnet")] } else { given };
         let found = pools.iter().find_map(|pool| free_within(&self.v4, &IpNet::V4(*pool), prefix));
         let net = found.ok_or(SubnetError::PoolsUsedUp(prefix))?;
@@ -206,12 +208,7 @@ mod tests {
         let taken: Vec<_> = (0..4).map(|_| subnets.take_v4(Some(&cluster), None)).collect();
         assert_eq!(
             taken,
-            [
-                Ok(net("172.30.0.0/26")),
-                Ok(net("172.30.0.64/26")),
-                Ok(net("172.31.0.0/26")),
-                Err(SubnetError::PoolsUsedUp(26))
-            ]
+            [Ok(net("172.30.0.0/26")), Ok(net("172.30.0.64/26")), Ok(net("172.31.0.0/26")), Err(SubnetError::PoolsUsedUp(26))]
         );
     }
 

@@ -5,8 +5,8 @@ use super::{Allocator, Lease, TASKS_PER_PLAN, addresses, holds_addresses, is_ove
 use crate::Plan;
 use crate::orphan::set_state;
 use skep_types::{
-    Action, ClusterView, Network, NetworkAttachment, NetworkAttachmentConfig, NetworkId, NodeId, Object, Service, ServiceId, Task, TaskState, TaskStatus,
-    Timestamp,
+    Action, ClusterView, Network, NetworkAttachment, NetworkAttachmentConfig, NetworkId, NodeId, Object, Service, ServiceId, Task,
+    TaskState, TaskStatus, Timestamp,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -24,13 +24,18 @@ type Hindrances = HashMap<ServiceId, Option<String>>;
 
 fn uses(task: &Task) -> Option<(&NodeId, Vec<&NetworkId>)> {
     let node = task.node_id.as_ref().filter(|_| holds_addresses(task))?;
-    Some((node, task.networks.iter().filter(|attachment| is_overlay(&attachment.network)).map(|attachment| &attachment.network.id).collect()))
+    Some((
+        node,
+        task.networks.iter().filter(|attachment| is_overlay(&attachment.network)).map(|attachment| &attachment.network.id).collect(),
+    ))
 }
 
 impl Allocator {
     pub(super) fn observe_task(&mut self, old: Option<&Arc<Task>>, new: Option<&Arc<Task>>) {
-        let held = |task: Option<&Arc<Task>>| task.filter(|task| holds_addresses(task)).map(|task| addresses(&task.networks)).unwrap_or_default();
-        let same_networks = matches!((old, new), (Some(old), Some(new)) if holds_addresses(old) == holds_addresses(new) && old.networks == new.networks);
+        let held =
+            |task: Option<&Arc<Task>>| task.filter(|task| holds_addresses(task)).map(|task| addresses(&task.networks)).unwrap_or_default();
+        let same_networks =
+            matches!((old, new), (Some(old), Some(new)) if holds_addresses(old) == holds_addresses(new) && old.networks == new.networks);
         if !same_networks {
             self.exchange_addresses(&held(old), &held(new));
         }
@@ -121,7 +126,8 @@ impl Allocator {
             }
         }
         self.leases.extend(given.into_iter().map(|(network, address)| Lease::Address(network, address)));
-        let status = TaskStatus { timestamp: now, state: TaskState::Pending, message: "pending task scheduling".into(), ..TaskStatus::default() };
+        let status =
+            TaskStatus { timestamp: now, state: TaskState::Pending, message: "pending task scheduling".into(), ..TaskStatus::default() };
         let endpoint = service.map_or_else(|| task.endpoint.clone(), |service| service.endpoint.clone());
         Ok(Task { status: TaskStatus { applied_at: Some(now), ..status }, networks, endpoint, ..task.clone() })
     }

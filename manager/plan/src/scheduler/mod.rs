@@ -26,7 +26,9 @@ use log::{Log, Number};
 use need::{Fixed, Need};
 use node::Place;
 use pass::Pass;
-use skep_types::{Action, Change, ClusterView, GenericResource, NodeId, Object, ServiceId, Task, TaskId, TaskState, TaskStatus, Timestamp, Version};
+use skep_types::{
+    Action, Change, ClusterView, GenericResource, NodeId, Object, ServiceId, Task, TaskId, TaskState, TaskStatus, Timestamp, Version,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -178,7 +180,11 @@ impl Scheduler {
 
     fn new_class(&mut self, fixed: &Fixed) -> usize {
         if self.classes.len() >= CLASSES {
-            let oldest = self.classes.iter().min_by_key(|(_, id)| self.class[**id].as_ref().map(|class| class.used)).map(|(fixed, id)| (fixed.clone(), *id));
+            let oldest = self
+                .classes
+                .iter()
+                .min_by_key(|(_, id)| self.class[**id].as_ref().map(|class| class.used))
+                .map(|(fixed, id)| (fixed.clone(), *id));
             if let Some((fixed, id)) = oldest {
                 self.classes.remove(&fixed);
                 self.class[id] = None;
@@ -312,7 +318,12 @@ impl Scheduler {
             let number = self.numbers.get(node).copied();
             let class_id = self.class_for(&need.fixed);
             let class = self.class[class_id].as_ref().expect("class_for made it");
-            let here = task.service_id.as_ref().and_then(|service| self.loads.get(service)).zip(number).map_or(0, |(load, number)| load.count(number));
+            let here = task
+                .service_id
+                .as_ref()
+                .and_then(|service| self.loads.get(service))
+                .zip(number)
+                .map_or(0, |(load, number)| load.count(number));
             let fitting = number.filter(|number| class.is_member(*number) && self.places[*number as usize].has_room(&need, here));
             let Some(number) = fitting else {
                 let misfit = number.and_then(|number| self.places[number as usize].misfit(&need, &class.constraints, here));

@@ -60,7 +60,10 @@ pub enum Misfit {
     /// Not heard of yet, or told to go elsewhere.
     NotReady,
     Resources(Lack),
-    Plugin { kind: &'static str, name: String },
+    Plugin {
+        kind: &'static str,
+        name: String,
+    },
     Constraints,
     Platform,
     HostPort(Protocol, u32),
@@ -113,7 +116,8 @@ fn plugins(task: &Task) -> Vec<(&'static str, String)> {
         .map(|driver| ("Volume", driver.name.clone()));
     let networks = task.networks.iter().filter_map(|attachment| attachment.network.driver_state.as_ref());
     let networks = networks.filter(|driver| !driver.name.is_empty()).map(|driver| ("Network", driver.name.clone()));
-    let log = task.log_driver.iter().filter(|driver| !driver.name.is_empty() && driver.name != "none").map(|driver| ("Log", driver.name.clone()));
+    let log =
+        task.log_driver.iter().filter(|driver| !driver.name.is_empty() && driver.name != "none").map(|driver| ("Log", driver.name.clone()));
     let mut all: Vec<_> = drivers.chain(networks).chain(log).collect();
     all.sort();
     all.dedup();
@@ -143,9 +147,8 @@ impl Fixed {
         }
         if !self.platforms.is_empty() {
             let (os, architecture) = description.map(|description| platform(&description.platform)).unwrap_or_default();
-            let fits = |wanted: &(String, String)| {
-                (wanted.0.is_empty() || wanted.0 == os) && (wanted.1.is_empty() || wanted.1 == architecture)
-            };
+            let fits =
+                |wanted: &(String, String)| (wanted.0.is_empty() || wanted.0 == os) && (wanted.1.is_empty() || wanted.1 == architecture);
             if !self.platforms.iter().any(fits) {
                 return Err(Misfit::Platform);
             }

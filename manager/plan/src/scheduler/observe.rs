@@ -167,5 +167,6 @@ impl Scheduler {
 /// Whether both stand for the same claim on the same node.
 fn is_same_claim(a: &Task, b: &Task) -> bool {
     takes_room(a) == takes_room(b)
-        && (!takes_room(a) || (a.node_id == b.node_id && is_active(a) == is_active(b) && a.assigned_generic_resources == b.assigned_generic_resources))
+        && (!takes_room(a)
+            || (a.node_id == b.node_id && is_active(a) == is_active(b) && a.assigned_generic_resources == b.assigned_generic_resources))
 }

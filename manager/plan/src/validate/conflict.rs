@@ -1,9 +1,7 @@
 //! What is wrong with a spec because of what else is in the cluster, or because of what the service is now.
 
 use crate::allocator::{is_ingress, resolve_network};
-use skep_types::{
-    ClusterView, ConfigReference, FieldError, PublishMode, SecretReference, Service, ServiceId, ServiceMode, ServiceSpec,
-};
+use skep_types::{ClusterView, ConfigReference, FieldError, PublishMode, SecretReference, Service, ServiceId, ServiceMode, ServiceSpec};
 
 /// Why a service cannot be created or updated now. Each kind has its own error code on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,7 +58,8 @@ fn check_networks(view: &dyn ClusterView, spec: &ServiceSpec) -> Result<(), Fiel
 
 /// A port in ingress mode collides with any use of it by another service; host mode only with ingress mode.
 fn check_ports(view: &dyn ClusterView, spec: &ServiceSpec, own: Option<&ServiceId>) -> Result<(), FieldError> {
-    let wanted: Vec<_> = spec.endpoint.iter().flat_map(|endpoint| &endpoint.ports).enumerate().filter(|(_, port)| port.published_port != 0).collect();
+    let wanted: Vec<_> =
+        spec.endpoint.iter().flat_map(|endpoint| &endpoint.ports).enumerate().filter(|(_, port)| port.published_port != 0).collect();
     if wanted.is_empty() {
         return Ok(());
     }
@@ -90,7 +89,7 @@ fn check_ports(view: &dyn ClusterView, spec: &ServiceSpec, own: Option<&ServiceI
 fn check_secrets(view: &dyn ClusterView, secrets: &[SecretReference]) -> Result<(), FieldError> {
     for (index, wanted) in secrets.iter().enumerate() {
         let found = view.secret(&wanted.secret_id);
-        if !found.is_some_and(|secret| secret.spec.annotations.name == wanted.secret_name) {
+        if found.is_none_or(|secret| secret.spec.annotations.name != wanted.secret_name) {
             let problem = format!("secret {} with id {} does not exist", wanted.secret_name, wanted.secret_id);
             return Err(FieldError::new(format!("secrets[{index}].secret_id"), problem));
         }
@@ -101,7 +100,7 @@ fn check_secrets(view: &dyn ClusterView, secrets: &[SecretReference]) -> Result<
 fn check_configs(view: &dyn ClusterView, configs: &[ConfigReference]) -> Result<(), FieldError> {
     for (index, wanted) in configs.iter().enumerate() {
         let found = view.config(&wanted.config_id);
-        if !found.is_some_and(|config| config.spec.annotations.name == wanted.config_name) {
+        if found.is_none_or(|config| config.spec.annotations.name != wanted.config_name) {
             let problem = format!("config {} with id {} does not exist", wanted.config_name, wanted.config_id);
             return Err(FieldError::new(format!("configs[{index}].config_id"), problem));
         }

@@ -1,9 +1,7 @@
 //! What a container is made of: image, mounts, health check, files, names.
 
 use super::{check_image, check_template};
-use skep_types::{
-    ConfigTarget, ContainerSpec, CredentialSpec, FieldError, FileTarget, HealthConfig, Mount, MountType, Ulimit,
-};
+use skep_types::{ConfigTarget, ContainerSpec, CredentialSpec, FieldError, FileTarget, HealthConfig, Mount, MountType, Ulimit};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -37,9 +35,8 @@ pub(super) fn check_references(container: &ContainerSpec) -> Result<(), FieldErr
     }
     let credential = container.privileges.as_ref().and_then(|privileges| privileges.credential_spec.as_ref());
     if let Some(CredentialSpec::Config(wanted)) = credential {
-        let listed = |config: &skep_types::ConfigReference| {
-            config.config_id.as_str() == wanted && config.target == Some(ConfigTarget::Runtime)
-        };
+        let listed =
+            |config: &skep_types::ConfigReference| config.config_id.as_str() == wanted && config.target == Some(ConfigTarget::Runtime);
         if !container.configs.iter().any(listed) {
             let problem = format!("config {wanted} must also be listed under configs with a runtime target");
             return Err(FieldError::new("privileges.credential_spec.config", problem));
@@ -185,7 +182,21 @@ fn check_env(container: &ContainerSpec) -> Result<(), FieldError> {
 
 fn check_ulimit(ulimit: &Ulimit) -> Result<(), FieldError> {
     const KNOWN: [&str; 15] = [
-        "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
     ];
     if !KNOWN.contains(&ulimit.name.as_str()) {
         return Err(FieldError::new("name", format!("{:?} is not a limit; there are {}", ulimit.name, KNOWN.join(", "))));

@@ -25,7 +25,9 @@ pub fn check_image(reference: &str) -> Result<(), FieldError> {
         return bad(format!("{reference:?} has a bad tag {tag:?}; a tag has up to 128 letters, digits, '_', '.' and '-'"));
     }
     let (host, path) = match name.split_once('/') {
-        Some((first, path)) if first.contains(['.', ':']) || first == "localhost" || first.chars().any(|c| c.is_ascii_uppercase()) => (Some(first), path),
+        Some((first, path)) if first.contains(['.', ':']) || first == "localhost" || first.chars().any(|c| c.is_ascii_uppercase()) => {
+            (Some(first), path)
+        }
         _ => (None, name),
     };
     if name.len() > 255 {
@@ -68,7 +70,10 @@ fn is_host(text: &str) -> bool {
         None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
     };
     let label = |label: &str| {
-        !label.is_empty() && !label.starts_with('-') && !label.ends_with('-') && label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-')
     };
     host.split('.').all(label) && port.is_none_or(is_port)
 }
@@ -110,9 +115,24 @@ mod tests {
     #[test]
     fn references_that_no_node_can_pull_are_refused() {
         let long = "a".repeat(256);
-        for bad in
-            ["", ":tag", "Nginx", "a//b", "a:", "a:b:c", "a b", "-a", "a_", "a..b", "host:99999/a", "a@sha256:12", "a@", "http://x/a", "a/", long.as_str()]
-        {
+        for bad in [
+            "",
+            ":tag",
+            "Nginx",
+            "a//b",
+            "a:",
+            "a:b:c",
+            "a b",
+            "-a",
+            "a_",
+            "a..b",
+            "host:99999/a",
+            "a@sha256:12",
+            "a@",
+            "http://x/a",
+            "a/",
+            long.as_str(),
+        ] {
             assert!(check_image(bad).is_err(), "{bad}");
         }
         assert!(check_image("Nginx").expect_err("capital").problem.contains("\"nginx\""));

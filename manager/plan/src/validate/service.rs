@@ -4,8 +4,8 @@ use super::{check_texts, container};
 use crate::constraint::Constraint;
 use crate::resources::{Bytes, Cpus};
 use skep_types::{
-    EndpointSpec, FieldError, GenericResource, PublishMode, ResolutionMode, ResourceRequirements, Resources, Runtime, ServiceMode, ServiceSpec,
-    TaskSpec, UpdateConfig, UpdateOrder,
+    EndpointSpec, FieldError, GenericResource, PublishMode, ResolutionMode, ResourceRequirements, Resources, Runtime, ServiceMode,
+    ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -106,12 +106,16 @@ fn check_resources(resources: &ResourceRequirements) -> Result<(), FieldError> {
     check_amounts(limits).map_err(|error| error.inside("limits"))?;
     check_amounts(reservations).map_err(|error| error.inside("reservations"))?;
     if limits.nano_cpus > 0 && reservations.nano_cpus > limits.nano_cpus {
-        let problem = format!("{} are above the limit of {}; lower it or raise the limit", Cpus(reservations.nano_cpus), Cpus(limits.nano_cpus));
+        let problem =
+            format!("{} are above the limit of {}; lower it or raise the limit", Cpus(reservations.nano_cpus), Cpus(limits.nano_cpus));
         return Err(FieldError::new("reservations.nano_cpus", problem));
     }
     if limits.memory_bytes > 0 && reservations.memory_bytes > limits.memory_bytes {
         let (reserved, limit) = (Bytes(reservations.memory_bytes), Bytes(limits.memory_bytes));
-        return Err(FieldError::new("reservations.memory_bytes", format!("{reserved} is above the limit of {limit}; lower it or raise the limit")));
+        return Err(FieldError::new(
+            "reservations.memory_bytes",
+            format!("{reserved} is above the limit of {limit}; lower it or raise the limit"),
+        ));
     }
     for (index, generic) in reservations.generic.iter().enumerate() {
         let problem = match generic {
@@ -134,10 +138,16 @@ fn check_resources(resources: &ResourceRequirements) -> Result<(), FieldError> {
 fn check_amounts(amounts: &Resources) -> Result<(), FieldError> {
     let Resources { nano_cpus, memory_bytes, .. } = amounts;
     if *nano_cpus != 0 && *nano_cpus < MIN_NANO_CPUS {
-        return Err(FieldError::new("nano_cpus", format!("{nano_cpus} is too little; the least is {MIN_NANO_CPUS} (0.001 CPUs), 0 means none given")));
+        return Err(FieldError::new(
+            "nano_cpus",
+            format!("{nano_cpus} is too little; the least is {MIN_NANO_CPUS} (0.001 CPUs), 0 means none given"),
+        ));
     }
     if *memory_bytes != 0 && *memory_bytes < MIN_MEMORY {
-        return Err(FieldError::new("memory_bytes", format!("{memory_bytes} is too little; the least is {MIN_MEMORY} (4 MiB), 0 means none given")));
+        return Err(FieldError::new(
+            "memory_bytes",
+            format!("{memory_bytes} is too little; the least is {MIN_MEMORY} (4 MiB), 0 means none given"),
+        ));
     }
     Ok(())
 }
@@ -152,7 +162,11 @@ fn check_mode(mode: &ServiceMode) -> Result<(), FieldError> {
     };
     let excess = counts.into_iter().find(|(_, count)| *count > MAX_REPLICAS);
     excess.map_or(Ok(()), |(field, count)| {
-        let problem = if i64::try_from(count).is_ok() { format!("{count} is too many; at most {MAX_REPLICAS} are allowed") } else { "must not be negative".into() };
+        let problem = if i64::try_from(count).is_ok() {
+            format!("{count} is too many; at most {MAX_REPLICAS} are allowed")
+        } else {
+            "must not be negative".into()
+        };
         Err(FieldError::new(field, problem))
     })
 }
@@ -174,7 +188,10 @@ fn check_endpoint(endpoint: &EndpointSpec) -> Result<(), FieldError> {
             return bad("target_port", format!("{} is not a port; it must be from 1 to 65535", port.target_port));
         }
         if port.published_port > 65_535 {
-            return bad("published_port", format!("{} is not a port; it must be from 1 to 65535, or 0 to have one chosen", port.published_port));
+            return bad(
+                "published_port",
+                format!("{} is not a port; it must be from 1 to 65535, or 0 to have one chosen", port.published_port),
+            );
         }
         if endpoint.mode == ResolutionMode::DnsRoundRobin && port.publish_mode == PublishMode::Ingress {
             return bad("publish_mode", "ingress needs a virtual IP; use endpoint mode vip, or publish mode host".into());
@@ -192,7 +209,11 @@ fn check_endpoint(endpoint: &EndpointSpec) -> Result<(), FieldError> {
 #[must_use]
 pub fn advice(spec: &ServiceSpec) -> Vec<FieldError> {
     let mut advice = Vec::new();
-    let host_port = spec.endpoint.iter().flat_map(|endpoint| &endpoint.ports).find(|port| port.publish_mode == PublishMode::Host && port.published_port != 0);
+    let host_port = spec
+        .endpoint
+        .iter()
+        .flat_map(|endpoint| &endpoint.ports)
+        .find(|port| port.publish_mode == PublishMode::Host && port.published_port != 0);
     let start_first = spec.update.as_ref().is_some_and(|update| update.order == UpdateOrder::StartFirst);
     if let Some(port) = host_port.filter(|_| start_first) {
         let port = port.published_port;
@@ -202,7 +223,10 @@ pub fn advice(spec: &ServiceSpec) -> Vec<FieldError> {
         ));
     }
     if start_first && spec.task.placement.as_ref().is_some_and(|placement| placement.max_replicas == 1) {
-        advice.push(FieldError::new("spec.update.order", "start-first with one replica per node at most needs a node without a replica for each task it replaces"));
+        advice.push(FieldError::new(
+            "spec.update.order",
+            "start-first with one replica per node at most needs a node without a replica for each task it replaces",
+        ));
     }
     advice
 }

@@ -85,7 +85,13 @@ impl World {
             Object::Service(new) => apply_object!(self, services, Service, new, create),
             Object::Task(new) => {
                 if let Some(old) = self.tasks.get(&new.id) {
-                    assert!(new.status.state >= old.status.state, "task {} went back from {} to {}", new.id, old.status.state, new.status.state);
+                    assert!(
+                        new.status.state >= old.status.state,
+                        "task {} went back from {} to {}",
+                        new.id,
+                        old.status.state,
+                        new.status.state
+                    );
                     assert!(new.desired_state >= old.desired_state, "the wish for {} went back", new.id);
                 }
                 apply_object!(self, tasks, Task, new, create)
@@ -203,8 +209,18 @@ impl World {
 
     /// Puts every new task on a node, round robin, without the allocator and the scheduler.
     pub fn place_all(&mut self) {
-        let nodes: Vec<NodeId> = self.nodes.values().filter(|node| node.status.state == NodeState::Ready && node.spec.availability == Availability::Active).map(|node| node.id.clone()).collect();
-        let new: Vec<Arc<Task>> = self.tasks.values().filter(|task| task.status.state == TaskState::New && task.desired_state <= TaskState::Complete).cloned().collect();
+        let nodes: Vec<NodeId> = self
+            .nodes
+            .values()
+            .filter(|node| node.status.state == NodeState::Ready && node.spec.availability == Availability::Active)
+            .map(|node| node.id.clone())
+            .collect();
+        let new: Vec<Arc<Task>> = self
+            .tasks
+            .values()
+            .filter(|task| task.status.state == TaskState::New && task.desired_state <= TaskState::Complete)
+            .cloned()
+            .collect();
         for (index, task) in new.into_iter().enumerate() {
             let mut task = Task::clone(&task);
             if task.node_id.is_none() {
@@ -221,7 +237,8 @@ impl World {
         let tasks: Vec<Arc<Task>> = self.tasks.values().cloned().collect();
         for task in tasks {
             let state = task.status.state;
-            let silent = task.node_id.as_ref().and_then(|node| self.nodes.get(node)).is_none_or(|node| node.status.state == NodeState::Down);
+            let silent =
+                task.node_id.as_ref().and_then(|node| self.nodes.get(node)).is_none_or(|node| node.status.state == NodeState::Down);
             let next = match task.desired_state {
                 _ if state.is_terminal() || silent => continue,
                 TaskState::Shutdown | TaskState::Remove => TaskState::Shutdown,

@@ -124,7 +124,7 @@ impl Writer {
         }
         let outcome = self.guarded(|log| log.append(&entries));
         for flushed in waiting {
-            flushed.log_io_completed(outcome.as_ref().map(|()| ()).map_err(|error| io::Error::other(Arc::clone(error))));
+            flushed.log_io_completed(outcome.as_ref().copied().map_err(|error| io::Error::other(Arc::clone(error))));
         }
         next
     }

@@ -43,7 +43,12 @@ impl Peer {
         tar.arg("-C").arg(program.parent().context("a file has a directory")?).args(["-c", "--owner=0", "--group=0"]);
         let archive = tar.arg(program.file_name().context("a file has a name")?).output()?;
         ensure!(archive.status.success(), "tar: {}", String::from_utf8_lossy(&archive.stderr));
-        Http::connect(&peer.path("SOCKET"))?.call("POST", "/images/create?fromSrc=-&repo=whoami&tag=latest", "application/x-tar", &archive.stdout)?;
+        Http::connect(&peer.path("SOCKET"))?.call(
+            "POST",
+            "/images/create?fromSrc=-&repo=whoami&tag=latest",
+            "application/x-tar",
+            &archive.stdout,
+        )?;
         Ok(peer)
     }
 

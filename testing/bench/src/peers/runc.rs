@@ -77,8 +77,12 @@ impl Runc {
         for sub in ["upper", "work", "rootfs"] {
             std::fs::create_dir_all(bundle.join(sub))?;
         }
-        let options =
-            format!("lowerdir={},upperdir={},workdir={}", self.dir.join("image").display(), bundle.join("upper").display(), bundle.join("work").display());
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            self.dir.join("image").display(),
+            bundle.join("upper").display(),
+            bundle.join("work").display()
+        );
         let mut spec = self.spec.clone();
         spec["linux"]["cgroupsPath"] = json!(format!("/{}/{id}", self.group));
         std::fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?)?;
