@@ -56,7 +56,8 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(&self.text)
+        // It may quote what a node or a container said.
+        out.write_str(&crate::output::plain_lines(&self.text))
     }
 }
 

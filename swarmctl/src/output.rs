@@ -3,7 +3,33 @@
 use crate::failure::Failure;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use std::io::Write;
+use std::borrow::Cow;
+use std::io::{IsTerminal, Write};
+
+/// What others wrote (errors of containers, names of nodes), harmless on a terminal and in one line: control characters, and those
+/// that change the direction of text, are shown as `\u{1b}`.
+pub fn plain(text: &str) -> Cow<'_, str> {
+    let turns = |c: char| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    if !text.contains(|c: char| c.is_control() || turns(c)) {
+        return Cow::Borrowed(text);
+    }
+    let mut safe = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if c.is_control() {
+            safe.extend(c.escape_debug());
+        } else if turns(c) {
+            safe.extend(c.escape_unicode());
+        } else {
+            safe.push(c);
+        }
+    }
+    Cow::Owned(safe)
+}
+
+/// The same for text that may have several lines.
+pub fn plain_lines(text: &str) -> String {
+    text.split('\n').map(plain).collect::<Vec<_>>().join("\n")
+}
 
 /// How a list is printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -132,11 +158,16 @@ impl Table {
     }
 
     pub fn print(&self, format: &Format) -> Result<(), Failure> {
+        put(&self.text(format)?)
+    }
+
+    fn text(&self, format: &Format) -> Result<String, Failure> {
         let mut text = String::new();
+        // JSON has escapes of its own.
+        let rows = || self.rows.iter().map(|row| row.iter().map(|cell| plain(cell).into_owned()).collect::<Vec<_>>());
         match format {
             Format::Table => {
-                text =
-                    align(std::iter::once(self.titles.iter().map(ToString::to_string).collect()).chain(self.rows.iter().cloned()).collect())
+                text = align(std::iter::once(self.titles.iter().map(ToString::to_string).collect()).chain(rows()).collect());
             }
             Format::Json => {
                 for row in &self.rows {
@@ -149,8 +180,8 @@ impl Table {
                     let names: Map<_, _> = self.titles.iter().map(|title| (Self::field(title), Value::String((*title).into()))).collect();
                     lines.push(render(template, &Value::Object(names))?);
                 }
-                for row in &self.rows {
-                    lines.push(render(template, &self.object(row))?);
+                for row in rows() {
+                    lines.push(render(template, &self.object(&row))?);
                 }
                 text = if *titles {
                     align(lines.iter().map(|line| line.split('\t').map(str::to_owned).collect()).collect())
@@ -159,7 +190,7 @@ impl Table {
                 };
             }
         }
-        put(&text)
+        Ok(text)
     }
 }
 
@@ -249,8 +280,11 @@ pub fn inspect(objects: &[Value], format: Option<&str>) -> Result<(), Failure> {
             put(&format!("{text}\n"))
         }
         Some(template) => {
+            // Programs get it as it is.
+            let shown = std::io::stdout().is_terminal();
             for object in objects {
-                put(&format!("{}\n", render(template, object)?))?;
+                let text = render(template, object)?;
+                put(&format!("{}\n", if shown { plain_lines(&text) } else { text }))?;
             }
             Ok(())
         }
@@ -266,6 +300,18 @@ mod tests {
     fn columns_line_up() {
         let lines = vec![vec!["ID".into(), "NAME".into()], vec!["long-id".into(), "é".into()]];
         assert_eq!(align(lines), "ID        NAME\nlong-id   é\n");
+    }
+
+    #[test]
+    fn what_a_container_wrote_cannot_steer_the_terminal_or_forge_a_row() {
+        let mut table = Table::new(&["NAME", "ERROR"]);
+        table.row(vec!["web.1".into(), "\u{1b}[2J\u{7}\nweb.2  \u{202e}fine\u{9b}".into()]);
+        let shown = r"\u{1b}[2J\u{7}\nweb.2  \u{202e}fine\u{9b}";
+        assert_eq!(table.text(&Format::Table).unwrap(), format!("NAME    ERROR\nweb.1   {shown}\n"));
+        assert_eq!(table.text(&"{{.Error}}".parse().unwrap()).unwrap(), format!("{shown}\n"));
+        assert!(!table.text(&Format::Json).unwrap().contains('\u{1b}'));
+        assert_eq!(plain("größer ☃"), "größer ☃");
+        assert_eq!(crate::failure::Failure::failed("a\nb\u{1b}").to_string(), "a\nb\\u{1b}");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::connect::Connection;
 use crate::failure::{Exit, Failure};
+use crate::output::plain;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use skep_proto::{FromWire, v1};
 use skep_types::{Service, ServiceMode, Task, TaskState, UpdateState};
@@ -184,7 +185,7 @@ impl View {
         let Some(bars) = &self.bars else {
             let errors: Vec<&str> = snapshot.slots.iter().map(|slot| slot.error.as_str()).filter(|error| !error.is_empty()).collect();
             let line = match errors.first() {
-                Some(error) => format!("{line} ({error})"),
+                Some(error) => format!("{line} ({})", plain(error)),
                 None => line,
             };
             if !self.quiet && line != self.last_line {
@@ -193,8 +194,8 @@ impl View {
             }
             return;
         };
-        let plain = ProgressStyle::with_template("{msg}").expect("a valid template");
-        self.total.get_or_insert_with(|| bars.add(ProgressBar::new(1)).with_style(plain)).set_message(line);
+        let bare = ProgressStyle::with_template("{msg}").expect("a valid template");
+        self.total.get_or_insert_with(|| bars.add(ProgressBar::new(1)).with_style(bare)).set_message(line);
         if snapshot.slots.len() > MOST_BARS {
             return;
         }
@@ -206,10 +207,10 @@ impl View {
             });
             bar.set_prefix(match slot.name.parse::<u64>() {
                 Ok(number) => format!("{number:>width$}/{}", snapshot.wanted),
-                Err(_) => slot.name.clone(),
+                Err(_) => plain(&slot.name).into_owned(),
             });
             bar.set_position(step(slot.state));
-            bar.set_message(if slot.error.is_empty() { slot.state.to_string() } else { slot.error.chars().take(60).collect() });
+            bar.set_message(if slot.error.is_empty() { slot.state.to_string() } else { plain(&slot.error).chars().take(60).collect() });
         }
         let gone: Vec<String> = self.slots.keys().filter(|name| !snapshot.slots.iter().any(|slot| slot.name == **name)).cloned().collect();
         for name in gone {

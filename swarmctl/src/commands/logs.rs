@@ -100,7 +100,7 @@ fn write(
     {
         let task = names.get(&context.task_id).unwrap_or(&context.task_id);
         let node = nodes.get(&context.node_id).unwrap_or(&context.node_id);
-        line.extend(format!("{task}@{node}    | ").into_bytes());
+        line.extend(output::plain(&format!("{task}@{node}    | ")).as_bytes());
     }
     line.extend(&message.data);
     if !line.ends_with(b"\n") {
