@@ -8,6 +8,7 @@ use containerd_client::types::Mount;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -28,12 +29,13 @@ pub fn layers(mounts: &[Mount]) -> Vec<PathBuf> {
 fn open_in(root: &Path, path: &Path) -> nix::Result<File> {
     let dir = File::open(root).map_err(|error| nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))?;
     let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
+        // Only found, not opened: an image may have a device there, and opening some has effects.
+        .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     openat2(&dir, path, how).map(File::from)
 }
 
-/// Opens a file or directory of the image; `None` if it is not there.
+/// Finds a file or directory of the image, for [`std::fs::File::metadata`] only; `None` if it is not there.
 pub fn open(layers: &[PathBuf], path: &str) -> Option<File> {
     let path = Path::new(path.trim_start_matches('/'));
     for layer in layers {
@@ -67,7 +69,8 @@ fn is_opaque(dir: &Path) -> bool {
 
 fn read(layers: &[PathBuf], path: &str) -> String {
     let mut text = Vec::new();
-    if let Some(file) = open(layers, path).filter(|file| file.metadata().is_ok_and(|meta| meta.is_file())) {
+    let found = open(layers, path).filter(|file| file.metadata().is_ok_and(|meta| meta.is_file()));
+    if let Some(file) = found.and_then(|found| File::open(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()) {
         let _ = file.take(LIMIT).read_to_end(&mut text); // what cannot be read is as if it were not there
     }
     String::from_utf8_lossy(&text).into_owned()
@@ -127,6 +130,7 @@ fn resolve(wanted: &str, extra_groups: &[String], passwd: &str, group: &str) -> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::OpenOptionsExt;
 
     const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\n# comment\napp:x:1000:1001::/home/app:/bin/sh\n";
     const GROUP: &str = "root:x:0:\nwheel:x:10:root,app\nvideo:x:44:app\napp:x:1001:\n";
@@ -175,5 +179,19 @@ mod tests {
         assert_eq!(read(&layers, "/etc/passwd"), "up");
         assert_eq!(read(&layers, "/etc/group"), "low");
         assert_eq!(read(&layers, "/etc/link"), "");
+    }
+
+    #[test]
+    fn what_is_no_regular_file_is_not_even_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("passwd");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRUSR | nix::sys::stat::Mode::S_IWUSR).unwrap();
+        let layers = [dir.path().to_owned()];
+        let found = open(&layers, "/passwd").unwrap();
+        assert!(found.metadata().unwrap().file_type().is_fifo());
+        // Whoever opens a pipe for writing without waiting is told whether it has a reader.
+        let write = File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&pipe);
+        assert_eq!(write.unwrap_err().raw_os_error(), Some(libc::ENXIO));
+        assert_eq!(read(&layers, "/passwd"), "");
     }
 }

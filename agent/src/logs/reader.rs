@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
 /// Lines handed over at once.
 const BATCH: usize = 256;
+/// Bytes of a file read before what was found is handed over: a reader's memory is bounded, whatever a task writes.
+const CHUNK: u64 = 1 << 20;
 /// More rotated files than this are not looked for.
 const MAX_FILES: u32 = 1000;
 
@@ -75,13 +77,15 @@ impl Cursor {
         Self { dir: dir.to_owned(), file: None, partial: Vec::new() }
     }
 
-    /// Hands over every whole line of the present file.
-    fn drain(&mut self, take: &mut impl FnMut(LogLine)) -> io::Result<()> {
+    /// Hands over every whole line of the present file, until `budget` bytes were read.
+    fn drain(&mut self, budget: &mut u64, take: &mut impl FnMut(LogLine)) -> io::Result<()> {
         let Some((_, reader)) = &mut self.file else { return Ok(()) };
-        while reader.read_until(b'\n', &mut self.partial)? > 0 {
-            if self.partial.last() != Some(&b'\n') {
-                break; // still being written
+        while *budget > 0 {
+            let read = reader.read_until(b'\n', &mut self.partial)?;
+            if read == 0 || self.partial.last() != Some(&b'\n') {
+                break; // the end, or still being written
             }
+            *budget = budget.saturating_sub(read as u64);
             if let Some(line) = LogLine::parse(&self.partial) {
                 take(line);
             }
@@ -90,10 +94,14 @@ impl Cursor {
         Ok(())
     }
 
-    /// Hands over every whole line up to the present end of the newest file.
-    fn advance(&mut self, mut take: impl FnMut(LogLine)) -> io::Result<()> {
+    /// Hands over every whole line up to the present end of the newest file, or until `budget` bytes were read: a task may
+    /// write faster than this reads. Returns what is left of the budget, 0 when there may be more.
+    fn advance(&mut self, mut budget: u64, mut take: impl FnMut(LogLine)) -> io::Result<u64> {
         loop {
-            self.drain(&mut take)?;
+            self.drain(&mut budget, &mut take)?;
+            if budget == 0 {
+                return Ok(0);
+            }
             // The next newer file, if this one is no longer the current one.
             let list = files(&self.dir)?;
             let next = match &self.file {
@@ -104,15 +112,24 @@ impl Cursor {
                     None => list.first(),
                 },
             };
-            let Some((_, path)) = next else { return Ok(()) };
+            let Some((_, path)) = next else { return Ok(budget) };
             // What was written between our last look and the rotation.
-            self.drain(&mut take)?;
+            self.drain(&mut budget, &mut take)?;
+            if budget == 0 {
+                return Ok(0);
+            }
             let file = File::open(path)?;
             let inode = file.metadata()?.ino();
             self.partial.clear();
             self.file = Some((inode, BufReader::new(file)));
         }
     }
+}
+
+/// Bytes that all files hold now, at least 1.
+fn size(dir: &Path) -> io::Result<u64> {
+    let sizes = files(dir)?.into_iter().map(|(_, path)| std::fs::metadata(path).map_or(0, |meta| meta.len()));
+    Ok(sizes.sum::<u64>().max(1))
 }
 
 /// Sends the lines that `query` wants, in the order they were written; with `follow` until `stop` or until the
@@ -122,32 +139,45 @@ impl Cursor {
 /// Of the file system.
 pub async fn read_logs(dir: PathBuf, query: LogQuery, lines: mpsc::Sender<Vec<LogLine>>, stop: CancellationToken) -> io::Result<()> {
     let mut cursor = Cursor::new(&dir);
-    let mut first = true;
+    let mut tail = query.tail;
+    let mut last = stop.is_cancelled();
+    // What was there at the beginning, and later what was there when `stop` came: more is not waited for.
+    let mut there = size(&dir)?;
     loop {
-        let last = stop.is_cancelled();
-        let tail = if first { query.tail } else { Tail::All };
-        first = false;
+        if !last && stop.is_cancelled() {
+            last = true;
+            there = size(&dir)?;
+        }
+        let ends = last || !query.follow;
+        let budget = match tail {
+            Tail::Last(_) => there,
+            Tail::All if ends => there.min(CHUNK),
+            Tail::All => CHUNK,
+        };
+        let this_tail = tail;
         // Log files may be large: not on a thread that others wait for.
         let (back, found) = tokio::task::spawn_blocking(move || {
             let mut found = VecDeque::new();
-            let result = cursor.advance(|line| {
+            let result = cursor.advance(budget, |line| {
                 if query.wants(&line) {
-                    if let Tail::Last(count) = tail
+                    if let Tail::Last(count) = this_tail
                         && found.len() >= count
                     {
                         found.pop_front();
                     }
-                    if tail != Tail::Last(0) {
+                    if this_tail != Tail::Last(0) {
                         found.push_back(line);
                     }
                 }
             });
-            (cursor, result.map(|()| found))
+            (cursor, result.map(|left| (left, found)))
         })
         .await
         .map_err(io::Error::other)?;
         cursor = back;
-        let mut found: Vec<LogLine> = found?.into();
+        tail = Tail::All;
+        let (left, found) = found?;
+        let mut found: Vec<LogLine> = found.into();
         while !found.is_empty() {
             let rest = found.split_off(found.len().min(BATCH));
             if lines.send(found).await.is_err() {
@@ -155,7 +185,14 @@ pub async fn read_logs(dir: PathBuf, query: LogQuery, lines: mpsc::Sender<Vec<Lo
             }
             found = rest;
         }
-        if !query.follow || last || (!dir.join(CURRENT).exists() && !dir.exists()) {
+        there = there.saturating_sub(budget - left);
+        if left == 0 && (!ends || there > 0) {
+            if lines.is_closed() {
+                return Ok(());
+            }
+            continue;
+        }
+        if ends || (!dir.join(CURRENT).exists() && !dir.exists()) {
             return Ok(());
         }
         tokio::select! {
@@ -243,5 +280,35 @@ mod tests {
             count += batch.len();
         }
         assert_eq!(count, 39);
+    }
+
+    #[tokio::test]
+    async fn a_torrent_is_read_in_bounded_pieces() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Rotating::open(dir.path(), LogOptions { max_size: 1 << 20, max_file: 3, discard: false }).unwrap();
+        for number in 0..40_000 {
+            write(&mut log, number, LogStream::Stdout);
+        }
+        let mut cursor = Cursor::new(dir.path());
+        let (mut left, mut total) = (0, 0);
+        while left == 0 {
+            let mut bytes = 0;
+            left = cursor.advance(4096, |line| bytes += line.data.len()).unwrap();
+            assert!(bytes <= 4096, "{bytes}");
+            total += 1;
+        }
+        assert!(total > 100, "{total}");
+        // Without following, what is written meanwhile is not waited for.
+        let (sender, mut receiver) = mpsc::channel(1);
+        let reading = tokio::spawn(read_logs(dir.path().to_owned(), ALL, sender, CancellationToken::new()));
+        let mut count = 0;
+        while let Some(batch) = receiver.recv().await {
+            count += batch.len();
+            for _ in 0..batch.len() * 2 {
+                write(&mut log, 0, LogStream::Stdout);
+            }
+        }
+        reading.await.unwrap().unwrap();
+        assert!(count < 80_000, "{count}");
     }
 }

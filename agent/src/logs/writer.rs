@@ -28,6 +28,9 @@ const READ: usize = 64 * 1024;
 
 /// Reads of one stream before it is another one's turn.
 const TURNS: usize = 8;
+/// Reads of one stream after its end: the largest pipe (1 MiB) is empty long before. A container may have passed its output on to
+/// another one, which goes on writing.
+const LAST_TURNS: usize = 64;
 
 /// Why the log writer cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -200,7 +203,7 @@ async fn copy(receiver: pipe::Receiver, stream: LogStream, file: Option<Rc<RefCe
             () = finish.cancelled() => true,
         };
         // A torrent on one stream must not keep the others waiting.
-        let turns = if last { usize::MAX } else { TURNS };
+        let turns = if last { LAST_TURNS } else { TURNS };
         let _ = (0..turns).take_while(|_| copy_once(&receiver, stream, file.as_deref(), &mut splitter)).count();
         if last {
             break;

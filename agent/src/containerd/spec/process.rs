@@ -185,6 +185,19 @@ fn user(input: &Input<'_>) -> User {
     user
 }
 
+/// Whether a path is in /proc, `..` and `.` taken away.
+fn reaches_proc(dir: &str) -> bool {
+    let mut parts = Vec::new();
+    for part in dir.split('/').filter(|part| !matches!(*part, "" | ".")) {
+        if part == ".." {
+            parts.pop();
+        } else {
+            parts.push(part);
+        }
+    }
+    parts.first() == Some(&"proc")
+}
+
 pub(super) fn process(input: &Input<'_>, capabilities: &[String]) -> Result<Process, ExecError> {
     let container = input.container;
     let mut process = Process::default();
@@ -192,6 +205,10 @@ pub(super) fn process(input: &Input<'_>, capabilities: &[String]) -> Result<Proc
     let dir = dir.map_or("/", String::as_str);
     if !dir.starts_with('/') {
         return Err(ExecError::BadWorkingDir { dir: dir.to_owned(), reason: "it must begin with /".into() });
+    }
+    // Leads to descriptors of runc and so to the host's files (CVE-2024-21626).
+    if reaches_proc(dir) {
+        return Err(ExecError::BadWorkingDir { dir: dir.to_owned(), reason: "it must not be in /proc".into() });
     }
     let limits = container.ulimits.iter().map(limit).collect::<Result<Vec<_>, _>>()?;
     process
@@ -217,4 +234,19 @@ pub fn exec_process(own: &Process, command: &[String]) -> Process {
     let mut process = own.clone();
     process.set_args(Some(command.to_vec())).set_terminal(Some(false));
     process
+}
+
+#[cfg(test)]
+mod tests {
+    use super::reaches_proc;
+
+    #[test]
+    fn working_directories_in_proc_are_seen() {
+        for bad in ["/proc", "/proc/self/fd/7", "//proc/1", "/a/../proc", "/../proc", "/./proc/."] {
+            assert!(reaches_proc(bad), "{bad}");
+        }
+        for good in ["/", "/process", "/srv/proc", "/proc/../srv"] {
+            assert!(!reaches_proc(good), "{good}");
+        }
+    }
 }
