@@ -14,10 +14,12 @@ setup: ## install what building, running and testing need (apt, rustup)
 build: ## debug build of everything
 	scripts/setup build
 	cargo build --workspace
+	scripts/static debug
 
-release: ## skepd and swarmctl, optimised
+release: ## skepd, swarmctl and skep-init, optimised
 	scripts/setup build
 	cargo build --release -p skepd -p swarmctl
+	scripts/static release
 
 demo: ## one-node swarm, a service of 3 replicas, answers from each (root)
 	scripts/setup build run
