@@ -39,6 +39,7 @@ impl AgentParts {
         let config = &self.config;
         let mut containerd = ContainerdConfig::new(config.containerd.clone(), config.data_dir.clone(), config.run_dir.clone(), facts);
         containerd.namespace.clone_from(&config.containerd_namespace);
+        containerd.cgroup_parent.clone_from(&config.cgroup_parent);
         let settings = NodeSettings {
             engine_labels: config.labels.clone(),
             engine_version: env!("CARGO_PKG_VERSION").into(),

@@ -27,6 +27,9 @@ pub struct Flags {
     /// Namespace in containerd [default: skep]
     #[arg(long, value_name = "NAME")]
     pub containerd_namespace: Option<String>,
+    /// Cgroup that holds the tasks' cgroups [default: /skep]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_parent: Option<String>,
     /// Address of the cluster port [default: 0.0.0.0:2377]
     #[arg(long, value_name = "IP:PORT")]
     pub listen_addr: Option<SocketAddr>,
@@ -61,6 +64,7 @@ struct File {
     run_dir: Option<PathBuf>,
     containerd: Option<PathBuf>,
     containerd_namespace: Option<String>,
+    cgroup_parent: Option<String>,
     listen_addr: Option<SocketAddr>,
     insecure_registries: Vec<String>,
     labels: std::collections::BTreeMap<String, String>,
@@ -75,6 +79,7 @@ pub struct Config {
     pub run_dir: PathBuf,
     pub containerd: PathBuf,
     pub containerd_namespace: String,
+    pub cgroup_parent: String,
     pub listen_addr: SocketAddr,
     pub insecure_registries: Vec<String>,
     pub labels: std::collections::BTreeMap<String, String>,
@@ -105,6 +110,7 @@ impl Config {
             run_dir: flags.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/skep".into()),
             containerd: flags.containerd.or(file.containerd).unwrap_or_else(|| "/run/containerd/containerd.sock".into()),
             containerd_namespace: flags.containerd_namespace.or(file.containerd_namespace).unwrap_or_else(|| "skep".into()),
+            cgroup_parent: flags.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
             listen_addr: flags.listen_addr.or(file.listen_addr).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 2377))),
             insecure_registries: flags.insecure_registry.into_iter().chain(file.insecure_registries).collect(),
             labels,
@@ -134,6 +140,9 @@ impl Config {
             !name.is_empty() && name.len() <= 76 && name.chars().all(good),
             "containerd_namespace: {name:?} is not a name containerd takes"
         );
+        let parent = &self.cgroup_parent;
+        let steps = parent.strip_prefix('/').map(|rest| rest.split('/').all(|step| !matches!(step, "" | "." | "..")));
+        ensure!(steps == Some(true) && !parent.contains('\0'), "cgroup_parent: {parent:?} is not an absolute path such as /skep");
         Ok(())
     }
 
@@ -173,6 +182,8 @@ mod tests {
             (Flags { run_dir: Some(format!("/{}", "x".repeat(120)).into()), ..Flags::default() }, "run_dir"),
             (Flags { listen_addr: Some(SocketAddr::from(([0, 0, 0, 0], 0))), ..Flags::default() }, "listen_addr"),
             (Flags { containerd_namespace: Some("a/b".into()), ..Flags::default() }, "containerd_namespace"),
+            (Flags { cgroup_parent: Some("/a/../b".into()), ..Flags::default() }, "cgroup_parent"),
+            (Flags { cgroup_parent: Some("/".into()), ..Flags::default() }, "cgroup_parent"),
             (Flags { label: vec!["x".into()], ..Flags::default() }, "--label"),
         ] {
             let error = Config::merge(flags, File::default()).unwrap_err().to_string();

@@ -135,13 +135,13 @@ fn a_task_that_crashes_is_replaced_and_one_that_cannot_start_says_why() -> Resul
         })
     };
     why("no-image", &["127.0.0.1:1/no/such:image"], "no such image")?;
-    why("no-command", &["whoami", "--", "x"], "running").ok();
     why("bad-command", &["--entrypoint", "/no/such/program", "whoami"], "/no/such/program")?;
     why("no-memory", &["--reserve-memory", "100t", "whoami"], "insufficient")?;
     why("no-mount", &["--mount", "type=bind,source=/no/such/dir,target=/x", "whoami"], "/no/such/dir")?;
 
     // A port that another program on the host holds.
     let mut listener = lab.host_command("python3").args(["-m", "http.server", "9999"]).spawn()?;
+    eventually(SOON, "the other program listens", || lab.curl_on_host("http://127.0.0.1:9999/"))?;
     let taken = why("port-taken", &["--publish", "published=9999,target=8080,mode=host", "whoami"], "9999");
     listener.kill()?;
     listener.wait()?;
@@ -229,11 +229,14 @@ fn limits_and_logs_are_what_was_asked() -> Result<()> {
     ])?
     .success()?;
     let id = lab.ctl(&["service", "ps", "small", "-q"])?.success()?;
-    let group = |controller: &str| format!("/sys/fs/cgroup/{controller}/skep/{}", id.trim());
+    let group = |controller: &str| format!("/sys/fs/cgroup/{controller}/{}/{}", lab.cgroup(), id.trim());
     let (memory, quota) = if std::path::Path::new("/sys/fs/cgroup/memory").exists() {
         (format!("{}/memory.limit_in_bytes", group("memory")), format!("{}/cpu.cfs_quota_us", group("cpu")))
     } else {
-        (format!("/sys/fs/cgroup/skep/{}/memory.max", id.trim()), format!("/sys/fs/cgroup/skep/{}/cpu.max", id.trim()))
+        (
+            format!("/sys/fs/cgroup/{}/{}/memory.max", lab.cgroup(), id.trim()),
+            format!("/sys/fs/cgroup/{}/{}/cpu.max", lab.cgroup(), id.trim()),
+        )
     };
     ensure!(std::fs::read_to_string(&memory).context(memory)?.trim() == (64 << 20).to_string());
     ensure!(std::fs::read_to_string(&quota).context(quota)?.trim().starts_with("50000"));

@@ -62,7 +62,7 @@ impl Inventory {
                 lines.insert(format!("file {dir}/{}", entry.file_name().to_string_lossy()));
             }
         }
-        for group in cgroups() {
+        for group in cgroups(lab.cgroup()) {
             lines.insert(format!("cgroup {group}"));
         }
         for shim in shims(lab.dir()) {
@@ -116,10 +116,18 @@ fn without_slot(element: &serde_json::Value) -> String {
     element.to_string()
 }
 
-fn cgroups() -> Vec<String> {
+/// Where cgroup hierarchies are mounted: one for version 2, one for each controller of version 1.
+pub(crate) fn hierarchies() -> Vec<std::path::PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let below = std::fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+    std::iter::once(root.to_owned()).chain(below.filter(|path| path.is_dir())).collect()
+}
+
+/// The cgroups inside `name`, in every hierarchy.
+pub(crate) fn cgroups(name: &str) -> Vec<String> {
     let mut found = Vec::new();
-    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        for group in std::fs::read_dir(hierarchy.path().join("skep")).into_iter().flatten().flatten() {
+    for hierarchy in hierarchies() {
+        for group in std::fs::read_dir(hierarchy.join(name)).into_iter().flatten().flatten() {
             if group.path().is_dir() {
                 found.push(group.path().to_string_lossy().into_owned());
             }

@@ -90,6 +90,12 @@ impl Lab {
         format!("{}c", self.tag)
     }
 
+    /// The cgroup, in every hierarchy, that holds the cgroups of this lab's tasks.
+    #[must_use]
+    pub fn cgroup(&self) -> &str {
+        &self.tag
+    }
+
     /// The directory that holds everything of the lab.
     #[must_use]
     pub fn dir(&self) -> &Path {
@@ -173,6 +179,8 @@ impl Lab {
             .arg(self.run_dir())
             .arg("--containerd")
             .arg(self.containerd_socket())
+            .arg("--cgroup-parent")
+            .arg(format!("/{}", self.tag))
             .args(["--log-level", self.log_level])
             .envs(self.options.environment.iter().cloned())
             .stdin(Stdio::null())
@@ -296,7 +304,7 @@ impl Drop for Lab {
         }
         self.kill_skepd();
         self.kill_containerd();
-        for problem in sweep::sweep(self.dir(), &[self.host_namespace(), self.client_namespace()]) {
+        for problem in sweep::sweep(self.dir(), &[self.host_namespace(), self.client_namespace()], &self.tag) {
             eprintln!("clean-up: {problem}");
         }
     }

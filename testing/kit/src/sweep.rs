@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Goes on after each failure and returns them all.
-pub(crate) fn sweep(dir: &Path, namespaces: &[String]) -> Vec<String> {
+pub(crate) fn sweep(dir: &Path, namespaces: &[String], cgroup: &str) -> Vec<String> {
     let mut problems = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -37,7 +37,7 @@ pub(crate) fn sweep(dir: &Path, namespaces: &[String]) -> Vec<String> {
             problems.push(format!("cannot delete namespace {namespace}: {error}"));
         }
     }
-    remove_empty_cgroups();
+    remove_cgroups(cgroup);
     problems
 }
 
@@ -88,11 +88,12 @@ pub(crate) fn mounts_under(dir: &Path) -> Vec<String> {
     found
 }
 
-/// Cgroups named `skep/<task>` that hold no process any more. A cgroup in use refuses to be removed, which is what we want.
-fn remove_empty_cgroups() {
-    for hierarchy in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        for group in std::fs::read_dir(hierarchy.path().join("skep")).into_iter().flatten().flatten() {
-            let _ = std::fs::remove_dir(group.path());
-        }
+/// The lab's cgroups in every hierarchy, which hold no process any more.
+fn remove_cgroups(name: &str) {
+    for group in crate::audit::cgroups(name) {
+        let _ = std::fs::remove_dir(group);
+    }
+    for hierarchy in crate::audit::hierarchies() {
+        let _ = std::fs::remove_dir(hierarchy.join(name));
     }
 }
