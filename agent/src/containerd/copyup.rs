@@ -66,7 +66,8 @@ fn copy_entry(from: &Path, to: &Path, meta: &Metadata) -> io::Result<()> {
     take_owner(to, meta)
 }
 
-fn take_owner(to: &Path, meta: &Metadata) -> io::Result<()> {
+/// Owner and mode of another file.
+pub(super) fn take_owner(to: &Path, meta: &Metadata) -> io::Result<()> {
     std::os::unix::fs::lchown(to, Some(meta.uid()), Some(meta.gid()))?;
     // After the owner: that clears setuid.
     fs::set_permissions(to, fs::Permissions::from_mode(meta.mode() & 0o7777))

@@ -66,6 +66,29 @@ impl TaskDir {
         Ok(path)
     }
 
+    /// A new place to mount a part of a volume on, a directory or a file.
+    pub fn new_pin(&self, dir: bool) -> Result<PathBuf, ExecError> {
+        let pins = self.join("pins");
+        fs::create_dir_all(&pins).map_err(ExecError::io("make the directory", &pins))?;
+        let count = fs::read_dir(&pins).map_err(ExecError::io("read", &pins))?.count();
+        let path = pins.join(count.to_string());
+        let made = if dir { fs::create_dir(&path) } else { fs::File::create_new(&path).map(drop) };
+        made.map_err(ExecError::io("make", &path))?;
+        Ok(path)
+    }
+
+    /// Unmounts and removes them one by one: what is still mounted must never be emptied.
+    fn remove_pins(&self) -> Result<(), ExecError> {
+        let pins = self.join("pins");
+        let Ok(entries) = fs::read_dir(&pins) else { return Ok(()) };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            while umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_ok() {}
+            let removed = if path.is_dir() { fs::remove_dir(&path) } else { fs::remove_file(&path) };
+            removed.map_err(ExecError::io("remove", &path))?;
+        }
+        Ok(())
+    }
+
     pub fn keep(&self, kept: &Kept) -> Result<(), ExecError> {
         let text = serde_json::to_vec(kept).map_err(|error| ExecError::io("write", &self.0)(error.into()))?;
         self.write("container.json", text)
@@ -84,6 +107,7 @@ impl TaskDir {
                 let _ = umount2(&path, MntFlags::MNT_DETACH);
             }
         }
+        self.remove_pins()?;
         failpoint!("agent.files.unmounted");
         match fs::remove_dir_all(&self.0) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(ExecError::io("remove", &self.0)(error)),

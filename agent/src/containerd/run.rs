@@ -8,7 +8,7 @@ use super::client::{CALL_LIMIT, CallError, Client, PROCESS_LIMIT};
 use super::events::{Exits, oom_probe};
 use super::files::{self, Kept, TaskDir};
 use super::spec::{self, HostFacts};
-use super::{recover, rootfs, volumes};
+use super::{init, recover, rootfs, volumes};
 use crate::error::ExecError;
 use crate::executor::{Executor, Found, ImageReady, Images, Network, Probe, Sandbox, Started};
 use crate::health::HealthCheck;
@@ -75,6 +75,8 @@ pub struct ContainerdConfig {
     pub runtime_binary: Option<PathBuf>,
     /// Under which every container has its cgroup.
     pub cgroup_parent: String,
+    /// Where the static `skep-init` may be, process 1 of containers that ask for one; the first that is there is taken.
+    pub init: Vec<PathBuf>,
     /// Containers that are being created or started at once.
     pub parallel_starts: usize,
 }
@@ -92,6 +94,7 @@ impl ContainerdConfig {
             runtime: "io.containerd.runc.v2".into(),
             runtime_binary: None,
             cgroup_parent: "/skep".into(),
+            init: init::places(),
             parallel_starts: std::thread::available_parallelism().map_or(4, |cpus| cpus.get() * 2).clamp(2, 8),
         }
     }
@@ -266,10 +269,7 @@ impl Shared {
     async fn prepare(&self, task: &Task, payloads: &Payloads, cancel: &CancellationToken) -> Result<(), ExecError> {
         let spec = template::expand(task.spec.container().ok_or(ExecError::NotAContainer)?, task, &self.config.node)?;
         let log = LogOptions::of(task.log_driver.as_ref())?;
-        if spec.init == Some(true) {
-            let cure = "; let the service's program reap its children, or run one such as tini from the image";
-            return Err(ExecError::Unsupported { what: "an init process (init: true)".into(), cure });
-        }
+        let init = init::wanted(&spec, &self.config.init)?;
         if !self.touched.lock().expect("no panic while held").insert(task.id.clone()) {
             self.release(&task.id).await?;
             self.touched.lock().expect("no panic while held").insert(task.id.clone());
@@ -289,7 +289,7 @@ impl Shared {
             snapshotter: image.snapshotter.clone(),
             own_volumes: Vec::new(),
         };
-        let made = self.make_files(task, &spec, &image, &sandbox, payloads, &mounts, kept)?;
+        let made = self.make_files(task, &spec, &image, &sandbox, payloads, &mounts, init.as_deref(), kept)?;
         failpoint!("agent.prepare.files");
         self.logs.open(self.output_of(&task.id, spec.tty, log)).await?;
         failpoint!("agent.prepare.logs");
@@ -320,6 +320,7 @@ impl Shared {
         sandbox: &Sandbox,
         payloads: &Payloads,
         root: &[RootMount],
+        init: Option<&Path>,
         mut kept: Kept,
     ) -> Result<Made, ExecError> {
         let dir = self.config.task_dir(&task.id);
@@ -348,6 +349,8 @@ impl Shared {
         let spec = spec::build(&spec::Input {
             container,
             resources: task.spec.resources.as_ref(),
+            individuals: &task.assigned_generic_resources,
+            init,
             image: &image.config,
             user: &user,
             hostname: &hostname,
@@ -604,7 +607,9 @@ fn labels(task: &Task, container: &ContainerSpec, config: &ContainerdConfig) -> 
         ("com.docker.swarm.service.id", task.service_id.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("com.docker.swarm.service.name", task.service_annotations.name.clone()),
     ];
-    let users = container.labels.iter().map(|(name, value)| (name.clone(), value.clone()));
+    // Some tell containerd to run programs of the host (`containerd.io/restart.loguri`), and it refuses long ones.
+    let harmless = |(name, value): &(&String, &String)| !name.starts_with("containerd.io/") && name.len() + value.len() <= 4096;
+    let users = container.labels.iter().filter(harmless).map(|(name, value)| (name.clone(), value.clone()));
     users.chain(own.into_iter().map(|(name, value)| (name.to_owned(), value))).collect()
 }
 

@@ -11,12 +11,13 @@ pub use process::{capabilities, exec_process};
 #[cfg(test)]
 use process::{command, environment};
 
+use super::init;
 use crate::error::ExecError;
 use crate::executor::ImageConfig;
 use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Mount, MountBuilder, Root, RootBuilder, Spec, SpecBuilder,
 };
-use skep_types::{ContainerSpec, ResourceRequirements, Seccomp};
+use skep_types::{ContainerSpec, GenericResource, ResourceRequirements, Seccomp};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -57,6 +58,10 @@ pub struct Input<'a> {
     /// With placeholders expanded.
     pub container: &'a ContainerSpec,
     pub resources: Option<&'a ResourceRequirements>,
+    /// What the manager chose of the node's generic resources.
+    pub individuals: &'a [GenericResource],
+    /// The program that is to be process 1, on the host; `None` = the container's own.
+    pub init: Option<&'a Path>,
     pub image: &'a ImageConfig,
     pub user: &'a UserIds,
     pub hostname: &'a str,
@@ -159,8 +164,14 @@ fn mounts(input: &Input<'_>) -> Vec<Mount> {
             list.push(mount(&target, "bind", input.etc.join(name), words(&["rbind", "rprivate", mode])));
         }
     }
+    let init = input.init.map(|program| ReadyMount {
+        target: init::TARGET.to_owned(),
+        kind: "bind",
+        source: program.to_path_buf(),
+        options: words(&["bind", "rprivate", "ro", "nosuid", "nodev"]),
+    });
     // Parents before what is mounted inside them.
-    let mut ready: Vec<&ReadyMount> = input.mounts.iter().collect();
+    let mut ready: Vec<&ReadyMount> = input.mounts.iter().chain(&init).collect();
     ready.sort_by_key(|mount| Path::new(&mount.target).components().count());
     list.extend(ready.into_iter().map(|m| mount(&m.target, m.kind, m.source.clone(), m.options.clone())));
     list
@@ -172,6 +183,10 @@ fn mounts(input: &Input<'_>) -> Vec<Mount> {
 /// A setting that is wrong or not supported by this node, by name.
 pub fn build(input: &Input<'_>) -> Result<Spec, ExecError> {
     refuse_unsupported(input.container)?;
+    if input.init.is_some() && input.mounts.iter().any(|mount| Path::new(&mount.target) == Path::new(init::TARGET)) {
+        let problem = format!("{} is where the init process is mounted (--init); choose another target", init::TARGET);
+        return Err(ExecError::BadSpec { field: "mounts", problem });
+    }
     let capabilities = capabilities(&input.container.capability_add, &input.container.capability_drop)?;
     let mut linux = Linux::default();
     linux

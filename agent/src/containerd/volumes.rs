@@ -1,6 +1,6 @@
 //! Mounts of a service made ready: bind sources checked, volumes of the local driver made and filled, tmpfs options read.
 
-use super::copyup::copy_tree;
+use super::copyup::{copy_tree, take_owner};
 use super::files::{PayloadFile, TaskDir, unix_mode};
 use super::rootfs;
 use super::spec::ReadyMount;
@@ -9,8 +9,11 @@ use containerd_client::types::Mount as RootMount;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use skep_failpoint::failpoint;
 use skep_types::{ContainerSpec, Mount, MountPropagation, MountType, TaskId, VolumeOptions};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use std::fs;
+use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 /// What mounts are made from.
 pub struct Place<'a> {
@@ -182,18 +185,16 @@ fn volume(wish: &Mount, place: &Place<'_>, own: &mut Vec<String>) -> Result<Read
         let text = serde_json::to_vec(&options.labels).map_err(|error| ExecError::io("write", &path)(error.into()))?;
         fs::write(&path, text).map_err(ExecError::io("write", &path))?;
     }
-    let empty = fs::read_dir(&data).map_err(ExecError::io("read", &data))?.next().is_none();
-    if empty && !options.no_copy && options.subpath.is_empty() {
-        fill(&data, &wish.target, place)?;
-    }
-    let mut source = data.clone();
-    if !options.subpath.is_empty() {
-        source = data.join(options.subpath.trim_start_matches('/'));
-        let inside = source.canonicalize().is_ok_and(|path| data.canonicalize().is_ok_and(|data| path.starts_with(data)));
-        if !inside {
-            return Err(ExecError::MountSourceMissing { path: format!("{} in volume {name}", options.subpath) });
+    let source = if options.subpath.is_empty() {
+        if !options.no_copy {
+            fill_if_empty(&data, &wish.target, place)?;
         }
-    }
+        data
+    } else {
+        let inside = fs::File::open(&data).map_err(ExecError::io("open", &data)).map(|dir| open_beneath(&dir, &options.subpath))?;
+        let missing = || ExecError::MountSourceMissing { path: format!("{} in volume {name}", options.subpath) };
+        pin(&inside.ok_or_else(missing)?, place.dir)?
+    };
     let mode = if wish.read_only { "ro" } else { "rw" };
     Ok(ReadyMount { target: wish.target.clone(), kind: "bind", source, options: ["rbind", "rprivate", mode].map(str::to_owned).to_vec() })
 }
@@ -211,10 +212,31 @@ fn check_driver(options: &VolumeOptions) -> Result<(), ExecError> {
     }
 }
 
-/// Copies what the image has at the target into the new volume.
-fn fill(data: &Path, target: &str, place: &Place<'_>) -> Result<(), ExecError> {
+/// What is at `path` inside `dir`; links may lead anywhere in it, not out of it.
+fn open_beneath(dir: &fs::File, path: &str) -> Option<fs::File> {
+    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    openat2(dir, Path::new(path.trim_start_matches('/')), how).ok().map(fs::File::from)
+}
+
+/// Mounts what was opened in the task's directory: between our look and runc's, a container that shares the volume could put a
+/// link to the host's files there.
+fn pin(inside: &fs::File, dir: &TaskDir) -> Result<PathBuf, ExecError> {
+    let at = dir.new_pin(inside.metadata().is_ok_and(|meta| meta.is_dir()))?;
+    let source = PathBuf::from(format!("/proc/self/fd/{}", inside.as_raw_fd()));
+    mount(Some(&source), &at, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .map_err(|errno| ExecError::io("mount a part of a volume on", &at)(errno.into()))?;
+    failpoint!("agent.volume.pinned");
+    Ok(at)
+}
+
+/// Copies what the image has at the target into an empty volume.
+fn fill_if_empty(data: &Path, target: &str, place: &Place<'_>) -> Result<(), ExecError> {
+    /// Two tasks may begin with the same volume.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let empty = fs::read_dir(data).map_err(ExecError::io("read", data))?.next().is_none();
     // Most images have nothing there: then nothing needs to be mounted.
-    if rootfs::open(&rootfs::layers(place.root), target).is_none() {
+    if !empty || rootfs::open(&rootfs::layers(place.root), target).is_none() {
         return Ok(());
     }
     let root = place.dir.join("rootfs");
@@ -227,8 +249,6 @@ fn fill(data: &Path, target: &str, place: &Place<'_>) -> Result<(), ExecError> {
 }
 
 fn copy_target(root: &Path, target: &str, data: &Path) -> Result<(), ExecError> {
-    use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
-    use std::os::fd::AsRawFd;
     let dir = fs::File::open(root).map_err(ExecError::io("open", root))?;
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY)
@@ -236,7 +256,28 @@ fn copy_target(root: &Path, target: &str, data: &Path) -> Result<(), ExecError> 
     // A file, or a link that leads nowhere: nothing to copy.
     let Ok(inside) = openat2(&dir, Path::new(target.trim_start_matches('/')), how) else { return Ok(()) };
     let path = PathBuf::from(format!("/proc/self/fd/{}/", inside.as_raw_fd()));
-    copy_tree(&path, data).map_err(ExecError::io("fill the volume", data))
+    // Beside the volume's files, where no container sees it: one that has the volume could put links in the way of the copy.
+    let aside = data.with_file_name("filling");
+    let _ = fs::remove_dir_all(&aside); // of a copy that was cut short
+    fs::create_dir(&aside).map_err(ExecError::io("make the directory", &aside))?;
+    let copied = copy_tree(&path, &aside).and_then(|()| {
+        failpoint!("agent.volume.copied");
+        move_in(&aside, data)
+    });
+    let removed = fs::remove_dir_all(&aside);
+    copied.and(removed).map_err(ExecError::io("fill the volume", data))
+}
+
+/// Moves the entries of one directory into another one, which takes over owner and mode. What is there already stays.
+fn move_in(from: &Path, to: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        match renameat2(AT_FDCWD, &entry.path(), AT_FDCWD, &to.join(entry.file_name()), RenameFlags::RENAME_NOREPLACE) {
+            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    take_owner(to, &fs::symlink_metadata(from)?)
 }
 
 /// Mounts a snapshot read-only for a moment.
@@ -312,6 +353,36 @@ mod tests {
         mount.volume = Some(VolumeOptions { driver: Some(driver("nfs")), ..VolumeOptions::default() });
         assert!(ready(vec![mount], &[]).unwrap_err().to_string().contains("volume driver nfs is not supported"));
         assert!(ready(vec![of(MountType::Tmpfs, "", "/d"), of(MountType::Tmpfs, "", "/d")], &[]).is_err());
+    }
+
+    #[test]
+    fn what_a_container_put_into_a_volume_does_not_lead_the_copy_astray() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in ["host", "from/etc", "data"] {
+            fs::create_dir_all(path(name)).unwrap();
+        }
+        fs::write(path("from/etc/passwd"), "image").unwrap();
+        fs::write(path("from/other"), "image").unwrap();
+        std::os::unix::fs::symlink(path("host"), path("data/etc")).unwrap();
+        move_in(&path("from"), &path("data")).unwrap();
+        assert_eq!(fs::read_dir(path("host")).unwrap().count(), 0);
+        assert_eq!(fs::read_to_string(path("data/other")).unwrap(), "image");
+    }
+
+    #[test]
+    fn parts_of_a_volume_are_found_inside_it_only() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("sub")).unwrap();
+        std::os::unix::fs::symlink("sub", dir.path().join("good")).unwrap();
+        std::os::unix::fs::symlink("/etc", dir.path().join("out")).unwrap();
+        std::os::unix::fs::symlink("../..", dir.path().join("up")).unwrap();
+        let data = fs::File::open(dir.path()).unwrap();
+        assert!(open_beneath(&data, "/good").is_some());
+        assert!(open_beneath(&data, "sub/../good").is_some());
+        for bad in ["out", "out/passwd", "up", "../x", "sub/../../x", "none"] {
+            assert!(open_beneath(&data, bad).is_none(), "{bad}");
+        }
     }
 
     #[test]

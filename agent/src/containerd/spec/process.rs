@@ -1,11 +1,11 @@
 //! The process of a container: command, environment, user, capabilities, limits.
 
-use super::Input;
+use super::{Input, init};
 use crate::error::ExecError;
 use crate::executor::ImageConfig;
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, User};
-use skep_types::{ContainerSpec, Ulimit};
-use std::collections::BTreeSet;
+use skep_types::{ContainerSpec, GenericResource, Ulimit};
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -136,9 +136,23 @@ pub fn command(spec: &ContainerSpec, image: &ImageConfig) -> Result<Vec<String>,
     if line.first().is_none_or(String::is_empty) { Err(ExecError::NoCommand) } else { Ok(line) }
 }
 
-/// Docker's own variables, then the image's, then the service's; later ones win, a bare `NAME` removes.
+/// `DOCKER_RESOURCE_<KIND>` for each kind: the individuals, or how many (wire-behaviour 25).
 #[must_use]
-pub fn environment(spec: &ContainerSpec, image: &ImageConfig, hostname: &str, home: &str) -> Vec<String> {
+pub fn individuals(assigned: &[GenericResource]) -> Vec<String> {
+    let mut kinds: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for resource in assigned {
+        let (kind, value) = match resource {
+            GenericResource::Named { kind, value } => (kind, value.clone()),
+            GenericResource::Discrete { kind, value } => (kind, value.to_string()),
+        };
+        kinds.entry(kind.to_uppercase()).or_default().push(value);
+    }
+    kinds.into_iter().map(|(kind, values)| format!("DOCKER_RESOURCE_{kind}={}", values.join(","))).collect()
+}
+
+/// Docker's own variables, then the image's, the assigned resources, the service's; later ones win, a bare `NAME` removes.
+#[must_use]
+pub fn environment(spec: &ContainerSpec, image: &ImageConfig, assigned: &[GenericResource], hostname: &str, home: &str) -> Vec<String> {
     let mut list: Vec<String> = vec![PATH.to_owned(), format!("HOSTNAME={hostname}")];
     if spec.tty {
         list.push("TERM=xterm".into());
@@ -146,7 +160,7 @@ pub fn environment(spec: &ContainerSpec, image: &ImageConfig, hostname: &str, ho
     if !home.is_empty() {
         list.push(format!("HOME={home}"));
     }
-    for entry in image.env.iter().chain(&spec.env) {
+    for entry in image.env.iter().chain(&individuals(assigned)).chain(&spec.env) {
         let name = entry.split('=').next().unwrap_or_default();
         let same = |known: &String| known.split('=').next() == Some(name);
         if !entry.contains('=') {
@@ -210,12 +224,16 @@ pub(super) fn process(input: &Input<'_>, capabilities: &[String]) -> Result<Proc
     if reaches_proc(dir) {
         return Err(ExecError::BadWorkingDir { dir: dir.to_owned(), reason: "it must not be in /proc".into() });
     }
+    let mut args = command(container, input.image)?;
+    if input.init.is_some() {
+        args.splice(..0, [init::TARGET.to_owned(), "--".to_owned()]);
+    }
     let limits = container.ulimits.iter().map(limit).collect::<Result<Vec<_>, _>>()?;
     process
         .set_terminal(Some(container.tty))
         .set_user(user(input))
-        .set_args(Some(command(container, input.image)?))
-        .set_env(Some(environment(container, input.image, input.hostname, &input.user.home)))
+        .set_args(Some(args))
+        .set_env(Some(environment(container, input.image, input.individuals, input.hostname, &input.user.home)))
         .set_cwd(dir.into())
         .set_capabilities(Some(capability_sets(capabilities)))
         .set_rlimits(Some(limits).filter(|limits| !limits.is_empty()))

@@ -20,6 +20,8 @@ fn built(container: ContainerSpec, change: impl FnOnce(&mut Input<'_>)) -> Resul
     let mut input = Input {
         container: &container,
         resources: None,
+        individuals: &[],
+        init: None,
         image: &image,
         user: &user,
         hostname: "web1",
@@ -99,7 +101,51 @@ fn the_command_is_merged_as_swarm_does() {
 #[test]
 fn later_variables_win_and_a_bare_name_removes() {
     let spec = ContainerSpec { env: words(&["MODE=mine", "NEW=1", "PATH"]), ..ContainerSpec::default() };
-    assert_eq!(environment(&spec, &image(), "web1", ""), ["HOSTNAME=web1", "MODE=mine", "NEW=1"]);
+    assert_eq!(environment(&spec, &image(), &[], "web1", ""), ["HOSTNAME=web1", "MODE=mine", "NEW=1"]);
+}
+
+#[test]
+fn assigned_resources_are_told_unless_the_service_says_otherwise() {
+    let named = |kind: &str, value: &str| GenericResource::Named { kind: kind.into(), value: value.into() };
+    let discrete = GenericResource::Discrete { kind: "ssd".into(), value: 3 };
+    let assigned = [named("gpu", "UUID1"), discrete, named("gpu", "UUID2")];
+    let env = |own: &[&str]| {
+        let spec = ContainerSpec { env: words(own), ..ContainerSpec::default() };
+        let image = ImageConfig { env: words(&["DOCKER_RESOURCE_SSD=image"]), ..ImageConfig::default() };
+        let all = environment(&spec, &image, &assigned, "web1", "");
+        all.into_iter().filter(|entry| entry.starts_with("DOCKER_")).collect::<Vec<_>>()
+    };
+    assert_eq!(env(&[]), ["DOCKER_RESOURCE_SSD=3", "DOCKER_RESOURCE_GPU=UUID1,UUID2"]);
+    assert_eq!(env(&["DOCKER_RESOURCE_GPU=mine", "DOCKER_RESOURCE_SSD"]), ["DOCKER_RESOURCE_GPU=mine"]);
+}
+
+#[test]
+fn an_init_process_is_mounted_read_only_and_put_before_the_command() {
+    let spec = built(ContainerSpec::default(), |input| input.init = Some(Path::new("/usr/local/bin/skep-init"))).unwrap();
+    let args = spec.process().as_ref().unwrap().args().as_ref().unwrap();
+    assert_eq!(args, &["/sbin/docker-init", "--", "/entry", "serve"]);
+    let mounts = spec.mounts().as_ref().unwrap();
+    let mount = mounts.iter().find(|mount| mount.destination() == Path::new("/sbin/docker-init")).unwrap();
+    assert_eq!(mount.source().as_deref(), Some(Path::new("/usr/local/bin/skep-init")));
+    assert!(mount.options().as_ref().unwrap().iter().any(|option| option == "ro"));
+    // A health check is a process of its own.
+    assert_eq!(exec_process(spec.process().as_ref().unwrap(), &words(&["/check"])).args().as_ref().unwrap(), &["/check"]);
+    let plain = plain();
+    assert_eq!(plain.process().as_ref().unwrap().args().as_ref().unwrap(), &["/entry", "serve"]);
+    assert!(!plain.mounts().as_ref().unwrap().iter().any(|mount| mount.destination().starts_with("/sbin")));
+}
+
+#[test]
+fn a_mount_in_the_place_of_the_init_process_is_refused_and_one_round_it_comes_first() {
+    let ready = |target: &str| ReadyMount { target: target.into(), kind: "tmpfs", source: "tmpfs".into(), options: vec![] };
+    let with = |target: &str| {
+        let mounts: &'static [ReadyMount] = Box::leak(Box::new([ready(target)]));
+        built(ContainerSpec::default(), |input| (input.mounts, input.init) = (mounts, Some(Path::new("/i"))))
+    };
+    assert!(with("/sbin/docker-init/").unwrap_err().to_string().contains("is where the init process is mounted"));
+    let spec = with("/sbin").unwrap();
+    let targets: Vec<_> = spec.mounts().as_ref().unwrap().iter().map(|mount| mount.destination().clone()).collect();
+    assert_eq!(targets[targets.len() - 2..], [PathBuf::from("/sbin"), "/sbin/docker-init".into()]);
 }
 
 #[test]
