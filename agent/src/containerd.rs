@@ -8,6 +8,7 @@ mod copyup; // filling a new volume from the image
 mod events; // one subscription, who waits for which exit
 mod failure; // runc's words into ours
 mod files; // hosts, resolv.conf, secrets, fifos of one task
+mod init; // process 1 of containers that ask for one
 mod recover; // what earlier lives left
 mod rootfs; // looking into an image without mounting it
 mod run; // the executor

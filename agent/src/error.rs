@@ -67,6 +67,12 @@ pub enum ExecError {
     Unsupported { what: String, cure: &'static str },
     #[error("{field}: {problem}")]
     BadSpec { field: &'static str, problem: String },
+    #[error(
+        "this node has no init process (--init), looked for at {places}; copy skep-init, which `make release` makes, next to skepd, or update the service with --init=false"
+    )]
+    InitMissing { places: String },
+    #[error("{path} cannot be the init process (--init): {reason}; replace it by the one that `make release` makes")]
+    InitUnusable { path: PathBuf, reason: &'static str },
     #[error("{kind} {name} has not arrived at this node yet")]
     PayloadMissing { kind: &'static str, name: String },
     #[error("not enough memory for the container: {reason}; raise the memory limit")]

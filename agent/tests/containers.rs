@@ -4,7 +4,7 @@ mod support;
 
 use skep_types::{HealthConfig, Mount, MountType, TaskState};
 use std::time::{Duration, Instant};
-use support::{Containerd, Node, container, memory_limit, output, pid_exists, shell, skip, task};
+use support::{Containerd, Node, container, init_program, memory_limit, output, pid_exists, shell, skip, task};
 
 /// Not a test: this program, started again as the log writer.
 #[test]
@@ -281,6 +281,85 @@ async fn users_mounts_and_limits_are_as_asked() {
     node.leave().await;
     assert_eq!(containerd.audit(), Vec::<String>::new());
     assert!(volume.join("sub/file").exists(), "a named volume outlives its tasks");
+}
+
+/// Children of a process: running ones, zombies.
+fn children(parent: i32) -> (usize, usize) {
+    let all = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let states = all.filter_map(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
+        let state = fields.next()?.to_owned();
+        (fields.next()?.parse() == Ok(parent)).then_some(state)
+    });
+    let (zombies, running): (Vec<_>, Vec<_>) = states.partition(|state| state == "Z");
+    (running.len(), zombies.len())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_init_process_reaps_orphans_and_passes_the_stop_signal_on() {
+    if skip().is_some() {
+        return;
+    }
+    if !init_program().is_file() {
+        let why = format!("{} is not built; run scripts/static debug", init_program().display());
+        assert!(std::env::var_os("SKEP_REQUIRE_REAL").is_none(), "real tests are required: {why}");
+        eprintln!("SKIPPED: {why}");
+        return;
+    }
+    let containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    // The inner shell loses its parent at once; the outer becomes a program that neither reaps nor heeds SIGTERM as process 1.
+    let script = "(sleep 0.3 &); exec sleep 1000";
+    let mut with = shell(1, script);
+    container(&mut with, |spec| (spec.init, spec.read_only, spec.user) = (Some(true), true, "app".into()));
+    let mut without = shell(2, script);
+    container(&mut without, |spec| spec.stop_grace_period = Some(Duration::from_secs(1)));
+    let mut missing = shell(3, "true");
+    container(&mut missing, |spec| (spec.init, spec.command) = (Some(true), vec!["nosuch".into()]));
+    for task in [&with, &without, &missing] {
+        node.assign(task).await;
+    }
+    let pid = node.wait(&with, TaskState::Running).await.container.unwrap().pid;
+    let bare = node.wait(&without, TaskState::Running).await.container.unwrap().pid;
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(line.starts_with(b"/sbin/docker-init\0--\0sh\0-c\0"), "{}", String::from_utf8_lossy(&line));
+    let begin = Instant::now();
+    while children(bare) != (0, 1) || children(pid) != (1, 0) {
+        assert!(begin.elapsed() < Duration::from_secs(20), "with {:?}, without {:?}", children(pid), children(bare));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for (task, code) in [(&mut with, 143), (&mut without, 137)] {
+        let begin = Instant::now();
+        node.desire(task, TaskState::Shutdown).await;
+        let status = node.wait(task, TaskState::Shutdown).await;
+        assert_eq!(status.container.map(|c| c.exit_code), Some(code));
+        eprintln!("stopped with {code} in {:?}", begin.elapsed());
+    }
+    let status = node.wait(&missing, TaskState::Failed).await;
+    assert_eq!(status.err, "task: non-zero exit (127)");
+    let text = output(&containerd, &missing).await;
+    assert!(text.contains("skep-init: executable file not found: \"nosuch\""), "{text}");
+    node.leave().await;
+    assert_eq!(containerd.audit(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_the_init_process_says_where_it_belongs() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let mut config = containerd.config();
+    config.init = vec!["/no/such/skep-init".into()];
+    let node = Node::start_at(config, containerd.chain_id.clone(), |_| {}).await;
+    let mut task = shell(1, "true");
+    container(&mut task, |spec| spec.init = Some(true));
+    node.assign(&task).await;
+    let status = node.wait(&task, TaskState::Rejected).await;
+    assert!(status.err.contains("looked for at /no/such/skep-init; copy skep-init"), "{}", status.err);
+    node.leave().await;
+    assert_eq!(containerd.audit(), Vec::<String>::new());
 }
 
 /// CPU seconds of this process and of all that it waited for.

@@ -164,6 +164,7 @@ impl Containerd {
     pub fn config(&self) -> ContainerdConfig {
         let node = NodeFacts { id: "node1".into(), hostname: "alpha".into(), os: "linux".into(), architecture: "x86_64".into() };
         let mut config = ContainerdConfig::new(self.socket(), self.path("data"), self.path("run"), node);
+        config.init = vec![init_program()];
         config.cgroup_parent = self.cgroup_parent();
         config
     }
@@ -323,6 +324,11 @@ impl Node {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
+}
+
+/// The static `skep-init` beside the tests' directory; `scripts/static debug` makes it.
+pub fn init_program() -> PathBuf {
+    std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("skep-init")
 }
 
 /// `sh -c script`.
