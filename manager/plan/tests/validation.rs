@@ -29,6 +29,10 @@ fn limits(spec: &mut ServiceSpec) -> &mut ResourceRequirements {
     task_spec(spec).resources.get_or_insert_default()
 }
 
+fn refer(spec: &mut ServiceSpec, kind: ResourceKind) {
+    task_spec(spec).resource_references.push(ResourceReference { resource_id: "some-id".into(), kind });
+}
+
 fn volume(target: &str) -> Mount {
     Mount { kind: MountType::Volume, source: "data".into(), target: target.into(), ..Mount::default() }
 }
@@ -51,6 +55,9 @@ fn every_absurd_value_is_refused_by_its_field() {
         ("spec.annotations.name", Box::new(|spec| spec.annotations.name = "a\0b".into())),
         ("spec.annotations.labels[0]", Box::new(|spec| drop(spec.annotations.labels.insert("k\0".into(), "v".into())))),
         ("spec.task.container.env[1]", Box::new(|spec| container(spec).env = vec!["A=1".into(), "B=\0".into()])),
+        ("spec.task.resource_references[0]", Box::new(|spec| refer(spec, ResourceKind::Secret))),
+        ("spec.task.resource_references[0]", Box::new(|spec| refer(spec, ResourceKind::Config))),
+        ("spec.task.resource_references[0]", Box::new(|spec| refer(spec, ResourceKind::Volume))),
         ("spec.task.container.args", Box::new(|spec| container(spec).args = vec!["a".into(); 5000])),
         ("spec.task.resources.limits.nano_cpus", Box::new(|spec| limits(spec).limits.nano_cpus = -1)),
         ("spec.task.resources.limits.nano_cpus", Box::new(|spec| limits(spec).limits.nano_cpus = 999_999)),

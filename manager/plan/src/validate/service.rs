@@ -4,8 +4,8 @@ use super::{check_texts, container};
 use crate::constraint::Constraint;
 use crate::resources::{Bytes, Cpus};
 use skep_types::{
-    EndpointSpec, FieldError, GenericResource, PublishMode, ResolutionMode, ResourceRequirements, Resources, Runtime, ServiceMode,
-    ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    EndpointSpec, FieldError, GenericResource, PublishMode, ResolutionMode, ResourceKind, ResourceRequirements, Resources, Runtime,
+    ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -78,6 +78,7 @@ fn check_task(task: &TaskSpec) -> Result<(), FieldError> {
             Constraint::parse(text).map_err(wrong)?;
         }
     }
+    check_resource_references(task)?;
     match &task.runtime {
         Runtime::Container(spec) => {
             container::check_references(spec).and_then(|()| container::check(spec)).map_err(|error| error.inside("container"))
@@ -85,6 +86,21 @@ fn check_task(task: &TaskSpec) -> Result<(), FieldError> {
         Runtime::Attachment { .. } => Err(FieldError::new("attachment", "a service cannot run a network attachment; use a container")),
         Runtime::Generic { kind, type_url, payload } => check_generic(kind, type_url, payload).map_err(|error| error.inside("generic")),
     }
+}
+
+/// What they give is read through templates inside secrets and configs only, which agents do not expand: a container would get
+/// nothing. Other runtimes know themselves what to do with secrets and configs that are sent along.
+fn check_resource_references(task: &TaskSpec) -> Result<(), FieldError> {
+    for (index, reference) in task.resource_references.iter().enumerate() {
+        let problem = match (reference.kind, &task.runtime) {
+            (ResourceKind::Secret, Runtime::Container(_)) => "gives a container nothing to read; name the secret in container.secrets",
+            (ResourceKind::Config, Runtime::Container(_)) => "gives a container nothing to read; name the config in container.configs",
+            (ResourceKind::Task | ResourceKind::Volume, _) => "refers to a task or volume, which are not sent along; remove it",
+            (ResourceKind::Secret | ResourceKind::Config, _) => continue,
+        };
+        return Err(FieldError::new(format!("resource_references[{index}]"), problem));
+    }
+    Ok(())
 }
 
 fn check_generic(kind: &str, type_url: &str, payload: &[u8]) -> Result<(), FieldError> {
