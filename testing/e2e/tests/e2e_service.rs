@@ -224,6 +224,7 @@ fn limits_and_logs_are_what_was_asked() -> Result<()> {
         "0.5",
         "--limit-pids",
         "50",
+        "--init",
         "whoami",
         "sleep",
     ])?
@@ -240,6 +241,11 @@ fn limits_and_logs_are_what_was_asked() -> Result<()> {
     };
     ensure!(std::fs::read_to_string(&memory).context(memory)?.trim() == (64 << 20).to_string());
     ensure!(std::fs::read_to_string(&quota).context(quota)?.trim().starts_with("50000"));
+    // The image holds one static program and nothing else: a dynamic init would not run in it.
+    let tasks = lab.ctr(&["tasks", "ls"])?.success()?;
+    let pid = tasks.lines().find_map(|line| line.strip_prefix(id.trim())?.split_whitespace().next()).context("no such container")?;
+    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+    ensure!(line == "/sbin/docker-init\0--\0/whoami\0sleep\0", "{line:?}");
     Ok(())
 }
 
