@@ -125,11 +125,13 @@ impl LogWriter {
         let live: Vec<Open> = self.0.live.lock().expect("no panic while held").values().cloned().collect();
         for open in live {
             let task = open.task.clone();
-            if let Err(error) = answered(&mut connection, &Request::Open(open)).await {
+            // One that does not answer is asked no further: there may be hundreds.
+            let answer = answered(&mut connection, &Request::Open(open)).await?;
+            if let Err(error) = checked(answer) {
                 tracing::warn!(%task, error = %error.words(), "the output of a task is not written");
             }
         }
-        let answer = answered(&mut connection, &request).await?;
+        let answer = checked(answered(&mut connection, &request).await?)?;
         *slot = Some(connection);
         Ok(answer)
     }
@@ -190,7 +192,7 @@ async fn exchange(connection: &mut Connection, request: &Request) -> std::io::Re
 
 async fn answered(connection: &mut Connection, request: &Request) -> Result<Answer, ExecError> {
     let answer = tokio::time::timeout(ANSWER_LIMIT, exchange(connection, request)).await;
-    checked(answer.map_err(|_| lost("no answer in time"))?.map_err(lost)?)
+    answer.map_err(|_| lost("no answer in time"))?.map_err(lost)
 }
 
 fn checked(answer: Answer) -> Result<Answer, ExecError> {

@@ -99,7 +99,7 @@ impl Link<'_> {
             reason = heartbeats(dispatcher.clone(), id.clone()) => reason,
             reason = assignments(dispatcher.clone(), id.clone(), &engine) => reason,
             reason = statuses(dispatcher.clone(), id.clone(), &engine) => reason,
-            reason = logs::subscriptions(channel, &config, &engine) => reason,
+            reason = logs::subscriptions(channel, address, &config, &engine) => reason,
             reason = self.messages(stream) => reason,
         };
         lost(true)(reason)

@@ -2,6 +2,7 @@
 
 use super::SessionConfig;
 use crate::engine::Engine;
+use crate::error::chain;
 use crate::logs::{LogLine, LogQuery, LogStream, Tail, read_logs};
 use skep_proto::v1::log_broker_client::LogBrokerClient;
 use skep_proto::{FromWire, ToWire, v1};
@@ -25,9 +26,9 @@ const LAST_LINES: Duration = Duration::from_millis(500);
 /// How often a followed task is looked at whether it ended.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Serves subscriptions; returns why it ended.
-pub async fn subscriptions(channel: Channel, config: &Arc<SessionConfig>, engine: &Engine) -> String {
-    let mut broker = LogBrokerClient::new(channel.clone());
+/// Serves subscriptions of the manager at this address; returns why it ended.
+pub async fn subscriptions(channel: Channel, address: &str, config: &Arc<SessionConfig>, engine: &Engine) -> String {
+    let mut broker = LogBrokerClient::new(channel);
     let mut stream = match broker.listen_subscriptions(v1::ListenSubscriptionsRequest {}).await {
         Ok(stream) => stream.into_inner(),
         // A manager without logs is a manager all the same.
@@ -51,10 +52,10 @@ pub async fn subscriptions(channel: Channel, config: &Arc<SessionConfig>, engine
             Ok(Some(message)) => {
                 let stop = CancellationToken::new();
                 known.insert(message.id.clone(), stop.clone());
-                let (channel, config, engine) = (channel.clone(), Arc::clone(config), engine.clone());
+                let (address, config, engine) = (address.to_owned(), Arc::clone(config), engine.clone());
                 publishers.spawn(async move {
                     let id = message.id.clone();
-                    if let Err(error) = publish(channel, config, engine, message, stop).await {
+                    if let Err(error) = publish(&address, config, engine, message, stop).await {
                         tracing::debug!(subscription = id, error, "log subscription ended");
                     }
                 });
@@ -87,12 +88,15 @@ fn selected(selector: &v1::LogSelector, task: &Task) -> bool {
 }
 
 async fn publish(
-    channel: Channel,
+    address: &str,
     config: Arc<SessionConfig>,
     engine: Engine,
     subscription: v1::SubscriptionMessage,
     stop: CancellationToken,
 ) -> Result<(), String> {
+    // A connection of its own: the lines for a reader that stands still fill HTTP/2's window, which all calls of a connection
+    // share. Heartbeats would wait behind them, and the manager take this node for dead.
+    let channel = config.dial.dial(address).await.map_err(|error| chain(&error))?;
     let (messages, queue) = mpsc::channel(IN_FLIGHT);
     let mut broker = LogBrokerClient::new(channel);
     let id = subscription.id.clone();
