@@ -22,7 +22,8 @@ impl Api {
     /// # Errors
     /// If nobody answers there.
     pub fn connect(socket: &Path) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        // A thread of its own answers skepd's pings while others are measured; without it skepd would close the connection.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let tls = Connector::local()?;
         let path: PathBuf = socket.to_owned();
         let dial = tower::service_fn(move |_: http::Uri| {

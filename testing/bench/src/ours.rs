@@ -19,6 +19,8 @@ use std::time::Instant;
 pub struct Ours {
     api: Api,
     groups: Vec<Arc<Group>>,
+    /// The group above those of its tasks.
+    tasks: PathBuf,
     state: PathBuf,
     stamps: Stamps,
     traces: Traces,
@@ -37,12 +39,13 @@ impl Ours {
             // Network namespaces are mounts below the run directory.
             mounts_below: vec![lab.containerd_state().join("io.containerd.runtime.v2.task/skep"), lab.run_dir()],
             namespaces: vec![lab.run_dir().join("netns"), lab.run_dir().join("tasks")],
-            cgroups: vec!["skep".into()],
+            cgroups: vec![lab.cgroup().to_owned()],
             shim: lab.dir().display().to_string(),
         };
         let mut this = Self {
             api: Api::connect(&lab.run_dir().join("skep.sock"))?,
             groups,
+            tasks: group_path(lab.cgroup()),
             state: lab.containerd_state(),
             stamps,
             traces: Traces::before(places),
@@ -111,7 +114,7 @@ impl Contender for Ours {
     }
 
     fn tree(&self) -> Vec<PathBuf> {
-        self.groups.iter().map(|group| group.path().to_owned()).chain([group_path("skep")]).collect()
+        self.groups.iter().map(|group| group.path().to_owned()).chain([self.tasks.clone()]).collect()
     }
 
     fn start(&mut self, count: usize) -> Result<Marks> {
