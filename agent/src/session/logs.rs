@@ -166,6 +166,27 @@ impl Source {
     }
 }
 
+/// Sends lines until there are no more, or nobody takes them: then `batches` is closed, which ends its reader.
+async fn forward(source: Source, mut batches: mpsc::Receiver<Vec<LogLine>>, messages: mpsc::Sender<v1::PublishLogsMessage>) {
+    while let Some(batch) = batches.recv().await {
+        let mut part = Vec::new();
+        let mut size = 0;
+        for line in batch {
+            size += line.data.len();
+            part.push(line);
+            if size >= MESSAGE {
+                size = 0;
+                if messages.send(source.message(std::mem::take(&mut part))).await.is_err() {
+                    return;
+                }
+            }
+        }
+        if !part.is_empty() && messages.send(source.message(part)).await.is_err() {
+            return;
+        }
+    }
+}
+
 async fn one_task(
     source: Source,
     dir: std::path::PathBuf,
@@ -174,7 +195,7 @@ async fn one_task(
     engine: Engine,
     stop: CancellationToken,
 ) {
-    let (lines, mut batches) = mpsc::channel::<Vec<LogLine>>(4);
+    let (lines, batches) = mpsc::channel::<Vec<LogLine>>(4);
     let done = stop.child_token();
     let reading = read_logs(dir, query, lines, done.clone());
     let id = source.task.id.clone();
@@ -192,25 +213,7 @@ async fn one_task(
             }
         }
     };
-    let sending = async {
-        while let Some(batch) = batches.recv().await {
-            let mut part = Vec::new();
-            let mut size = 0;
-            for line in batch {
-                size += line.data.len();
-                part.push(line);
-                if size >= MESSAGE {
-                    size = 0;
-                    if messages.send(source.message(std::mem::take(&mut part))).await.is_err() {
-                        return;
-                    }
-                }
-            }
-            if !part.is_empty() && messages.send(source.message(part)).await.is_err() {
-                return;
-            }
-        }
-    };
+    let sending = forward(source, batches, messages);
     let read_and_send = async {
         let (read, ()) = tokio::join!(reading, sending);
         if let Err(error) = read {
@@ -237,6 +240,21 @@ mod tests {
         assert_eq!((some.stdout, some.stderr, some.follow, some.tail), (false, true, true, Tail::Last(5)));
         assert_eq!(query(Some(v1::LogSubscriptionOptions { tail: -1, ..Default::default() })).unwrap().tail, Tail::Last(0));
         assert!(query(Some(v1::LogSubscriptionOptions { tail: 3, ..Default::default() })).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_reader_ends_when_nobody_takes_its_lines() {
+        let task = Arc::new(crate::testing::task(1, "busybox"));
+        let source = Source { task, subscription: "sub1".into(), node: "node1".into() };
+        let (lines, batches) = mpsc::channel(4);
+        let (messages, queue) = mpsc::channel(1);
+        drop(queue);
+        let line = LogLine { time: Timestamp(0), stream: LogStream::Stdout, data: b"x\n".to_vec() };
+        lines.send(vec![line]).await.unwrap();
+        // Both are still here, as they are where they run together.
+        let reading = async { lines.closed().await };
+        let both = async { tokio::join!(reading, forward(source, batches, messages)) };
+        tokio::time::timeout(Duration::from_secs(5), both).await.unwrap();
     }
 
     #[test]
