@@ -283,17 +283,17 @@ async fn users_mounts_and_limits_are_as_asked() {
     assert!(volume.join("sub/file").exists(), "a named volume outlives its tasks");
 }
 
-/// Children of a process: running ones, zombies.
-fn children(parent: i32) -> (usize, usize) {
+/// What `/proc/<pid>/stat` says behind the name: state, parent, process group, session, terminal, group in its foreground.
+fn stat(pid: i32) -> Option<Vec<String>> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    Some(text.rsplit_once(") ")?.1.split(' ').map(str::to_owned).collect())
+}
+
+/// Children of a process: those that run, those that are zombies.
+fn children(parent: i32) -> (Vec<i32>, Vec<i32>) {
     let all = std::fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let states = all.filter_map(|pid| {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let mut fields = stat.rsplit_once(") ")?.1.split(' ');
-        let state = fields.next()?.to_owned();
-        (fields.next()?.parse() == Ok(parent)).then_some(state)
-    });
-    let (zombies, running): (Vec<_>, Vec<_>) = states.partition(|state| state == "Z");
-    (running.len(), zombies.len())
+    let own: Vec<i32> = all.filter(|pid| stat(*pid).is_some_and(|stat| stat[1] == parent.to_string())).collect();
+    own.into_iter().partition(|pid| stat(*pid).is_some_and(|stat| stat[0] != "Z"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -317,7 +317,9 @@ async fn an_init_process_reaps_orphans_and_passes_the_stop_signal_on() {
     container(&mut without, |spec| spec.stop_grace_period = Some(Duration::from_secs(1)));
     let mut missing = shell(3, "true");
     container(&mut missing, |spec| (spec.init, spec.command) = (Some(true), vec!["nosuch".into()]));
-    for task in [&with, &without, &missing] {
+    let mut terminal = shell(4, "exec sleep 1000");
+    container(&mut terminal, |spec| (spec.init, spec.tty) = (Some(true), true));
+    for task in [&with, &without, &missing, &terminal] {
         node.assign(task).await;
     }
     let pid = node.wait(&with, TaskState::Running).await.container.unwrap().pid;
@@ -325,11 +327,20 @@ async fn an_init_process_reaps_orphans_and_passes_the_stop_signal_on() {
     let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
     assert!(line.starts_with(b"/sbin/docker-init\0--\0sh\0-c\0"), "{}", String::from_utf8_lossy(&line));
     let begin = Instant::now();
-    while children(bare) != (0, 1) || children(pid) != (1, 0) {
+    let counts = |pid| (children(pid).0.len(), children(pid).1.len());
+    while counts(bare) != (0, 1) || counts(pid) != (1, 0) {
         assert!(begin.elapsed() < Duration::from_secs(20), "with {:?}, without {:?}", children(pid), children(bare));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    for (task, code) in [(&mut with, 143), (&mut without, 137)] {
+    // On a terminal the command is the group in the foreground: what is typed reaches it, and once.
+    let pid = node.wait(&terminal, TaskState::Running).await.container.unwrap().pid;
+    let leads_in_foreground =
+        |pid: &i32| stat(*pid).is_some_and(|fields| fields[2] == pid.to_string() && fields[5] == fields[2] && fields[4] != "0");
+    while !children(pid).0.iter().any(leads_in_foreground) {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?}", children(pid).0.into_iter().map(stat).collect::<Vec<_>>());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for (task, code) in [(&mut with, 143), (&mut without, 137), (&mut terminal, 143)] {
         let begin = Instant::now();
         node.desire(task, TaskState::Shutdown).await;
         let status = node.wait(task, TaskState::Shutdown).await;
