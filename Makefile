@@ -1,7 +1,8 @@
 # `make` lists every duty. Each does its own set-up on a fresh Debian 12.
 SHELL := /bin/bash
 export PATH := $(HOME)/.cargo/bin:$(PATH)
-SEEDS ?= 2000
+# One call for all programs, so that features agree and nothing is compiled twice.
+BUILD_RELEASE = cargo build --release -p skepd -p swarmctl -p skep-images --bins --example pack
 
 .PHONY: help setup build release demo demo-stop test unit e2e check fmt deny bench image
 
@@ -18,12 +19,12 @@ build: ## debug build of everything
 
 release: ## skepd, swarmctl and skep-init, optimised
 	scripts/setup build
-	cargo build --release -p skepd -p swarmctl
+	$(BUILD_RELEASE)
 	scripts/static release
 
 demo: ## one-node swarm, a service of 3 replicas, answers from each (root)
 	scripts/setup build run
-	cargo build --release -p skepd -p swarmctl
+	$(BUILD_RELEASE)
 	scripts/demo-image release
 	scripts/demo
 
@@ -53,4 +54,5 @@ bench: ## benchmarks; one with B=B5
 	scripts/bench $(B)
 
 image: ## the demonstration image as an archive
+	$(BUILD_RELEASE)
 	scripts/demo-image release
