@@ -1,5 +1,6 @@
-//! The files of one task on the host: `<run>/tasks/<id>/` with `hosts`, `resolv.conf`, `hostname`, fifos, and a small
-//! memory file system for secrets and configs; and `container.json`, what the next agent must know of the container.
+//! The files of one task on the host: `<run>/tasks/<id>/` with fifos, a small memory file system for secrets and configs, and
+//! `container.json`, what the next agent must know of the container; `<data>/agent/etc/<id>/` with `hosts`, `resolv.conf` and
+//! `hostname`.
 
 use crate::error::ExecError;
 use crate::executor::Sandbox;

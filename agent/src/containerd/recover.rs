@@ -25,7 +25,7 @@ pub async fn survey(client: &Client, config: &ContainerdConfig) -> Result<BTreeM
     let processes = client.call("list tasks", CALL_LIMIT, client.tasks().list(request)).await.map_err(explain)?.tasks;
     let processes: HashMap<String, Process> = processes.into_iter().map(|process| (process.id.clone(), process)).collect();
     let mut found = BTreeMap::new();
-    for (dir, kind) in [(config.logs_dir(), Found::Logs), (config.tasks_dir(), Found::Remains)] {
+    for (dir, kind) in [(config.logs_dir(), Found::Logs), (config.etc_dir(), Found::Remains), (config.tasks_dir(), Found::Remains)] {
         for id in names(&dir)? {
             found.insert(id, kind.clone());
         }

@@ -113,12 +113,22 @@ impl ContainerdConfig {
         self.run_dir.join("tasks")
     }
 
+    /// `<data>/agent/etc`
+    pub(super) fn etc_dir(&self) -> PathBuf {
+        self.data_dir.join("agent/etc")
+    }
+
     fn volumes_dir(&self) -> PathBuf {
         self.data_dir.join("agent/volumes")
     }
 
     pub(super) fn task_dir(&self, task: &TaskId) -> TaskDir {
         TaskDir::new(self.tasks_dir().join(task.as_str()))
+    }
+
+    /// Files that the container may write to: on the disk, where it can write anyway, and not in the host's small `/run`.
+    fn task_etc(&self, task: &TaskId) -> TaskDir {
+        TaskDir::new(self.etc_dir().join(task.as_str()))
     }
 }
 
@@ -327,9 +337,12 @@ impl Shared {
         dir.create()?;
         failpoint!("agent.files.directory");
         let hostname = files::hostname(container, task, sandbox, &self.config.node);
-        dir.write("hostname", format!("{hostname}\n"))?;
-        dir.write("hosts", files::hosts(container, &hostname, sandbox)?)?;
-        dir.write("resolv.conf", files::resolv_conf(container, sandbox))?;
+        let etc = self.config.task_etc(&task.id);
+        etc.create()?;
+        failpoint!("agent.files.etc");
+        etc.write("hostname", format!("{hostname}\n"))?;
+        etc.write("hosts", files::hosts(container, &hostname, sandbox)?)?;
+        etc.write("resolv.conf", files::resolv_conf(container, sandbox))?;
         dir.make_fifo("stdout")?;
         failpoint!("agent.files.stdout");
         if !container.tty {
@@ -355,7 +368,7 @@ impl Shared {
             user: &user,
             hostname: &hostname,
             namespace: sandbox.namespace.as_deref(),
-            etc: dir.path(),
+            etc: etc.path(),
             mounts: &ready.mounts,
             cgroup: &format!("{}/{}", self.config.cgroup_parent, task.id),
             host: &self.host,
@@ -512,6 +525,7 @@ impl Shared {
         let own = kept.map_or(Ok(()), |kept| volumes::remove_own(&self.config.volumes_dir(), &kept.own_volumes));
         container.and(network.map_err(ExecError::from)).and(logs).and(snapshot).and(own)?;
         failpoint!("agent.release.volumes");
+        self.config.task_etc(task).remove()?;
         dir.remove()?;
         failpoint!("agent.release.files");
         self.exits.untrack(id);

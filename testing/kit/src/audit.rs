@@ -57,7 +57,7 @@ impl Inventory {
                 lines.insert(format!("{what} {}", line.split_whitespace().next().unwrap_or_default()));
             }
         }
-        for dir in ["run/netns", "run/tasks", "data/agent/tasks", "data/agent/logs", "data/agent/volumes"] {
+        for dir in ["run/netns", "run/tasks", "data/agent/tasks", "data/agent/etc", "data/agent/logs", "data/agent/volumes"] {
             for entry in std::fs::read_dir(lab.dir().join(dir)).into_iter().flatten().flatten() {
                 lines.insert(format!("file {dir}/{}", entry.file_name().to_string_lossy()));
             }
