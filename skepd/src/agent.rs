@@ -61,17 +61,20 @@ impl AgentParts {
         Agent::start(config, deps, stop).await
     }
 
-    /// Removes every task of an earlier cluster, with all it had. Repeats without harm.
+    /// Removes every task of an earlier cluster, with all it had but named volumes: what is in them is the user's.
+    /// Repeats without harm.
     pub async fn clear(&self) {
         let records = self.config.data_dir.join("agent");
-        if records.exists() {
+        if !debris(&records).is_empty() {
             let stop = CancellationToken::new();
             let cleared = tokio::time::timeout(LEAVE_LIMIT, async { self.start(&stop).await?.leave().await }).await;
             stop.cancel();
             match cleared {
                 Ok(Ok(())) => {
-                    if let Err(error) = std::fs::remove_dir_all(&records) {
-                        tracing::warn!(%error, path = %records.display(), "could not remove");
+                    for path in debris(&records) {
+                        if let Err(error) = std::fs::remove_dir_all(&path) {
+                            tracing::warn!(%error, path = %path.display(), "could not remove");
+                        }
                     }
                 }
                 Ok(Err(error)) => {
@@ -84,6 +87,12 @@ impl AgentParts {
             tracing::warn!(error = %chain(&error), "network objects may be left; the next start tries again");
         }
     }
+}
+
+/// What an agent of an earlier cluster left in its directory, other than volumes.
+fn debris(records: &std::path::Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(records).into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name() != "volumes").map(|entry| entry.path()).collect()
 }
 
 /// This very program; the path stays right when the file is replaced by an upgrade.
@@ -236,5 +245,22 @@ async fn watch_over(mut agent: Agent, orders: &mut mpsc::Receiver<Order>, state:
                 return None;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn volumes_are_no_debris_of_a_cluster_that_was_left() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(debris(&dir.path().join("none")).is_empty());
+        for name in ["volumes/data/_data", "tasks", "logs/x"] {
+            std::fs::create_dir_all(dir.path().join(name)).unwrap();
+        }
+        let mut found = debris(dir.path());
+        found.sort();
+        assert_eq!(found, [dir.path().join("logs"), dir.path().join("tasks")]);
     }
 }
