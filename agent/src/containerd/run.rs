@@ -31,12 +31,13 @@ use prost_types::Any;
 use skep_failpoint::failpoint;
 use skep_types::{ContainerSpec, ContainerStatus, HealthConfig, Task, TaskId};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -57,7 +58,9 @@ const KILL_LIMIT: Duration = Duration::from_secs(10);
 /// For the subscription to containerd's events to be live.
 const LIVE_LIMIT: Duration = Duration::from_secs(10);
 /// Output of a health check that is kept, bytes (as Docker's).
-const PROBE_OUTPUT: u64 = 4096;
+const PROBE_OUTPUT: usize = 4096;
+/// Bytes of a health check's output after which it is read slowly: one that prints without end must not keep us busy.
+const MUCH_OUTPUT: usize = 1 << 20;
 
 /// Where and how containers are run.
 #[derive(Debug, Clone)]
@@ -193,6 +196,11 @@ impl ContainerdExecutor {
     /// Hears containerd's events until `stop`; must run for anything to be started.
     pub async fn listen(&self, stop: CancellationToken) {
         self.0.exits.listen(self.0.client.clone(), stop).await;
+    }
+
+    /// Ends what containerd started and lost, until `stop`.
+    pub async fn clear_lost_shims(&self, stop: CancellationToken) {
+        super::shims::keep_clear(self.0.client.clone(), self.0.config.clone(), stop).await;
     }
 
     /// Such as `1.6.20`.
@@ -582,20 +590,37 @@ impl Shared {
         let mut ended = self.exits.exec_ended(id, exec);
         let request = self.client.request(StartRequest { container_id: id.to_owned(), exec_id: exec.to_owned() });
         self.client.call("start the health check", PROCESS_LIMIT, self.client.tasks().start(request)).await.map_err(self.explain())?;
-        let mut exit_code = tokio::time::timeout(timeout, &mut ended).await.ok().and_then(Result::ok);
-        if exit_code.is_none() && self.kill(id, exec, libc::SIGKILL).await? {
-            let late = tokio::time::timeout(KILL_LIMIT, ended).await;
-            drop(late); // too late to count
-            exit_code = None;
-        }
         let mut output = Vec::new();
+        let ending = async {
+            let exit_code = tokio::time::timeout(timeout, &mut ended).await.ok().and_then(Result::ok);
+            if exit_code.is_none() && self.kill(id, exec, libc::SIGKILL).await? {
+                let late = tokio::time::timeout(KILL_LIMIT, ended).await;
+                drop(late); // too late to count
+            }
+            Ok::<_, ExecError>(exit_code)
+        };
+        let exit_code = tokio::select! {
+            exit_code = ending => exit_code?,
+            never = take_in(&mut receiver, &mut output) => match never {},
+        };
         // The pipe never ends, as we hold it open ourselves: take what is there.
-        let mut buffer = [0; PROBE_OUTPUT as usize];
-        if let Ok(Ok(count)) = tokio::time::timeout(Duration::from_millis(1), receiver.read(&mut buffer)).await {
-            output.extend_from_slice(&buffer[..count]);
-        }
+        let _ = tokio::time::timeout(Duration::from_millis(1), take_in(&mut receiver, &mut output)).await;
         Ok(Probe { exit_code, output: String::from_utf8_lossy(&output).into_owned() })
     }
+}
+
+/// Reads on, so that a health check that prints a whole page does not wait for us; keeps the beginning.
+async fn take_in(receiver: &mut (impl AsyncRead + Unpin), output: &mut Vec<u8>) -> Infallible {
+    let mut buffer = vec![0; 16 * 1024];
+    let mut total = 0;
+    while let Ok(count @ 1..) = receiver.read(&mut buffer).await {
+        output.extend_from_slice(&buffer[..count.min(PROBE_OUTPUT - output.len())]);
+        total += count;
+        if total > MUCH_OUTPUT {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    std::future::pending().await
 }
 
 /// What the files of a task gave.
@@ -687,6 +712,23 @@ impl Executor for ContainerdExecutor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_health_check_may_print_more_than_is_kept() {
+        use tokio::io::AsyncWriteExt;
+        let (mut there, mut here) = tokio::io::duplex(64);
+        let mut output = Vec::new();
+        let printing = async {
+            there.write_all(b"begin ").await.unwrap();
+            there.write_all(&vec![b'x'; 200_000]).await.unwrap();
+        };
+        tokio::select! {
+            () = printing => {}
+            never = take_in(&mut here, &mut output) => match never {},
+        }
+        assert_eq!(output.len(), PROBE_OUTPUT);
+        assert!(output.starts_with(b"begin xxx"));
+    }
 
     #[test]
     fn signals_are_known_by_name_and_number() {
