@@ -60,6 +60,11 @@ impl Agent {
             listener.listen(token).await;
             "containerd's events"
         });
+        let (cleaner, token) = (executor.clone(), stop.clone());
+        work.spawn(async move {
+            cleaner.clear_lost_shims(token).await;
+            "clearing of lost shims"
+        });
         let token = stop.clone();
         work.spawn(async move {
             logs.keep(token).await;

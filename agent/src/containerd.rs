@@ -12,6 +12,7 @@ mod init; // process 1 of containers that ask for one
 mod recover; // what earlier lives left
 mod rootfs; // looking into an image without mounting it
 mod run; // the executor
+mod shims; // processes that containerd lost
 pub(crate) mod spec; // OCI runtime specification, pure
 mod volumes; // the local volume driver
 

@@ -6,10 +6,10 @@ use super::rootfs;
 use super::spec::ReadyMount;
 use crate::error::ExecError;
 use containerd_client::types::Mount as RootMount;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use skep_failpoint::failpoint;
 use skep_types::{ContainerSpec, Mount, MountPropagation, MountType, TaskId, VolumeOptions};
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
@@ -214,7 +214,8 @@ fn check_driver(options: &VolumeOptions) -> Result<(), ExecError> {
 
 /// What is at `path` inside `dir`; links may lead anywhere in it, not out of it.
 fn open_beneath(dir: &fs::File, path: &str) -> Option<fs::File> {
-    let how = OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    let how =
+        OpenHow::new().flags(OFlag::O_PATH | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     openat2(dir, Path::new(path.trim_start_matches('/')), how).ok().map(fs::File::from)
 }
 
