@@ -72,7 +72,7 @@ impl AgentParts {
             match cleared {
                 Ok(Ok(())) => {
                     for path in debris(&records) {
-                        if let Err(error) = std::fs::remove_dir_all(&path) {
+                        if let Err(error) = remove(&path) {
                             tracing::warn!(%error, path = %path.display(), "could not remove");
                         }
                     }
@@ -93,6 +93,10 @@ impl AgentParts {
 fn debris(records: &std::path::Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(records).into_iter().flatten().flatten();
     entries.filter(|entry| entry.file_name() != "volumes").map(|entry| entry.path()).collect()
+}
+
+fn remove(path: &std::path::Path) -> std::io::Result<()> {
+    if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) }
 }
 
 /// This very program; the path stays right when the file is replaced by an upgrade.
@@ -259,8 +263,14 @@ mod tests {
         for name in ["volumes/data/_data", "tasks", "logs/x"] {
             std::fs::create_dir_all(dir.path().join(name)).unwrap();
         }
+        std::fs::write(dir.path().join("managers.json"), "").unwrap();
         let mut found = debris(dir.path());
         found.sort();
-        assert_eq!(found, [dir.path().join("logs"), dir.path().join("tasks")]);
+        assert_eq!(found, ["logs", "managers.json", "tasks"].map(|name| dir.path().join(name)));
+        for path in found {
+            remove(&path).unwrap();
+        }
+        assert!(debris(dir.path()).is_empty());
+        assert!(dir.path().join("volumes/data/_data").is_dir());
     }
 }
