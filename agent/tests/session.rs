@@ -37,6 +37,8 @@ struct State {
     heartbeats: usize,
     lines: Vec<v1::LogMessage>,
     closed: bool,
+    /// Does not read any log lines.
+    stalled: bool,
     assignments: Option<mpsc::Sender<Result<v1::AssignmentsMessage, Status>>>,
     subscriptions: Option<mpsc::Sender<Result<v1::SubscriptionMessage, Status>>>,
 }
@@ -113,6 +115,9 @@ impl LogBroker for Manager {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
     async fn publish_logs(&self, request: Request<Streaming<v1::PublishLogsMessage>>) -> Result<Response<v1::PublishLogsResponse>, Status> {
+        if self.0.lock().unwrap().stalled {
+            std::future::pending::<()>().await;
+        }
         let mut stream = request.into_inner();
         while let Some(message) = stream.message().await? {
             let mut state = self.0.lock().unwrap();
@@ -160,20 +165,9 @@ async fn until(what: &str, check: impl Fn() -> bool) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_manager_s_tasks_run_and_their_states_and_lines_come_back() {
-    if skip().is_some() {
-        return;
-    }
-    let containerd = Containerd::new();
-    let manager = Manager::default();
-    let one = shell(1, "echo hello; exec sleep 1000");
-    manager.0.lock().unwrap().tasks.push(one.clone());
-    let serving = CancellationToken::new();
-    let address = serve(manager.clone(), "127.0.0.1:0".parse().unwrap(), serving.clone());
-    let stop = CancellationToken::new();
+async fn start(containerd: &Containerd, address: std::net::SocketAddr, stop: &CancellationToken) -> Agent {
     let config = containerd.config();
-    let agent = Agent::start(
+    Agent::start(
         AgentConfig {
             log_writer: log_writer(&config.run_dir),
             containerd: config,
@@ -186,10 +180,25 @@ async fn a_manager_s_tasks_run_and_their_states_and_lines_come_back() {
             images: Arc::new(OneImage { chain_id: containerd.chain_id.clone(), config: Default::default() }),
             network: Arc::new(HostNetwork),
         },
-        &stop,
+        stop,
     )
     .await
-    .unwrap();
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_s_tasks_run_and_their_states_and_lines_come_back() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let manager = Manager::default();
+    let one = shell(1, "echo hello; exec sleep 1000");
+    manager.0.lock().unwrap().tasks.push(one.clone());
+    let serving = CancellationToken::new();
+    let address = serve(manager.clone(), "127.0.0.1:0".parse().unwrap(), serving.clone());
+    let stop = CancellationToken::new();
+    let agent = start(&containerd, address, &stop).await;
     let states = |task: &Task| manager.0.lock().unwrap().statuses.get(task.id.as_str()).cloned().unwrap_or_default();
     let begin = Instant::now();
     until("running", || states(&one).last() == Some(&TaskState::Running)).await;
@@ -231,6 +240,45 @@ async fn a_manager_s_tasks_run_and_their_states_and_lines_come_back() {
     until("told", || states(&one).last() == Some(&TaskState::Failed)).await;
     assert_eq!(manager.0.lock().unwrap().sessions, ["", "session1"], "the second session names the first");
     assert!(manager.0.lock().unwrap().heartbeats > 1);
+    agent.leave().await.unwrap();
+    assert_eq!(containerd.audit(), Vec::<String>::new());
+    serving.cancel();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_of_logs_that_stand_still_do_not_cost_the_session() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let manager = Manager::default();
+    let task = shell(1, "exec yes a line that is long enough to fill windows soon");
+    {
+        let mut state = manager.0.lock().unwrap();
+        state.tasks.push(task.clone());
+        state.stalled = true;
+    }
+    let serving = CancellationToken::new();
+    let address = serve(manager.clone(), "127.0.0.1:0".parse().unwrap(), serving.clone());
+    let stop = CancellationToken::new();
+    let agent = start(&containerd, address, &stop).await;
+    until("subscriptions are heard", || manager.0.lock().unwrap().subscriptions.is_some()).await;
+    let running = || manager.0.lock().unwrap().statuses.get(task.id.as_str()).is_some_and(|states| states.contains(&TaskState::Running));
+    until("running", running).await;
+    let subscriptions = manager.0.lock().unwrap().subscriptions.clone().unwrap();
+    for number in 0..20 {
+        let subscription = v1::SubscriptionMessage {
+            id: format!("sub{number}"),
+            selector: Some(v1::LogSelector { task_ids: vec![task.id.to_string()], ..Default::default() }),
+            options: Some(v1::LogSubscriptionOptions { follow: true, ..Default::default() }),
+            close: false,
+        };
+        subscriptions.send(Ok(subscription)).await.unwrap();
+    }
+    // Longer than a call may take.
+    let begin = manager.0.lock().unwrap().heartbeats;
+    until("heartbeats go on", || manager.0.lock().unwrap().heartbeats > begin + 30).await;
+    assert_eq!(manager.0.lock().unwrap().sessions.len(), 1, "the session was lost");
     agent.leave().await.unwrap();
     assert_eq!(containerd.audit(), Vec::<String>::new());
     serving.cancel();
