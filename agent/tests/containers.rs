@@ -40,7 +40,7 @@ impl Node {
         let begin = Instant::now();
         loop {
             let text = output(containerd, task).await;
-            if text.contains(one) && text.contains(two) && text.contains("image\nlast") {
+            if [one, two, "image\n", "last"].iter().all(|part| text.contains(part)) {
                 break;
             }
             assert!(begin.elapsed() < Duration::from_secs(10), "{text:?}");
