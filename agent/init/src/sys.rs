@@ -37,9 +37,14 @@ pub fn unblock_in_child(command: &mut Command, on_terminal: bool) {
             // Its failure means that the terminal is not the one that controls this session: nothing is typed at us.
             let _ = unsafe { libc::tcsetpgrp(libc::STDIN_FILENO, libc::getpid()) };
         }
+        // What whoever started us had ignored (nohup, a shell in the background) would stay ignored over exec (execve(2)).
+        for number in 1..=libc::SIGRTMAX() {
+            // SAFETY: signal(2) with the default action installs no code of ours; numbers that cannot be set are refused.
+            unsafe { libc::signal(number, libc::SIG_DFL) };
+        }
         Ok(SigSet::empty().thread_set_mask()?)
     };
     // SAFETY: between fork and exec only async-signal-safe functions may be called and nothing allocated (signal-safety(7)):
-    // getpid, tcsetpgrp and pthread_sigmask are such, and their errors are numbers.
+    // getpid, tcsetpgrp, signal and pthread_sigmask are such, and their errors are numbers.
     unsafe { command.pre_exec(before_exec) };
 }
