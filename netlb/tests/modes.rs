@@ -251,14 +251,26 @@ fn a_task_cannot_speak_for_another() {
             paths.push(netlb.ensure_task(task(number, vec![attach(&ingress, 10 + number)])).await.unwrap().path);
         }
         let liar = paths[0].display();
-        sh(&format!("nsenter --net={liar} ip addr add 10.0.1.13/32 dev lo; nsenter --net={liar} ip addr add fd00:0:0:1::d/128 dev lo"));
+        sh(&format!(
+            "nsenter --net={liar} ip addr add 10.0.1.13/32 dev lo; nsenter --net={liar} ip addr add fd00:0:0:1::d/128 dev lo nodad"
+        ));
         for (to, own, others) in [("10.0.1.12", "10.0.1.11", "10.0.1.13"), ("fd00:0:0:1::c", "fd00:0:0:1::b", "fd00:0:0:1::d")] {
             let to: IpAddr = to.parse().unwrap();
             let listener = within(&paths[1], || std::net::UdpSocket::bind((to, 99)).unwrap());
             listener.set_read_timeout(Some(std::time::Duration::from_secs(3))).unwrap();
             for from in [others, own] {
                 let from: IpAddr = from.parse().unwrap();
-                within(&paths[0], || std::net::UdpSocket::bind((from, 0)).unwrap().send_to(b"hello", (to, 99)).unwrap());
+                within(&paths[0], || {
+                    // An address is usable a moment after the kernel took it.
+                    let socket = (0..300).find_map(|_| {
+                        let bound = std::net::UdpSocket::bind((from, 0)).ok();
+                        bound.or_else(|| {
+                            std::thread::sleep(std::time::Duration::from_millis(10));
+                            None
+                        })
+                    });
+                    socket.expect("the address can be bound").send_to(b"hello", (to, 99)).unwrap()
+                });
             }
             let heard = listener.recv_from(&mut [0; 9]).unwrap().1;
             assert_eq!(heard.ip().to_string(), own, "what it said as another was not heard before");

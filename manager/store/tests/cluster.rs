@@ -1,7 +1,7 @@
 //! Three managers in one process, joined by a transport that can be cut.
 
 use async_trait::async_trait;
-use skep_store::{Alone, Member, ProposeError, RaftCall, RaftId, RaftTransport, Store, StoreConfig, TransportError};
+use skep_store::{Alone, Member, MemberStatus, ProposeError, RaftCall, RaftId, RaftTransport, Store, StoreConfig, TransportError};
 use skep_types::{Action, ClusterView, Node, NodeId, Object};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -166,8 +166,16 @@ async fn managers_join_by_snapshot_and_lose_a_leader_without_losing_a_write() {
     cluster.join(3).await;
     cluster.same_everywhere().await;
     assert_eq!(cluster.store(3).view().nodes().count(), 200);
+    // The last change of membership reaches a follower a moment after its data.
+    let all_vote = |members: &[MemberStatus]| members.len() == 3 && members.iter().all(|member| member.voter);
+    for _ in 0..500 {
+        if all_vote(&cluster.store(3).status().members) {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     let members = cluster.store(3).status().members;
-    assert!(members.len() == 3 && members.iter().all(|member| member.voter), "{members:?}");
+    assert!(all_vote(&members), "{members:?}");
     let follower = cluster.store(2).propose(create(999)).await;
     assert!(matches!(&follower, Err(ProposeError::NotLeader { leader: Some(leader) }) if *leader == member(1)), "{follower:?}");
 
