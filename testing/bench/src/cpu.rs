@@ -5,6 +5,7 @@
 //! counted for the whole machine, and what they use anyway is taken off by the idle baseline.
 
 use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -75,23 +76,28 @@ pub fn tree_seconds(groups: &[PathBuf]) -> f64 {
     groups.iter().filter_map(usage).sum::<f64>() / 1e9
 }
 
-/// Seconds used so far by the kernel's own threads that live now.
+/// Seconds used so far by each of the kernel's own threads that live now, by process id.
 #[must_use]
-pub fn kernel_seconds() -> f64 {
-    let mut nanos = 0.0;
+pub fn kernel_threads() -> BTreeMap<u32, f64> {
+    let mut found = BTreeMap::new();
     for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        if !entry.file_name().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit) {
-            continue;
-        }
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let stat = std::fs::read_to_string(entry.path().join("stat")).unwrap_or_default();
         // After the name, which may hold anything: state, ppid, pgrp, session, tty, tpgid, flags.
         let flags = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(6)).and_then(|flags| flags.parse::<u64>().ok());
         if flags.is_some_and(|flags| flags & PF_KTHREAD != 0) {
             let text = std::fs::read_to_string(entry.path().join("schedstat")).unwrap_or_default();
-            nanos += text.split(' ').next().and_then(|on_cpu| on_cpu.parse::<f64>().ok()).unwrap_or(0.0);
+            let nanos = text.split(' ').next().and_then(|on_cpu| on_cpu.parse::<f64>().ok()).unwrap_or(0.0);
+            found.insert(pid, nanos / 1e9);
         }
     }
-    nanos / 1e9
+    found
+}
+
+/// What passed between two looks at the kernel's threads. One that ended meanwhile takes its last moments with it, but not
+/// those before.
+fn kernel_between(earlier: &BTreeMap<u32, f64>, later: &BTreeMap<u32, f64>) -> f64 {
+    later.iter().map(|(pid, used)| (used - earlier.get(pid).copied().unwrap_or(0.0)).max(0.0)).sum()
 }
 
 /// Seconds in which the machine's CPUs did anything, or were taken from it (steal).
@@ -120,11 +126,11 @@ pub fn process_seconds(pid: u32) -> f64 {
 }
 
 /// The clocks at one moment.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Reading {
     at: Instant,
     tree: f64,
-    kernel: f64,
+    kernel: BTreeMap<u32, f64>,
     machine: f64,
     own: f64,
 }
@@ -142,7 +148,7 @@ pub struct Spent {
 impl Reading {
     #[must_use]
     pub fn take(groups: &[PathBuf]) -> Self {
-        Self { at: Instant::now(), tree: tree_seconds(groups), kernel: kernel_seconds(), machine: machine_seconds(), own: own_seconds() }
+        Self { at: Instant::now(), tree: tree_seconds(groups), kernel: kernel_threads(), machine: machine_seconds(), own: own_seconds() }
     }
 
     #[must_use]
@@ -150,7 +156,7 @@ impl Reading {
         Spent {
             wall: (later.at - self.at).as_secs_f64(),
             tree: later.tree - self.tree,
-            kernel: later.kernel - self.kernel,
+            kernel: kernel_between(&self.kernel, &later.kernel),
             machine: later.machine - self.machine,
             own: later.own - self.own,
         }
@@ -177,6 +183,13 @@ mod tests {
         assert!((spent.foreign_share() - 0.5).abs() < 1e-9);
         let quiet = Spent { wall: 1.0, tree: 0.2, kernel: 0.0, machine: 0.1, own: 0.0 };
         assert!(quiet.foreign_share().abs() < 1e-9, "ticks are coarser than nanoseconds");
+    }
+
+    #[test]
+    fn a_kernel_thread_that_ended_takes_nothing_off() {
+        let earlier = BTreeMap::from([(2, 5.0), (3, 100.0)]);
+        let later = BTreeMap::from([(2, 5.5), (4, 0.25)]);
+        assert!((kernel_between(&earlier, &later) - 0.75).abs() < 1e-9);
     }
 
     #[test]
