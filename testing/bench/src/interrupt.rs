@@ -1,29 +1,26 @@
 //! Ctrl-C and SIGTERM end the run at the next wait, as an error, so that everything made is taken away on the way out.
 
+#![allow(unsafe_code, reason = "setting a signal handler; blocking the signals instead would be inherited by every program started")]
+
 use anyhow::{Result, ensure};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// To be called before any thread starts: they inherit that these signals are not theirs. Programs started do not.
-///
+extern "C" fn stop(_: i32) {
+    STOP.store(true, Ordering::Relaxed);
+}
+
 /// # Errors
-/// If the signals cannot be kept back.
+/// If the handlers cannot be set.
 pub fn listen() -> Result<()> {
-    let mut signals = SigSet::empty();
-    signals.add(Signal::SIGINT);
-    signals.add(Signal::SIGTERM);
-    signals.thread_block()?;
-    std::thread::spawn(move || {
-        while signals.wait().is_ok() {
-            // Whoever asks twice does not want to wait.
-            if STOP.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-            eprintln!("\nstopping: taking everything away");
-        }
-    });
+    // Whoever asks twice does not want to wait: the second signal meets the default again.
+    let action = SigAction::new(SigHandler::Handler(stop), SaFlags::SA_RESTART | SaFlags::SA_RESETHAND, SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: the handler only stores into an atomic, which is async-signal-safe, and lives for ever.
+        unsafe { sigaction(signal, &action) }?;
+    }
     Ok(())
 }
 
