@@ -179,7 +179,8 @@ fn the_cluster_port_serves_nobody_without_a_certificate_of_the_cluster() -> Resu
     let anonymous = ask(&[])?;
     ensure!(anonymous.contains("grpc-status: 7"), "without a certificate: {anonymous}");
     let foreign = ask(&["--cert", &certificate, "--key", &key])?;
-    ensure!(!foreign.contains("grpc-status") && foreign.contains("alert"), "with a foreign certificate: {foreign}");
+    // With TLS 1.3 the client sends its request before it learns of the refusal: what it sees of it is an alert or a closed connection.
+    ensure!(!foreign.contains("grpc-status") && !foreign.starts_with("status 0 "), "with a foreign certificate: {foreign}");
     let plain = run("nsenter", &[&net, "curl", "-sS", "--max-time", "3", &format!("http://{}:2377/", Lab::HOST)])?;
     ensure!(plain.status != 0, "plain HTTP got an answer: {plain:?}");
     // With the node's own certificate the same call is answered.
