@@ -141,6 +141,7 @@ pub fn footprint(field: &Field) -> Result<Report> {
     let helpers = pids(|command| command.contains("skepd") && command.contains(&lab) && !command.contains("nsenter"));
     let helpers: Vec<u32> = helpers.into_iter().filter(|pid| *pid != skepd).collect();
     let shims = pids(|command| command.contains("containerd-shim") && command.contains(&lab));
+    let (writers, shims) = (sum(&helpers), sum(&shims));
     for contender in &mut contenders {
         contender.remove()?;
     }
@@ -172,7 +173,6 @@ pub fn footprint(field: &Field) -> Result<Report> {
         }
     }
     rows.push(row("program".into(), "MiB", None, &|index| program_size(processes[index])));
-    let (writers, shims) = (sum(&helpers), sum(&shims));
     report.remarks.push(format!(
         "beside skepd itself, {TASKS} tasks have {} processes of the skepd program (log writers: RSS {:.1} MiB, PSS {:.1} MiB in all) and containerd's shims \
          (RSS {:.0} MiB, PSS {:.0} MiB), which dockerd has too",
