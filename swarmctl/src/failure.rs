@@ -39,11 +39,16 @@ impl Failure {
         Self::new(Exit::NotFound, format!("no such {kind}: {name}; {hint}"))
     }
 
-    pub fn cannot_connect(socket: &Path, error: impl std::error::Error + 'static) -> Self {
-        let mut cause: &dyn std::error::Error = &error;
-        while let Some(deeper) = cause.source() {
-            cause = deeper;
+    /// What this node's daemon said of itself: unlike a manager's answer it tells the whole story.
+    pub fn of_daemon(status: tonic::Status) -> Self {
+        match status.code() {
+            Code::Unavailable if std::error::Error::source(&status).is_none() => Self::new(Exit::Unreachable, status.message()),
+            _ => Self::from(status),
         }
+    }
+
+    pub fn cannot_connect(socket: &Path, error: impl std::error::Error + 'static) -> Self {
+        let cause = root_cause(&error);
         let hint = match cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind) {
             Some(std::io::ErrorKind::NotFound) => "is skepd running? Start it, or name its socket with --socket",
             Some(std::io::ErrorKind::PermissionDenied) => "the socket is root's; use sudo",
@@ -63,16 +68,37 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+/// The last of an error's causes: the one that says what happened.
+fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause
+}
+
+/// What to do when nobody answered.
+const NO_ANSWER: &str = "a change may have been made nevertheless, so look before it is repeated. If this lasts, the managers have lost \
+                         their majority: start those that are down, or see `swarmctl cluster recover --help`";
+
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         let message = status.message();
+        // Made here, not by the other side.
+        if let Some(cause) = std::error::Error::source(&status) {
+            let text = format!("the connection to skepd broke: {}; a change may have been made nevertheless", root_cause(cause));
+            return Self::new(Exit::Unreachable, text);
+        }
         match status.code() {
             Code::NotFound => Self::new(Exit::NotFound, message),
             Code::AlreadyExists => Self::new(Exit::Conflict, message),
             Code::Unknown if message.contains("update out of sequence") => {
                 Self::new(Exit::Conflict, "somebody else changed it meanwhile (update out of sequence); look again and repeat")
             }
-            Code::Unavailable | Code::DeadlineExceeded => Self::new(Exit::Unreachable, format!("no manager answered: {message}")),
+            // Reads were repeated for a while by then (`connect/patient.rs`).
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
+                Self::new(Exit::Unreachable, format!("no manager answered: {message}; {NO_ANSWER}"))
+            }
             Code::Unimplemented if message.is_empty() => {
                 Self::new(Exit::Failed, "this node does not offer that; is it a manager? See `swarmctl cluster inspect`")
             }

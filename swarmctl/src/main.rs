@@ -7,6 +7,7 @@ mod flags; // flags to specs
 mod output; // tables, JSON, templates
 mod progress; // waiting until a service is as wanted
 mod resolve; // names to ids
+mod secret; // keys from files and terminals
 mod when; // times for people
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -30,10 +31,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make, show and leave the cluster
+    /// Make, join, change and save the cluster
     #[command(subcommand, arg_required_else_help = true)]
     Cluster(commands::cluster::Command),
-    /// Show nodes
+    /// Show and change nodes
     #[command(subcommand, arg_required_else_help = true)]
     Node(commands::node::Command),
     /// Run and change services

@@ -2,7 +2,7 @@
 
 use crate::failure::Failure;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 
@@ -125,7 +125,14 @@ pub fn render(text: &str, value: &Value) -> Result<String, Failure> {
 #[derive(Debug, Default)]
 pub struct Table {
     titles: Vec<&'static str>,
-    rows: Vec<Vec<String>>,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Row {
+    cells: Vec<String>,
+    /// What templates and JSON see besides the cells, or instead of a cell that is dressed up for people.
+    more: Vec<(&'static str, String)>,
 }
 
 impl Table {
@@ -134,8 +141,13 @@ impl Table {
     }
 
     pub fn row(&mut self, cells: Vec<String>) {
+        self.row_with(cells, Vec::new());
+    }
+
+    /// A row with fields that have no column; those named like a column are what templates and JSON see of it.
+    pub fn row_with(&mut self, cells: Vec<String>, more: Vec<(&'static str, String)>) {
         debug_assert_eq!(cells.len(), self.titles.len());
-        self.rows.push(cells);
+        self.rows.push(Row { cells, more });
     }
 
     /// `CURRENT STATE` is `.CurrentState` in templates and JSON, `ID` stays `.ID`.
@@ -152,36 +164,46 @@ impl Table {
             .collect()
     }
 
-    fn object(&self, row: &[String]) -> Value {
-        let fields = self.titles.iter().zip(row).map(|(title, cell)| (Self::field(title), Value::String(cell.clone())));
-        Value::Object(fields.collect::<Map<_, _>>())
+    fn object(&self, row: &Row, dress: impl Fn(&str) -> String) -> Value {
+        let cells = self.titles.iter().zip(&row.cells).map(|(title, cell)| (Self::field(title), cell));
+        let more = row.more.iter().map(|(field, value)| ((*field).to_owned(), value));
+        Value::Object(cells.chain(more).map(|(field, value)| (field, Value::String(dress(value)))).collect())
+    }
+
+    /// The line of titles for a template.
+    fn heading(&self) -> Value {
+        let more = self.rows.first().map(|row| row.more.as_slice()).unwrap_or_default();
+        let more = more.iter().map(|(field, _)| ((*field).to_owned(), Value::String(field.to_uppercase())));
+        let titles = self.titles.iter().map(|title| (Self::field(title), Value::String((*title).into())));
+        Value::Object(more.chain(titles).collect())
     }
 
     pub fn print(&self, format: &Format) -> Result<(), Failure> {
         put(&self.text(format)?)
     }
 
-    fn text(&self, format: &Format) -> Result<String, Failure> {
+    /// What `print` prints.
+    pub fn text(&self, format: &Format) -> Result<String, Failure> {
         let mut text = String::new();
-        // JSON has escapes of its own.
-        let rows = || self.rows.iter().map(|row| row.iter().map(|cell| plain(cell).into_owned()).collect::<Vec<_>>());
+        let harmless = |text: &str| plain(text).into_owned();
         match format {
             Format::Table => {
-                text = align(std::iter::once(self.titles.iter().map(ToString::to_string).collect()).chain(rows()).collect());
+                let rows = self.rows.iter().map(|row| row.cells.iter().map(|cell| harmless(cell)).collect::<Vec<_>>());
+                text = align(std::iter::once(self.titles.iter().map(ToString::to_string).collect()).chain(rows).collect());
             }
             Format::Json => {
                 for row in &self.rows {
-                    text += &format!("{}\n", self.object(row));
+                    // JSON has escapes of its own.
+                    text += &format!("{}\n", self.object(row, str::to_owned));
                 }
             }
             Format::Template { text: template, titles } => {
                 let mut lines = Vec::new();
                 if *titles {
-                    let names: Map<_, _> = self.titles.iter().map(|title| (Self::field(title), Value::String((*title).into()))).collect();
-                    lines.push(render(template, &Value::Object(names))?);
+                    lines.push(render(template, &self.heading())?);
                 }
-                for row in rows() {
-                    lines.push(render(template, &self.object(&row))?);
+                for row in &self.rows {
+                    lines.push(render(template, &self.object(row, harmless))?);
                 }
                 text = if *titles {
                     align(lines.iter().map(|line| line.split('\t').map(str::to_owned).collect()).collect())
@@ -312,6 +334,15 @@ mod tests {
         assert!(!table.text(&Format::Json).unwrap().contains('\u{1b}'));
         assert_eq!(plain("größer ☃"), "größer ☃");
         assert_eq!(crate::failure::Failure::failed("a\nb\u{1b}").to_string(), "a\nb\\u{1b}");
+    }
+
+    #[test]
+    fn programs_see_a_cell_without_its_dress_and_fields_without_a_column() {
+        let mut table = Table::new(&["ID", "HOSTNAME"]);
+        table.row_with(vec!["a *".into(), "m1".into()], vec![("ID", "a".into()), ("Self", "true".into())]);
+        assert_eq!(table.text(&Format::Table).unwrap(), "ID    HOSTNAME\na *   m1\n");
+        assert_eq!(table.text(&"{{.ID}} {{.Self}}".parse().unwrap()).unwrap(), "a true\n");
+        assert_eq!(table.text(&"table {{.Hostname}}\\t{{.Self}}".parse().unwrap()).unwrap(), "HOSTNAME   SELF\nm1         true\n");
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub async fn service(connection: &Connection, wanted: &str) -> Result<v1::Servic
 pub async fn node(connection: &Connection, wanted: &str) -> Result<v1::Node, Failure> {
     let own;
     let wanted = if wanted == "self" {
-        own = connection.node().status(StatusRequest {}).await?.into_inner().node_id;
+        own = connection.node().status(StatusRequest::default()).await?.into_inner().node_id;
         own.as_str()
     } else {
         wanted

@@ -7,6 +7,9 @@ pub mod node;
 pub mod service;
 pub mod task;
 
+/// How often a change that somebody else overtook is looked at again and repeated.
+const TRIES: usize = 5;
+
 /// Flags of every list.
 #[derive(Debug, clap::Args)]
 pub struct ListFlags {

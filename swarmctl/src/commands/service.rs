@@ -1,6 +1,6 @@
 //! `swarmctl service …`
 
-use super::{InspectFlags, ListFlags, logs, short, task};
+use super::{InspectFlags, ListFlags, TRIES, logs, short, task};
 use crate::connect::Connection;
 use crate::failure::{Exit, Failure};
 use crate::flags::{CreateFlags, Grant, Grants, UpdateFlags};
@@ -12,9 +12,6 @@ use skep_types::{
     Service, ServiceMode, ServiceSpec,
 };
 use std::sync::Arc;
-
-/// How often a change that somebody else overtook is looked at again and repeated.
-const TRIES: usize = 5;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {

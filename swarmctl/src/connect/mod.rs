@@ -1,11 +1,15 @@
 //! The way to a manager: TLS on the node's local socket, as SwarmKit's own client does it.
 
+mod patient; // reads are repeated while there is no leader
+
 use crate::failure::Failure;
 use hyper_util::rt::TokioIo;
+use patient::Patient;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use skep_proto::skep::local_images_client::LocalImagesClient;
 use skep_proto::skep::local_node_client::LocalNodeClient;
+use skep_proto::v1::ca_client::CaClient;
 use skep_proto::v1::control_client::ControlClient;
 use skep_proto::v1::logs_client::LogsClient;
 use std::path::{Path, PathBuf};
@@ -20,7 +24,7 @@ const ANSWER_LIMIT: usize = 256 << 20;
 /// One connection, from which clients of all services are made.
 #[derive(Clone)]
 pub struct Connection {
-    channel: Channel,
+    channel: Patient<Channel>,
 }
 
 impl Connection {
@@ -37,22 +41,26 @@ impl Connection {
         });
         let endpoint = Endpoint::from_static("http://swarm-manager").connect_timeout(Duration::from_secs(5));
         let channel = endpoint.connect_with_connector(connector).await.map_err(|error| Failure::cannot_connect(socket, error))?;
-        Ok(Self { channel })
+        Ok(Self { channel: Patient::new(channel) })
     }
 
-    pub fn control(&self) -> ControlClient<Channel> {
+    pub fn control(&self) -> ControlClient<Patient<Channel>> {
         ControlClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_LIMIT)
     }
 
-    pub fn logs(&self) -> LogsClient<Channel> {
+    pub fn logs(&self) -> LogsClient<Patient<Channel>> {
         LogsClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_LIMIT)
     }
 
-    pub fn node(&self) -> LocalNodeClient<Channel> {
+    pub fn ca(&self) -> CaClient<Patient<Channel>> {
+        CaClient::new(self.channel.clone())
+    }
+
+    pub fn node(&self) -> LocalNodeClient<Patient<Channel>> {
         LocalNodeClient::new(self.channel.clone())
     }
 
-    pub fn images(&self) -> LocalImagesClient<Channel> {
+    pub fn images(&self) -> LocalImagesClient<Patient<Channel>> {
         LocalImagesClient::new(self.channel.clone())
     }
 }
