@@ -1,7 +1,7 @@
 //! What is written to the disk, and how it is read back without trusting it.
 //!
 //! ```text
-//! raft/dek                      data key (0600)
+//! raft/dek                      data key (0600), sealed by the unlock key if the cluster is locked
 //! raft/state                    vote and newest segment, twice
 //! raft/log/0000000000000007.seg segments, preallocated and recycled; frames chained by their tags
 //! raft/log/spare                the next segment, ready or being zeroed
@@ -46,7 +46,15 @@ pub enum DiskError {
     #[error("{} was written by a newer version of skep (format {format}); start that version again", .path.display())]
     Newer { path: PathBuf, format: u8 },
     #[error("{} is in use by another process", .path.display())]
+    InUse { path: PathBuf },
+    #[error("{} is locked; give the cluster's unlock key with `swarmctl cluster unlock`", .path.display())]
     Locked { path: PathBuf },
+    #[error(
+        "{} cannot be opened with this unlock key; print the right one with `swarmctl cluster unlock-key` on a manager that is not \
+         locked. A key that was rotated since this manager went down no longer counts for the others, but still for this one",
+        .path.display()
+    )]
+    WrongUnlockKey { path: PathBuf },
     #[error("could not encode what is to be written")]
     Codec(#[from] crate::codec::CodecError),
 }

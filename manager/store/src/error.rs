@@ -1,5 +1,6 @@
 //! What can go wrong with the store as a whole.
 
+use crate::backup::BackupError;
 use crate::disk::DiskError;
 use crate::raft::types::Member;
 use crate::table::ApplyError;
@@ -25,6 +26,15 @@ pub enum StoreError {
     NotLeader { leader: Option<Member> },
     #[error("no answer of a majority of managers within {0:?}")]
     Timeout(Duration),
+    #[error("no other manager has a vote, so that nobody can lead instead")]
+    NoSuccessor,
+    #[error("no other manager took the leadership in time; this one goes on leading")]
+    NotTaken,
+    #[error(transparent)]
+    Backup(#[from] BackupError),
+    /// The data key was given by the caller and is not in the store's directory.
+    #[error("the data key is not kept by the store, which cannot seal it then")]
+    KeyElsewhere,
     #[error("the store has stopped")]
     Stopped,
 }

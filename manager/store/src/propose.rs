@@ -5,6 +5,7 @@ use crate::disk::log::LogShared;
 use crate::error::ProposeError;
 use crate::raft::log::Broken;
 use crate::raft::types::{Batch, BatchResult, Member, Raft, Transaction};
+use crate::transfer::Transfer;
 use openraft::error::{ClientWriteError, Fatal};
 use skep_types::Version;
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub(crate) struct Proposer {
     pub(crate) log: Arc<LogShared>,
     pub(crate) broken: Broken,
     pub(crate) timeout: Duration,
+    pub(crate) transfer: Arc<Transfer>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -107,6 +109,12 @@ impl Proposer {
             parts.push(proposal.encoded);
         }
         if answers.is_empty() {
+            return;
+        }
+        // A leader that is going writes nothing more: its successor has to have everything.
+        let _writing = self.transfer.writing.lock().await;
+        if self.transfer.is_on() {
+            answers.into_iter().for_each(|answer| drop(answer.send(Err(ProposeError::NotLeader { leader: None }))));
             return;
         }
         let outcome = match self.room(parts.iter().map(Vec::len).sum()).await {

@@ -1,118 +1,38 @@
 //! The handle that everybody holds.
 
+use crate::backup::Backup;
+use crate::config::{Clock, StoreConfig, raft_config};
+use crate::disk::DiskError;
 use crate::disk::key::DataKey;
-use crate::disk::log::{DirLock, Log};
-use crate::disk::snapshot::SnapshotDir;
-use crate::disk::state::StateFile;
-use crate::disk::{DiskError, failed};
+use crate::election::{self, Role};
 use crate::error::{ProposeError, StoreError};
-use crate::feed::{Feed, Feeds};
+use crate::feed::Feed;
+use crate::group::{self, MemberStatus};
 use crate::leadership::{Leadership, watch_leadership};
+use crate::open::{KEY_FILE, Opened};
+use crate::plant::{self, Recovery};
 use crate::propose::{MAX_TRANSACTION_BYTES, Proposal, Proposer, WAITING};
+use crate::raft::lines::Lines;
 use crate::raft::log::{Broken, LogStore};
-use crate::raft::machine::{Machine, Published, SnapshotProgress};
+use crate::raft::machine::{Published, SnapshotProgress};
 use crate::raft::network::{self, AnswerError, Network, RaftCall, RaftTransport};
-use crate::raft::types::{Member, Raft, RaftId, Transaction, encode_transaction};
+use crate::raft::polls::{self, Polls};
+use crate::raft::types::{Member, Raft, RaftId, RaftState, Transaction, encode_transaction};
 use crate::table::StateHash;
+use crate::transfer::{HandOver, Transfer};
 use crate::view::View;
+use openraft::ChangeMembers;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
-use openraft::{ChangeMembers, SnapshotPolicy};
-use skep_types::{Action, Timestamp, Version};
+use skep_types::{Action, UnlockKey, Version};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::OpenOptions;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-/// Where time stamps come from: asked once per proposal, on the leader.
-pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
-
-/// The system's clock.
-#[must_use]
-pub fn system_clock() -> Clock {
-    Arc::new(|| {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
-    })
-}
-
-/// Heartbeats and elections between managers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timing {
-    pub heartbeat: Duration,
-    /// Without a heartbeat for a random time in this range a manager asks for votes.
-    pub election_min: Duration,
-    pub election_max: Duration,
-}
-
-impl Default for Timing {
-    /// Slow enough to keep a leader whose disk is busy; a new one is found within two seconds.
-    fn default() -> Self {
-        Self { heartbeat: Duration::from_millis(100), election_min: Duration::from_millis(500), election_max: Duration::from_millis(1000) }
-    }
-}
-
-/// Below this nothing fits beside the reserve.
-const MIN_SEGMENT_BYTES: u64 = 128 * 1024;
-
-/// How a store is kept.
-#[derive(Clone)]
-pub struct StoreConfig {
-    /// The directory `raft`; made (0700) if missing.
-    pub dir: PathBuf,
-    /// `None`: the key is in the file `dek` of the directory, made at bootstrap or join.
-    pub key: Option<DataKey>,
-    pub clock: Clock,
-    pub timing: Timing,
-    /// Entries between snapshots.
-    pub snapshot_entries: u64,
-    /// A snapshot is also made when the log has grown by so many bytes since the last.
-    pub snapshot_log_bytes: u64,
-    /// Entries kept behind a snapshot for slow followers.
-    pub keep_entries: u64,
-    /// Size of a log segment, at least 128 KiB; one more is always kept ready. A transaction has to fit one.
-    pub segment_bytes: u64,
-    /// Bytes of the newest entries kept in memory.
-    pub cache_bytes: usize,
-    /// Changes held for feed readers that are slow.
-    pub feed_changes: usize,
-    /// How long a proposal waits for a majority.
-    pub propose_timeout: Duration,
-}
-
-impl StoreConfig {
-    #[must_use]
-    pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self {
-            dir: dir.into(),
-            key: None,
-            clock: system_clock(),
-            timing: Timing::default(),
-            snapshot_entries: 10_000,
-            snapshot_log_bytes: 64 << 20,
-            keep_entries: 500,
-            segment_bytes: 4 << 20,
-            cache_bytes: 1 << 20,
-            feed_changes: 16_384,
-            propose_timeout: Duration::from_secs(30),
-        }
-    }
-}
-
-/// A manager in the raft group.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemberStatus {
-    pub raft_id: RaftId,
-    pub member: Member,
-    /// A learner has all entries but no vote.
-    pub voter: bool,
-    /// The last entry known to be on its disk; only the leader knows.
-    pub matched: Option<u64>,
-}
 
 /// How the raft group is, as seen from here.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +46,10 @@ pub struct StoreStatus {
     pub purged_index: Option<u64>,
     /// On the leader: since a majority last answered.
     pub quorum_age: Option<Duration>,
+    /// Since a leader was last heard from; `None` if none was since the start.
+    pub leader_heard: Option<Duration>,
+    /// A leader has said that this manager is not a member of the group any more.
+    pub removed: bool,
     pub members: Vec<MemberStatus>,
     /// Why the last snapshot could not be written, until one is.
     pub snapshot_error: Option<String>,
@@ -140,7 +64,14 @@ struct Inner {
     raft_id: RaftId,
     log: LogStore,
     published: Arc<Published>,
+    polls: Arc<Polls>,
+    lines: Arc<Lines>,
+    transfer: Arc<Transfer>,
     leadership: watch::Receiver<Leadership>,
+    members: watch::Receiver<Vec<MemberStatus>>,
+    key: DataKey,
+    /// Where the data key is kept; `None` if the caller has it. Locked while the file is replaced.
+    key_file: Option<Arc<Mutex<PathBuf>>>,
     proposals: mpsc::Sender<Proposal>,
     broken: Broken,
     clock: Clock,
@@ -210,6 +141,15 @@ impl Store {
             store.shutdown().await;
             return Err(StoreError::Empty { dir });
         }
+        let me = store.0.raft_id;
+        let alone = move |state: &RaftState| {
+            let membership = state.membership_state.effective().membership();
+            election::role(me, false, membership) == Role::OnlyVoter
+        };
+        // There is nobody to wait for.
+        if store.0.raft.with_raft_state(alone).await.map_err(|_| StoreError::Stopped)? {
+            store.0.raft.trigger().elect().await.map_err(|_| StoreError::Stopped)?;
+        }
         Ok(store)
     }
 
@@ -235,33 +175,51 @@ impl Store {
             let config = config.clone();
             tokio::task::spawn_blocking(move || Opened::open(&config, make)).await.map_err(|_| StoreError::Stopped)??
         };
-        let Opened { log, raft_id, machine, published } = opened;
+        let Opened { log, raft_id, key, machine, published } = opened;
         let (log, broken, writer) = LogStore::start(log)
             .map_err(|source| StoreError::Disk(DiskError::Io { step: "start the writer of", path: config.dir.clone(), source }))?;
-        let raft = Raft::new(raft_id, Arc::new(raft_config), Network(transport), log.clone(), machine)
+        let waits = config.timing.waits();
+        let lines = Lines::new(Arc::clone(&transport), Arc::clone(log.shared()));
+        let polls = Polls::new(raft_id, waits);
+        let raft = Raft::new(raft_id, Arc::new(raft_config), Network(Arc::clone(&lines)), log.clone(), machine)
             .await
             .map_err(|error| StoreError::Raft { source: Box::new(error) })?;
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let (leading, leadership) = watch::channel(Leadership::default());
-        tasks.spawn(watch_leadership(raft.clone(), leading, stop.clone()));
+        tasks.spawn(watch_leadership(raft.clone(), Arc::clone(&lines), waits, leading, stop.clone()));
         tasks.spawn(housekeeping(raft.clone(), Arc::clone(&published), stop.clone()));
+        tasks.spawn(end_when_broken(raft.clone(), broken.clone(), stop.clone()));
+        tasks.spawn(Arc::clone(&polls).run(raft.clone(), transport, stop.clone()));
+        tasks.spawn(polls::pulse(raft.clone(), Arc::clone(&lines), waits, stop.clone()));
+        let (group, members) = watch::channel(Vec::new());
+        tasks.spawn(group::watch_members(raft.clone(), group, stop.clone()));
+        tasks.spawn(group::finish_changes(raft.clone(), leadership.clone(), stop.clone()));
         let (proposals, queue) = mpsc::channel(WAITING);
+        let transfer = Arc::new(Transfer::default());
         let proposer = Proposer {
             queue,
             raft: raft.clone(),
             log: Arc::clone(log.shared()),
             broken: broken.clone(),
             timeout: config.propose_timeout,
+            transfer: Arc::clone(&transfer),
             stop: stop.clone(),
         };
         tasks.spawn(proposer.run());
+        let key_file = config.key.is_none().then(|| Arc::new(Mutex::new(config.dir.join(KEY_FILE))));
         Ok(Self(Arc::new(Inner {
             raft,
             raft_id,
             log,
             published,
+            polls,
+            lines,
+            transfer,
             leadership,
+            members,
+            key,
+            key_file,
             proposals,
             broken,
             clock: config.clock,
@@ -302,6 +260,9 @@ impl Store {
                 return Err(ProposeError::Disk(Arc::clone(error)));
             }
             return Err(ProposeError::NotLeader { leader: leader.map(|(_, member)| member) });
+        }
+        if self.0.transfer.is_on() {
+            return Err(ProposeError::NotLeader { leader: None });
         }
         let transaction = Transaction { now: (self.0.clock)(), actions };
         let encoded = encode_transaction(&transaction).map_err(|error| ProposeError::Disk(Arc::new(error.into())))?;
@@ -374,8 +335,13 @@ impl Store {
     pub fn status(&self) -> StoreStatus {
         let metrics = self.0.raft.metrics().borrow().clone();
         let broken = self.0.broken.borrow().as_ref().map(ToString::to_string);
-        let voters: BTreeSet<RaftId> = metrics.membership_config.membership().voter_ids().collect();
-        let matched = |id: &RaftId| metrics.replication.as_ref().and_then(|all| all.get(id).copied().flatten()).map(|id| id.index);
+        let mut members = group::members(&metrics.membership_config);
+        if let Some(replication) = &metrics.replication {
+            for member in &mut members {
+                member.matched = replication.get(&member.raft_id).copied().flatten().map(|id| id.index);
+                member.answered = self.0.lines.answered(member.raft_id);
+            }
+        }
         StoreStatus {
             raft_id: self.0.raft_id,
             leader: metrics.current_leader,
@@ -385,21 +351,39 @@ impl Store {
             snapshot_index: metrics.snapshot.map(|id| id.index),
             purged_index: metrics.purged.map(|id| id.index),
             quorum_age: metrics.millis_since_quorum_ack.map(Duration::from_millis),
-            members: metrics
-                .membership_config
-                .membership()
-                .nodes()
-                .map(|(id, member)| MemberStatus { raft_id: *id, member: member.clone(), voter: voters.contains(id), matched: matched(id) })
-                .collect(),
+            leader_heard: self.0.polls.leader_heard(),
+            removed: *self.0.polls.removed().borrow(),
+            members,
             snapshot_error: self.0.published.snapshots.error.borrow().as_ref().map(ToString::to_string),
             broken: broken.or_else(|| metrics.running_state.as_ref().err().map(ToString::to_string)),
             syncs: crate::disk::syncs(),
         }
     }
 
+    /// The members of the raft group with their addresses; the receiver wakes when those change, and only then.
+    #[must_use]
+    pub fn members(&self) -> watch::Receiver<Vec<MemberStatus>> {
+        self.0.members.clone()
+    }
+
+    /// Whether a leader has said that this manager is not a member any more. It asks when it has not heard of one for a while:
+    /// nobody tells those who were removed.
+    #[must_use]
+    pub fn removed(&self) -> watch::Receiver<bool> {
+        self.0.polls.removed()
+    }
+
     /// Changes [`StoreConfig::snapshot_entries`].
     pub fn set_snapshot_entries(&self, entries: u64) {
         self.0.published.snapshots.every_entries.store(entries.max(1), std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// Changes [`StoreConfig::keep_entries`], from the next snapshot on.
+    ///
+    /// Of the cluster's raft settings only this and [`Store::set_snapshot_entries`] can be changed while the store is open:
+    /// heartbeats and election times are fixed when openraft starts, and have to be the same on all managers.
+    pub fn set_keep_entries(&self, entries: u64) {
+        self.0.published.snapshots.keep_entries.store(entries, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Makes a snapshot now instead of when it is due. Returns at once.
@@ -415,14 +399,16 @@ impl Store {
     /// # Errors
     /// The caller gets no answer and will try again.
     pub async fn answer(&self, call: RaftCall, request: &[u8]) -> Result<Vec<u8>, AnswerError> {
-        network::answer(&self.0.raft, self.0.log.shared(), call, request).await
+        network::answer(&self.0.raft, self.0.log.shared(), &self.0.polls, call, request).await
     }
 
-    /// Adds a manager without a vote, or changes the address of one; returns when it has caught up.
+    /// Adds a manager without a vote; returns when it has caught up. One that is a member already stays as it is: for a new
+    /// address there is [`Store::set_member`].
     ///
     /// # Errors
     /// [`StoreError::NotLeader`] and what raft refuses.
     pub async fn add_learner(&self, raft_id: RaftId, member: Member) -> Result<(), StoreError> {
+        self.not_handing_over()?;
         self.0.raft.add_learner(raft_id, member, true).await.map(drop).map_err(membership_error)
     }
 
@@ -432,6 +418,7 @@ impl Store {
     /// [`StoreError::NotLeader`] and what raft refuses.
     pub async fn set_member(&self, raft_id: RaftId, member: Member) -> Result<(), StoreError> {
         let change = ChangeMembers::SetNodes(BTreeMap::from([(raft_id, member)]));
+        self.not_handing_over()?;
         self.0.raft.change_membership(change, true).await.map(drop).map_err(membership_error)
     }
 
@@ -441,6 +428,7 @@ impl Store {
     /// [`StoreError::NotLeader`] and what raft refuses.
     pub async fn add_voter(&self, raft_id: RaftId) -> Result<(), StoreError> {
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([raft_id]));
+        self.not_handing_over()?;
         self.0.raft.change_membership(change, true).await.map(drop).map_err(membership_error)
     }
 
@@ -452,7 +440,143 @@ impl Store {
         let voter = self.status().members.iter().any(|member| member.raft_id == raft_id && member.voter);
         let ids = BTreeSet::from([raft_id]);
         let change = if voter { ChangeMembers::RemoveVoters(ids) } else { ChangeMembers::RemoveNodes(ids) };
+        self.not_handing_over()?;
         self.0.raft.change_membership(change, false).await.map(drop).map_err(membership_error)
+    }
+
+    /// Makes every write of the log take longer, as on a slow disk: for tests.
+    #[cfg(feature = "failpoints")]
+    pub fn slow_down(&self, each: Duration) {
+        let millis = u64::try_from(each.as_millis()).unwrap_or(u64::MAX);
+        self.0.log.shared().delay_ms.store(millis, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// A new entry would make voters refuse the successor.
+    fn not_handing_over(&self) -> Result<(), StoreError> {
+        if self.0.transfer.is_on() { Err(StoreError::NotLeader { leader: None }) } else { Ok(()) }
+    }
+
+    /// Gives the leadership to the voter that has most of the log, and returns who leads then: as a rule that one.
+    ///
+    /// From the call on proposals get [`ProposeError::NotLeader`], also those that wait for their turn. If nobody has taken over
+    /// within `limit`, this manager goes on leading.
+    ///
+    /// # Errors
+    /// [`StoreError::NotLeader`], [`StoreError::NoSuccessor`] for an only voter, [`StoreError::NotTaken`].
+    pub async fn hand_over(&self, limit: Duration) -> Result<RaftId, StoreError> {
+        let deadline = Instant::now() + limit;
+        let _turn = tokio::time::timeout_at(deadline, self.0.transfer.turn.lock()).await.map_err(|_| StoreError::NotTaken)?;
+        let leader = {
+            let leadership = self.0.leadership.borrow();
+            (!leadership.is_leader).then(|| leadership.leader.clone())
+        };
+        if let Some(leader) = leader {
+            return Err(StoreError::NotLeader { leader: leader.map(|(_, member)| member) });
+        }
+        let _handing = self.0.transfer.begin();
+        // What is being committed gets its answer first.
+        drop(tokio::time::timeout_at(deadline, self.0.transfer.writing.lock()).await.map_err(|_| StoreError::NotTaken)?);
+        let hand_over =
+            HandOver { me: self.0.raft_id, raft: &self.0.raft, lines: &self.0.lines, waits: *self.0.polls.waits(), deadline };
+        tokio::time::timeout_at(deadline, hand_over.run()).await.unwrap_or(Err(StoreError::NotTaken))
+    }
+
+    /// Whether the store in `dir` opens with an unlock key only. `false` if there is none.
+    ///
+    /// # Errors
+    /// A key file that cannot be read.
+    pub fn is_locked(dir: &Path) -> Result<bool, DiskError> {
+        match DataKey::is_locked(&dir.join(KEY_FILE)) {
+            Err(DiskError::MissingFile { .. }) => Ok(false),
+            locked => locked,
+        }
+    }
+
+    /// Keeps the data key sealed by `unlock` from now on, or in clear. The file is replaced at once or not at all; what is
+    /// sealed with the data key stays as it is.
+    ///
+    /// # Errors
+    /// [`StoreError::KeyElsewhere`], or why the file could not be written; it is the former one then.
+    pub async fn rewrap(&self, unlock: Option<&UnlockKey>) -> Result<(), StoreError> {
+        let Some(file) = self.0.key_file.clone() else {
+            return Err(StoreError::KeyElsewhere);
+        };
+        let (key, unlock) = (self.0.key.clone(), unlock.cloned());
+        let written = tokio::task::spawn_blocking(move || {
+            let path = file.lock().unwrap_or_else(PoisonError::into_inner);
+            key.write_with(&path, unlock.as_ref())
+        });
+        Ok(written.await.map_err(|_| StoreError::Stopped)??)
+    }
+
+    /// The whole state as this manager has applied it, sealed with `key`, chunk by chunk.
+    #[must_use]
+    pub fn backup(&self, key: &UnlockKey) -> Backup {
+        Backup::start(self.view(), (self.0.clock)(), key)
+    }
+
+    /// Makes a store from a backup: a new raft group whose only voter is this manager, with the tables of the backup. Returns
+    /// when it leads. `raft_id` must be new to the cluster, so that managers of the old group cannot take it for one of theirs.
+    ///
+    /// The directory appears at once when everything is in it; one that holds a store is left alone.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`], [`StoreError::Backup`], and what the disk says.
+    pub async fn restore(
+        config: StoreConfig,
+        raft_id: RaftId,
+        member: Member,
+        transport: Arc<dyn RaftTransport>,
+        backup: impl Read + Send + 'static,
+        key: &UnlockKey,
+    ) -> Result<Self, StoreError> {
+        let (for_plant, key) = (config.clone(), key.clone());
+        let planted = tokio::task::spawn_blocking(move || plant::restore(&for_plant, raft_id, member, backup, &key));
+        planted.await.map_err(|_| StoreError::Stopped)??;
+        Self::open_leading(config, transport).await
+    }
+
+    /// Makes a new raft group whose only voter is this manager from what a store has on disk, although no majority of its
+    /// group is left. Returns when it leads. `raft_id` must be new to the cluster.
+    ///
+    /// What is in the log is kept, also entries of which nobody knows whether a majority had them. The old directory stays
+    /// beside the new one; the new one takes its place at once.
+    ///
+    /// # Errors
+    /// [`StoreError::Empty`], a store that is damaged or in use, and what the disk says.
+    pub async fn recover(
+        config: StoreConfig,
+        raft_id: RaftId,
+        member: Member,
+        transport: Arc<dyn RaftTransport>,
+    ) -> Result<(Self, Recovery), StoreError> {
+        let for_plant = config.clone();
+        let planted = tokio::task::spawn_blocking(move || plant::recover(&for_plant, raft_id, member));
+        let recovery = planted.await.map_err(|_| StoreError::Stopped)??;
+        Ok((Self::open_leading(config, transport).await?, recovery))
+    }
+
+    async fn open_leading(config: StoreConfig, transport: Arc<dyn RaftTransport>) -> Result<Self, StoreError> {
+        let store = Self::open(config, transport).await?;
+        if let Err(error) = store.wait_leader(Duration::from_secs(30)).await {
+            store.shutdown().await;
+            return Err(error);
+        }
+        Ok(store)
+    }
+
+    /// What [`Store::recover`] would find, as far as a running store knows.
+    #[must_use]
+    pub fn recovery(&self) -> Recovery {
+        let status = self.status();
+        Recovery {
+            applied: status.last_log_index,
+            committed: status.applied_index,
+            uncommitted_kept: status.last_log_index.unwrap_or(0).saturating_sub(status.applied_index.unwrap_or(0)),
+            revision: self.view().revision(),
+            members_dropped: status.members.into_iter().filter(|member| member.raft_id != self.0.raft_id).collect(),
+            old_dir: None,
+        }
     }
 
     /// Ends the store in order: no new proposals, what is being written is finished, the log is marked as closed.
@@ -485,116 +609,44 @@ fn membership_error(error: RaftError<RaftId, ClientWriteError<RaftId, Member>>) 
     }
 }
 
-/// Triggers snapshots when the state machine finds one due.
+/// Triggers snapshots when the state machine finds one due, and lets go of the entries that are in them.
 async fn housekeeping(raft: Raft, published: Arc<Published>, stop: CancellationToken) {
+    let snapshots = &published.snapshots;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = published.snapshots.due.notified() => if raft.trigger().snapshot().await.is_err() { return },
+            () = snapshots.due.notified() => if raft.trigger().snapshot().await.is_err() { return },
+            () = snapshots.made.notified() => purge(&raft, snapshots, &stop).await,
         }
     }
 }
 
-fn raft_config(config: &StoreConfig) -> Result<openraft::Config, StoreError> {
-    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    openraft::Config {
-        cluster_name: "skep".into(),
-        heartbeat_interval: millis(config.timing.heartbeat),
-        election_timeout_min: millis(config.timing.election_min),
-        election_timeout_max: millis(config.timing.election_max),
-        install_snapshot_timeout: 10_000,
-        snapshot_max_chunk_size: 1 << 20,
-        max_payload_entries: 64,
-        replication_lag_threshold: config.snapshot_entries.saturating_mul(2),
-        max_in_snapshot_log_to_keep: config.keep_entries,
-        snapshot_policy: SnapshotPolicy::Never,
-        ..openraft::Config::default()
-    }
-    .validate()
-    .map_err(|error| StoreError::Timing { problem: error.to_string() })
-}
+/// openraft hears of a snapshot a moment after it was made, and purges nothing that it does not know to be in one.
+const HEARD_OF: Duration = Duration::from_secs(5);
 
-/// Everything read from the disk and checked.
-struct Opened {
-    log: Log,
-    raft_id: RaftId,
-    machine: Machine,
-    published: Arc<Published>,
-}
-
-impl Opened {
-    /// `make`: the id of a new store, unless there is one already.
-    fn open(config: &StoreConfig, make: Option<RaftId>) -> Result<Self, StoreError> {
-        let dir = &config.dir;
-        if make.is_none() && !dir.join("state").exists() && !dir.join("log").exists() {
-            return Err(StoreError::Empty { dir: dir.clone() });
-        }
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create the directory", dir))?;
-        let lock = lock(dir)?;
-        let key = match (&config.key, dir.join("dek")) {
-            (Some(key), _) => key.clone(),
-            (None, path) => match DataKey::read(&path) {
-                Err(DiskError::MissingFile { .. }) if !dir.join("state").exists() => {
-                    let key = DataKey::generate();
-                    key.write(&path)?;
-                    key
-                }
-                read => read?,
-            },
-        };
-        let state_path = dir.join("state");
-        let state = match StateFile::open(&state_path, &key)? {
-            Some(state) => state,
-            // The vote is made first: without it nothing else can be there.
-            None if has_files(&dir.join("log")) || has_files(&dir.join("snapshot")) => {
-                return Err(DiskError::MissingFile { path: state_path }.into());
-            }
-            None => match make {
-                Some(raft_id) => StateFile::create(&state_path, &key, raft_id)?,
-                None => return Err(StoreError::Empty { dir: dir.clone() }),
-            },
-        };
-        let raft_id = state.state().raft_id;
-        let mut log = Log::open(&dir.join("log"), &key, state, config.segment_bytes.max(MIN_SEGMENT_BYTES), config.cache_bytes)?;
-        log.hold(lock);
-        let (head, tables, parts) = Machine::load(SnapshotDir::open(&dir.join("snapshot"), &key)?, log.shared())?;
-        check_gap(&log, head.as_ref().and_then(|head| head.last).map(|id| id.index), &dir.join("snapshot"))?;
-        let view = View::from(tables.clone());
-        let published = Arc::new(Published {
-            feeds: Feeds::new(view.revision(), config.feed_changes),
-            view: watch::Sender::new(view),
-            snapshots: SnapshotProgress::new(config.snapshot_entries, config.snapshot_log_bytes),
-        });
-        let machine = Machine::new(head, tables, parts, Arc::clone(&published));
-        Ok(Self { log, raft_id, machine, published })
+async fn purge(raft: &Raft, snapshots: &SnapshotProgress, stop: &CancellationToken) {
+    let Some(last) = snapshots.last_index() else { return };
+    let keep = snapshots.keep_entries.load(std::sync::atomic::Ordering::Relaxed);
+    let Some(upto) = last.checked_sub(keep) else { return };
+    let mut data = raft.data_metrics();
+    let heard = tokio::time::timeout(HEARD_OF, data.wait_for(|data| data.snapshot.is_some_and(|id| id.index >= last)));
+    let heard = tokio::select! {
+        () = stop.cancelled() => return,
+        heard = heard => matches!(heard, Ok(Ok(_))),
+    };
+    // Missed or not: the next snapshot makes up for it.
+    if heard && let Err(error) = raft.trigger().purge_log(upto).await {
+        tracing::debug!(%error, "entries were not purged");
     }
 }
 
-/// A log that begins behind the end of the snapshot has lost something in between.
-fn check_gap(log: &Log, snapshot: Option<u64>, snapshots: &Path) -> Result<(), DiskError> {
-    let purged = log.shared().index().purged().map(|id| id.index);
-    if purged > snapshot {
-        return Err(DiskError::MissingFile { path: snapshots.join(format!("{:016x}-*.snap", purged.unwrap_or(0))) });
+/// A manager that cannot write is of no use as a leader and must not be taken for one.
+async fn end_when_broken(raft: Raft, mut broken: Broken, stop: CancellationToken) {
+    tokio::select! {
+        () = stop.cancelled() => return,
+        broken = broken.wait_for(Option::is_some) => if broken.is_err() { return },
     }
-    Ok(())
-}
-
-fn has_files(dir: &Path) -> bool {
-    std::fs::read_dir(dir).is_ok_and(|mut files| {
-        files.any(|file| {
-            file.is_ok_and(|file| {
-                let path = file.path();
-                path.extension().is_some_and(|extension| extension == "seg" || extension == "snap")
-            })
-        })
-    })
-}
-
-fn lock(dir: &Path) -> Result<DirLock, DiskError> {
-    let path = dir.join("lock");
-    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed("open", &path))?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => DiskError::Locked { path },
-        errno => failed("lock", &path)(errno.into()),
-    })
+    if let Err(error) = raft.shutdown().await {
+        tracing::warn!(%error, "raft did not end in order");
+    }
 }

@@ -152,3 +152,150 @@ async fn every_failpoint_leaves_a_store_that_opens() {
         check(dir.path(), &[acknowledged, more].concat(), point).await;
     }
 }
+
+#[cfg(feature = "failpoints")]
+mod changes {
+    //! `kill -9` in the middle of what replaces whole files and directories.
+
+    use super::*;
+    use skep_store::StoreError;
+    use skep_types::UnlockKey;
+
+    const CHANGER: &str = "SKEP_STORE_TEST_CHANGER";
+
+    fn key(byte: u8) -> UnlockKey {
+        UnlockKey::new([byte; 32])
+    }
+
+    fn raft(dir: &Path) -> std::path::PathBuf {
+        dir.join("raft")
+    }
+
+    fn backup_file(dir: &Path) -> std::path::PathBuf {
+        dir.join("backup")
+    }
+
+    async fn open(dir: &Path, unlock: Option<UnlockKey>) -> Result<Store, StoreError> {
+        let store = Store::open(StoreConfig { unlock, ..config(&raft(dir)) }, Arc::new(Alone)).await?;
+        store.wait_leader(Duration::from_secs(20)).await?;
+        Ok(store)
+    }
+
+    async fn change(dir: &Path, what: &str) {
+        match what {
+            "lock" => open(dir, None).await.unwrap().rewrap(Some(&key(1))).await.unwrap(),
+            "rotate" => open(dir, Some(key(1))).await.unwrap().rewrap(Some(&key(2))).await.unwrap(),
+            "recover" => Store::recover(config(&raft(dir)), 50, Member::default(), Arc::new(Alone)).await.unwrap().0.shutdown().await,
+            "restore" => {
+                let backup = std::fs::File::open(backup_file(dir)).unwrap();
+                let config = config(&raft(dir));
+                Store::restore(config, 60, Member::default(), Arc::new(Alone), backup, &key(3)).await.unwrap().shutdown().await;
+            }
+            other => panic!("{other}"),
+        }
+    }
+
+    /// Not a test by itself: the process that is killed.
+    #[test]
+    fn child_that_changes() {
+        let Ok(job) = std::env::var(CHANGER) else { return };
+        let (what, dir) = job.split_once(':').unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        runtime.block_on(change(Path::new(dir), what));
+    }
+
+    /// Whether it was killed at the point, rather than done.
+    fn killed_at(dir: &Path, what: &str, point: &str) {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "changes::child_that_changes", "--nocapture", "--test-threads=1"]).stdout(Stdio::null());
+        command.env(CHANGER, format!("{what}:{}", dir.display())).env("SKEP_FAILPOINT", point).stderr(Stdio::null());
+        let ended = command.spawn().unwrap().wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&ended), Some(9), "{what} did not come by {point}");
+    }
+
+    /// A store with some nodes, its hash, and a backup of it.
+    async fn filled(dir: &Path) -> String {
+        let store = Store::bootstrap(config(&raft(dir)), 1, Member::default(), Arc::new(Alone)).await.unwrap();
+        for number in 0..60 {
+            store.propose(vec![Action::Create(Object::Node(Arc::new(Node::new(NodeId::for_test(number)))))]).await.unwrap();
+        }
+        let mut backup = store.backup(&key(3));
+        let mut bytes = Vec::new();
+        while let Some(chunk) = backup.next().await {
+            bytes.extend(chunk.unwrap());
+        }
+        std::fs::write(backup_file(dir), bytes).unwrap();
+        let hash = store.state_hash().to_string();
+        store.shutdown().await;
+        hash
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_key_that_is_being_rewrapped_is_the_old_or_the_new_one() {
+        for (point, locked) in [("store.key.written", false), ("store.key.renamed", true)] {
+            let dir = tempfile::tempdir().unwrap();
+            let hash = filled(dir.path()).await;
+            killed_at(dir.path(), "lock", point);
+            assert_eq!(Store::is_locked(&raft(dir.path())).unwrap(), locked, "{point}");
+            let store = open(dir.path(), locked.then(|| key(1))).await.unwrap();
+            assert_eq!(store.state_hash().to_string(), hash);
+            store.rewrap(Some(&key(1))).await.unwrap();
+            store.shutdown().await;
+            drop(store);
+            killed_at(dir.path(), "rotate", point);
+            let (now, other) = if locked { (key(2), key(1)) } else { (key(1), key(2)) };
+            assert!(open(dir.path(), Some(other)).await.is_err(), "{point}");
+            open(dir.path(), Some(now)).await.unwrap().shutdown().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_recovery_cut_short_leaves_the_old_store_or_the_new_one() {
+        let points = [
+            ("store.key.written", 1),
+            ("store.state.created", 1),
+            ("store.snapshot.rename", 1),
+            ("store.snapshot.renamed", 1),
+            ("store.recover.sown", 1),
+            ("store.recover.renamed", 1),
+            ("store.recover.exchanged", 50),
+        ];
+        for (point, id) in points {
+            let dir = tempfile::tempdir().unwrap();
+            let hash = filled(dir.path()).await;
+            killed_at(dir.path(), "recover", point);
+            let store = open(dir.path(), None).await.unwrap();
+            assert_eq!((store.state_hash().to_string(), store.raft_id()), (hash.clone(), id), "{point}");
+            store.shutdown().await;
+            drop(store);
+            let (store, _) = Store::recover(config(&raft(dir.path())), 51, Member::default(), Arc::new(Alone)).await.unwrap();
+            assert_eq!((store.state_hash().to_string(), store.raft_id()), (hash, 51), "{point}, again");
+            store.shutdown().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_restore_cut_short_leaves_nothing_or_the_store() {
+        let points = [
+            ("store.key.written", false),
+            ("store.state.created", false),
+            ("store.state.copy", false),
+            ("store.snapshot.renamed", false),
+            ("store.restore.sown", false),
+            ("store.restore.renamed", true),
+        ];
+        for (point, there) in points {
+            let dir = tempfile::tempdir().unwrap();
+            let hash = filled(dir.path()).await;
+            std::fs::remove_dir_all(raft(dir.path())).unwrap();
+            killed_at(dir.path(), "restore", point);
+            assert_eq!(raft(dir.path()).exists(), there, "{point}");
+            if !there {
+                change(dir.path(), "restore").await;
+            }
+            let store = open(dir.path(), None).await.unwrap();
+            assert_eq!((store.state_hash().to_string(), store.raft_id()), (hash, 60), "{point}");
+            store.shutdown().await;
+        }
+    }
+}

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// Kept free in the segment for entries that raft makes by itself, so that they never wait for space.
 const RESERVE: u64 = 64 * 1024;
@@ -183,11 +184,62 @@ pub(crate) struct LogShared {
     /// Bytes written in frames since the store was opened; tells when a snapshot is due.
     pub(crate) written: AtomicU64,
     pub(crate) stopping: AtomicBool,
+    durable: watch::Sender<Durable>,
     spare: Spare,
     segment_bytes: u64,
+    /// A slow disk, for tests: milliseconds that each write takes longer.
+    #[cfg(feature = "failpoints")]
+    pub(crate) delay_ms: AtomicU64,
 }
 
+/// How far the log is on the disk.
+#[derive(Debug, Clone, Copy, Default)]
+struct Durable {
+    last: Option<LogId>,
+    /// Nothing more will be.
+    broken: bool,
+}
+
+/// Entries will never be on the disk: a write has failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the log cannot be written any more")]
+pub(crate) struct NeverDurable;
+
 impl LogShared {
+    /// The last entry on the disk.
+    pub(crate) fn durable(&self) -> Option<LogId> {
+        self.durable.borrow().last
+    }
+
+    /// Wakes whenever more is on the disk.
+    pub(crate) async fn more_durable_than(&self, last: Option<LogId>) {
+        // The sender is ours: it cannot be gone.
+        let _ = self.durable.subscribe().wait_for(|durable| durable.last > last).await;
+    }
+
+    /// Returns when the entry is on the disk. Entries of one log rise in term and index, so that a later one tells of those
+    /// before it. Waits for ever for an entry that was truncated: give it an end.
+    pub(crate) async fn wait_durable(&self, id: LogId) -> Result<(), NeverDurable> {
+        let reached = |durable: &Durable| durable.last >= Some(id);
+        if reached(&self.durable.borrow()) {
+            return Ok(());
+        }
+        let seen = self.durable.subscribe().wait_for(|durable| durable.broken || reached(durable)).await.map(|durable| *durable);
+        if seen.is_ok_and(|durable| reached(&durable)) { Ok(()) } else { Err(NeverDurable) }
+    }
+
+    fn set_durable(&self, last: Option<LogId>) {
+        self.durable.send_modify(|durable| durable.last = last);
+    }
+
+    pub(crate) fn mark_broken(&self) {
+        self.durable.send_modify(|durable| durable.broken = true);
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.durable.borrow().broken
+    }
+
     pub(crate) fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -220,6 +272,11 @@ impl LogShared {
                 Readiness::Failed(error) => Err(error),
             },
         }
+    }
+
+    /// Waits until no thread prepares a segment.
+    pub(crate) fn settle(&self) {
+        self.spare.settle();
     }
 
     /// The largest entry that fits a segment, which has a preface and a first record.
@@ -271,8 +328,11 @@ impl Log {
             room: AtomicU64::new(0),
             written: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
+            durable: watch::Sender::new(Durable::default()),
             spare: Spare::new(dir, segment_bytes),
             segment_bytes,
+            #[cfg(feature = "failpoints")]
+            delay_ms: AtomicU64::new(0),
         });
         let mut log = Self {
             dir: dir.to_owned(),
@@ -309,6 +369,17 @@ impl Log {
 
     pub(crate) fn vote(&self) -> Option<Vote> {
         self.state.state().vote
+    }
+
+    /// Whose log it is.
+    pub(crate) fn raft_id(&self) -> u64 {
+        self.state.state().raft_id
+    }
+
+    /// Notes and tells what is on the disk now.
+    fn set_last(&mut self, last: Option<LogId>) {
+        self.last = last;
+        self.shared.set_durable(last);
     }
 
     /// Durable when this returns.
@@ -354,7 +425,8 @@ impl Log {
             self.end = scan.end as u64;
             self.size = bytes.len() as u64;
         }
-        self.last = self.shared.index().last();
+        let last = self.shared.index().last();
+        self.set_last(last);
         self.tag = chain.unwrap_or_default();
         Ok(())
     }
@@ -435,7 +507,7 @@ impl Log {
             }
             index.evict();
             drop(index);
-            self.last = now.last().map(|entry| entry.log_id);
+            self.set_last(now.last().map(|entry| entry.log_id));
             rest = later;
         }
         skep_failpoint::failpoint!("store.append.after");
@@ -446,7 +518,7 @@ impl Log {
     pub(crate) fn truncate(&mut self, since: u64, previous: Option<LogId>) -> Result<(), DiskError> {
         let payload = codec::encode("log record", &TruncateRecord { since, previous })?;
         self.write(FrameKind::Truncate, &payload)?;
-        self.last = previous;
+        self.set_last(previous);
         Ok(())
     }
 
@@ -454,7 +526,7 @@ impl Log {
     pub(crate) fn reset(&mut self, upto: LogId) -> Result<(), DiskError> {
         let payload = codec::encode("log record", &ResetRecord { upto })?;
         self.write(FrameKind::Reset, &payload)?;
-        self.last = Some(upto);
+        self.set_last(Some(upto));
         skep_failpoint::failpoint!("store.reset.after");
         Ok(())
     }
@@ -504,6 +576,8 @@ impl Log {
         let tag = write_frame(&segment.key, kind, segment.number, self.tag, payload, &mut self.buffer);
         segment.file.write_all_at(&self.buffer, self.end).map_err(failed("write the log segment", &segment.path))?;
         skep_failpoint::failpoint!("store.append.written");
+        #[cfg(feature = "failpoints")]
+        std::thread::sleep(Duration::from_millis(self.shared.delay_ms.load(Ordering::Relaxed)));
         counted_sync();
         segment.file.sync_data().map_err(failed("sync the log segment", &segment.path))?;
         skep_failpoint::failpoint!("store.append.synced");

@@ -1,4 +1,16 @@
 //! The writer thread, and the log as openraft uses it.
+//!
+//! openraft's core waits for `append`, and while it waits it sends no heartbeats, answers nobody and replicates nothing
+//! (0.9.25, `core/raft_core.rs`, `append_to_log`). A slow disk would cost the leader its office. So an append is reported as
+//! done when it is queued, and whatever makes a promise of it waits until it is on the disk:
+//! * a follower's answer to its leader (`raft/network.rs`, `answer`),
+//! * applying, and with it the answer to whoever proposed (`raft/machine.rs`, `apply`),
+//! * telling followers that something is committed (`raft/network.rs`, `Peer::append_entries`),
+//! * a vote, because votes pass through the same queue.
+//!
+//! So leader and followers write at the same time, and nothing is acknowledged or applied anywhere before the leader has it
+//! on its disk too. A leader that crashed may have lost entries which followers hold: it must not go on in its term, or two
+//! entries would have the same number. Hence [`not_leading`].
 
 use crate::disk::DiskError;
 use crate::disk::log::{Log, LogShared, Lookup, read};
@@ -22,7 +34,7 @@ const READ_BYTES: usize = 512 * 1024;
 type Done = oneshot::Sender<io::Result<()>>;
 
 enum Job {
-    Append { entries: Vec<Entry>, flushed: LogFlushed<RaftTypes> },
+    Append { entries: Vec<Entry> },
     Vote { vote: Vote, done: Done },
     Truncate { since: u64, previous: Option<LogId>, done: Done },
     Reset { upto: LogId, done: Done },
@@ -45,7 +57,7 @@ impl LogStore {
     /// Starts the writer thread. It ends after [`LogStore::close`] or when all handles are gone.
     pub(crate) fn start(log: Log) -> io::Result<(Self, Broken, std::thread::JoinHandle<()>)> {
         let (jobs, queue) = mpsc::channel(JOBS);
-        let store = Self { jobs, shared: log.shared(), vote: log.vote() };
+        let store = Self { jobs, shared: log.shared(), vote: log.vote().map(|vote| not_leading(vote, log.raft_id())) };
         let (broken, broken_seen) = watch::channel(None);
         let writer = Writer { log, queue, broken };
         let thread = std::thread::Builder::new().name("store-log".into()).spawn(move || writer.run())?;
@@ -69,6 +81,12 @@ impl LogStore {
     }
 }
 
+/// A leader's own vote as that of a candidate. openraft would go on as leader in the same term after a restart (0.9.25,
+/// `engine/engine_impl.rs`, `startup`); an election, which takes a new term, has to come first.
+fn not_leading(vote: Vote, me: RaftId) -> Vote {
+    if vote.leader_id().voted_for() == Some(me) { Vote::new(vote.leader_id().get_term(), me) } else { vote }
+}
+
 fn writer_gone() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "the log writer has ended")
 }
@@ -84,7 +102,7 @@ impl Writer {
         let mut next = None;
         while let Some(job) = next.take().or_else(|| self.queue.blocking_recv()) {
             match job {
-                Job::Append { entries, flushed } => next = self.append(entries, flushed),
+                Job::Append { entries } => next = self.append(entries),
                 Job::Vote { vote, done } => self.act(done, |log| log.save_vote(vote)),
                 Job::Truncate { since, previous, done } => self.act(done, |log| log.truncate(since, previous)),
                 Job::Reset { upto, done } => self.act(done, |log| log.reset(upto)),
@@ -103,18 +121,16 @@ impl Writer {
     }
 
     /// Writes this append and those that wait behind it; returns the first job of another kind.
-    fn append(&mut self, mut entries: Vec<Entry>, flushed: LogFlushed<RaftTypes>) -> Option<Job> {
-        let mut waiting = vec![flushed];
+    fn append(&mut self, mut entries: Vec<Entry>) -> Option<Job> {
         let mut next = None;
         let mut bytes: usize = entries.iter().map(size).sum();
         while bytes < GROUP_BYTES
             && let Ok(job) = self.queue.try_recv()
         {
             match job {
-                Job::Append { entries: more, flushed } => {
+                Job::Append { entries: more } => {
                     bytes += more.iter().map(size).sum::<usize>();
                     entries.extend(more);
-                    waiting.push(flushed);
                 }
                 other => {
                     next = Some(other);
@@ -122,10 +138,8 @@ impl Writer {
                 }
             }
         }
-        let outcome = self.guarded(|log| log.append(&entries));
-        for flushed in waiting {
-            flushed.log_io_completed(outcome.as_ref().copied().map_err(|error| io::Error::other(Arc::clone(error))));
-        }
+        // Whoever waits for the entries learns of a failure from `LogShared::durable`.
+        let _ = self.guarded(|log| log.append(&entries));
         next
     }
 
@@ -143,6 +157,7 @@ impl Writer {
             let error = Arc::new(error);
             tracing::error!(error = &*error as &dyn std::error::Error, "the log cannot be written");
             self.broken.send_replace(Some(Arc::clone(&error)));
+            self.log.shared().mark_broken();
             error
         })
     }
@@ -241,9 +256,14 @@ impl RaftLogStorage<RaftTypes> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
+        if self.shared.is_broken() {
+            return Err(StorageIOError::write_logs(&writer_gone()).into());
+        }
         self.shared.index().append(&entries);
-        let job = Job::Append { entries, flushed };
-        self.jobs.send(job).await.map_err(|_| StorageIOError::write_logs(&writer_gone()).into())
+        self.jobs.send(Job::Append { entries }).await.map_err(|_| StorageError::from(StorageIOError::write_logs(&writer_gone())))?;
+        // Not yet: see the head of this file.
+        flushed.log_io_completed(Ok(()));
+        Ok(())
     }
 
     async fn truncate(&mut self, since: LogId) -> Result<(), StorageError> {
@@ -265,5 +285,19 @@ impl RaftLogStorage<RaftTypes> for LogStore {
         }
         let job = Job::Recycle { upto: upto.index };
         self.jobs.send(job).await.map_err(|_| StorageIOError::write_logs(&writer_gone()).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_leader_that_starts_again_has_to_be_elected() {
+        let mut led = Vote::new(7, 3);
+        led.commit();
+        assert_eq!(not_leading(led, 3), Vote::new(7, 3));
+        assert_eq!(not_leading(led, 4), led, "another's office is not ours to take");
+        assert_eq!(not_leading(Vote::new(7, 3), 3), Vote::new(7, 3));
     }
 }

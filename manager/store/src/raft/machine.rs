@@ -43,10 +43,13 @@ pub(crate) struct SnapshotProgress {
     pub(crate) due: Notify,
     pub(crate) every_entries: AtomicU64,
     pub(crate) every_bytes: u64,
+    /// One was made or taken in.
+    pub(crate) made: Notify,
+    pub(crate) keep_entries: AtomicU64,
 }
 
 impl SnapshotProgress {
-    pub(crate) fn new(every_entries: u64, every_bytes: u64) -> Self {
+    pub(crate) fn new(every_entries: u64, every_bytes: u64, keep_entries: u64) -> Self {
         Self {
             next_index: AtomicU64::new(0),
             at_bytes: AtomicU64::new(0),
@@ -56,15 +59,23 @@ impl SnapshotProgress {
             due: Notify::new(),
             every_entries: AtomicU64::new(every_entries.max(1)),
             every_bytes,
+            made: Notify::new(),
+            keep_entries: AtomicU64::new(keep_entries),
         }
     }
 
-    fn made(&self, last: Option<LogId>, bytes: u64, file: Option<&Path>) {
+    /// Index of the last entry in the newest snapshot.
+    pub(crate) fn last_index(&self) -> Option<u64> {
+        self.next_index.load(Ordering::Relaxed).checked_sub(1)
+    }
+
+    fn note(&self, last: Option<LogId>, bytes: u64, file: Option<&Path>) {
         let size = file.and_then(|file| std::fs::metadata(file).ok()).map_or(0, |meta| meta.len());
         self.next_index.store(last.map_or(0, |id| id.index + 1), Ordering::Relaxed);
         self.at_bytes.store(bytes, Ordering::Relaxed);
         self.size.store(size, Ordering::Relaxed);
         self.error.send_replace(None);
+        self.made.notify_one();
     }
 
     /// A large state is not written again for little news: the log has to grow by a quarter of the last snapshot when
@@ -122,7 +133,7 @@ impl Machine {
         let applied = head.as_ref().and_then(|head| head.last);
         let membership = head.as_ref().map(|head| head.membership.clone()).unwrap_or_default();
         let current = head.is_some().then(|| meta(applied, &membership));
-        published.snapshots.made(applied, 0, parts.path.as_deref());
+        published.snapshots.note(applied, 0, parts.path.as_deref());
         Self { tables, applied, membership, current, path: parts.path, published, snapshots: parts.snapshots, log: parts.log }
     }
 
@@ -176,6 +187,12 @@ impl RaftStateMachine<RaftTypes> for Machine {
     {
         let mut results = Vec::new();
         let mut commits = Vec::new();
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        if let Some(last) = entries.last() {
+            // Who proposed it is answered when it is applied: it has to be on this disk by then (see `raft/log.rs`).
+            let durable = self.log.wait_durable(last.log_id).await;
+            durable.map_err(|error| StorageError::from(StorageIOError::apply(last.log_id, AnyError::new(&error))))?;
+        }
         for entry in entries {
             skep_failpoint::failpoint!("store.apply.before");
             let result = match &entry.payload {
@@ -237,7 +254,7 @@ impl RaftStateMachine<RaftTypes> for Machine {
         self.membership = meta.last_membership.clone();
         self.current = Some(meta.clone());
         self.path = Some(path);
-        self.published.snapshots.made(self.applied, self.log.written.load(Ordering::Relaxed), self.path.as_deref());
+        self.published.snapshots.note(self.applied, self.log.written.load(Ordering::Relaxed), self.path.as_deref());
         self.published.view.send_replace(View::from(self.tables.clone()));
         self.published.feeds.reset(self.tables.revision());
         Ok(())
@@ -313,7 +330,7 @@ impl RaftSnapshotBuilder<RaftTypes> for Builder {
         let error = match written {
             Ok(Ok(())) => {
                 let path = self.last.map(|last| self.snapshots.path(last)).unwrap_or_default();
-                self.published.snapshots.made(self.last, bytes, Some(&path));
+                self.published.snapshots.note(self.last, bytes, Some(&path));
                 let stream = SnapshotStream::Sending { path, key: self.snapshots.key.clone(), reader: None };
                 return Ok(Snapshot { meta: meta(self.last, &self.membership), snapshot: Box::new(stream) });
             }

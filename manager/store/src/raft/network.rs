@@ -1,6 +1,9 @@
 //! Managers calling each other. Requests and answers are bytes, so that any transport can carry them.
 
 use crate::codec;
+use crate::disk::log::LogShared;
+use crate::raft::lines::Lines;
+use crate::raft::polls::Polls;
 use crate::raft::types::{Member, Raft, RaftId, RaftTypes};
 use async_trait::async_trait;
 use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable};
@@ -13,12 +16,16 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Which of the three calls it is.
+/// Which of the calls it is. A transport does not look into any of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RaftCall {
     AppendEntries,
     Vote,
     InstallSnapshot,
+    /// Would you vote for me? Changes nothing.
+    PreVote,
+    /// The leader wants the called manager to take over.
+    TimeoutNow,
 }
 
 /// Why a call to another manager did not get an answer.
@@ -60,20 +67,20 @@ impl RaftTransport for Alone {
 
 /// Makes a [`Peer`] for each other manager.
 #[derive(Clone)]
-pub(crate) struct Network(pub(crate) Arc<dyn RaftTransport>);
+pub(crate) struct Network(pub(crate) Arc<Lines>);
 
 impl RaftNetworkFactory<RaftTypes> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: RaftId, member: &Member) -> Peer {
-        Peer { target, member: member.clone(), transport: Arc::clone(&self.0) }
+        Peer { target, member: member.clone(), lines: Arc::clone(&self.0) }
     }
 }
 
 pub(crate) struct Peer {
     target: RaftId,
     member: Member,
-    transport: Arc<dyn RaftTransport>,
+    lines: Arc<Lines>,
 }
 
 type CallError<E> = RPCError<RaftId, Member, RaftError<RaftId, E>>;
@@ -86,7 +93,7 @@ impl Peer {
         E: std::error::Error + DeserializeOwned,
     {
         let request = codec::encode("raft request", request).map_err(|error| RPCError::Network(NetworkError::new(&error)))?;
-        let answer = self.transport.call(self.target, &self.member, call, request, option.hard_ttl()).await;
+        let answer = self.lines.transport.call(self.target, &self.member, call, request, option.hard_ttl()).await;
         let answer = answer.map_err(|error| match error {
             TransportError::Unreachable { .. } => RPCError::Unreachable(Unreachable::new(&error)),
             TransportError::Failed { .. } => RPCError::Network(NetworkError::new(&error)),
@@ -100,11 +107,15 @@ impl Peer {
 impl RaftNetwork<RaftTypes> for Peer {
     async fn append_entries(
         &mut self,
-        request: AppendEntriesRequest<RaftTypes>,
+        mut request: AppendEntriesRequest<RaftTypes>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<RaftId>, RPCError<RaftId, Member, RaftError<RaftId>>> {
         check_gap(&request).map_err(|gap| RPCError::Network(NetworkError::new(&gap)))?;
-        self.call(RaftCall::AppendEntries, &request, &option).await
+        self.lines.free().await;
+        request.leader_commit = self.lines.committed(request.leader_commit);
+        let answer = self.call(RaftCall::AppendEntries, &request, &option).await?;
+        self.lines.note_answer(self.target);
+        Ok(answer)
     }
 
     async fn install_snapshot(
@@ -112,7 +123,10 @@ impl RaftNetwork<RaftTypes> for Peer {
         request: InstallSnapshotRequest<RaftTypes>,
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<RaftId>, RPCError<RaftId, Member, RaftError<RaftId, InstallSnapshotError>>> {
-        self.call(RaftCall::InstallSnapshot, &request, &option).await
+        self.lines.free().await;
+        let answer = self.call(RaftCall::InstallSnapshot, &request, &option).await?;
+        self.lines.note_answer(self.target);
+        Ok(answer)
     }
 
     async fn vote(
@@ -157,28 +171,55 @@ pub enum AnswerError {
     /// There is no room for the entries; the leader tries again.
     #[error("the log has no room")]
     Disk(#[source] Arc<crate::DiskError>),
+    /// The entries are not on this disk; the leader tries again.
+    #[error("the entries were not on the disk within {:?}", DURABLE_LIMIT)]
+    NotDurable,
 }
+
+/// How long an answer waits for the disk. The leader gives up much earlier, asks again and finds it done.
+const DURABLE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Answers a call of another manager.
 pub(crate) async fn answer(
     raft: &Raft,
-    log: &Arc<crate::disk::log::LogShared>,
+    log: &Arc<LogShared>,
+    polls: &Polls,
     call: RaftCall,
     request: &[u8],
 ) -> Result<Vec<u8>, AnswerError> {
     let bytes = match call {
-        RaftCall::Vote => codec::encode("raft answer", &raft.vote(codec::decode("raft request", request)?).await),
-        RaftCall::InstallSnapshot => codec::encode("raft answer", &raft.install_snapshot(codec::decode("raft request", request)?).await),
+        RaftCall::PreVote => codec::encode("raft answer", &polls.promise(raft, &codec::decode("raft request", request)?)),
+        RaftCall::TimeoutNow => codec::encode("raft answer", &polls.order(raft, codec::decode("raft request", request)?)),
+        RaftCall::Vote => {
+            let answer = raft.vote(codec::decode("raft request", request)?).await;
+            if answer.as_ref().is_ok_and(|answer| answer.vote_granted) {
+                polls.voted();
+            }
+            codec::encode("raft answer", &answer)
+        }
+        RaftCall::InstallSnapshot => {
+            let part: InstallSnapshotRequest<RaftTypes> = codec::decode("raft request", request)?;
+            polls.hear(raft, &part.vote);
+            codec::encode("raft answer", &raft.install_snapshot(part).await)
+        }
         RaftCall::AppendEntries => {
             let entries: AppendEntriesRequest<RaftTypes> = codec::decode("raft request", request)?;
             check_gap(&entries)?;
+            polls.hear(raft, &entries.vote);
             if !entries.entries.is_empty() {
                 // Refused here, it is a follower that lags; failed in the log, it would be a manager that stopped.
                 let (log, count, bytes) = (Arc::clone(log), entries.entries.len(), request.len());
                 let room = tokio::task::spawn_blocking(move || log.room_for(bytes, count)).await;
                 room.unwrap_or(Ok(())).map_err(AnswerError::Disk)?;
             }
-            codec::encode("raft answer", &raft.append_entries(entries).await)
+            let upto = entries.entries.last().map(|entry| entry.log_id).or(entries.prev_log_id);
+            let answer = raft.append_entries(entries).await;
+            if let (Ok(AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_)), Some(upto)) = (&answer, upto) {
+                // The leader counts us from here on (see the head of `raft/log.rs`).
+                let durable = tokio::time::timeout(DURABLE_LIMIT, log.wait_durable(upto)).await;
+                durable.ok().and_then(Result::ok).ok_or(AnswerError::NotDurable)?;
+            }
+            codec::encode("raft answer", &answer)
         }
     };
     Ok(bytes?)

@@ -43,6 +43,7 @@ pub(crate) type LogId = openraft::LogId<RaftId>;
 pub(crate) type Vote = openraft::Vote<RaftId>;
 pub(crate) type StorageError = openraft::StorageError<RaftId>;
 pub(crate) type Membership = openraft::StoredMembership<RaftId, Member>;
+pub(crate) type RaftState = openraft::RaftState<RaftId, Member, tokio::time::Instant>;
 pub(crate) type SnapshotMeta = openraft::SnapshotMeta<RaftId, Member>;
 
 /// The actions of one proposal, with the leader's time when it was made.

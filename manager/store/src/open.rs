@@ -1,0 +1,112 @@
+//! A store read from the disk and checked, before raft runs on it. Blocking.
+
+use crate::config::{MIN_SEGMENT_BYTES, StoreConfig};
+use crate::disk::key::DataKey;
+use crate::disk::log::{DirLock, Log};
+use crate::disk::snapshot::SnapshotDir;
+use crate::disk::state::StateFile;
+use crate::disk::{DiskError, failed};
+use crate::error::StoreError;
+use crate::feed::Feeds;
+use crate::raft::machine::{Machine, Published, SnapshotProgress};
+use crate::raft::types::RaftId;
+use crate::view::View;
+use std::fs::OpenOptions;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// Everything read from the disk and checked.
+pub(crate) struct Opened {
+    pub(crate) log: Log,
+    pub(crate) raft_id: RaftId,
+    pub(crate) key: DataKey,
+    pub(crate) machine: Machine,
+    pub(crate) published: Arc<Published>,
+}
+
+impl Opened {
+    /// `make`: the id of a new store, unless there is one already.
+    pub(crate) fn open(config: &StoreConfig, make: Option<RaftId>) -> Result<Self, StoreError> {
+        let dir = &config.dir;
+        if make.is_none() && !dir.join("state").exists() && !dir.join("log").exists() {
+            return Err(StoreError::Empty { dir: dir.clone() });
+        }
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create the directory", dir))?;
+        let lock = lock(dir)?;
+        let key = match find_key(config) {
+            Err(DiskError::MissingFile { .. }) if !dir.join("state").exists() => {
+                let key = DataKey::generate();
+                key.write_with(&dir.join(KEY_FILE), config.unlock.as_ref())?;
+                key
+            }
+            found => found?,
+        };
+        let state_path = dir.join("state");
+        let state = match StateFile::open(&state_path, &key)? {
+            Some(state) => state,
+            // The vote is made first: without it nothing else can be there.
+            None if has_files(&dir.join("log")) || has_files(&dir.join("snapshot")) => {
+                return Err(DiskError::MissingFile { path: state_path }.into());
+            }
+            None => match make {
+                Some(raft_id) => StateFile::create(&state_path, &key, raft_id)?,
+                None => return Err(StoreError::Empty { dir: dir.clone() }),
+            },
+        };
+        let raft_id = state.state().raft_id;
+        let mut log = Log::open(&dir.join("log"), &key, state, config.segment_bytes.max(MIN_SEGMENT_BYTES), config.cache_bytes)?;
+        log.hold(lock);
+        let (head, tables, parts) = Machine::load(SnapshotDir::open(&dir.join("snapshot"), &key)?, log.shared())?;
+        check_gap(&log, head.as_ref().and_then(|head| head.last).map(|id| id.index), &dir.join("snapshot"))?;
+        let view = View::from(tables.clone());
+        let published = Arc::new(Published {
+            feeds: Feeds::new(view.revision(), config.feed_changes),
+            view: watch::Sender::new(view),
+            snapshots: SnapshotProgress::new(config.snapshot_entries, config.snapshot_log_bytes, config.keep_entries),
+        });
+        let machine = Machine::new(head, tables, parts, Arc::clone(&published));
+        Ok(Self { log, raft_id, key, machine, published })
+    }
+}
+
+/// The key file in the store's directory.
+pub(crate) const KEY_FILE: &str = "dek";
+
+/// The data key of a store that is there.
+pub(crate) fn find_key(config: &StoreConfig) -> Result<DataKey, DiskError> {
+    match &config.key {
+        Some(key) => Ok(key.clone()),
+        None => DataKey::read_with(&config.dir.join(KEY_FILE), config.unlock.as_ref()),
+    }
+}
+
+/// A log that begins behind the end of the snapshot has lost something in between.
+pub(crate) fn check_gap(log: &Log, snapshot: Option<u64>, snapshots: &Path) -> Result<(), DiskError> {
+    let purged = log.shared().index().purged().map(|id| id.index);
+    if purged > snapshot {
+        return Err(DiskError::MissingFile { path: snapshots.join(format!("{:016x}-*.snap", purged.unwrap_or(0))) });
+    }
+    Ok(())
+}
+
+fn has_files(dir: &Path) -> bool {
+    std::fs::read_dir(dir).is_ok_and(|mut files| {
+        files.any(|file| {
+            file.is_ok_and(|file| {
+                let path = file.path();
+                path.extension().is_some_and(|extension| extension == "seg" || extension == "snap")
+            })
+        })
+    })
+}
+
+pub(crate) fn lock(dir: &Path) -> Result<DirLock, DiskError> {
+    let path = dir.join("lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed("open", &path))?;
+    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => DiskError::InUse { path },
+        errno => failed("lock", &path)(errno.into()),
+    })
+}

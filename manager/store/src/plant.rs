@@ -1,0 +1,223 @@
+//! Stores made of tables rather than of a history: of a backup, or of what a group left that has no majority any more.
+//!
+//! Both are written into a directory of their own beside the place where they belong, made durable, and then put there in one
+//! step, so that a crash at any point leaves what was there or the finished new one.
+
+use crate::backup;
+use crate::codec;
+use crate::config::{MIN_SEGMENT_BYTES, StoreConfig};
+use crate::disk::key::DataKey;
+use crate::disk::log::{self, Log};
+use crate::disk::snapshot::{self, SnapshotDir, SnapshotHead};
+use crate::disk::state::StateFile;
+use crate::disk::{DiskError, failed, sync_dir};
+use crate::error::StoreError;
+use crate::group::{self, MemberStatus};
+use crate::open::{KEY_FILE, check_gap, find_key, lock};
+use crate::raft::machine::Machine;
+use crate::raft::types::{Entry, LogId, Member, Membership, RaftId, Vote};
+use crate::table::Tables;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use openraft::{CommittedLeaderId, EntryPayload};
+use skep_types::{UnlockKey, Version};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::DirBuilder;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What [`Store::recover`](crate::Store::recover) found and did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovery {
+    /// The last log entry, which is part of the new state.
+    pub applied: Option<u64>,
+    /// The last entry that a majority is known to have had. The mark is written along with later entries, so that the very last
+    /// entries are never known to be.
+    pub committed: Option<u64>,
+    /// Entries behind that. They are kept: whoever proposed them may or may not have been told that they were made. Entries that
+    /// only other managers had are lost.
+    pub uncommitted_kept: u64,
+    /// The revision of the new state.
+    pub revision: Version,
+    /// The members of the old group but for this manager.
+    pub members_dropped: Vec<MemberStatus>,
+    /// Where the old store is now; `None` while it is still in place.
+    pub old_dir: Option<PathBuf>,
+}
+
+/// Everything a new store begins with.
+struct Seed<'a> {
+    raft_id: RaftId,
+    member: Member,
+    term: u64,
+    /// The index its snapshot claims to end at.
+    index: u64,
+    key: &'a DataKey,
+    tables: &'a Tables,
+}
+
+/// Writes state and snapshot of a group with one voter into `dir`, which has its data key already.
+fn sow(dir: &Path, seed: Seed<'_>) -> Result<(), DiskError> {
+    let last = LogId::new(CommittedLeaderId::new(seed.term, seed.raft_id), seed.index);
+    let group = openraft::Membership::new(vec![BTreeSet::from([seed.raft_id])], BTreeMap::from([(seed.raft_id, seed.member)]));
+    let head = SnapshotHead {
+        last: Some(last),
+        membership: Membership::new(Some(last), group),
+        revision: seed.tables.revision(),
+        objects: seed.tables.len() as u64,
+    };
+    let mut state = StateFile::create(&dir.join("state"), seed.key, seed.raft_id)?;
+    state.set_vote(Vote::new(seed.term, seed.raft_id))?;
+    let snapshots = SnapshotDir::open(&dir.join("snapshot"), seed.key)?;
+    let temporary = snapshots.temporary("built");
+    snapshot::write(&temporary, seed.key, &head, seed.tables)?;
+    snapshots.publish(&temporary, last)?;
+    sync_dir(dir)
+}
+
+/// An empty directory beside `dir`; what a crash left there goes.
+fn beside(dir: &Path, suffix: &str) -> Result<PathBuf, DiskError> {
+    let path = named_beside(dir, suffix);
+    match std::fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
+        Ok(()) | Err(_) => {}
+    }
+    DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed("create the directory", &path))?;
+    Ok(path)
+}
+
+fn named_beside(dir: &Path, suffix: &str) -> PathBuf {
+    let mut name = dir.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(suffix);
+    dir.with_file_name(name)
+}
+
+fn sync_parent(dir: &Path) -> Result<(), DiskError> {
+    sync_dir(dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+pub(crate) fn restore(
+    config: &StoreConfig,
+    raft_id: RaftId,
+    member: Member,
+    mut backup: impl Read,
+    key: &UnlockKey,
+) -> Result<(), StoreError> {
+    let dir = &config.dir;
+    if [KEY_FILE, "state", "log", "snapshot"].iter().any(|name| dir.join(name).exists()) {
+        return Err(StoreError::Exists { dir: dir.clone() });
+    }
+    let (_, tables) = backup::read(&mut backup, key)?;
+    let new = beside(dir, "restoring")?;
+    let data_key = match &config.key {
+        Some(key) => key.clone(),
+        None => {
+            let key = DataKey::generate();
+            key.write_with(&new.join(KEY_FILE), config.unlock.as_ref())?;
+            key
+        }
+    };
+    sow(&new, Seed { raft_id, member, term: 1, index: 1, key: &data_key, tables: &tables })?;
+    skep_failpoint::failpoint!("store.restore.sown");
+    // A lock file may be there from a try to open it; anything else makes the renaming fail, which is right.
+    let _ = std::fs::remove_file(dir.join("lock"));
+    std::fs::rename(&new, dir).map_err(failed("put the restored store in place at", dir))?;
+    skep_failpoint::failpoint!("store.restore.renamed");
+    sync_parent(dir)?;
+    Ok(())
+}
+
+/// What is left of a store, with everything in its log applied.
+struct Remains {
+    tables: Tables,
+    group: Membership,
+    last: Option<LogId>,
+    committed: Option<LogId>,
+    raft_id: RaftId,
+    term: u64,
+}
+
+pub(crate) fn recover(config: &StoreConfig, raft_id: RaftId, member: Member) -> Result<Recovery, StoreError> {
+    let dir = &config.dir;
+    if !dir.join("state").exists() {
+        return Err(StoreError::Empty { dir: dir.clone() });
+    }
+    let _lock = lock(dir)?;
+    let key = find_key(config)?;
+    let remains = exhume(config, &key)?;
+    let new = beside(dir, "recovering")?;
+    if config.key.is_none() {
+        key.write_with(&new.join(KEY_FILE), sealed_by(config)?)?;
+    }
+    // Behind everything the old group can have written, so that an old leader's entries are never taken for newer ones.
+    let index = remains.last.map_or(0, |last| last.index) + 1;
+    sow(&new, Seed { raft_id, member, term: remains.term + 1, index, key: &key, tables: &remains.tables })?;
+    skep_failpoint::failpoint!("store.recover.sown");
+    let old = (1..).map(|number| named_beside(dir, &format!("before-recovery-{number}"))).find(|path| !path.exists());
+    let old = old.expect("numbers do not end");
+    // First the new store takes the name that the old one will have, then they change places in one step.
+    std::fs::rename(&new, &old).map_err(failed("rename the new store to", &old))?;
+    skep_failpoint::failpoint!("store.recover.renamed");
+    renameat2(AT_FDCWD, &old, AT_FDCWD, dir, RenameFlags::RENAME_EXCHANGE)
+        .map_err(|errno| failed("exchange the old store for the new one at", dir)(errno.into()))?;
+    skep_failpoint::failpoint!("store.recover.exchanged");
+    sync_parent(dir)?;
+    let members_dropped = group::members(&remains.group).into_iter().filter(|member| member.raft_id != remains.raft_id).collect();
+    let index = |id: Option<LogId>| id.map(|id| id.index);
+    Ok(Recovery {
+        applied: index(remains.last),
+        committed: index(remains.committed),
+        uncommitted_kept: index(remains.last).unwrap_or(0).saturating_sub(index(remains.committed).unwrap_or(0)),
+        revision: remains.tables.revision(),
+        members_dropped,
+        old_dir: Some(old),
+    })
+}
+
+/// The new store is locked if the old one was.
+fn sealed_by(config: &StoreConfig) -> Result<Option<&UnlockKey>, DiskError> {
+    Ok(if DataKey::is_locked(&config.dir.join(KEY_FILE))? { config.unlock.as_ref() } else { None })
+}
+
+fn exhume(config: &StoreConfig, key: &DataKey) -> Result<Remains, StoreError> {
+    let dir = &config.dir;
+    let state_path = dir.join("state");
+    let state = StateFile::open(&state_path, key)?.ok_or(DiskError::MissingFile { path: state_path })?;
+    let (raft_id, voted) = (state.state().raft_id, state.state().vote.map_or(0, |vote| vote.leader_id().get_term()));
+    let log = Log::open(&dir.join("log"), key, state, config.segment_bytes.max(MIN_SEGMENT_BYTES), config.cache_bytes)?;
+    let shared = log.shared();
+    shared.settle(); // no thread is to work in the directory when it gets another name
+    let (head, mut tables, _) = Machine::load(SnapshotDir::open(&dir.join("snapshot"), key)?, Arc::clone(&shared))?;
+    let snapshot = head.as_ref().and_then(|head| head.last);
+    check_gap(&log, snapshot.map(|id| id.index), &dir.join("snapshot"))?;
+    let mut group = head.map(|head| head.membership).unwrap_or_default();
+    let mut last = snapshot;
+    let first = snapshot.map_or(0, |id| id.index + 1);
+    let end = shared.index().last().map_or(0, |id| id.index + 1);
+    for begin in (first..end).step_by(64) {
+        let lookups = shared.index().lookup(begin, end.min(begin + 64));
+        for entry in log::read(lookups)? {
+            apply(&mut tables, &mut group, &entry).map_err(DiskError::from)?;
+            last = Some(entry.log_id);
+        }
+    }
+    let term = voted.max(last.map_or(0, |id| id.leader_id.term));
+    Ok(Remains { tables, group, last, committed: shared.committed().max(snapshot), raft_id, term })
+}
+
+/// As the state machine does it; a transaction that does not fit changes nothing there either.
+fn apply(tables: &mut Tables, group: &mut Membership, entry: &Entry) -> Result<(), codec::CodecError> {
+    match &entry.payload {
+        EntryPayload::Blank => {}
+        EntryPayload::Membership(membership) => *group = Membership::new(Some(entry.log_id), membership.clone()),
+        EntryPayload::Normal(batch) => {
+            for transaction in batch.transactions()? {
+                let version = Version(tables.revision().0 + 1);
+                let _ = tables.apply(version, transaction.now, &transaction.actions);
+            }
+        }
+    }
+    Ok(())
+}
