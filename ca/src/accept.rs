@@ -2,8 +2,7 @@
 
 use crate::authority::AuthorityFilter;
 use crate::peer::{BadSubject, PeerIdentity};
-use crate::security::{SecurityConfig, SecurityError};
-use rustls::ServerConfig;
+use crate::security::{RemoteServers, SecurityConfig, SecurityError};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,8 +10,8 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, SystemTime};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::timeout;
-use tokio_rustls::TlsAcceptor as RustlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor as RustlsAcceptor};
 
 /// How long a client may take from TCP accept to the end of the handshake. Genuine clients give up after the same time
 /// (spec wire-behaviour 2.1); each that does not end holds memory and a place.
@@ -40,7 +39,8 @@ pub enum AcceptError {
 /// Which of a node's two doors a connection came through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Door {
-    /// The TCP port: a client certificate is verified if given.
+    /// The TCP port. A client that asks for a manager by its server name must give a certificate of the cluster; others may come
+    /// without, to join. What is given is verified.
     Remote,
     /// The local socket: no client certificates; server names that are none are tolerated, and HTTP/2 authorities that are none
     /// are made acceptable (see the module `sni` for why).
@@ -77,15 +77,18 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        let (config, first) = match self.door {
-            Door::Remote => (self.security.remote_server()?, Vec::new()),
+        let stream = match self.door {
+            Door::Remote => {
+                let servers = self.security.remote_servers()?;
+                shake_by_name(servers, Replay { first: Vec::new(), read: 0, io }).await
+            }
             Door::Local => {
-                let mut record = first_record(&mut io).await.map_err(AcceptError::Handshake)?;
-                crate::sni::hide_bad_name(&mut record);
-                (self.security.local_server(), record)
+                let mut first = first_record(&mut io).await.map_err(AcceptError::Handshake)?;
+                crate::sni::hide_bad_name(&mut first);
+                RustlsAcceptor::from(self.security.local_server()).accept(Replay { first, read: 0, io }).await
             }
         };
-        let stream = shake(config, Replay { first, read: 0, io }).await?;
+        let stream = stream.map_err(AcceptError::Handshake)?;
         let peer = match stream.get_ref().1.peer_certificates() {
             Some(chain) => Some(Arc::new(PeerIdentity::of_chain(chain)?)),
             None => None,
@@ -99,11 +102,14 @@ impl Acceptor {
     }
 }
 
-async fn shake<IO>(config: Arc<ServerConfig>, io: Replay<IO>) -> Result<TlsStream<Replay<IO>>, AcceptError>
+/// The name that the client asks for decides whether it needs a certificate.
+async fn shake_by_name<IO>(servers: RemoteServers, io: IO) -> io::Result<TlsStream<IO>>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    RustlsAcceptor::from(config).accept(io).await.map_err(AcceptError::Handshake)
+    let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io).await?;
+    let config = servers.for_name(hello.client_hello().server_name());
+    hello.into_stream(config).await
 }
 
 /// Reads one TLS record as it came, or the little that shows that it is none; rustls then says what is wrong with it.

@@ -8,8 +8,9 @@ use rcgen::{CertificateParams, DistinguishedName, DnType};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
-use rustls::{ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{ClientCertVerifierBuilder, NoServerSessionStorage, ProducesTickets, VerifierBuilderError, WebPkiClientVerifier};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
 use std::sync::Arc;
 
 /// HTTP/2. Servers offer it and also take connections without any ALPN: a genuine agent that renewed its certificate sends
@@ -19,21 +20,40 @@ const H2: &[u8] = b"h2";
 /// What the local socket is called in TLS; nobody verifies it.
 pub(crate) const LOCAL_NAME: &str = "localhost";
 
-/// For the TCP port: a client certificate is asked for but not required, and one that is given must verify under the cluster's
-/// roots. 0-RTT is off (rustls's default). `tickets` seals resumption tickets; pass new ones whenever the roots change, so that no
-/// session accepted under the old roots is resumed.
-pub(crate) fn remote_server(identity: &Identity, tickets: Arc<dyn ProducesTickets>) -> Result<ServerConfig, rustls::Error> {
-    let verifier = WebPkiClientVerifier::builder_with_provider(identity.roots().store(), provider())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|error| rustls::Error::General(error.to_string()))?;
+/// For the TCP port, for clients that ask for a manager by its name: nodes of the cluster. A client certificate that verifies under
+/// the cluster's roots is required. 0-RTT is off (rustls's default). `tickets` seals resumption tickets; pass new ones whenever the
+/// roots change, so that no session accepted under the old roots is resumed.
+pub(crate) fn member_server(identity: &Identity, tickets: Arc<dyn ProducesTickets>) -> Result<ServerConfig, rustls::Error> {
+    let verifier = client_verifier(identity).build();
+    let mut config = remote_server(identity, verifier)?;
+    config.ticketer = tickets;
+    Ok(config)
+}
+
+/// For the TCP port, for everybody else: nodes that join. A client certificate is asked for but not required, and one that is given
+/// must verify. No tickets: with them a session without certificate would be resumed as one.
+pub(crate) fn joining_server(identity: &Identity) -> Result<ServerConfig, rustls::Error> {
+    let verifier = client_verifier(identity).allow_unauthenticated().build();
+    let mut config = remote_server(identity, verifier)?;
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+fn client_verifier(identity: &Identity) -> ClientCertVerifierBuilder {
+    WebPkiClientVerifier::builder_with_provider(identity.roots().store(), provider())
+}
+
+fn remote_server(
+    identity: &Identity,
+    verifier: Result<Arc<dyn ClientCertVerifier>, VerifierBuilderError>,
+) -> Result<ServerConfig, rustls::Error> {
+    let verifier = verifier.map_err(|error| rustls::Error::General(error.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
         .with_single_cert(identity.chain().to_vec(), identity.key().for_rustls())?;
     config.alpn_protocols = vec![H2.to_vec()];
     // Sessions live in the clients' tickets: 10,000 agents cost the server no memory for them.
-    config.ticketer = tickets;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     Ok(config)
 }
@@ -69,6 +89,19 @@ pub(crate) fn node_client(identity: &Identity) -> Result<ClientConfig, rustls::E
         .with_root_certificates(identity.roots().store())
         .with_client_auth_cert(identity.chain().to_vec(), identity.key().for_rustls())?;
     config.alpn_protocols = vec![H2.to_vec()];
+    Ok(config)
+}
+
+/// For servers that are no nodes but are vouched for by the cluster's root, or by the one that is being introduced: own certificate,
+/// HTTP/1.1.
+pub(crate) fn outside_client(identity: &Identity, coming: Option<&RootBundle>) -> Result<ClientConfig, rustls::Error> {
+    let mut roots = RootCertStore::clone(&identity.roots().store());
+    roots.extend(coming.into_iter().flat_map(|bundle| bundle.store().roots.clone()));
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(identity.chain().to_vec(), identity.key().for_rustls())?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 

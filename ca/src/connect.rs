@@ -29,6 +29,26 @@ pub enum ConnectError {
     Subject(#[from] BadSubject),
     #[error("no TLS configuration for this connection")]
     Security(#[from] SecurityError),
+    #[error("{0:?} is neither a host name nor an address")]
+    Name(String),
+}
+
+/// Connects with this node's certificate to a server outside the cluster, such as an external CA, whose certificate the cluster's
+/// roots or the one that is being introduced vouch for. For HTTP/1.1; within [`CONNECT_TIMEOUT`].
+pub async fn connect_outside<IO>(
+    security: &SecurityConfig,
+    coming: Option<&RootBundle>,
+    host: &str,
+    io: IO,
+) -> Result<TlsStream<IO>, ConnectError>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let identity = security.identity().ok_or(SecurityError::NoIdentity)?;
+    let config = config::outside_client(&identity, coming).map_err(|source| SecurityError::Tls { what: "outside client", source })?;
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| ConnectError::Name(host.to_owned()))?;
+    let handshake = TlsConnector::from(Arc::new(config)).connect(name, io);
+    timeout(CONNECT_TIMEOUT, handshake).await.map_err(|_| ConnectError::TimedOut)?.map_err(ConnectError::Handshake)
 }
 
 /// How to make the client's side of connections of one kind. Clones share the present identity: what is connected after a renewal

@@ -4,18 +4,23 @@
 //! <dir>/                     0700
 //!   swarm-root-ca.crt        0644  roots, byte for byte as served
 //!   swarm-node.crt           0644  chain, leaf first
-//!   swarm-node.key           0600  PKCS#8
+//!   swarm-node.key           0600  PKCS#8; on a locked manager sealed by the unlock key (module `seal`)
 //!   .swarm-node.crt          the next certificate, for a moment
 //! ```
 //! A renewal changes two files that belong together. Order (spec wire-behaviour 4.4): the new certificate under its dotted name,
 //! the key, then the certificate gets its name. A crash in between leaves the new key beside the old certificate, and the
 //! matching certificate under the dotted name: [`load`] sees that and finishes the renewal.
+//!
+//! A change of the unlock key: [`rewrite_key`] for the old and the new one, then the store's data key, then [`rewrite_key`] for the
+//! new one alone. At each moment one unlock key opens both.
 
 use crate::identity::{BadIdentity, Identity};
 use crate::key::{BadKey, NodeKey};
 use crate::roots::{BadRoots, RootBundle};
+use crate::seal::{self, Unopened};
 use crate::secret::Secret;
 use skep_failpoint::failpoint;
+use skep_types::UnlockKey;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
@@ -47,6 +52,13 @@ pub enum FileError {
     Key { path: PathBuf, source: BadKey },
     #[error("the identity in {dir} is not usable")]
     Identity { dir: PathBuf, source: BadIdentity },
+    #[error("{path} is locked; unlock this node with `swarmctl cluster unlock` and the cluster's unlock key")]
+    Locked { path: PathBuf },
+    #[error(
+        "the unlock key does not open {path}; print the present one with `swarmctl cluster unlock-key` on another manager, or, if the \
+         key was changed while this node was down, use the one before it"
+    )]
+    WrongUnlockKey { path: PathBuf },
 }
 
 /// Whether there is an identity to load. A directory with roots only (a join that did not end) has none.
@@ -55,8 +67,22 @@ pub fn exists(dir: &Path) -> bool {
     dir.join(KEY).exists() || dir.join(CERTIFICATE).exists()
 }
 
+/// Whether the node key is sealed, so that [`load`] needs the unlock key. `false` if there is none.
+pub fn is_locked(dir: &Path) -> Result<bool, FileError> {
+    match read(&dir.join(KEY)) {
+        Ok(text) => Ok(seal::is_sealed(Secret::new(text).expose())),
+        Err(FileError::Missing { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Loads and checks the identity. `None` if there is none.
-pub fn load(dir: &Path, now: SystemTime) -> Result<Option<Identity>, FileError> {
+///
+/// `unlock` opens a sealed key; for one that is not sealed it is not used.
+///
+/// # Errors
+/// [`FileError::Locked`] and [`FileError::WrongUnlockKey`] change nothing: ask for the key and try again.
+pub fn load(dir: &Path, now: SystemTime, unlock: Option<&UnlockKey>) -> Result<Option<Identity>, FileError> {
     if !exists(dir) {
         return Ok(None);
     }
@@ -64,6 +90,7 @@ pub fn load(dir: &Path, now: SystemTime) -> Result<Option<Identity>, FileError> 
     let key_path = dir.join(KEY);
     let key_text = Secret::new(read(&key_path)?);
     check_private(&key_path, 0o077, "0600")?;
+    let key_text = unsealed(key_text, &key_path, unlock)?;
     let key = NodeKey::parse(key_text.expose()).map_err(|source| FileError::Key { path: key_path, source })?;
     let roots = load_roots(dir)?.ok_or_else(|| FileError::Missing { path: dir.join(ROOTS) })?;
 
@@ -83,6 +110,18 @@ pub fn load(dir: &Path, now: SystemTime) -> Result<Option<Identity>, FileError> 
         return Ok(Some(identity));
     }
     first.map(Some)
+}
+
+fn unsealed(text: Secret, path: &Path, unlock: Option<&UnlockKey>) -> Result<Secret, FileError> {
+    if !seal::is_sealed(text.expose()) {
+        return Ok(text);
+    }
+    let path = || path.to_owned();
+    let unlock = unlock.ok_or_else(|| FileError::Locked { path: path() })?;
+    seal::open(text.expose(), unlock).map_err(|unopened| match unopened {
+        Unopened::Wrong => FileError::WrongUnlockKey { path: path() },
+        Unopened::Damaged => FileError::Content { path: path() },
+    })
 }
 
 /// The roots alone, as a join in progress has them. `None` if the file is not there.
@@ -106,8 +145,8 @@ pub fn save_roots(dir: &Path, roots: &RootBundle) -> Result<(), FileError> {
 }
 
 /// Writes roots, key and certificate; when it returns they survive a power cut, and a crash on the way leaves the old identity
-/// or the new one.
-pub fn save(dir: &Path, identity: &Identity) -> Result<(), FileError> {
+/// or the new one. With `unlock` the key is sealed.
+pub fn save(dir: &Path, identity: &Identity, unlock: Option<&UnlockKey>) -> Result<(), FileError> {
     save_roots(dir, identity.roots())?;
     failpoint!("ca.identity.roots_saved");
     let staged_certificate = dir.join(STAGED_CERTIFICATE);
@@ -115,12 +154,21 @@ pub fn save(dir: &Path, identity: &Identity) -> Result<(), FileError> {
     // The dotted name must be on disk before the key loses its old partner.
     sync_dir(dir)?;
     failpoint!("ca.identity.certificate_staged");
-    let staged_key = dir.join(format!(".{KEY}"));
-    write(&staged_key, identity.key().pem().expose(), 0o600)?;
-    rename(&staged_key, &dir.join(KEY))?;
-    sync_dir(dir)?;
+    rewrite_key(dir, identity.key(), &unlock.into_iter().collect::<Vec<_>>())?;
     failpoint!("ca.identity.key_saved");
     rename(&staged_certificate, &dir.join(CERTIFICATE))?;
+    sync_dir(dir)
+}
+
+/// Writes the node key anew, so that each of `unlock` opens it; with none it is plain. The old file is replaced at once or not at
+/// all, and when this returns the new one survives a power cut.
+pub fn rewrite_key(dir: &Path, key: &NodeKey, unlock: &[&UnlockKey]) -> Result<(), FileError> {
+    let plain = key.pem();
+    let text = if unlock.is_empty() { plain } else { seal::seal(&plain, unlock) };
+    let staged = dir.join(format!(".{KEY}"));
+    write(&staged, text.expose(), 0o600)?;
+    failpoint!("ca.key.staged");
+    rename(&staged, &dir.join(KEY))?;
     sync_dir(dir)
 }
 
@@ -212,10 +260,10 @@ mod tests {
     #[test]
     fn an_identity_survives_the_disk() {
         let (_temp, dir, root) = setup();
-        assert!(load(&dir, SystemTime::now()).unwrap().is_none());
+        assert!(load(&dir, SystemTime::now(), None).unwrap().is_none());
         let identity = identity(&root);
-        save(&dir, &identity).unwrap();
-        let loaded = load(&dir, SystemTime::now()).unwrap().unwrap();
+        save(&dir, &identity, None).unwrap();
+        let loaded = load(&dir, SystemTime::now(), None).unwrap().unwrap();
         assert_eq!(loaded.chain_pem(), identity.chain_pem());
         assert_eq!(loaded.roots(), identity.roots());
         assert_eq!((mode(&dir), mode(&dir.join(KEY)), mode(&dir.join(CERTIFICATE))), (0o700, 0o600, 0o644));
@@ -223,29 +271,60 @@ mod tests {
         names.sort();
         assert_eq!(names, [CERTIFICATE, KEY, ROOTS]);
         remove(&dir).unwrap();
-        assert!(load(&dir, SystemTime::now()).unwrap().is_none());
+        assert!(load(&dir, SystemTime::now(), None).unwrap().is_none());
     }
 
     #[test]
     fn an_interrupted_renewal_is_finished_or_undone() {
         let (_temp, dir, root) = setup();
         let (old, new) = (identity(&root), identity(&root));
-        save(&dir, &old).unwrap();
+        save(&dir, &old, None).unwrap();
         // Cut off after the certificate was staged: the old identity is whole.
         write(&dir.join(STAGED_CERTIFICATE), &new.chain_pem(), 0o644).unwrap();
-        assert_eq!(load(&dir, SystemTime::now()).unwrap().unwrap().chain_pem(), old.chain_pem());
+        assert_eq!(load(&dir, SystemTime::now(), None).unwrap().unwrap().chain_pem(), old.chain_pem());
         // Cut off after the key was replaced: the staged certificate is its partner.
         fs::write(dir.join(KEY), new.key().pem().expose()).unwrap();
-        assert_eq!(load(&dir, SystemTime::now()).unwrap().unwrap().chain_pem(), new.chain_pem());
+        assert_eq!(load(&dir, SystemTime::now(), None).unwrap().unwrap().chain_pem(), new.chain_pem());
         assert!(!dir.join(STAGED_CERTIFICATE).exists());
-        assert_eq!(load(&dir, SystemTime::now()).unwrap().unwrap().chain_pem(), new.chain_pem());
+        assert_eq!(load(&dir, SystemTime::now(), None).unwrap().unwrap().chain_pem(), new.chain_pem());
+    }
+
+    #[test]
+    fn a_locked_identity_opens_with_its_unlock_key_only() {
+        let (_temp, dir, root) = setup();
+        assert!(!is_locked(&dir).unwrap());
+        let (key, wrong) = (UnlockKey::new([1; 32]), UnlockKey::new([2; 32]));
+        let identity = identity(&root);
+        save(&dir, &identity, Some(&key)).unwrap();
+        assert!(is_locked(&dir).unwrap());
+        assert_eq!(mode(&dir.join(KEY)), 0o600);
+        assert!(!fs::read_to_string(dir.join(KEY)).unwrap().contains("BEGIN PRIVATE KEY"));
+        let opened = |key: Option<&UnlockKey>| load(&dir, SystemTime::now(), key);
+        assert!(matches!(opened(None), Err(FileError::Locked { .. })));
+        let refused = opened(Some(&wrong)).unwrap_err();
+        assert!(matches!(refused, FileError::WrongUnlockKey { .. }));
+        assert!(refused.to_string().contains("unlock-key"), "{refused}");
+        assert_eq!(opened(Some(&key)).unwrap().unwrap().chain_pem(), identity.chain_pem());
+
+        // From one key to the next, then to none.
+        let next = UnlockKey::new([3; 32]);
+        rewrite_key(&dir, identity.key(), &[&key, &next]).unwrap();
+        assert!(opened(Some(&key)).is_ok() && opened(Some(&next)).is_ok() && opened(None).is_err());
+        rewrite_key(&dir, identity.key(), &[&next]).unwrap();
+        assert!(opened(Some(&key)).is_err() && opened(Some(&next)).is_ok());
+        rewrite_key(&dir, identity.key(), &[]).unwrap();
+        assert!(opened(None).is_ok() && opened(Some(&key)).is_ok());
+        assert!(!is_locked(&dir).unwrap());
+
+        fs::write(dir.join(KEY), "-----BEGIN SKEP SEALED PRIVATE KEY-----\nAQ==\n").unwrap();
+        assert!(matches!(opened(Some(&key)), Err(FileError::Content { .. })));
     }
 
     #[test]
     fn damage_names_the_file_and_the_cure() {
         let (_temp, dir, root) = setup();
-        save(&dir, &identity(&root)).unwrap();
-        let refused = || load(&dir, SystemTime::now()).unwrap_err();
+        save(&dir, &identity(&root), None).unwrap();
+        let refused = || load(&dir, SystemTime::now(), None).unwrap_err();
 
         fs::set_permissions(dir.join(KEY), fs::Permissions::from_mode(0o644)).unwrap();
         assert!(matches!(refused(), FileError::Permissions { mode: 0o644, .. }));

@@ -81,6 +81,64 @@ async fn a_client_without_certificate_is_nobody() {
     }
 }
 
+/// A client without certificate that asks for this server name.
+fn anonymous(roots: &RootBundle, versions: &[&'static rustls::SupportedProtocolVersion]) -> tokio_rustls::TlsConnector {
+    let config = rustls::ClientConfig::builder_with_provider(crate::provider::provider())
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots.store())
+        .with_no_client_auth();
+    tokio_rustls::TlsConnector::from(std::sync::Arc::new(config))
+}
+
+#[tokio::test]
+async fn who_asks_for_a_manager_must_show_a_certificate() {
+    let root = root();
+    let manager = secured(&root, 1, NodeRole::Manager);
+    let acceptor = remote(&manager);
+    for versions in [&[&rustls::version::TLS13][..], &[&rustls::version::TLS12]] {
+        for (name, let_in) in [("swarm-manager", false), ("SWARM-Manager", false), ("swarm-ca", true)] {
+            let connector = anonymous(root.bundle(), versions);
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            let (server, client) = tokio::join!(acceptor.accept(far), async {
+                let mut stream = connector.connect(rustls::pki_types::ServerName::try_from(name).unwrap(), near).await?;
+                // Under TLS 1.3 the alert comes after the client's handshake.
+                tokio::time::timeout(Duration::from_millis(50), stream.read_u8()).await.unwrap_or(Ok(0))
+            });
+            assert_eq!((server.is_ok(), client.is_ok()), (let_in, let_in), "{name} {versions:?}");
+            if let Err(refusal) = server {
+                assert!(refusal.to_string().contains("no certificates"), "{refusal}");
+                let seen = client.unwrap_err().to_string();
+                assert!(seen.contains("CertificateRequired") || seen.contains("HandshakeFailure"), "{seen}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_without_certificate_is_never_resumed() {
+    let root = root();
+    let manager = secured(&root, 1, NodeRole::Manager);
+    let joining = Connector::bootstrap(root.bundle()).unwrap();
+    for _ in 0..3 {
+        assert!(!meet(&remote(&manager), &joining).await.server.unwrap().is_resumed());
+    }
+}
+
+#[tokio::test]
+async fn a_certificate_is_known_under_the_name_of_the_ca_too() {
+    // Genuine nodes ask for the unlock key so (spec wire-behaviour 4.2, step 5).
+    let root = root();
+    let (manager, other) = (secured(&root, 1, NodeRole::Manager), secured(&root, 2, NodeRole::Manager));
+    let connector = with_server_roots(&other, root.bundle());
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let acceptor = remote(&manager);
+    let name = rustls::pki_types::ServerName::try_from(ROOT_NAME).unwrap();
+    let (server, client) = tokio::join!(acceptor.accept(far), connector.connect(name, near));
+    client.unwrap();
+    assert_eq!(server.unwrap().peer().unwrap().node_id, NodeId::for_test(2));
+}
+
 #[tokio::test]
 async fn certificates_of_another_cluster_are_refused_on_both_sides() {
     let (ours, theirs) = (root(), root());

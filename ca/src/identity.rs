@@ -32,6 +32,17 @@ pub enum BadIdentity {
     NotYetValid,
     #[error("the node certificate is not trusted")]
     Untrusted(#[from] Untrusted),
+    /// It is a good certificate, but of another node, cluster or role.
+    #[error("the certificate is for {what} {found}, not for {expected}")]
+    Unexpected { what: &'static str, found: String, expected: String },
+}
+
+/// What a certificate that a node asked for has to say; `None` = anything will do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Expected {
+    pub node: Option<NodeId>,
+    pub cluster: Option<ClusterId>,
+    pub role: Option<NodeRole>,
 }
 
 /// The issuer of the leaf, as the node description reports it: a root rotation waits until every node reports the new one
@@ -83,6 +94,22 @@ impl Identity {
         }
         roots.verify(&chain, now)?;
         Ok(Self { key, peer, role, roots })
+    }
+
+    /// Whether a certificate that was issued is the one that was asked for. That the key belongs to it is checked by
+    /// [`new`](Self::new).
+    pub fn check(&self, expected: &Expected) -> Result<(), BadIdentity> {
+        fn same<T: PartialEq + fmt::Display>(what: &'static str, found: &T, expected: Option<&T>) -> Result<(), BadIdentity> {
+            match expected {
+                Some(expected) if expected != found => {
+                    Err(BadIdentity::Unexpected { what, found: found.to_string(), expected: expected.to_string() })
+                }
+                _ => Ok(()),
+            }
+        }
+        same("node", self.node_id(), expected.node.as_ref())?;
+        same("cluster", self.cluster_id(), expected.cluster.as_ref())?;
+        same("role", &self.role, expected.role.as_ref())
     }
 
     /// The first node of a cluster certifies itself.
@@ -239,6 +266,18 @@ mod tests {
         assert!(matches!(make(good.key(), stranger.bundle(), now()), Err(BadIdentity::Untrusted(_))));
         let other = NodeKey::generate().unwrap();
         assert_eq!(make(&other, root.bundle(), now()).unwrap_err(), BadIdentity::Key(BadKey::Mismatch));
+    }
+
+    #[test]
+    fn a_certificate_of_somebody_else_is_told_apart() {
+        let manager = manager(&RootCa::generate(now()).unwrap());
+        let expected = Expected { node: Some(NodeId::for_test(1)), cluster: Some(ClusterId::for_test(2)), role: Some(NodeRole::Manager) };
+        assert_eq!(manager.check(&expected), Ok(()));
+        assert_eq!(manager.check(&Expected::default()), Ok(()));
+        let refused = |expected: Expected| manager.check(&expected).unwrap_err().to_string();
+        assert!(refused(Expected { node: Some(NodeId::for_test(9)), ..expected.clone() }).contains("for node"));
+        assert!(refused(Expected { cluster: Some(ClusterId::for_test(9)), ..expected.clone() }).contains("for cluster"));
+        assert!(refused(Expected { role: Some(NodeRole::Worker), ..expected }).ends_with("for role manager, not for worker"));
     }
 
     #[test]

@@ -41,8 +41,8 @@ pub enum BadCsr {
     Key,
 }
 
-/// A request with an RSA key of 8192 bits takes about 3 KiB of PEM.
-const MAX_CSR: usize = 16 * 1024;
+/// Longest certificate request, in bytes of PEM. One with an RSA key of 8192 bits takes about 3 KiB.
+pub const MAX_CSR: usize = 16 * 1024;
 
 /// A private key with what is needed to sign. Clones share it.
 #[derive(Clone)]
@@ -109,18 +109,28 @@ impl NodeKey {
     }
 }
 
+/// Whether a certificate could be signed for this request: small enough, PKCS#10, an accepted key, and signed by that key.
+pub fn check_request(pem: &[u8]) -> Result<(), BadCsr> {
+    public_key_of_request(pem).map(drop)
+}
+
 /// Takes the public key out of a request and nothing else, after checking that whoever made it holds the private key.
 ///
 /// Everything else a request may ask for (CA rights, names, usages) is not looked at: the CA decides it.
+///
+/// RSA keys are sized before anything is computed with them: verifying with one of 16 kbit takes milliseconds.
 pub(crate) fn public_key_of_request(pem: &[u8]) -> Result<SubjectPublicKeyInfo, BadCsr> {
     if pem.len() > MAX_CSR {
         return Err(BadCsr::TooLong(pem.len()));
     }
     let der = rustls::pki_types::CertificateSigningRequestDer::from_pem_slice(pem).map_err(|_| BadCsr::Parse)?;
-    let (_, request) = X509CertificationRequest::from_der(&der).map_err(|_| BadCsr::Parse)?;
+    let (rest, request) = X509CertificationRequest::from_der(&der).map_err(|_| BadCsr::Parse)?;
+    if !rest.is_empty() {
+        return Err(BadCsr::Parse);
+    }
     let info = &request.certification_request_info.subject_pki;
     match info.parsed().map_err(|_| BadCsr::Key)? {
-        // Bits of the uncompressed point: 04 and two coordinates.
+        // The size of the point; which curve it is on is checked below, where only P-256 and P-384 are known.
         PublicKey::EC(point) if matches!(point.key_size(), 256 | 384) => {}
         PublicKey::RSA(key) if (2048..=8192).contains(&key.key_size()) => {}
         _ => return Err(BadCsr::Key),
@@ -228,6 +238,20 @@ mod tests {
         let request = CertificateParams::default().serialize_request(&ed).unwrap();
         assert_eq!(refused(request.pem().unwrap().as_bytes()), BadCsr::Key);
 
+        // Keys that are too weak, too long, or on a curve nobody uses here; each request is well signed, from `openssl req`.
+        for (request, what) in [
+            (include_str!("key_tests/p224.csr"), "P-224"),
+            (include_str!("key_tests/secp256k1.csr"), "secp256k1"),
+            (include_str!("key_tests/brainpool256.csr"), "brainpoolP256r1"),
+            (include_str!("key_tests/p521.csr"), "P-521"),
+            (include_str!("key_tests/rsa1024.csr"), "RSA 1024"),
+            (include_str!("key_tests/explicit_p256.csr"), "P-256 with explicit parameters"),
+        ] {
+            assert_eq!(refused(request.as_bytes()), BadCsr::Key, "{what}");
+        }
+        let rsa = include_str!("key_tests/rsa2048.csr");
+        public_key_of_request(rsa.as_bytes()).unwrap();
+
         // Another key put into a signed request: the signature no longer fits.
         let (mine, other) = (NodeKey::generate().unwrap(), NodeKey::generate().unwrap());
         let der = CertificateParams::default().serialize_request(mine.pair()).unwrap().der().to_vec();
@@ -236,5 +260,28 @@ mod tests {
         let mut forged = der.clone();
         forged[at..at + to.len()].copy_from_slice(to);
         assert_eq!(refused(pem_block("CERTIFICATE REQUEST", &forged).as_bytes()), BadCsr::Signature);
+        // Something behind the request.
+        let longer = [der.as_slice(), b"more"].concat();
+        assert_eq!(refused(pem_block("CERTIFICATE REQUEST", &longer).as_bytes()), BadCsr::Parse);
+    }
+
+    #[test]
+    fn a_key_of_16_kbit_is_refused_before_it_is_used() {
+        // RSAPublicKey, RFC 8017 A.1.1, in a request with a signature that means nothing.
+        let integer = |bytes: &[u8]| element(INTEGER, &[&[0], bytes]);
+        let rsa = [0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01, 0x05, 0x00];
+        let sha256_rsa = [0x30, 0x0d, 0x06, 0x09, 0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x0b, 0x05, 0x00];
+        let request = |octets: usize| {
+            let modulus = integer(&vec![0xff; octets]);
+            let key = element(SEQUENCE, &[&modulus, &[INTEGER, 3, 1, 0, 1]]);
+            let info = element(SEQUENCE, &[&rsa, &element(BIT_STRING, &[&[0], &key])]);
+            let body = element(SEQUENCE, &[&[INTEGER, 1, 0], &element(SEQUENCE, &[]), &info, &[0xa0, 0]]);
+            let signature = element(BIT_STRING, &[&[0], &vec![1; octets]]);
+            pem_block("CERTIFICATE REQUEST", &element(SEQUENCE, &[&body, &sha256_rsa, &signature]))
+        };
+        let refused = |octets: usize| public_key_of_request(request(octets).as_bytes()).map(|_| ()).unwrap_err();
+        assert_eq!(refused(2048), BadCsr::Key, "16 kbit");
+        assert_eq!(refused(128), BadCsr::Key, "1 kbit");
+        assert_eq!(refused(256), BadCsr::Signature, "2 kbit, so that the form of the request is right");
     }
 }

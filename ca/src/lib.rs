@@ -23,6 +23,7 @@ mod peer; // who is at the other end
 mod provider; // ring
 mod root; // the authority
 mod roots; // the certificates a cluster trusts
+mod seal; // the node key of a locked manager
 mod secret; // text that must not be seen
 mod security; // the configurations of this moment
 mod sni; // server names that are no names, on the local socket
@@ -37,18 +38,18 @@ mod local_tests;
 
 pub use accept::{AcceptError, Acceptor, Door, HANDSHAKE_TIMEOUT, TlsConnection};
 pub use bind::{BindError, bind_local};
-pub use connect::{CONNECT_TIMEOUT, ConnectError, Connector};
+pub use connect::{CONNECT_TIMEOUT, ConnectError, Connector, connect_outside};
 pub use files::FileError;
-pub use identity::{BadIdentity, FirstManager, Identity, TlsInfo, renewal_moment};
+pub use identity::{BadIdentity, Expected, FirstManager, Identity, TlsInfo, renewal_moment};
 pub use incoming::{Listener, TlsIncoming, serve_local, serve_remote};
-pub use key::{BadCsr, BadKey, NodeKey};
+pub use key::{BadCsr, BadKey, MAX_CSR, NodeKey, check_request};
 pub use peer::{BadSubject, PeerIdentity};
 pub use provider::install_crypto_provider;
 pub use root::{
     CaError, DEFAULT_LIFETIME, Issued, MANAGER_NAME, MIN_LIFETIME, ROOT_LIFETIME, ROOT_NAME, RootCa, Subject, WORKER_NAME, role_name,
 };
-pub use roots::{BadRoots, RootBundle, Untrusted};
+pub use roots::{BadIssue, BadRoots, IssuerId, RootBundle, Untrusted};
 pub use secret::{Secret, equal_in_constant_time};
 pub use security::{SecurityConfig, SecurityError};
-pub use skep_types::NodeRole;
+pub use skep_types::{NodeRole, UnlockKey};
 pub use token::{BadToken, JoinToken, role_of_token};

@@ -104,14 +104,29 @@ async fn older_peers_are_served_on_the_tcp_port_and_too_old_ones_are_not() {
             connection.shutdown().await.unwrap();
             connection.protocol()
         };
-        let ((read, said), seen) = tokio::join!(openssl(&arguments, "swarm-manager"), server);
+        let ((read, said), seen) = tokio::join!(openssl(&arguments, "swarm-ca"), server);
         assert_eq!((read.as_slice(), seen), (&b"hello"[..], Some(version)), "{more:?}: {said}");
     }
     let too_old = ["-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"];
-    let (_, said) = openssl(&[&base[..], &too_old].concat(), "swarm-manager").await;
+    let (_, said) = openssl(&[&base[..], &too_old].concat(), "swarm-ca").await;
     assert!(said.contains("alert handshake failure") || said.contains("alert protocol version"), "{said}");
-    let (_, said) = openssl(&[&base[..], &["-alpn", "http/1.1"]].concat(), "swarm-manager").await;
+    let (_, said) = openssl(&[&base[..], &["-alpn", "http/1.1"]].concat(), "swarm-ca").await;
     assert!(said.contains("no application protocol"), "{said}");
+}
+
+/// What a stranger sees who asks for a manager by its name: the end of the connection before a byte of HTTP.
+#[tokio::test]
+async fn a_stranger_who_asks_for_a_manager_gets_an_alert() {
+    if no_openssl() {
+        return;
+    }
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let _incoming = serve_remote(listener, &security());
+    for (version, alert) in [("-tls1_3", "alert certificate required"), ("-tls1_2", "alert")] {
+        let (read, said) = openssl(&["-connect", &address, version], "swarm-manager").await;
+        assert!(read.is_empty() && said.contains(alert), "{version}: {said}");
+    }
 }
 
 /// An operator's own root, made by OpenSSL; and what OpenSSL thinks of the certificates we sign with it.

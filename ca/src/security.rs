@@ -2,6 +2,7 @@
 
 use crate::config;
 use crate::identity::{Identity, TlsInfo};
+use crate::root::MANAGER_NAME;
 use crate::roots::{RootBundle, Untrusted};
 use arc_swap::ArcSwap;
 use rustls::{ClientConfig, ServerConfig};
@@ -45,8 +46,26 @@ struct State {
 
 struct Node {
     identity: Arc<Identity>,
-    remote_server: Arc<ServerConfig>,
+    servers: RemoteServers,
     client: Arc<ClientConfig>,
+}
+
+/// The two sides of the TCP port. Which one a client meets is told by the server name it asks for.
+#[derive(Clone, Debug)]
+pub(crate) struct RemoteServers {
+    member: Arc<ServerConfig>,
+    joining: Arc<ServerConfig>,
+}
+
+impl RemoteServers {
+    /// Whoever has a certificate of the cluster asks for [`MANAGER_NAME`] (spec wire-behaviour 2.1) and must show it in the
+    /// handshake. With any other name, or none, a client may come without; then it can do no more than join.
+    pub(crate) fn for_name(self, name: Option<&str>) -> Arc<ServerConfig> {
+        match name {
+            Some(name) if name.eq_ignore_ascii_case(MANAGER_NAME) => self.member,
+            _ => self.joining,
+        }
+    }
 }
 
 impl fmt::Debug for SecurityConfig {
@@ -100,13 +119,15 @@ impl SecurityConfig {
         let before = self.0.now.load();
         // A renewed certificate under the same roots keeps the tickets valid: 10,000 agents need no full handshake for it.
         let tickets = match &before.node {
-            Some(node) if node.identity.roots() == identity.roots() => node.remote_server.ticketer.clone(),
+            Some(node) if node.identity.roots() == identity.roots() => node.servers.member.ticketer.clone(),
             _ => rustls::crypto::ring::Ticketer::new().map_err(|_| SecurityError::NoRandom)?,
         };
-        let remote_server = config::remote_server(&identity, tickets).map_err(tls("server"))?;
+        let member = config::member_server(&identity, tickets).map_err(tls("server"))?;
+        let joining = config::joining_server(&identity).map_err(tls("server"))?;
         let local_server = config::local_server(identity.chain().to_vec(), identity.key().for_rustls()).map_err(tls("local server"))?;
         let client = config::node_client(&identity).map_err(tls("client"))?;
-        let node = Node { identity: Arc::new(identity), remote_server: Arc::new(remote_server), client: Arc::new(client) };
+        let servers = RemoteServers { member: Arc::new(member), joining: Arc::new(joining) };
+        let node = Node { identity: Arc::new(identity), servers, client: Arc::new(client) };
         self.store(State { node: Some(node), local_server: Arc::new(local_server) });
         Ok(())
     }
@@ -134,8 +155,8 @@ impl SecurityConfig {
     }
 
     /// For the next connection on the TCP port.
-    pub fn remote_server(&self) -> Result<Arc<ServerConfig>, SecurityError> {
-        self.with_node(|node| node.remote_server.clone())
+    pub(crate) fn remote_servers(&self) -> Result<RemoteServers, SecurityError> {
+        self.with_node(|node| node.servers.clone())
     }
 
     /// For the next connection on the local socket; there is always one.
