@@ -37,6 +37,11 @@ impl Waits {
     pub(crate) fn forsaken(&self) -> Duration {
         2 * self.longest
     }
+
+    /// A leader whose disk has not finished a write for so long is of no use: it cannot confirm anything.
+    pub(crate) fn stuck(&self) -> Duration {
+        5 * self.longest
+    }
 }
 
 /// What a manager is in its group.

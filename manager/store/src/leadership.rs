@@ -2,6 +2,7 @@
 
 use crate::election::Waits;
 use crate::raft::lines::{Held, Lines};
+use crate::raft::runtime::Rest;
 use crate::raft::types::{Batch, Member, Raft, RaftId};
 use openraft::ServerState;
 use std::sync::Arc;
@@ -31,10 +32,11 @@ pub(crate) async fn watch_leadership(
     raft: Raft,
     lines: Arc<Lines>,
     waits: Waits,
+    rest: Rest,
     publish: watch::Sender<Leadership>,
     stop: CancellationToken,
 ) {
-    follow(raft, &lines, &waits, &publish, stop).await;
+    follow(raft, &lines, &waits, &rest, &publish, stop).await;
     // Whoever looks later must not take a stopped manager for a leader.
     publish.send_modify(|last| {
         last.is_leader = false;
@@ -42,7 +44,7 @@ pub(crate) async fn watch_leadership(
     });
 }
 
-async fn follow(raft: Raft, lines: &Arc<Lines>, waits: &Waits, publish: &watch::Sender<Leadership>, stop: CancellationToken) {
+async fn follow(raft: Raft, lines: &Arc<Lines>, waits: &Waits, rest: &Rest, publish: &watch::Sender<Leadership>, stop: CancellationToken) {
     let mut metrics = raft.server_metrics();
     let mut confirmed = None;
     let mut office = Office::default();
@@ -59,9 +61,12 @@ async fn follow(raft: Raft, lines: &Arc<Lines>, waits: &Waits, publish: &watch::
             (now, group.nodes().count() == 1, group.voter_ids().any(|id| id != metrics.id))
         };
         // The only manager has nobody to send heartbeats to and nobody to lose an election to: its raft may sleep.
-        raft.runtime_config().tick(!(alone && now.is_leader && confirmed == Some(now.term)));
+        let may_rest = alone && now.is_leader && confirmed == Some(now.term);
+        raft.runtime_config().tick(!may_rest);
+        rest.set(may_rest);
         let quorum = raft.data_metrics().borrow().millis_since_quorum_ack.map(Duration::from_millis);
-        let forsaken = office.is_forsaken(&now, others_vote, quorum, waits);
+        let stuck = lines.log.writing_for().is_some_and(|time| time >= waits.stuck());
+        let forsaken = office.is_forsaken(&now, others_vote, quorum, waits) || (now.is_leader && others_vote && stuck);
         office.keep_silence(forsaken, lines, waits);
         if forsaken {
             confirmed = None;
@@ -144,7 +149,7 @@ impl Office {
         let now = Instant::now();
         match &mut self.silence {
             None => {
-                tracing::warn!("no majority of managers answers; not leading for now");
+                tracing::warn!("no majority of managers answers, or the disk does not; not leading for now");
                 self.silence = Some(Silence { held: Some(lines.hold()), until: now + waits.longest + waits.lease });
             }
             Some(silence) if now >= silence.until => {

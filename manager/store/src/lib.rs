@@ -12,6 +12,7 @@
 //! * `leadership`: confirms a new leadership by an empty entry and publishes it; silences a leader nobody answers;
 //! * `polls`: waits for the leader, asks for promises of votes, holds elections; `pulse`: sends a leader's heartbeats;
 //! * `members`: publishes who is in the group; `finish_changes`: finishes a change of voters that was left half-way;
+//! * `give_way_when_full`: hands the leadership over when the leader has no space left;
 //! * `housekeeping`: triggers snapshots; `end_when_broken`: ends raft when the disk cannot be written;
 //! * thread `store-log`: writes and syncs log and vote (channel of 64; openraft waits for each write);
 //! * thread `store-spare`, now and then: makes the next log segment.

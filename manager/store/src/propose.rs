@@ -118,7 +118,12 @@ impl Proposer {
             return;
         }
         let outcome = match self.room(parts.iter().map(Vec::len).sum()).await {
-            Err(error) => Err(ProposeError::Disk(error)),
+            Err(error) => {
+                if error.is_full() {
+                    self.transfer.full.notify_one();
+                }
+                Err(ProposeError::Disk(error))
+            }
             Ok(()) => self.write(Batch::new(transactions, &parts)).await,
         };
         match outcome {

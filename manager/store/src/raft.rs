@@ -5,4 +5,5 @@ pub(crate) mod log;
 pub(crate) mod machine;
 pub(crate) mod network;
 pub(crate) mod polls;
+pub(crate) mod runtime;
 pub(crate) mod types;

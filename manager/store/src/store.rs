@@ -17,9 +17,10 @@ use crate::raft::log::{Broken, LogStore};
 use crate::raft::machine::{Published, SnapshotProgress};
 use crate::raft::network::{self, AnswerError, Network, RaftCall, RaftTransport};
 use crate::raft::polls::{self, Polls};
+use crate::raft::runtime::Rest;
 use crate::raft::types::{Member, Raft, RaftId, RaftState, Transaction, encode_transaction};
 use crate::table::StateHash;
-use crate::transfer::{HandOver, Transfer};
+use crate::transfer::{Office, Transfer, give_way_when_full};
 use crate::view::View;
 use openraft::ChangeMembers;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, InitializeError, RaftError};
@@ -31,7 +32,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// How the raft group is, as seen from here.
@@ -66,7 +66,7 @@ struct Inner {
     published: Arc<Published>,
     polls: Arc<Polls>,
     lines: Arc<Lines>,
-    transfer: Arc<Transfer>,
+    office: Office,
     leadership: watch::Receiver<Leadership>,
     members: watch::Receiver<Vec<MemberStatus>>,
     key: DataKey,
@@ -181,13 +181,15 @@ impl Store {
         let waits = config.timing.waits();
         let lines = Lines::new(Arc::clone(&transport), Arc::clone(log.shared()));
         let polls = Polls::new(raft_id, waits);
-        let raft = Raft::new(raft_id, Arc::new(raft_config), Network(Arc::clone(&lines)), log.clone(), machine)
+        let rest = Rest::new();
+        let raft = rest
+            .govern(Raft::new(raft_id, Arc::new(raft_config), Network(Arc::clone(&lines)), log.clone(), machine))
             .await
             .map_err(|error| StoreError::Raft { source: Box::new(error) })?;
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let (leading, leadership) = watch::channel(Leadership::default());
-        tasks.spawn(watch_leadership(raft.clone(), Arc::clone(&lines), waits, leading, stop.clone()));
+        tasks.spawn(watch_leadership(raft.clone(), Arc::clone(&lines), waits, rest, leading, stop.clone()));
         tasks.spawn(housekeeping(raft.clone(), Arc::clone(&published), stop.clone()));
         tasks.spawn(end_when_broken(raft.clone(), broken.clone(), stop.clone()));
         tasks.spawn(Arc::clone(&polls).run(raft.clone(), transport, stop.clone()));
@@ -207,6 +209,8 @@ impl Store {
             stop: stop.clone(),
         };
         tasks.spawn(proposer.run());
+        let office = Office { me: raft_id, raft: raft.clone(), lines: Arc::clone(&lines), waits, transfer, leadership: leadership.clone() };
+        tasks.spawn(give_way_when_full(office.clone(), stop.clone()));
         let key_file = config.key.is_none().then(|| Arc::new(Mutex::new(config.dir.join(KEY_FILE))));
         Ok(Self(Arc::new(Inner {
             raft,
@@ -215,7 +219,7 @@ impl Store {
             published,
             polls,
             lines,
-            transfer,
+            office,
             leadership,
             members,
             key,
@@ -261,7 +265,7 @@ impl Store {
             }
             return Err(ProposeError::NotLeader { leader: leader.map(|(_, member)| member) });
         }
-        if self.0.transfer.is_on() {
+        if self.0.office.transfer.is_on() {
             return Err(ProposeError::NotLeader { leader: None });
         }
         let transaction = Transaction { now: (self.0.clock)(), actions };
@@ -453,7 +457,7 @@ impl Store {
 
     /// A new entry would make voters refuse the successor.
     fn not_handing_over(&self) -> Result<(), StoreError> {
-        if self.0.transfer.is_on() { Err(StoreError::NotLeader { leader: None }) } else { Ok(()) }
+        if self.0.office.transfer.is_on() { Err(StoreError::NotLeader { leader: None }) } else { Ok(()) }
     }
 
     /// Gives the leadership to the voter that has most of the log, and returns who leads then: as a rule that one.
@@ -464,21 +468,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotLeader`], [`StoreError::NoSuccessor`] for an only voter, [`StoreError::NotTaken`].
     pub async fn hand_over(&self, limit: Duration) -> Result<RaftId, StoreError> {
-        let deadline = Instant::now() + limit;
-        let _turn = tokio::time::timeout_at(deadline, self.0.transfer.turn.lock()).await.map_err(|_| StoreError::NotTaken)?;
-        let leader = {
-            let leadership = self.0.leadership.borrow();
-            (!leadership.is_leader).then(|| leadership.leader.clone())
-        };
-        if let Some(leader) = leader {
-            return Err(StoreError::NotLeader { leader: leader.map(|(_, member)| member) });
-        }
-        let _handing = self.0.transfer.begin();
-        // What is being committed gets its answer first.
-        drop(tokio::time::timeout_at(deadline, self.0.transfer.writing.lock()).await.map_err(|_| StoreError::NotTaken)?);
-        let hand_over =
-            HandOver { me: self.0.raft_id, raft: &self.0.raft, lines: &self.0.lines, waits: *self.0.polls.waits(), deadline };
-        tokio::time::timeout_at(deadline, hand_over.run()).await.unwrap_or(Err(StoreError::NotTaken))
+        self.0.office.hand_over(limit).await
     }
 
     /// Whether the store in `dir` opens with an unlock key only. `false` if there is none.

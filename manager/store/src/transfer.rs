@@ -6,6 +6,7 @@
 
 use crate::election::{self, Waits};
 use crate::error::StoreError;
+use crate::leadership::Leadership;
 use crate::raft::lines::Lines;
 use crate::raft::polls::{TimeoutNow, send_order};
 use crate::raft::types::{LogId, Member, Raft, RaftId};
@@ -14,20 +15,24 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::sync::{Mutex, Notify, watch};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 /// Whether the leadership is being handed over. Shared with whoever would write meanwhile.
 #[derive(Default)]
 pub(crate) struct Transfer {
     on: AtomicBool,
     /// Held while an entry is being committed.
-    pub(crate) writing: tokio::sync::Mutex<()>,
+    pub(crate) writing: Mutex<()>,
     /// One transfer at a time.
-    pub(crate) turn: tokio::sync::Mutex<()>,
+    turn: Mutex<()>,
+    /// There is no space for what others want written.
+    pub(crate) full: Notify,
 }
 
 /// Ends the transfer when dropped.
-pub(crate) struct Handing<'a>(&'a Transfer);
+struct Handing<'a>(&'a Transfer);
 
 impl Drop for Handing<'_> {
     fn drop(&mut self) {
@@ -40,7 +45,7 @@ impl Transfer {
         self.on.load(Ordering::Acquire)
     }
 
-    pub(crate) fn begin(&self) -> Handing<'_> {
+    fn begin(&self) -> Handing<'_> {
         self.on.store(true, Ordering::Release);
         Handing(self)
     }
@@ -63,21 +68,59 @@ fn order(mut successors: Vec<Successor>, waits: &Waits) -> Vec<Successor> {
     successors
 }
 
-pub(crate) struct HandOver<'a> {
+/// The leader's means of handing over. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Office {
     pub(crate) me: RaftId,
-    pub(crate) raft: &'a Raft,
-    pub(crate) lines: &'a Arc<Lines>,
+    pub(crate) raft: Raft,
+    pub(crate) lines: Arc<Lines>,
     pub(crate) waits: Waits,
-    pub(crate) deadline: Instant,
+    pub(crate) transfer: Arc<Transfer>,
+    pub(crate) leadership: watch::Receiver<Leadership>,
 }
 
-impl HandOver<'_> {
-    fn left(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
+/// A leader without space for more hands over, but not to and fro between managers that all have none.
+const FULL: Duration = Duration::from_secs(30);
+const FULL_LIMIT: Duration = Duration::from_secs(3);
+
+/// Hands over when the leader's disk is full, until told to stop.
+pub(crate) async fn give_way_when_full(office: Office, stop: CancellationToken) {
+    let give_way = async {
+        loop {
+            office.transfer.full.notified().await;
+            match office.hand_over(FULL_LIMIT).await {
+                Ok(leader) => tracing::warn!(leader, "no space left here; handed the leadership over"),
+                Err(error) => tracing::debug!(%error, "no space left here, and nobody takes over"),
+            }
+            tokio::time::sleep(FULL).await;
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = give_way => {}
+    }
+}
+
+impl Office {
+    /// See [`Store::hand_over`](crate::Store::hand_over).
+    pub(crate) async fn hand_over(&self, limit: Duration) -> Result<RaftId, StoreError> {
+        let deadline = Instant::now() + limit;
+        let _turn = timeout_at(deadline, self.transfer.turn.lock()).await.map_err(|_| StoreError::NotTaken)?;
+        let leader = {
+            let leadership = self.leadership.borrow();
+            (!leadership.is_leader).then(|| leadership.leader.clone())
+        };
+        if let Some(leader) = leader {
+            return Err(StoreError::NotLeader { leader: leader.map(|(_, member)| member) });
+        }
+        let _handing = self.transfer.begin();
+        // What is being committed gets its answer first.
+        drop(timeout_at(deadline, self.transfer.writing.lock()).await.map_err(|_| StoreError::NotTaken)?);
+        timeout_at(deadline, self.try_all(deadline)).await.unwrap_or(Err(StoreError::NotTaken))
     }
 
-    /// Tries one successor after the other until somebody else leads. The caller has stopped all writers.
-    pub(crate) async fn run(&self) -> Result<RaftId, StoreError> {
+    /// Tries one successor after the other until somebody else leads.
+    async fn try_all(&self, deadline: Instant) -> Result<RaftId, StoreError> {
         let successors = order(self.successors(), &self.waits);
         if successors.is_empty() {
             return Err(StoreError::NoSuccessor);
@@ -85,7 +128,8 @@ impl HandOver<'_> {
         let mut tries = successors.iter();
         while let Some(successor) = tries.next() {
             // The rest of the time is shared by those that were not tried yet.
-            let share = self.left() / u32::try_from(tries.len() + 1).unwrap_or(u32::MAX);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let share = left / u32::try_from(tries.len() + 1).unwrap_or(u32::MAX);
             tracing::info!(to = successor.id, member = %successor.member, "handing the leadership over");
             if let Some(leader) = self.try_one(successor, Instant::now() + share).await? {
                 return Ok(leader);
@@ -137,10 +181,9 @@ impl HandOver<'_> {
             return Ok(None);
         }
         let mut server = self.raft.server_metrics();
-        let followed = server.wait_for(|server| {
-            server.state != ServerState::Leader && server.current_leader.is_some_and(|leader| leader != self.me)
-        });
-        match tokio::time::timeout_at(until, followed).await {
+        let followed =
+            server.wait_for(|server| server.state != ServerState::Leader && server.current_leader.is_some_and(|leader| leader != self.me));
+        match timeout_at(until, followed).await {
             Ok(Ok(server)) => Ok(server.current_leader),
             Ok(Err(_)) => Err(StoreError::Stopped),
             Err(_) => Ok(None),
@@ -154,7 +197,7 @@ impl HandOver<'_> {
             let matched = data.replication.as_ref().and_then(|all| all.get(&successor).copied().flatten());
             matched >= data.last_log
         });
-        match tokio::time::timeout_at(until, has_all).await {
+        match timeout_at(until, has_all).await {
             Ok(Ok(_)) => Ok(true),
             Ok(Err(_)) => Err(StoreError::Stopped),
             Err(_) => Ok(false),

@@ -163,7 +163,10 @@ async fn a_locked_store_stays_locked_when_it_is_recovered() {
     let hash = store.state_hash();
     store.shutdown().await;
     drop(store);
-    assert!(matches!(Store::recover(config(dir.path()), 5, member(5), Arc::new(Alone)).await, Err(StoreError::Disk(DiskError::Locked { .. }))));
+    assert!(matches!(
+        Store::recover(config(dir.path()), 5, member(5), Arc::new(Alone)).await,
+        Err(StoreError::Disk(DiskError::Locked { .. }))
+    ));
     let (store, _) = Store::recover(locked(), 5, member(5), Arc::new(Alone)).await.unwrap();
     assert_eq!(store.state_hash(), hash);
     assert!(Store::is_locked(&dir.path().join("raft")).unwrap());

@@ -4,10 +4,10 @@ use super::{DiskError, failed, sync_dir};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::hkdf;
 use ring::rand::{SecureRandom, SystemRandom};
+use skep_types::UnlockKey;
 use std::fmt::Write as _;
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
-use skep_types::UnlockKey;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use zeroize::Zeroizing;
@@ -266,7 +266,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("dek");
         assert!(matches!(DataKey::read(&path), Err(DiskError::MissingFile { .. })));
-        for text in ["", "skep data key 1\n", "skep data key 1\nplain 00\n", "skep data key 2\nplain 00\n", "skep data key 1\nsealed 00 00\n"] {
+        for text in
+            ["", "skep data key 1\n", "skep data key 1\nplain 00\n", "skep data key 2\nplain 00\n", "skep data key 1\nsealed 00 00\n"]
+        {
             std::fs::write(&path, text).unwrap();
             assert!(matches!(DataKey::read(&path), Err(DiskError::Corrupt { .. })), "{text:?}");
         }

@@ -16,7 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Kept free in the segment for entries that raft makes by itself, so that they never wait for space.
@@ -185,6 +185,8 @@ pub(crate) struct LogShared {
     pub(crate) written: AtomicU64,
     pub(crate) stopping: AtomicBool,
     durable: watch::Sender<Durable>,
+    /// Since when the writer has been at what it does now.
+    writing_since: Mutex<Option<Instant>>,
     spare: Spare,
     segment_bytes: u64,
     /// A slow disk, for tests: milliseconds that each write takes longer.
@@ -230,6 +232,16 @@ impl LogShared {
 
     fn set_durable(&self, last: Option<LogId>) {
         self.durable.send_modify(|durable| durable.last = last);
+    }
+
+    /// The writer begins or ends something.
+    pub(crate) fn set_writing(&self, writing: bool) {
+        *self.writing_since.lock().unwrap_or_else(PoisonError::into_inner) = writing.then(Instant::now);
+    }
+
+    /// How long the writer has been waiting for the disk.
+    pub(crate) fn writing_for(&self) -> Option<Duration> {
+        self.writing_since.lock().unwrap_or_else(PoisonError::into_inner).map(|since| since.elapsed())
     }
 
     pub(crate) fn mark_broken(&self) {
@@ -329,6 +341,7 @@ impl Log {
             written: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             durable: watch::Sender::new(Durable::default()),
+            writing_since: Mutex::new(None),
             spare: Spare::new(dir, segment_bytes),
             segment_bytes,
             #[cfg(feature = "failpoints")]
@@ -574,10 +587,10 @@ impl Log {
         let segment = &newest.segment;
         self.buffer.clear();
         let tag = write_frame(&segment.key, kind, segment.number, self.tag, payload, &mut self.buffer);
-        segment.file.write_all_at(&self.buffer, self.end).map_err(failed("write the log segment", &segment.path))?;
-        skep_failpoint::failpoint!("store.append.written");
         #[cfg(feature = "failpoints")]
         std::thread::sleep(Duration::from_millis(self.shared.delay_ms.load(Ordering::Relaxed)));
+        segment.file.write_all_at(&self.buffer, self.end).map_err(failed("write the log segment", &segment.path))?;
+        skep_failpoint::failpoint!("store.append.written");
         counted_sync();
         segment.file.sync_data().map_err(failed("sync the log segment", &segment.path))?;
         skep_failpoint::failpoint!("store.append.synced");

@@ -153,11 +153,15 @@ impl Writer {
         if let Some(error) = &*self.broken.borrow() {
             return Err(Arc::clone(error));
         }
-        step(&mut self.log).map_err(|error| {
+        let shared = self.log.shared();
+        shared.set_writing(true);
+        let done = step(&mut self.log);
+        shared.set_writing(false);
+        done.map_err(|error| {
             let error = Arc::new(error);
             tracing::error!(error = &*error as &dyn std::error::Error, "the log cannot be written");
             self.broken.send_replace(Some(Arc::clone(&error)));
-            self.log.shared().mark_broken();
+            shared.mark_broken();
             error
         })
     }

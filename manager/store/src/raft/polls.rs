@@ -84,10 +84,6 @@ impl Polls {
         self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn waits(&self) -> &Waits {
-        &self.waits
-    }
-
     /// Since a leader was heard.
     pub(crate) fn leader_heard(&self) -> Option<Duration> {
         self.times().heard.map(|at| at.elapsed())

@@ -3,6 +3,7 @@
 use crate::codec::{self, CodecError};
 use crate::compact::Compacted;
 use crate::raft::machine::SnapshotStream;
+use crate::raft::runtime::Runtime;
 use crate::table::ApplyError;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use skep_types::{Action, Timestamp, Version};
@@ -35,6 +36,7 @@ openraft::declare_raft_types!(
         NodeId = RaftId,
         Node = Member,
         SnapshotData = SnapshotStream,
+        AsyncRuntime = Runtime,
 );
 
 pub(crate) type Raft = openraft::Raft<RaftTypes>;

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use async_trait::async_trait;
-use skep_store::{Member, ProposeError, RaftCall, RaftId, RaftTransport, Store, StoreConfig, TransportError};
+use skep_store::{Member, ProposeError, RaftCall, RaftId, RaftTransport, Store, StoreConfig, Timing, TransportError};
 use skep_types::{Action, ClusterView, Node, NodeId, Object};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -73,15 +73,18 @@ impl RaftTransport for End {
 pub struct Cluster {
     pub dir: tempfile::TempDir,
     pub net: Arc<Net>,
+    timing: Timing,
 }
 
 pub const BEAT: Duration = Duration::from_millis(50);
 /// The longest that a follower waits for its leader.
 pub const LONGEST: Duration = Duration::from_millis(600);
 
+const TIMING: Timing = Timing { heartbeat: BEAT, election_min: Duration::from_millis(300), election_max: LONGEST };
+
 pub fn config(dir: &Path, id: RaftId) -> StoreConfig {
     StoreConfig {
-        timing: skep_store::Timing { heartbeat: BEAT, election_min: Duration::from_millis(300), election_max: LONGEST },
+        timing: TIMING,
         segment_bytes: 256 * 1024,
         snapshot_entries: 50,
         keep_entries: 5,
@@ -108,15 +111,27 @@ pub async fn until(what: &str, mut done: impl FnMut() -> bool) {
 impl Cluster {
     /// One manager, number 1.
     pub async fn new() -> Self {
-        let cluster = Self { dir: tempfile::tempdir().unwrap(), net: Arc::default() };
-        let store = Store::bootstrap(config(cluster.dir.path(), 1), 1, member(1), cluster.end(1)).await.unwrap();
+        Self::first(TIMING).await
+    }
+
+    async fn first(timing: Timing) -> Self {
+        let cluster = Self { dir: tempfile::tempdir().unwrap(), net: Arc::default(), timing };
+        let store = Store::bootstrap(cluster.config(1), 1, member(1), cluster.end(1)).await.unwrap();
         cluster.net.stores.lock().unwrap().insert(1, store);
         cluster
     }
 
     /// Managers 1 to `count`, all voters.
     pub async fn of(count: RaftId) -> Self {
-        let cluster = Self::new().await;
+        Self::with(count, TIMING).await
+    }
+
+    fn config(&self, id: RaftId) -> StoreConfig {
+        StoreConfig { timing: self.timing, ..config(self.dir.path(), id) }
+    }
+
+    pub async fn with(count: RaftId, timing: Timing) -> Self {
+        let cluster = Self::first(timing).await;
         for id in 2..=count {
             cluster.join(id).await;
         }
@@ -153,7 +168,7 @@ impl Cluster {
     }
 
     pub async fn join(&self, id: RaftId) {
-        let store = Store::join(config(self.dir.path(), id), id, self.end(id)).await.unwrap();
+        let store = Store::join(self.config(id), id, self.end(id)).await.unwrap();
         self.net.stores.lock().unwrap().insert(id, store);
         let leader = self.leader().await;
         leader.add_learner(id, member(id)).await.unwrap();
@@ -169,7 +184,7 @@ impl Cluster {
     }
 
     pub async fn start(&self, id: RaftId) {
-        let store = Store::open(config(self.dir.path(), id), self.end(id)).await.unwrap();
+        let store = Store::open(self.config(id), self.end(id)).await.unwrap();
         self.net.stores.lock().unwrap().insert(id, store);
     }
 
