@@ -22,6 +22,10 @@ fn main() -> std::io::Result<()> {
             ".docker.swarmkit.v1.GetUnlockKeyResponse",
             ".docker.swarmkit.v1.ContainerSpec.PullOptions",
             ".skep.v1.InitResponse",
+            ".skep.v1.JoinRequest",
+            ".skep.v1.UnlockRequest",
+            ".skep.v1.BackupRequest",
+            ".skep.v1.RestoreStart",
             ".skep.v1.PullImageRequest",
         ])
         .compile_protos(&files, &["proto"])

@@ -1,4 +1,8 @@
-//! The agent, kept running: begun again when containerd was not there yet or a part of it ended.
+//! What the agent of this node is made of. [`AgentKeeper`] keeps it running.
+
+mod keeper; // begun again when it ended
+
+pub use keeper::{AgentKeeper, AgentState};
 
 use crate::config::Config;
 use skep_agent::{
@@ -9,17 +13,12 @@ use skep_ca::SecurityConfig;
 use skep_images::ImageStore;
 use skep_netlb::Netlb;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-/// The pause before the agent is begun again grows from the first to the second of these.
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A task that does not end keeps a leaving node this long at most; what is left is removed at the next start.
-const LEAVE_LIMIT: Duration = Duration::from_secs(60);
+pub const LEAVE_LIMIT: Duration = Duration::from_secs(60);
 
 /// What every agent of this node is made of.
 #[derive(Clone)]
@@ -28,13 +27,17 @@ pub struct AgentParts {
     pub security: SecurityConfig,
     pub images: ImageStore,
     pub network: Netlb,
+    /// Of a node whose identity is sealed; else the identity says it.
+    pub node_id: String,
+    /// `host:port` of managers, as the join command named them; others are learnt from the sessions.
+    pub managers: Vec<String>,
     /// `host:port` of the manager beside it.
     pub local_manager: Option<String>,
 }
 
 impl AgentParts {
     async fn start(&self, stop: &CancellationToken) -> Result<Agent, AgentError> {
-        let node_id = self.security.identity().map(|identity| identity.node_id().to_string()).unwrap_or_default();
+        let node_id = self.security.identity().map_or_else(|| self.node_id.clone(), |identity| identity.node_id().to_string());
         let facts = NodeFacts { id: node_id, hostname: machine_hostname(), os: "linux".into(), architecture: machine_architecture() };
         let config = &self.config;
         let mut containerd = ContainerdConfig::new(config.containerd.clone(), config.data_dir.clone(), config.run_dir.clone(), facts);
@@ -55,7 +58,7 @@ impl AgentParts {
         let config = AgentConfig {
             containerd,
             log_writer: log_writer(&config.run_dir),
-            managers: self.local_manager.iter().map(|addr| ManagerAddress { node_id: String::new(), addr: addr.clone() }).collect(),
+            managers: self.managers.iter().map(|addr| ManagerAddress { node_id: String::new(), addr: addr.clone() }).collect(),
             local_manager: self.local_manager.clone(),
         };
         Agent::start(config, deps, stop).await
@@ -122,134 +125,6 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = deeper.source();
     }
     text
-}
-
-/// What the keeper is told.
-enum Order {
-    Stop,
-    Leave(oneshot::Sender<()>),
-}
-
-/// What there is to know of the agent.
-#[derive(Debug, Clone, Default)]
-pub struct AgentState {
-    pub connected: bool,
-    /// Why it does not work, for people; empty while it does.
-    pub problem: String,
-    pub runtime: String,
-}
-
-/// Owner of the task that owns the agent.
-pub struct AgentKeeper {
-    orders: mpsc::Sender<Order>,
-    state: Arc<Mutex<AgentState>>,
-    task: JoinHandle<()>,
-}
-
-impl AgentKeeper {
-    /// Returns at once: a containerd that is not there yet does not keep the manager from its work.
-    pub fn start(parts: AgentParts) -> Self {
-        let (orders, inbox) = mpsc::channel(1);
-        let state = Arc::new(Mutex::new(AgentState::default()));
-        let task = tokio::spawn(keep(parts, inbox, Arc::clone(&state)));
-        Self { orders, state, task }
-    }
-
-    pub fn state(&self) -> AgentState {
-        self.state.lock().expect("no panic while held").clone()
-    }
-
-    /// Ends the agent and leaves the tasks running.
-    pub async fn stop(self) {
-        let _ = self.orders.send(Order::Stop).await;
-        let _ = self.task.await;
-    }
-
-    /// Ends the agent and its tasks, as far as that can be done in time.
-    pub async fn leave(self) {
-        let (done, waiter) = oneshot::channel();
-        let _ = self.orders.send(Order::Leave(done)).await;
-        if tokio::time::timeout(LEAVE_LIMIT, waiter).await.is_err() {
-            tracing::warn!("some tasks take too long to end; they are removed at the next start");
-            self.task.abort();
-        }
-        let _ = self.task.await;
-    }
-}
-
-async fn keep(parts: AgentParts, mut orders: mpsc::Receiver<Order>, state: Arc<Mutex<AgentState>>) {
-    let stop = CancellationToken::new();
-    let _stop_on_drop = stop.clone().drop_guard();
-    let mut pause = FIRST_PAUSE;
-    loop {
-        // Starting may wait for containerd; an order ends that.
-        let started = tokio::select! {
-            started = parts.start(&stop) => started,
-            order = orders.recv() => return give_up(order),
-        };
-        match started {
-            Ok(agent) => {
-                pause = FIRST_PAUSE;
-                state.lock().expect("no panic while held").runtime = agent.runtime_version().await;
-                let Some(problem) = watch_over(agent, &mut orders, &state).await else { return };
-                tracing::warn!(%problem, "the agent ended and is begun again");
-                *state.lock().expect("no panic while held") = AgentState { problem, ..AgentState::default() };
-            }
-            Err(error) => {
-                let problem = chain(&error);
-                tracing::warn!(error = %problem, "the agent cannot start yet");
-                state.lock().expect("no panic while held").problem = problem;
-            }
-        }
-        tokio::select! {
-            () = tokio::time::sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
-            order = orders.recv() => return give_up(order),
-        }
-    }
-}
-
-/// There is no agent: tasks, if there are any, are removed at the next start.
-fn give_up(order: Option<Order>) {
-    if let Some(Order::Leave(done)) = order {
-        let _ = done.send(());
-    }
-}
-
-/// Until an order comes (`None`) or the agent fails (why).
-async fn watch_over(mut agent: Agent, orders: &mut mpsc::Receiver<Order>, state: &Mutex<AgentState>) -> Option<String> {
-    let mut session = agent.session();
-    loop {
-        {
-            let known = session.borrow_and_update();
-            let mut state = state.lock().expect("no panic while held");
-            state.connected = known.connected;
-            state.problem.clone_from(&known.problem);
-        }
-        tokio::select! {
-            changed = session.changed() => {
-                if changed.is_err() {
-                    return Some("the session ended".into());
-                }
-            }
-            error = agent.failed() => {
-                let text = chain(&error);
-                agent.stop().await;
-                return Some(text);
-            }
-            order = orders.recv() => {
-                match order {
-                    Some(Order::Leave(done)) => {
-                        if let Err(error) = agent.leave().await {
-                            tracing::warn!(error = %chain(&error), "some tasks may be left; they are removed at the next start");
-                        }
-                        let _ = done.send(());
-                    }
-                    Some(Order::Stop) | None => agent.stop().await,
-                }
-                return None;
-            }
-        }
-    }
 }
 
 #[cfg(test)]

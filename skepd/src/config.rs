@@ -33,6 +33,9 @@ pub struct Flags {
     /// Address of the cluster port [default: 0.0.0.0:2377]
     #[arg(long, value_name = "IP:PORT")]
     pub listen_addr: Option<SocketAddr>,
+    /// Address that other nodes reach this one at, with or without port [default: found out]
+    #[arg(long, value_name = "IP[:PORT]")]
+    pub advertise_addr: Option<String>,
     /// Registries that are spoken to without TLS (those on loopback always are)
     #[arg(long, value_name = "HOST:PORT")]
     pub insecure_registry: Vec<String>,
@@ -66,6 +69,7 @@ struct File {
     containerd_namespace: Option<String>,
     cgroup_parent: Option<String>,
     listen_addr: Option<SocketAddr>,
+    advertise_addr: Option<String>,
     insecure_registries: Vec<String>,
     labels: std::collections::BTreeMap<String, String>,
     log_level: Option<String>,
@@ -80,7 +84,9 @@ pub struct Config {
     pub containerd: PathBuf,
     pub containerd_namespace: String,
     pub cgroup_parent: String,
-    pub listen_addr: SocketAddr,
+    /// As configured; see [`Self::listen`].
+    pub listen_addr: Option<SocketAddr>,
+    pub advertise_addr: Option<String>,
     pub insecure_registries: Vec<String>,
     pub labels: std::collections::BTreeMap<String, String>,
     pub log_level: String,
@@ -111,7 +117,8 @@ impl Config {
             containerd: flags.containerd.or(file.containerd).unwrap_or_else(|| "/run/containerd/containerd.sock".into()),
             containerd_namespace: flags.containerd_namespace.or(file.containerd_namespace).unwrap_or_else(|| "skep".into()),
             cgroup_parent: flags.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
-            listen_addr: flags.listen_addr.or(file.listen_addr).unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 2377))),
+            listen_addr: flags.listen_addr.or(file.listen_addr),
+            advertise_addr: flags.advertise_addr.or(file.advertise_addr).filter(|text| !text.is_empty()),
             insecure_registries: flags.insecure_registry.into_iter().chain(file.insecure_registries).collect(),
             labels,
             log_level: flags.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
@@ -119,6 +126,12 @@ impl Config {
         };
         config.check()?;
         Ok(config)
+    }
+
+    /// Without any file.
+    #[cfg(test)]
+    pub fn of_flags(flags: Flags) -> Result<Self> {
+        Self::merge(flags, File::default())
     }
 
     fn check(&self) -> Result<()> {
@@ -133,7 +146,10 @@ impl Config {
             "run_dir: {} is too long for a socket's path; choose a shorter one",
             self.run_dir.display()
         );
-        ensure!(self.listen_addr.port() != 0, "listen_addr: port 0 would change with every start; choose a port");
+        ensure!(self.listen().port() != 0, "listen_addr: port 0 would change with every start; choose a port");
+        if let Some(asked) = &self.advertise_addr {
+            crate::address::advertised(asked, self.listen())?;
+        }
         let name = &self.containerd_namespace;
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         ensure!(
@@ -144,6 +160,11 @@ impl Config {
         let steps = parent.strip_prefix('/').map(|rest| rest.split('/').all(|step| !matches!(step, "" | "." | "..")));
         ensure!(steps == Some(true) && !parent.contains('\0'), "cgroup_parent: {parent:?} is not an absolute path such as /skep");
         Ok(())
+    }
+
+    /// Where the cluster port listens unless a command says otherwise.
+    pub fn listen(&self) -> SocketAddr {
+        self.listen_addr.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 2377)))
     }
 
     /// The local socket.
@@ -181,6 +202,7 @@ mod tests {
             (Flags { data_dir: Some("relative".into()), ..Flags::default() }, "data_dir"),
             (Flags { run_dir: Some(format!("/{}", "x".repeat(120)).into()), ..Flags::default() }, "run_dir"),
             (Flags { listen_addr: Some(SocketAddr::from(([0, 0, 0, 0], 0))), ..Flags::default() }, "listen_addr"),
+            (Flags { advertise_addr: Some("0.0.0.0".into()), ..Flags::default() }, "advertise_addr"),
             (Flags { containerd_namespace: Some("a/b".into()), ..Flags::default() }, "containerd_namespace"),
             (Flags { cgroup_parent: Some("/a/../b".into()), ..Flags::default() }, "cgroup_parent"),
             (Flags { cgroup_parent: Some("/".into()), ..Flags::default() }, "cgroup_parent"),

@@ -4,13 +4,17 @@
 
 mod address; // what others reach us at
 mod agent; // kept running
+mod certificate; // getting and renewing it
 mod config; // defaults, file, flags
 mod daemon; // starting, requests, stopping
 mod local; // skep.v1.LocalNode
 mod logging; // journald or text
+mod parts; // what a node has in a cluster and without
 mod router; // services that come and go
 mod state; // what is remembered between starts
+mod status; // what the node tells of itself
 mod swarm; // everything that runs while the node is in a cluster
+mod vault; // identity on disk, sealed or not
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};

@@ -10,29 +10,36 @@ use std::task::{Context, Poll};
 use tower::{Service, ServiceExt};
 
 /// Routes that can be replaced; a call that began keeps the routes it began with.
-#[derive(Clone, Default)]
-pub struct Routes(Arc<ArcSwap<Option<axum::Router>>>);
+#[derive(Clone)]
+pub struct Routes(Arc<ArcSwap<State>>);
+
+enum State {
+    Open(axum::Router),
+    /// Every call is answered with FAILED_PRECONDITION and these words.
+    Closed(&'static str),
+}
 
 impl Routes {
+    pub fn closed(why: &'static str) -> Self {
+        Self(Arc::new(ArcSwap::from_pointee(State::Closed(why))))
+    }
+
     pub fn set(&self, routes: tonic::service::Routes) {
-        self.0.store(Arc::new(Some(routes.prepare().into_axum_router())));
+        self.0.store(Arc::new(State::Open(routes.prepare().into_axum_router())));
     }
 
-    pub fn clear(&self) {
-        self.0.store(Arc::new(None));
+    pub fn close(&self, why: &'static str) {
+        self.0.store(Arc::new(State::Closed(why)));
     }
 
-    /// A router that asks the present routes for each call and says `otherwise` while there are none.
-    pub fn router(&self, otherwise: &'static str) -> axum::Router {
-        axum::Router::new().fallback_service(Dynamic { routes: self.clone(), otherwise })
+    /// A router that asks the present routes for each call.
+    pub fn router(&self) -> axum::Router {
+        axum::Router::new().fallback_service(Dynamic(self.clone()))
     }
 }
 
 #[derive(Clone)]
-struct Dynamic {
-    routes: Routes,
-    otherwise: &'static str,
-}
+struct Dynamic(Routes);
 
 impl Service<http::Request<axum::body::Body>> for Dynamic {
     type Response = http::Response<axum::body::Body>;
@@ -44,13 +51,13 @@ impl Service<http::Request<axum::body::Body>> for Dynamic {
     }
 
     fn call(&mut self, request: http::Request<axum::body::Body>) -> Self::Future {
-        match self.routes.0.load().as_ref() {
-            Some(router) => {
+        match &**self.0.0.load() {
+            State::Open(router) => {
                 let router = router.clone();
                 Box::pin(async move { router.oneshot(request).await })
             }
-            None => {
-                let refusal = tonic::Status::failed_precondition(self.otherwise).into_http::<axum::body::Body>();
+            State::Closed(why) => {
+                let refusal = tonic::Status::failed_precondition(*why).into_http::<axum::body::Body>();
                 Box::pin(async move { Ok(refusal) })
             }
         }

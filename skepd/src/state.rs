@@ -9,12 +9,39 @@ use std::path::Path;
 /// `<data-dir>/node.json`: written when the node joins a cluster, removed when it leaves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeFile {
-    /// Where the cluster port listens.
+    /// Where the cluster port listens; on workers, where it would.
     pub listen_addr: SocketAddr,
     /// Where other nodes reach it.
     pub advertise_addr: SocketAddr,
     /// This manager's number in the raft group; 0 on workers.
+    #[serde(default)]
     pub raft_id: u64,
+    /// The number was drawn, but the other managers have not confirmed it yet.
+    #[serde(default)]
+    pub joining: bool,
+    /// Known from the certificate too, but that may be sealed.
+    #[serde(default)]
+    pub node_id: String,
+    #[serde(default)]
+    pub cluster_id: String,
+    /// `host:port` of managers, as the join command named them.
+    #[serde(default)]
+    pub managers: Vec<String>,
+    /// The advertised address was found out, not asked for: it may be found anew when it is gone.
+    #[serde(default)]
+    pub found_addr: bool,
+    /// What the daemon's configuration said when the addresses were chosen: a change of it counts from the next start.
+    #[serde(default)]
+    pub configured: Configured,
+}
+
+/// Addresses in the daemon's configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Configured {
+    #[serde(default)]
+    pub listen_addr: Option<SocketAddr>,
+    #[serde(default)]
+    pub advertise_addr: Option<String>,
 }
 
 impl NodeFile {
@@ -74,11 +101,33 @@ impl NodeFile {
 mod tests {
     use super::*;
 
+    fn sample() -> NodeFile {
+        NodeFile {
+            listen_addr: "0.0.0.0:2377".parse().unwrap(),
+            advertise_addr: "10.0.0.1:2377".parse().unwrap(),
+            raft_id: 7,
+            joining: true,
+            node_id: "n".into(),
+            cluster_id: "c".into(),
+            managers: vec!["10.0.0.2:2377".into()],
+            found_addr: true,
+            configured: Configured { listen_addr: None, advertise_addr: Some("10.0.0.1".into()) },
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_version_wrote_is_understood() {
+        let text = r#"{"listen_addr":"0.0.0.0:2377","advertise_addr":"10.0.0.1:2377","raft_id":7}"#;
+        let file: NodeFile = serde_json::from_str(text).unwrap();
+        assert_eq!((file.raft_id, file.joining, file.found_addr), (7, false, false));
+        assert_eq!(file.configured, Configured::default());
+    }
+
     #[test]
     fn what_was_saved_is_loaded_and_damage_is_said() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(NodeFile::load(dir.path()).unwrap(), None);
-        let file = NodeFile { listen_addr: "0.0.0.0:2377".parse().unwrap(), advertise_addr: "10.0.0.1:2377".parse().unwrap(), raft_id: 7 };
+        let file = sample();
         file.save(dir.path()).unwrap();
         assert_eq!(NodeFile::load(dir.path()).unwrap(), Some(file));
         std::fs::write(dir.path().join("node.json"), "{").unwrap();

@@ -24,5 +24,9 @@ redacted!(
     crate::v1::GetUnlockKeyResponse,
     crate::v1::container_spec::PullOptions,
     crate::skep::InitResponse,
+    crate::skep::JoinRequest,
+    crate::skep::UnlockRequest,
+    crate::skep::BackupRequest,
+    crate::skep::RestoreStart,
     crate::skep::PullImageRequest,
 );

@@ -1,0 +1,98 @@
+//! What the node has whether or not it is in a cluster.
+
+use crate::agent::{AgentParts, chain};
+use crate::config::Config;
+use crate::state::NodeFile;
+use crate::vault::Vault;
+use anyhow::{Context, Result};
+use skep_agent::NodeImages;
+use skep_ca::SecurityConfig;
+use skep_images::{ImageStore, RegistryConfig};
+use skep_netlb::Netlb;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Beside the directory of the manager's store: what a recovery kept, what a crash left.
+const BESIDE_RAFT: &str = "raft.";
+
+/// Images, network, identity, configuration. Clones share them.
+#[derive(Clone)]
+pub struct NodeParts {
+    pub config: Arc<Config>,
+    pub security: SecurityConfig,
+    pub vault: Vault,
+    images: ImageStore,
+    network: Netlb,
+}
+
+impl NodeParts {
+    pub fn start(config: &Arc<Config>, security: &SecurityConfig, vault: &Vault) -> Result<Self> {
+        let registries = RegistryConfig { insecure: config.insecure_registries.clone() };
+        let images = ImageStore::connect_with(&config.containerd, &config.containerd_namespace, registries)?;
+        let instance = config.run_dir.to_string_lossy().into_owned();
+        let network = Netlb::start(skep_netlb::Config { run_dir: config.run_dir.clone(), instance })?;
+        Ok(Self { config: Arc::clone(config), security: security.clone(), vault: vault.clone(), images, network })
+    }
+
+    pub fn image_service(&self) -> NodeImages {
+        NodeImages::new(self.images.clone())
+    }
+
+    /// Leases of pulls that a crash cut short. containerd may not be there yet; then they expire by themselves.
+    pub async fn sweep(&self) {
+        if let Err(error) = self.images.sweep().await {
+            tracing::debug!(error = %chain(&error), "leases of earlier pulls stay until they expire");
+        }
+    }
+
+    /// The agent of a node that is in a cluster, or of one that clears away what it had there.
+    pub fn agent(&self, node: Option<&NodeFile>, local_manager: Option<String>) -> AgentParts {
+        AgentParts {
+            config: Arc::clone(&self.config),
+            security: self.security.clone(),
+            images: self.images.clone(),
+            network: self.network.clone(),
+            node_id: node.map(|node| node.node_id.clone()).unwrap_or_default(),
+            managers: node.map(|node| node.managers.clone()).unwrap_or_default(),
+            local_manager,
+        }
+    }
+
+    /// The directory of the manager's store.
+    pub fn raft_dir(&self) -> PathBuf {
+        self.config.data_dir.join("raft")
+    }
+
+    /// Where the agent keeps the managers it knows.
+    pub fn managers_file(&self) -> PathBuf {
+        self.config.data_dir.join("agent/managers.json")
+    }
+
+    /// Removes the manager's store. Repeats without harm.
+    pub fn erase_raft(&self) -> Result<()> {
+        remove_dir(&self.raft_dir())
+    }
+
+    /// Removes identity and cluster state. Repeats without harm.
+    pub async fn forget(&self) -> Result<()> {
+        self.vault.clear().await?;
+        skep_failpoint::failpoint!("skepd.forget.identity");
+        self.erase_raft()?;
+        for entry in std::fs::read_dir(&self.config.data_dir).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(BESIDE_RAFT) {
+                remove_dir(&entry.path())?;
+            }
+        }
+        self.security.clear()?;
+        Ok(())
+    }
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,122 @@
+//! What the node tells of itself. It answers also while the daemon's loop is busy with something long.
+
+use crate::agent::AgentState;
+use crate::certificate::RenewerState;
+use crate::local::wire_time;
+use crate::state::NodeFile;
+use crate::swarm::Announced;
+use skep_agent::ManagerAddress;
+use skep_ca::SecurityConfig;
+use skep_proto::skep::{Replica, StatusResponse, status_response::Role};
+use skep_store::Store;
+use skep_types::{ClusterView as _, NodeRole};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+use tokio::sync::watch;
+
+/// What of a node in a cluster may be told.
+pub struct Shown {
+    pub node: NodeFile,
+    pub locked: bool,
+    /// Why the node does not play its part, for people; empty if it does.
+    pub problem: String,
+    /// Of a manager that runs.
+    pub store: Option<Store>,
+    pub announced: Option<watch::Receiver<Announced>>,
+    pub agent: watch::Receiver<AgentState>,
+    pub renewer: Option<watch::Receiver<RenewerState>>,
+    pub managers_file: PathBuf,
+}
+
+/// Where the daemon's loop leaves what `Status` shows. Clones share it.
+#[derive(Clone)]
+pub struct Board(Arc<Inner>);
+
+struct Inner {
+    security: SecurityConfig,
+    started_at: SystemTime,
+    shown: Mutex<Option<Arc<Shown>>>,
+}
+
+impl Board {
+    pub fn new(security: &SecurityConfig) -> Self {
+        Self(Arc::new(Inner { security: security.clone(), started_at: SystemTime::now(), shown: Mutex::default() }))
+    }
+
+    /// `None`: the node is in no cluster.
+    pub fn show(&self, shown: Option<Shown>) {
+        *self.0.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown.map(Arc::new);
+    }
+
+    fn shown(&self) -> Option<Arc<Shown>> {
+        self.0.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// In three words or fewer, for systemd.
+    pub fn summary(&self) -> &'static str {
+        match (self.shown(), self.0.security.identity().map(|identity| identity.role())) {
+            (Some(shown), _) if shown.locked => "locked manager",
+            (Some(_), Some(NodeRole::Manager)) => "manager",
+            (Some(_), Some(NodeRole::Worker)) => "worker",
+            _ => "in no swarm",
+        }
+    }
+
+    /// `replica`: reads all objects too.
+    pub fn status(&self, replica: bool) -> StatusResponse {
+        let identity = self.0.security.identity();
+        let mut status = StatusResponse {
+            version: env!("CARGO_PKG_VERSION").into(),
+            started_at: Some(wire_time(self.0.started_at)),
+            ..StatusResponse::default()
+        };
+        let Some(shown) = self.shown() else { return status };
+        let node = &shown.node;
+        let role = match &identity {
+            Some(identity) => Some(identity.role()),
+            // Only managers are locked.
+            None => shown.locked.then_some(NodeRole::Manager),
+        };
+        status.role = Role::from(role) as i32;
+        status.node_id.clone_from(&node.node_id);
+        status.cluster_id.clone_from(&node.cluster_id);
+        status.certificate_expires_at = identity.map(|identity| wire_time(identity.not_after()));
+        status.locked = shown.locked;
+        if role == Some(NodeRole::Manager) {
+            status.listen_addr = node.listen_addr.to_string();
+            status.advertise_addr = node.advertise_addr.to_string();
+        }
+        let agent = shown.agent.borrow();
+        status.connected = agent.session.connected;
+        status.runtime.clone_from(&agent.runtime);
+        status.problem = problem(&shown, &agent.problem);
+        status.managers = managers(&shown.managers_file, node);
+        if let Some(store) = &shown.store {
+            status.leader = store.leadership().borrow().is_leader;
+            status.replica = replica.then(|| replica_of(store));
+        }
+        status
+    }
+}
+
+fn replica_of(store: &Store) -> Replica {
+    let (view, status) = (store.view(), store.status());
+    Replica { raft_id: status.raft_id, term: status.term, revision: view.version().0, hash: view.state_hash().0.to_vec() }
+}
+
+/// The cause before its consequences.
+fn problem(shown: &Shown, agent: &str) -> String {
+    let announced = shown.announced.as_ref().map(|told| told.borrow().problem().to_owned()).unwrap_or_default();
+    let announced = if announced.is_empty() { announced } else { format!("the other managers do not have this one yet: {announced}") };
+    let renewer = shown.renewer.as_ref().map(|state| state.borrow().problem.clone()).unwrap_or_default();
+    let store = shown.store.as_ref().and_then(|store| store.status().broken).unwrap_or_default();
+    let all = [shown.problem.clone(), store, announced, renewer, agent.to_owned()];
+    all.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+/// As the agent has learnt them, else as the join command named them.
+fn managers(file: &Path, node: &NodeFile) -> Vec<String> {
+    let known: Vec<ManagerAddress> = serde_json::from_slice(&std::fs::read(file).unwrap_or_default()).unwrap_or_default();
+    if known.is_empty() { node.managers.clone() } else { known.into_iter().map(|manager| manager.addr).collect() }
+}
