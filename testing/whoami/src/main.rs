@@ -57,6 +57,7 @@ fn main() {
         },
         Some("stamp") => stamp(born),
         Some("lines") => lines(),
+        Some("hog") => hog(),
         _ => serve(port),
     }
 }
@@ -81,6 +82,15 @@ fn lines() {
     for number in 0..count {
         println!("out {number}");
         eprintln!("err {number}");
+    }
+}
+
+/// Takes memory until there is none: for tests of limits.
+fn hog() {
+    let mut taken = Vec::new();
+    loop {
+        taken.push(vec![1u8; 1 << 20]);
+        std::hint::black_box(&taken);
     }
 }
 
