@@ -36,6 +36,7 @@ pub struct Agent {
     engine: Engine,
     executor: ContainerdExecutor,
     session: watch::Receiver<SessionState>,
+    local_manager: watch::Sender<Option<String>>,
     work: JoinSet<&'static str>,
     stop: CancellationToken,
 }
@@ -71,7 +72,7 @@ impl Agent {
             "log writer"
         });
         let erased: Arc<dyn Executor> = Arc::new(executor.clone());
-        let (engine, run) = Engine::start(&data_dir, erased, deps.network, stop.clone()).await?;
+        let (engine, run) = Engine::start(&data_dir, &node_id, erased, deps.network, stop.clone()).await?;
         work.spawn(async move {
             run.await;
             "tasks"
@@ -81,23 +82,28 @@ impl Agent {
             describe: deps.describe,
             managers_file: data_dir.join("agent/managers.json"),
             managers: config.managers,
-            local_manager: config.local_manager,
             logs_dir,
             node_id,
         };
-        let (session, state) = Session::new(session, engine.clone());
+        let (local_manager, local) = watch::channel(config.local_manager);
+        let (session, state) = Session::new(session, local, engine.clone());
         let token = stop.clone();
         work.spawn(async move {
             session.run(token).await;
             "session"
         });
-        Ok(Self { engine, executor, session: state, work, stop })
+        Ok(Self { engine, executor, session: state, local_manager, work, stop })
     }
 
     /// What is known of the session with a manager.
     #[must_use]
     pub fn session(&self) -> watch::Receiver<SessionState> {
         self.session.clone()
+    }
+
+    /// This node became a manager (`host:port`), or is none any more. The next session prefers it; the present one stays.
+    pub fn set_local_manager(&self, address: Option<String>) {
+        self.local_manager.send_replace(address);
     }
 
     /// The tasks and their statuses.

@@ -1,8 +1,10 @@
 //! The part of the agent that needs no manager: worker, records, reports. The session is its user, and so are tests.
 
+use crate::applied::{Applied, Ledger};
 use crate::error::AgentError;
 use crate::executor::{Executor, Network};
 use crate::payloads::Payloads;
+use crate::reach::Reach;
 use crate::records::Records;
 use crate::reports::Reports;
 use crate::task::drive::Context;
@@ -22,31 +24,37 @@ pub struct Engine {
     pub reports: Reports,
     pub payloads: Payloads,
     pub tasks: TaskList,
+    pub(crate) applied: Applied,
+    /// Told by the session; without one no task is ever restarted for want of managers.
+    pub(crate) reach: Reach,
 }
 
 impl Engine {
     /// Adopts what an earlier agent left and returns the handle together with the future to be run. Cancelling `stop`
-    /// ends it; tasks go on running.
+    /// ends it; tasks go on running. `node_id` is this node's; what another node applied is not built upon.
     ///
     /// # Errors
     /// If the local records cannot be read or containerd cannot say what there is.
     pub async fn start(
         data_dir: &Path,
+        node_id: &str,
         executor: Arc<dyn Executor>,
         network: Arc<dyn Network>,
         stop: CancellationToken,
     ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), AgentError> {
-        let (reports, payloads) = (Reports::default(), Payloads::default());
+        let (reports, payloads, reach, applied) = (Reports::default(), Payloads::default(), Reach::default(), Applied::default());
+        let ledger = Ledger::new(&data_dir.join("agent/applied.json"), node_id, applied.clone());
         let context = Arc::new(Context {
             executor,
             network,
             payloads: payloads.clone(),
             records: Records::open(&data_dir.join("agent/tasks"))?,
             reports: reports.clone(),
+            reach: reach.clone(),
         });
-        let (mut worker, tasks) = Worker::new(context, stop);
+        let (mut worker, tasks) = Worker::new(context, ledger, stop);
         worker.recover().await?;
         let (assign, inbox) = mpsc::channel(ASSIGNMENTS);
-        Ok((Self { assign, reports, payloads, tasks }, worker.run(inbox)))
+        Ok((Self { assign, reports, payloads, tasks, applied, reach }, worker.run(inbox)))
     }
 }

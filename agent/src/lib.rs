@@ -14,6 +14,7 @@
 //! them. Processes: one log writer per node ([`run_log_writer`]), which outlives skepd.
 
 mod agent; // all parts together
+mod applied; // the assignment message applied last
 mod containerd; // the executor that drives containerd
 mod engine; // all that needs no manager
 mod error; // why something could not be done
@@ -23,6 +24,7 @@ mod logs; // output of containers: the writer process, rotation, reading
 mod network; // tasks as the network sees them
 mod node_images; // images for the executor and for the local socket
 mod payloads; // secrets and configs, in memory
+mod reach; // whether a manager can be reached
 mod records; // tasks on this node's disk
 mod report; // what this node tells of itself
 mod reports; // statuses on their way to the manager

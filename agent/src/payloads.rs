@@ -44,6 +44,13 @@ impl Payloads {
         self.0.write().expect("no panic while held").configs.remove(id);
     }
 
+    /// Whether nothing was given to this node.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        let tables = self.0.read().expect("no panic while held");
+        tables.secrets.is_empty() && tables.configs.is_empty()
+    }
+
     /// A complete assignment replaces everything.
     pub fn replace(&self, secrets: Vec<Secret>, configs: Vec<Config>) {
         let mut tables = self.0.write().expect("no panic while held");

@@ -4,6 +4,7 @@
 //! power cut no process of the task is left either, and the manager sends the task again.
 
 use crate::error::AgentError;
+use crate::task::Alone;
 use serde::{Deserialize, Serialize};
 use skep_types::{Task, TaskId, TaskStatus};
 use std::fs;
@@ -17,6 +18,8 @@ pub struct Record {
     pub task: Task,
     /// What this node observed; it wins over the status inside the task.
     pub status: TaskStatus,
+    #[serde(default)]
+    pub alone: Alone,
 }
 
 /// The directory of records.
@@ -100,7 +103,8 @@ mod tests {
     fn records_are_read_back_and_remains_of_a_crash_are_removed() {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(&dir.path().join("tasks")).unwrap();
-        let record = Record { task: task(1, "busybox"), status: TaskStatus { state: TaskState::Running, ..TaskStatus::default() } };
+        let status = TaskStatus { state: TaskState::Running, ..TaskStatus::default() };
+        let record = Record { task: task(1, "busybox"), status, alone: Alone::default() };
         records.save(&record).unwrap();
         fs::write(dir.path().join("tasks/x.new"), "{").unwrap();
         assert_eq!(records.load().unwrap(), [record.clone()]);

@@ -3,7 +3,7 @@
 use skep_types::{TaskId, TaskStatus};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// Written by the tasks, emptied by the session. As large as there are tasks: only the newest status of each is kept.
 #[derive(Clone, Default)]
@@ -13,12 +13,24 @@ pub struct Reports(Arc<Shared>);
 struct Shared {
     table: Mutex<Table>,
     changed: Notify,
+    /// Counts the calls that managers acknowledged.
+    told: watch::Sender<u64>,
 }
 
 #[derive(Default)]
 struct Table {
     newest: BTreeMap<TaskId, TaskStatus>,
     unsent: BTreeSet<TaskId>,
+    /// Of these a manager has acknowledged the newest status.
+    heard: BTreeSet<TaskId>,
+}
+
+impl Table {
+    fn set(&mut self, task: &TaskId, status: TaskStatus) {
+        self.newest.insert(task.clone(), status);
+        self.unsent.insert(task.clone());
+        self.heard.remove(task);
+    }
 }
 
 impl Reports {
@@ -29,10 +41,35 @@ impl Reports {
             if table.newest.get(task).is_some_and(|known| known.state > status.state || *known == status) {
                 return;
             }
-            table.newest.insert(task.clone(), status);
-            table.unsent.insert(task.clone());
+            table.set(task, status);
         }
         self.0.changed.notify_one();
+    }
+
+    /// A status that takes the place of a higher one, of which no manager has heard: the task runs again.
+    pub(crate) fn take_back(&self, task: &TaskId, status: TaskStatus) {
+        self.0.table.lock().expect("no panic while held").set(task, status);
+        self.0.changed.notify_one();
+    }
+
+    /// A manager acknowledged these.
+    pub(crate) fn told(&self, batch: &[(TaskId, TaskStatus)]) {
+        {
+            let mut table = self.0.table.lock().expect("no panic while held");
+            for (task, status) in batch {
+                if table.newest.get(task) == Some(status) {
+                    table.heard.insert(task.clone());
+                }
+            }
+        }
+        self.0.told.send_modify(|count| *count += 1);
+    }
+
+    /// Returns when a manager has acknowledged the newest status of a task. May be dropped any time.
+    pub(crate) async fn heard(&self, task: &TaskId) {
+        let mut told = self.0.told.subscribe();
+        // The sender lives as long as we do.
+        while !self.0.table.lock().expect("no panic while held").heard.contains(task) && told.changed().await.is_ok() {}
     }
 
     /// The task is known but needs no report until the next session.
@@ -44,6 +81,7 @@ impl Reports {
         let mut table = self.0.table.lock().expect("no panic while held");
         table.newest.remove(task);
         table.unsent.remove(task);
+        table.heard.remove(task);
     }
 
     /// A new session: everything is told again (wire-behaviour 9.3).
@@ -131,5 +169,22 @@ mod tests {
         reports.forget(&two);
         reports.put_back(&batch);
         assert_eq!(reports.take(10).await, [(one, status(TaskState::Failed))]);
+    }
+
+    #[tokio::test]
+    async fn a_status_is_heard_when_its_newest_edition_was_acknowledged() {
+        let reports = Reports::default();
+        let id = TaskId::for_test(1);
+        let is_heard = || tokio::time::timeout(std::time::Duration::from_millis(5), reports.heard(&id));
+        reports.put(&id, status(TaskState::Running));
+        let batch = reports.take(10).await;
+        reports.put(&id, status(TaskState::Failed));
+        reports.told(&batch);
+        assert!(is_heard().await.is_err(), "of the end nobody was told");
+        reports.told(&reports.take(10).await);
+        assert!(is_heard().await.is_ok());
+        reports.take_back(&id, status(TaskState::Running));
+        assert!(is_heard().await.is_err());
+        assert_eq!(reports.take(10).await, [(id.clone(), status(TaskState::Running))]);
     }
 }

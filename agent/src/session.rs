@@ -2,6 +2,10 @@
 //!
 //! One loop: wait the back-off, choose a manager, connect, register, then four streams side by side until one of them
 //! ends. Tasks do not notice any of it: assignments come in by the engine's channel, statuses wait in its reports.
+//!
+//! A manager that ends a session by itself, because it leads no more or its leader is gone, is asked again over the same
+//! connection; one that breaks off or does not answer is left for another. What was applied last is offered to whoever comes
+//! next, so that a change of leader re-sends nothing.
 
 mod assignments; // what a message means for the engine
 mod backoff; // 9.1
@@ -21,8 +25,14 @@ use remotes::Remotes;
 use skep_types::{Node, NodeDescription};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+
+/// A session that lasted for less counts as an attempt that failed.
+const STOOD: Duration = Duration::from_secs(3);
 
 /// Says what this node is at the moment.
 pub type Describe = Arc<dyn Fn() -> NodeDescription + Send + Sync>;
@@ -50,8 +60,6 @@ pub struct SessionConfig {
     pub managers_file: PathBuf,
     /// Known from configuration or a join command.
     pub managers: Vec<ManagerAddress>,
-    /// A manager on this very node, which is preferred.
-    pub local_manager: Option<String>,
     /// `<data>/agent/logs`
     pub logs_dir: PathBuf,
     pub node_id: String,
@@ -62,64 +70,95 @@ pub(crate) struct Session {
     config: Arc<SessionConfig>,
     engine: Engine,
     remotes: Remotes,
+    /// A manager on this very node, which is preferred.
+    local: watch::Receiver<Option<String>>,
     /// The last one; a manager that still knows it goes on with it.
     session_id: String,
+    /// Between two heartbeats, as the last manager asked for.
+    period: Option<Duration>,
     state: watch::Sender<SessionState>,
 }
 
 impl Session {
-    pub(crate) fn new(config: SessionConfig, engine: Engine) -> (Self, watch::Receiver<SessionState>) {
+    pub(crate) fn new(
+        config: SessionConfig,
+        local: watch::Receiver<Option<String>>,
+        engine: Engine,
+    ) -> (Self, watch::Receiver<SessionState>) {
         let remotes = Remotes::load(&config.managers_file, &config.managers);
         let (state, reader) = watch::channel(SessionState::default());
-        (Self { config: Arc::new(config), engine, remotes, session_id: String::new(), state }, reader)
+        (Self { config: Arc::new(config), engine, remotes, local, session_id: String::new(), period: None, state }, reader)
     }
 
     /// Until `stop`.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
+        let mut lost_at = Instant::now();
+        // A manager that answered but could not help, and the connection to it.
+        let mut kept: Option<(String, Channel)> = None;
+        self.engine.reach.lost(self.period);
         loop {
             let delay = backoff.delay(rand::random());
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(delay) => {}
             }
-            let Some(address) = self.choose() else {
-                self.state.send_modify(|state| state.problem = "no manager is known; join a cluster".into());
-                backoff.failed();
-                continue;
+            let (address, channel) = match (kept.take(), self.choose()) {
+                (Some((address, channel)), _) => (address, Some(channel)),
+                (None, Some(address)) => (address, None),
+                (None, None) => {
+                    self.state.send_modify(|state| state.problem = "no manager is known; join a cluster".into());
+                    backoff.failed(lost_at.elapsed());
+                    continue;
+                }
             };
+            let began = Instant::now();
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
-                ended = self.once(&address) => ended,
+                ended = self.once(&address, channel) => ended,
             };
+            self.engine.reach.lost(self.period);
             self.state.send_modify(|state| state.connected = false);
-            match ended {
-                Ended::Reopen => backoff.reset(),
-                Ended::Lost { registered, reason } => {
-                    tracing::warn!(manager = address, reason, "session lost");
-                    self.remotes.observe(&address, -10);
-                    if registered {
-                        backoff.reset();
-                    }
-                    backoff.failed();
-                    self.state.send_modify(|state| state.problem = format!("no session with manager {address}: {reason}"));
+            let (registered, loss, channel) = match ended {
+                Ended::Reopen => {
+                    backoff.reset();
+                    continue;
                 }
+                Ended::Lost { registered, loss, channel } => (registered, loss, channel),
+            };
+            tracing::warn!(manager = address, reason = loss.reason, "no session");
+            self.state.send_modify(|state| state.problem = format!("no session with manager {address}: {}", loss.reason));
+            if registered && began.elapsed() > STOOD {
+                backoff.lost();
+                lost_at = Instant::now();
+            } else {
+                backoff.failed(lost_at.elapsed());
+            }
+            match channel {
+                Some(channel) if backoff.same_again() => kept = Some((address, channel)),
+                _ => self.remotes.observe(&address, -10),
             }
         }
     }
 
-    fn choose(&mut self) -> Option<String> {
+    fn choose(&self) -> Option<String> {
         let failed_last = !self.state.borrow().problem.is_empty();
-        match &self.config.local_manager {
+        match &*self.local.borrow() {
             // After a failure the others get a chance, too.
             Some(local) if !failed_last || self.remotes.is_empty() || rand::random::<bool>() => Some(local.clone()),
             _ => self.remotes.choose(rand::random()),
         }
     }
 
-    async fn once(&mut self, address: &str) -> Ended {
-        let (config, engine) = (Arc::clone(&self.config), self.engine.clone());
-        let mut link = Link { config, engine, remotes: &mut self.remotes, session_id: &mut self.session_id, state: &self.state };
-        link.run(address).await
+    async fn once(&mut self, address: &str, channel: Option<Channel>) -> Ended {
+        let mut link = Link {
+            config: Arc::clone(&self.config),
+            engine: self.engine.clone(),
+            remotes: &mut self.remotes,
+            session_id: &mut self.session_id,
+            state: &self.state,
+            period: &mut self.period,
+        };
+        link.run(address, channel).await
     }
 }

@@ -1,8 +1,10 @@
 //! The set of tasks of this node: takes assignments in, owns one driver per task, and cleans up what nobody wants.
 
+use crate::applied::Ledger;
 use crate::error::AgentError;
 use crate::executor::Found;
 use crate::records::Record;
+use crate::task::Alone;
 use crate::task::drive::{COMMANDS, Command, Context, drive};
 use skep_failpoint::failpoint;
 use skep_types::{Task, TaskId, TaskState};
@@ -24,6 +26,11 @@ pub enum Assign {
     Complete(Vec<Task>),
     Update(Box<Task>),
     Remove(TaskId),
+    /// All that a message said was handed over: from now on managers may build on it. `bare`: the node holds no payloads.
+    Applied {
+        name: String,
+        bare: bool,
+    },
     /// Stop and remove everything, answer when it is done, take nothing any more (wire-behaviour 9.3).
     Leave(oneshot::Sender<()>),
 }
@@ -52,6 +59,7 @@ struct Handle {
 /// Owner of all drivers.
 pub(crate) struct Worker {
     context: Arc<Context>,
+    ledger: Ledger,
     handles: BTreeMap<TaskId, Handle>,
     drivers: JoinSet<TaskId>,
     /// Of earlier tasks that no record names; adopted if the first complete assignment wants them, else removed.
@@ -62,10 +70,18 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(context: Arc<Context>, stop: CancellationToken) -> (Self, TaskList) {
+    pub(crate) fn new(context: Arc<Context>, ledger: Ledger, stop: CancellationToken) -> (Self, TaskList) {
         let (list, reader) = watch::channel(Arc::default());
-        let worker =
-            Self { context, handles: BTreeMap::new(), drivers: JoinSet::new(), strays: BTreeMap::new(), list, leaving: None, stop };
+        let worker = Self {
+            context,
+            ledger,
+            handles: BTreeMap::new(),
+            drivers: JoinSet::new(),
+            strays: BTreeMap::new(),
+            list,
+            leaving: None,
+            stop,
+        };
         (worker, TaskList(reader))
     }
 
@@ -83,12 +99,14 @@ impl Worker {
         failpoint!("agent.recover.network");
         for record in records {
             let found = found.remove(&record.task.id);
-            self.begin(record.task, Some(record.status), found);
+            self.ledger.assigned(&record.task);
+            self.begin(record, found);
         }
         for task in found.keys() {
             tracing::warn!(task = %task, "found remains of an unknown task");
         }
         self.strays = found;
+        self.ledger.recover(self.strays.is_empty());
         Ok(())
     }
 
@@ -134,12 +152,14 @@ impl Worker {
         match message {
             Assign::Leave(done) => {
                 self.complete(Vec::new()).await;
+                self.ledger.forget();
                 self.leaving = Some(done);
             }
             _ if self.leaving.is_some() => {}
             Assign::Complete(tasks) => self.complete(tasks).await,
             Assign::Update(task) => self.assign(*task).await,
             Assign::Remove(task) => self.unassign(&task).await,
+            Assign::Applied { name, bare } => self.ledger.applied(name, bare),
         }
     }
 
@@ -175,12 +195,15 @@ impl Worker {
             }
             Some(handle) => {
                 self.publish(&task);
+                self.ledger.assigned(&task);
                 // Waits while the task has many messages unread; it reads them between two actions, never later.
                 let _ = handle.commands.send(Command::Update(Box::new(task))).await;
             }
             None => {
                 let found = self.strays.remove(&task.id);
-                self.begin(task, None, found);
+                self.ledger.assigned(&task);
+                let status = task.status.clone();
+                self.begin(Record { task, status, alone: Alone::default() }, found);
             }
         }
     }
@@ -191,19 +214,19 @@ impl Worker {
         {
             let _ = handle.commands.send(Command::Unassign).await;
         }
+        self.ledger.unassigned(id);
     }
 
-    fn begin(&mut self, task: Task, status: Option<skep_types::TaskStatus>, found: Option<Found>) {
-        let mut status = status.unwrap_or_else(|| task.status.clone());
+    fn begin(&mut self, mut record: Record, found: Option<Found>) {
         // A node only runs what was assigned to it, whatever the message says of earlier states.
-        if status.state < TaskState::Assigned {
-            status.state = TaskState::Assigned;
-        }
+        record.status.state = record.status.state.max(TaskState::Assigned);
         let (commands, inbox) = mpsc::channel(COMMANDS);
-        let id = task.id.clone();
-        self.publish(&task);
+        let id = record.task.id.clone();
+        self.publish(&record.task);
+        // Before the first session, which tells of all that is remembered.
+        self.context.reports.remember(&id, record.status.clone());
         self.handles.insert(id.clone(), Handle { commands, unassigned: false });
-        let driver = drive(Arc::clone(&self.context), task, status, found, inbox, self.stop.clone());
+        let driver = drive(Arc::clone(&self.context), record, found, inbox, self.stop.clone());
         self.drivers.spawn(async move {
             driver.await;
             id

@@ -17,7 +17,10 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 /// For one answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+const ANSWER_LIMIT: Duration = Duration::from_millis(if cfg!(test) { 200 } else { 4_000 });
+/// For everything round a request: waiting for one's turn, for a new writer, for the answer. After it the task that needs the
+/// writer says why it waits, and tries again.
+const ASK_LIMIT: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 5_000 });
 /// For a new writer to listen.
 const START_LIMIT: Duration = Duration::from_secs(10);
 /// Between two attempts to bring a dead writer back.
@@ -76,7 +79,8 @@ impl LogWriter {
     pub async fn finish(&self, task: &TaskId) -> Result<(), ExecError> {
         let known = self.0.live.lock().expect("no panic while held").remove(task).is_some();
         // An earlier agent may have had it opened; if there is no writer at all, nobody needs one for that.
-        if !known && self.0.connection.lock().await.is_none() && UnixStream::connect(&self.0.socket).await.is_err() {
+        let unconnected = self.0.connection.try_lock().is_ok_and(|slot| slot.is_none());
+        if !known && unconnected && UnixStream::connect(&self.0.socket).await.is_err() {
             return Ok(());
         }
         self.ask(Request::Finish { task: task.clone() }).await.map(drop)
@@ -111,14 +115,25 @@ impl LogWriter {
     }
 
     async fn ask(&self, request: Request) -> Result<Answer, ExecError> {
+        let silent = |_| {
+            let seconds = ASK_LIMIT.as_secs_f32();
+            lost(format!("it was silent for {seconds} s; if its process (skepd log-writer) is stopped or hangs, end it: a new one is started"))
+        };
+        tokio::time::timeout(ASK_LIMIT, self.ask_patiently(request)).await.map_err(silent)?
+    }
+
+    /// May be dropped at any moment: a connection in the middle of an exchange is not used again.
+    async fn ask_patiently(&self, request: Request) -> Result<Answer, ExecError> {
         let mut slot = self.0.connection.lock().await;
-        if let Some(connection) = slot.as_mut() {
-            match tokio::time::timeout(ANSWER_LIMIT, exchange(connection, &request)).await {
-                Ok(Ok(answer)) => return checked(answer),
+        if let Some(mut connection) = slot.take() {
+            match tokio::time::timeout(ANSWER_LIMIT, exchange(&mut connection, &request)).await {
+                Ok(Ok(answer)) => {
+                    *slot = Some(connection);
+                    return checked(answer);
+                }
                 Ok(Err(error)) => tracing::debug!(%error, "the log writer went away"),
                 Err(_) => tracing::warn!("the log writer does not answer"),
             }
-            *slot = None;
         }
         let mut connection = self.connect().await?;
         // A new writer, or a new agent at an old writer: both know the same afterwards.
@@ -199,5 +214,32 @@ fn checked(answer: Answer) -> Result<Answer, ExecError> {
     match answer.error {
         None => Ok(answer),
         Some(error) => Err(lost(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::LogOptions;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_writer_that_hangs_costs_every_task_a_bounded_time_and_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("logs.sock");
+        // Connections are taken, by the kernel; nobody answers.
+        let _stopped = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let command = LogWriterCommand { program: "/nonexistent".into(), args: Vec::new(), envs: Vec::new() };
+        let writer = LogWriter::new(socket, command);
+        let open = |number| {
+            let (task, dir) = (TaskId::for_test(number), dir.path().to_owned());
+            writer.open(Open { task, stdout: dir.join("out"), stderr: None, dir, options: LogOptions::default() })
+        };
+        let begin = tokio::time::Instant::now();
+        let (one, two, three) = tokio::join!(open(1), open(2), open(3));
+        assert!(begin.elapsed() < 4 * ASK_LIMIT, "they do not wait for one another: {:?}", begin.elapsed());
+        for error in [one, two, three].map(Result::unwrap_err) {
+            assert!(error.is_temporary());
+            assert!(error.words().contains("log writer did not answer"), "{}", error.words());
+        }
     }
 }

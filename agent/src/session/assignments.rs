@@ -60,7 +60,13 @@ pub fn sort(message: v1::AssignmentsMessage) -> Sorted {
 }
 
 /// Carries a message out: secrets, configs, then tasks. False when the engine has ended.
-pub async fn apply(sorted: Sorted, engine: &Engine) -> bool {
+///
+/// `name`: the message's, if the next manager may build on it.
+pub async fn apply(sorted: Sorted, name: Option<String>, engine: &Engine) -> bool {
+    if sorted.complete || name.is_none() {
+        // Half of a complete message is no base for anything.
+        engine.applied.doubt();
+    }
     if sorted.complete {
         engine.payloads.replace(sorted.secrets, sorted.configs);
     } else {
@@ -97,7 +103,8 @@ pub async fn apply(sorted: Sorted, engine: &Engine) -> bool {
     for id in sorted.removed_configs.iter().filter_map(|id| id.parse().ok()) {
         engine.payloads.remove_config(&id);
     }
-    true
+    let Some(name) = name else { return true };
+    engine.assign.send(Assign::Applied { name, bare: engine.payloads.is_empty() }).await.is_ok()
 }
 
 #[cfg(test)]

@@ -7,10 +7,14 @@ use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// For a connection to stand, TLS included (wire-behaviour 9.1).
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
+/// For a connection without TLS: an address that does not even refuse belongs to a dead machine, and others are to be tried.
+/// One lost packet is allowed for.
+const TCP_LIMIT: Duration = Duration::from_secs(2);
 /// An idle connection through a dead firewall is noticed after about twice this.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
@@ -33,18 +37,24 @@ pub enum DialError {
 #[async_trait]
 pub trait Dial: Send + Sync + 'static {
     async fn dial(&self, address: &str) -> Result<Channel, DialError>;
+
+    /// Changes when this node's certificate or roots do; connections made before are of the old ones.
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 }
 
 /// With this node's certificate, whatever it is at the time.
 #[derive(Debug, Clone)]
 pub struct TlsDial {
     connector: Connector,
+    security: SecurityConfig,
 }
 
 impl TlsDial {
     #[must_use]
     pub fn new(security: &SecurityConfig) -> Self {
-        Self { connector: Connector::node(security) }
+        Self { connector: Connector::node(security), security: security.clone() }
     }
 }
 
@@ -52,7 +62,9 @@ impl TlsDial {
 impl Dial for TlsDial {
     async fn dial(&self, address: &str) -> Result<Channel, DialError> {
         let connected = async {
-            let tcp = TcpStream::connect(address).await.map_err(|source| DialError::Tcp { address: address.into(), source })?;
+            let timed_out = |_| io::Error::from(io::ErrorKind::TimedOut);
+            let tcp = tokio::time::timeout(TCP_LIMIT, TcpStream::connect(address)).await.map_err(timed_out).flatten();
+            let tcp = tcp.map_err(|source| DialError::Tcp { address: address.into(), source })?;
             // Small messages back and forth: never wait for more to send.
             let _ = tcp.set_nodelay(true);
             let tls = self.connector.connect(tcp).await;
@@ -72,5 +84,9 @@ impl Dial for TlsDial {
         });
         let channel = endpoint.connect_with_connector(connector).await;
         channel.map_err(|source| DialError::Http { address: address.to_owned(), source })
+    }
+
+    fn changes(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.security.changes())
     }
 }

@@ -15,10 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
+use tonic::{Code, Request, Status};
 
 /// For a unary call and for the first message of a session (wire-behaviour 9.1).
 const CALL_LIMIT: Duration = Duration::from_secs(5);
+/// Metadata that offers the last assignment message applied; managers that do not know it send everything.
+const APPLIED: &str = "skep-applied";
 /// As dockerd's default, if a manager names no period.
 const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
 /// Statuses in one call: a message must stay well below 4 MiB.
@@ -34,8 +36,32 @@ pub enum Ended {
     Lost {
         /// Whether the manager had accepted this node.
         registered: bool,
-        reason: String,
+        loss: Loss,
+        /// The connection, if the manager itself ended the session and may be asked again.
+        channel: Option<Channel>,
     },
+}
+
+/// What went wrong.
+#[derive(Debug)]
+pub struct Loss {
+    /// For people.
+    pub reason: String,
+    /// The manager said so itself over a connection that stands, such as when it leads no more or knows no leader.
+    pub answered: bool,
+}
+
+impl Loss {
+    pub fn of(what: &str, status: &Status) -> Self {
+        // A status of our own making, as for a broken connection, has a cause; one that came over the wire has none.
+        let own = std::error::Error::source(status).is_some() || status.code() == Code::DeadlineExceeded;
+        let refused = matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented);
+        Self { reason: words(what, status), answered: !own && !refused }
+    }
+
+    fn broken(reason: String) -> Self {
+        Self { reason, answered: false }
+    }
 }
 
 /// What one session works with.
@@ -45,6 +71,8 @@ pub struct Link<'a> {
     pub remotes: &'a mut Remotes,
     pub session_id: &'a mut String,
     pub state: &'a watch::Sender<SessionState>,
+    /// Of the last heartbeat.
+    pub period: &'a mut Option<Duration>,
 }
 
 type Dispatcher = DispatcherClient<Channel>;
@@ -58,11 +86,19 @@ async fn limited<T>(what: &str, call: impl Future<Output = Result<T, Status>>) -
 }
 
 impl Link<'_> {
-    pub async fn run(&mut self, address: &str) -> Ended {
-        let lost = |registered| move |reason: String| Ended::Lost { registered, reason };
-        let channel = match self.config.dial.dial(address).await {
-            Ok(channel) => channel,
-            Err(error) => return lost(false)(chain(&error)),
+    /// Holds a session until it ends. `kept`: a connection to this manager that stands.
+    pub async fn run(&mut self, address: &str, kept: Option<Channel>) -> Ended {
+        let security = self.config.dial.changes();
+        let channel = match kept {
+            Some(channel) => channel,
+            None => match self.config.dial.dial(address).await {
+                Ok(channel) => channel,
+                Err(error) => return Ended::Lost { registered: false, loss: Loss::broken(chain(&error)), channel: None },
+            },
+        };
+        let lost = |registered, loss: Loss, channel: Channel| {
+            let channel = loss.answered.then_some(channel);
+            Ended::Lost { registered, loss, channel }
         };
         let dispatcher = DispatcherClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
         let description = (self.config.describe)();
@@ -75,7 +111,7 @@ impl Link<'_> {
         });
         let (stream, first) = match opened.await {
             Ok(opened) => opened,
-            Err(status) => return lost(false)(words("registering", &status)),
+            Err(status) => return lost(false, Loss::of("registering", &status), channel),
         };
         self.session_id.clone_from(&first.session_id);
         self.state.send_modify(|state| {
@@ -83,6 +119,7 @@ impl Link<'_> {
             state.problem.clear();
             address.clone_into(&mut state.manager);
         });
+        self.engine.reach.connected();
         tracing::info!(manager = address, session = *self.session_id, "session with manager");
         failpoint!("agent.session.registered");
         self.message(first);
@@ -90,27 +127,32 @@ impl Link<'_> {
         // The manager may be another one, or have lost what it had not yet written.
         self.engine.reports.resend_all();
         let (config, engine, id) = (Arc::clone(&self.config), self.engine.clone(), self.session_id.clone());
+        let mut period = *self.period;
         // Each ends with an error or never; dropping them is how the others end then.
-        let reason = tokio::select! {
-            () = describe::changed(&config.describe, &description) => {
-                tracing::info!("the node changed; registering again");
-                return Ended::Reopen;
-            }
-            reason = heartbeats(dispatcher.clone(), id.clone()) => reason,
-            reason = assignments(dispatcher.clone(), id.clone(), &engine) => reason,
-            reason = statuses(dispatcher.clone(), id.clone(), &engine) => reason,
-            reason = logs::subscriptions(channel, address, &config, &engine) => reason,
-            reason = self.messages(stream) => reason,
+        let loss = tokio::select! {
+            () = describe::changed(&config.describe, &description, security) => None,
+            loss = heartbeats(dispatcher.clone(), id.clone(), &mut period) => Some(loss),
+            loss = assignments(dispatcher.clone(), id.clone(), &engine) => Some(loss),
+            loss = statuses(dispatcher.clone(), id.clone(), &engine) => Some(loss),
+            loss = logs::subscriptions(channel.clone(), address, &config, &engine) => Some(loss),
+            loss = self.messages(stream) => Some(loss),
         };
-        lost(true)(reason)
+        *self.period = period;
+        match loss {
+            Some(loss) => lost(true, loss, channel),
+            None => {
+                tracing::info!("the node changed; registering again");
+                Ended::Reopen
+            }
+        }
     }
 
-    async fn messages(&mut self, mut stream: tonic::Streaming<v1::SessionMessage>) -> String {
+    async fn messages(&mut self, mut stream: tonic::Streaming<v1::SessionMessage>) -> Loss {
         loop {
             match stream.message().await {
                 Ok(Some(message)) => self.message(message),
-                Ok(None) => return "the manager ended the session".into(),
-                Err(status) => return words("session", &status),
+                Ok(None) => return Loss { reason: "the manager ended the session".into(), answered: true },
+                Err(status) => return Loss::of("session", &status),
             }
         }
     }
@@ -146,38 +188,47 @@ impl Link<'_> {
     }
 }
 
-async fn heartbeats(mut dispatcher: Dispatcher, session_id: String) -> String {
+async fn heartbeats(mut dispatcher: Dispatcher, session_id: String, period: &mut Option<Duration>) -> Loss {
     loop {
         let request = v1::HeartbeatRequest { session_id: session_id.clone() };
         match limited("heartbeat", dispatcher.heartbeat(request)).await {
             Ok(answer) => {
-                let period = answer.into_inner().period.and_then(|period| Duration::from_wire(period).ok());
-                tokio::time::sleep(period.filter(|period| !period.is_zero()).unwrap_or(DEFAULT_HEARTBEAT)).await;
+                let given = answer.into_inner().period.and_then(|period| Duration::from_wire(period).ok());
+                *period = given.filter(|given| !given.is_zero());
+                tokio::time::sleep(period.unwrap_or(DEFAULT_HEARTBEAT)).await;
             }
-            Err(status) => return words("heartbeat", &status),
+            Err(status) => return Loss::of("heartbeat", &status),
         }
     }
 }
 
-async fn assignments(mut dispatcher: Dispatcher, session_id: String, engine: &Engine) -> String {
+async fn assignments(mut dispatcher: Dispatcher, session_id: String, engine: &Engine) -> Loss {
     loop {
-        let request = v1::AssignmentsRequest { session_id: session_id.clone() };
-        let mut stream = match limited("assignments", dispatcher.assignments(request)).await {
-            Ok(stream) => stream.into_inner(),
-            Err(status) => return words("assignments", &status),
-        };
+        let mut request = Request::new(v1::AssignmentsRequest { session_id: session_id.clone() });
         // Of this stream: a genuine agent forgets to begin anew here (wire-behaviour 8.6).
         let mut reference = String::new();
+        if let Some(name) = engine.applied.offer()
+            && let Ok(value) = name.parse()
+        {
+            request.metadata_mut().insert(APPLIED, value);
+            reference = name;
+        }
+        let mut stream = match limited("assignments", dispatcher.assignments(request)).await {
+            Ok(stream) => stream.into_inner(),
+            Err(status) => return Loss::of("assignments", &status),
+        };
         loop {
             let message = match stream.message().await {
                 Ok(Some(message)) => message,
-                Ok(None) => return "the manager ended the assignments".into(),
-                Err(status) => return words("assignments", &status),
+                Ok(None) => return Loss { reason: "the manager ended the assignments".into(), answered: true },
+                Err(status) => return Loss::of("assignments", &status),
             };
             let gap = message.r#type == Type::Incremental as i32 && message.applies_to != reference;
             reference.clone_from(&message.results_in);
-            if !apply(sort(message), engine).await {
-                return "the agent is stopping".into();
+            // After a gap there is nothing that the next message could build on.
+            let name = (!gap).then(|| message.results_in.clone());
+            if !apply(sort(message), name, engine).await {
+                return Loss::broken("the agent is stopping".into());
             }
             failpoint!("agent.assign.applied");
             if gap {
@@ -188,7 +239,7 @@ async fn assignments(mut dispatcher: Dispatcher, session_id: String, engine: &En
     }
 }
 
-async fn statuses(mut dispatcher: Dispatcher, session_id: String, engine: &Engine) -> String {
+async fn statuses(mut dispatcher: Dispatcher, session_id: String, engine: &Engine) -> Loss {
     loop {
         let batch = engine.reports.take(STATUSES).await;
         let mut unsent = PutBack { engine, batch: &batch, sent: false };
@@ -200,8 +251,9 @@ async fn statuses(mut dispatcher: Dispatcher, session_id: String, engine: &Engin
             Ok(_) => unsent.sent = true,
             // The tasks are not there any more.
             Err(status) if status.code() == Code::NotFound => unsent.sent = true,
-            Err(status) => return words("status report", &status),
+            Err(status) => return Loss::of("status report", &status),
         }
+        engine.reports.told(&batch);
         failpoint!("agent.status.sent");
     }
 }

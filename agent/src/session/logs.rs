@@ -1,6 +1,7 @@
 //! Sends the output of tasks to those who subscribed at the manager (wire-behaviour 21).
 
 use super::SessionConfig;
+use super::link::Loss;
 use crate::engine::Engine;
 use crate::error::chain;
 use crate::logs::{LogLine, LogQuery, LogStream, Tail, read_logs};
@@ -27,13 +28,13 @@ const LAST_LINES: Duration = Duration::from_millis(500);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Serves subscriptions of the manager at this address; returns why it ended.
-pub async fn subscriptions(channel: Channel, address: &str, config: &Arc<SessionConfig>, engine: &Engine) -> String {
+pub async fn subscriptions(channel: Channel, address: &str, config: &Arc<SessionConfig>, engine: &Engine) -> Loss {
     let mut broker = LogBrokerClient::new(channel);
     let mut stream = match broker.listen_subscriptions(v1::ListenSubscriptionsRequest {}).await {
         Ok(stream) => stream.into_inner(),
         // A manager without logs is a manager all the same.
         Err(status) if status.code() == Code::Unimplemented => return std::future::pending().await,
-        Err(status) => return format!("log subscriptions: {}", status.message()),
+        Err(status) => return Loss::of("log subscriptions", &status),
     };
     let mut publishers: JoinSet<()> = JoinSet::new();
     let mut known: HashMap<String, CancellationToken> = HashMap::new();
@@ -60,8 +61,8 @@ pub async fn subscriptions(channel: Channel, address: &str, config: &Arc<Session
                     }
                 });
             }
-            Ok(None) => return "the manager ended the log subscriptions".into(),
-            Err(status) => return format!("log subscriptions: {}", status.message()),
+            Ok(None) => return Loss { reason: "the manager ended the log subscriptions".into(), answered: true },
+            Err(status) => return Loss::of("log subscriptions", &status),
         }
     }
 }

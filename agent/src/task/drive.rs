@@ -1,10 +1,12 @@
 //! Carries out what the machine of one task decides: one async task per task, fed by messages.
 
+use super::isolated::{self, Alone};
 use super::machine::{Action, Event, Machine, Recovered};
 use crate::error::ExecError;
 use crate::executor::{Executor, Found, Network, Started};
 use crate::health::{self, HealthCheck};
 use crate::payloads::Payloads;
+use crate::reach::Reach;
 use crate::records::{Record, Records};
 use crate::reports::Reports;
 use skep_failpoint::failpoint;
@@ -27,6 +29,7 @@ pub(crate) struct Context {
     pub payloads: Payloads,
     pub records: Records,
     pub reports: Reports,
+    pub reach: Reach,
 }
 
 /// What the worker says to a task.
@@ -46,6 +49,8 @@ struct Driver {
     context: Arc<Context>,
     task: Arc<Task>,
     status: TaskStatus,
+    /// What was done without a manager.
+    alone: Alone,
     machine: Machine,
     health: Option<HealthConfig>,
     ports: Vec<PortConfig>,
@@ -60,12 +65,12 @@ struct Driver {
 /// Drives one task until it is forgotten. Cancelling `stop` leaves the task as it is: the next agent goes on from there.
 pub(crate) async fn drive(
     context: Arc<Context>,
-    task: Task,
-    status: TaskStatus,
+    record: Record,
     found: Option<Found>,
     mut commands: mpsc::Receiver<Command>,
     stop: CancellationToken,
 ) {
+    let Record { task, status, alone } = record;
     let (recovered, health) = recovered(found);
     // Sized for every operation and watcher of one task to report at once.
     let (events, mut inbox) = mpsc::channel(8);
@@ -74,6 +79,7 @@ pub(crate) async fn drive(
         context,
         task: Arc::new(task),
         status,
+        alone,
         machine,
         health,
         ports: Vec::new(),
@@ -82,13 +88,23 @@ pub(crate) async fn drive(
         cancel: CancellationToken::new(),
         watching: CancellationToken::new(),
     };
-    driver.context.reports.remember(&driver.task.id, driver.status.clone());
     driver.save();
     let mut gone = driver.carry_out(actions).await;
     while !gone {
+        let (shared, id, restart) = (Arc::clone(&driver.context), driver.task.id.clone(), driver.restart_after());
         let event = tokio::select! {
             () = stop.cancelled() => return,
             Some(event) = inbox.recv() => event,
+            () = shared.reports.heard(&id), if driver.alone.unheard => {
+                driver.alone.unheard = false;
+                driver.save();
+                continue;
+            }
+            () = alone_for(&shared.reach, restart.unwrap_or_default()), if restart.is_some() => {
+                failpoint!("agent.isolated.restart");
+                driver.alone.note(now());
+                Event::Restart
+            }
             Some(_) = driver.work.join_next(), if !driver.work.is_empty() => continue,
             command = commands.recv() => match command {
                 Some(Command::Update(task)) => match driver.update(*task) {
@@ -116,7 +132,18 @@ fn recovered(found: Option<Found>) -> (Recovered, Option<HealthConfig>) {
     }
 }
 
+/// Returns when this node is cut off and `wait` is over.
+async fn alone_for(reach: &Reach, wait: Duration) {
+    tokio::join!(tokio::time::sleep(wait), reach.cut_off());
+}
+
 impl Driver {
+    /// How long from now until the task is to be started again, if no manager can be reached.
+    fn restart_after(&self) -> Option<Duration> {
+        let after = isolated::restart_after(&self.task, &self.status, &self.alone).filter(|_| self.machine.can_restart())?;
+        Some(isolated::wait(after, self.status.timestamp, now()))
+    }
+
     /// Takes a newer edition of the task in; `None` if it says nothing new (wire-behaviour 9.4).
     fn update(&mut self, mut task: Task) -> Option<Event> {
         if task.desired_state < self.machine.desired() {
@@ -171,11 +198,18 @@ impl Driver {
     }
 
     fn report(&mut self, state: TaskState, message: &str, err: String) {
+        let before = self.status.state;
+        match state {
+            TaskState::Failed | TaskState::Complete if before == TaskState::Running => self.alone.unheard = true,
+            TaskState::Failed | TaskState::Complete => {}
+            _ => self.alone.unheard = false,
+        }
+        let words = if state == TaskState::Running { self.alone.words() } else { String::new() };
         let container = self.machine.container().cloned().filter(|_| state >= TaskState::Starting);
         let status = TaskStatus {
             timestamp: self.status.timestamp,
             state,
-            message: message.to_owned(),
+            message: format!("{message}{words}"),
             err,
             container,
             ports: self.ports.clone(),
@@ -193,11 +227,15 @@ impl Driver {
         failpoint!("agent.report.before_record");
         self.save();
         failpoint!("agent.report.recorded");
-        self.context.reports.put(&self.task.id, self.status.clone());
+        if before > state {
+            self.context.reports.take_back(&self.task.id, self.status.clone());
+        } else {
+            self.context.reports.put(&self.task.id, self.status.clone());
+        }
     }
 
     fn save(&self) {
-        let record = Record { task: (*self.task).clone(), status: self.status.clone() };
+        let record = Record { task: (*self.task).clone(), status: self.status.clone(), alone: self.alone.clone() };
         if let Err(error) = self.context.records.save(&record) {
             // The task goes on; after a crash it would be found in its last recorded state.
             tracing::warn!(task = %self.task.id, %error, "could not record a task's state on disk");

@@ -64,6 +64,8 @@ pub enum Event {
         words: String,
     },
     RetryDue,
+    /// No manager can be reached, and by its policy the task that ended by itself is to run again. For [`Machine::can_restart`].
+    Restart,
 }
 
 /// What to do.
@@ -120,6 +122,8 @@ pub struct Machine {
     released: bool,
     /// Why the task is being stopped although nobody wishes it: its health check.
     failing: Option<String>,
+    /// It is being started again while its state stays RUNNING.
+    restarting: bool,
 }
 
 impl Machine {
@@ -135,6 +139,7 @@ impl Machine {
             alive: false,
             released: state.is_terminal() && recovered == Recovered::Nothing,
             failing: None,
+            restarting: false,
         };
         let mut actions = Vec::new();
         machine.resume(recovered, &mut actions);
@@ -150,6 +155,16 @@ impl Machine {
     #[must_use]
     pub fn desired(&self) -> TaskState {
         self.desired
+    }
+
+    /// Whether it ended by itself, nothing is left of it, and nobody wants it gone.
+    #[must_use]
+    pub fn can_restart(&self) -> bool {
+        matches!(self.state, TaskState::Failed | TaskState::Complete)
+            && self.doing == Doing::Nothing
+            && self.released
+            && !self.unassigned
+            && self.desired < TaskState::Shutdown
     }
 
     /// Its container, as far as known; kept after its end.
@@ -210,17 +225,27 @@ impl Machine {
             }
             Event::OperationFailed { temporary, words } => self.operation_failed(temporary, words, &mut actions),
             Event::RetryDue if self.doing == Doing::Retrying => self.doing = Doing::Nothing,
-            Event::Started { .. } | Event::Healthy | Event::Unhealthy(_) | Event::Ended(_) | Event::RetryDue => {}
+            Event::Restart if self.can_restart() => self.restart(&mut actions),
+            Event::Started { .. } | Event::Healthy | Event::Unhealthy(_) | Event::Ended(_) | Event::RetryDue | Event::Restart => {}
         }
         self.proceed(&mut actions);
         actions
+    }
+
+    /// The one way back: no manager has heard of the end, so for them the task is RUNNING all the time.
+    fn restart(&mut self, actions: &mut Vec<Action>) {
+        self.state = TaskState::Running;
+        (self.restarting, self.released, self.failing) = (true, false, None);
+        self.doing = Doing::Preparing { cancelled: false };
+        actions.push(Action::Report { state: self.state, message: "starting again", err: String::new() });
+        actions.push(Action::Prepare);
     }
 
     fn prepared(&mut self, actions: &mut Vec<Action>) {
         self.doing = Doing::Nothing;
         if self.state < TaskState::Ready {
             self.advance(TaskState::Ready, "prepared", String::new(), actions);
-        } else if self.state == TaskState::Starting && !self.must_stop() {
+        } else if (self.state == TaskState::Starting || self.restarting) && !self.must_stop() {
             self.doing = Doing::Starting;
             actions.push(Action::Start);
         }
@@ -229,7 +254,8 @@ impl Machine {
     fn started(&mut self, container: ContainerStatus, healthcheck: bool, actions: &mut Vec<Action>) {
         self.container = Some(container);
         self.alive = true;
-        if healthcheck {
+        let again = std::mem::take(&mut self.restarting);
+        if healthcheck && !again {
             // The same state with new details: container id and pid.
             self.advance(TaskState::Starting, "waiting to become healthy", String::new(), actions);
         } else {
@@ -262,7 +288,7 @@ impl Machine {
 
     fn stopped(&mut self, outcome: Option<Outcome>, actions: &mut Vec<Action>) {
         self.doing = Doing::Nothing;
-        self.alive = false;
+        (self.alive, self.restarting) = (false, false);
         self.released = true;
         if let Some(outcome) = &outcome {
             self.note_exit(outcome);
@@ -296,6 +322,7 @@ impl Machine {
             actions.push(Action::RetryAfter(RETRY_DELAY));
             return;
         }
+        self.restarting = false;
         let state = if self.state < TaskState::Starting { TaskState::Rejected } else { TaskState::Failed };
         self.advance(state, if state == TaskState::Rejected { "rejected" } else { "failed" }, words, actions);
     }
@@ -321,7 +348,9 @@ impl Machine {
                     return;
                 }
                 // A wish to stop need not wait for the next attempt.
-                Doing::Retrying if self.must_stop() && self.state < TaskState::Starting && !self.alive => self.doing = Doing::Nothing,
+                Doing::Retrying if self.must_stop() && (self.state < TaskState::Starting || self.restarting) && !self.alive => {
+                    self.doing = Doing::Nothing;
+                }
                 _ => return,
             }
             if self.state.is_terminal() {
@@ -358,7 +387,7 @@ impl Machine {
                     actions.push(Action::Start);
                     return;
                 }
-                TaskState::Starting if !self.alive => {
+                TaskState::Starting | TaskState::Running if !self.alive && (self.state == TaskState::Starting || self.restarting) => {
                     // After a temporary failure; what is there is not known, so all is made anew.
                     self.doing = Doing::Preparing { cancelled: false };
                     actions.push(Action::Prepare);

@@ -1,13 +1,15 @@
 use super::*;
+use crate::applied::Applied;
 use crate::error::{ExecError, NetworkError};
 use crate::executor::{Executor, Network, Probe, Sandbox, Started};
 use crate::payloads::Payloads;
+use crate::reach::Reach;
 use crate::records::Records;
 use crate::reports::Reports;
 use crate::task::Outcome;
 use crate::testing::task;
 use async_trait::async_trait;
-use skep_types::{ContainerStatus, PortConfig, TaskStatus};
+use skep_types::{ContainerStatus, PortConfig, RestartCondition, RestartPolicy, TaskStatus};
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -92,6 +94,8 @@ impl Network for Fake {
 }
 
 struct Bench {
+    reach: Reach,
+    applied: Applied,
     fake: Arc<Fake>,
     reports: Reports,
     inbox: mpsc::Sender<Assign>,
@@ -99,20 +103,29 @@ struct Bench {
     stop: CancellationToken,
 }
 
+/// No manager for so long, and a node is on its own.
+const GRACE: Duration = Duration::from_millis(30);
+
 async fn bench(dir: &std::path::Path, fake: Arc<Fake>) -> Bench {
-    let reports = Reports::default();
+    bench_with(dir, fake, GRACE).await
+}
+
+async fn bench_with(dir: &std::path::Path, fake: Arc<Fake>, grace: Duration) -> Bench {
+    let (reports, reach, applied) = (Reports::default(), Reach::with_least_grace(grace), Applied::default());
     let context = Arc::new(Context {
         executor: Arc::clone(&fake) as Arc<dyn Executor>,
         network: Arc::clone(&fake) as Arc<dyn Network>,
         payloads: Payloads::default(),
         records: Records::open(dir).unwrap(),
         reports: reports.clone(),
+        reach: reach.clone(),
     });
     let stop = CancellationToken::new();
-    let (mut worker, _) = Worker::new(context, stop.clone());
+    let ledger = Ledger::new(&dir.join("applied"), "n1", applied.clone());
+    let (mut worker, _) = Worker::new(context, ledger, stop.clone());
     worker.recover().await.unwrap();
     let (inbox, messages) = mpsc::channel(8);
-    Bench { fake, reports, inbox, running: tokio::spawn(worker.run(messages)), stop }
+    Bench { reach, applied, fake, reports, inbox, running: tokio::spawn(worker.run(messages)), stop }
 }
 
 impl Bench {
@@ -197,4 +210,157 @@ async fn stopping_the_agent_leaves_tasks_and_the_next_one_adopts_them() {
     second.fake.end(&one.id, 4);
     let status = second.wait(&one.id, TaskState::Failed).await;
     assert_eq!((status.err.as_str(), status.container.unwrap().exit_code), ("task: non-zero exit (4)", 4));
+}
+
+/// A task that may be restarted `attempts` times, at once.
+fn restartable(number: u64, attempts: u64) -> Task {
+    let mut task = task(number, "busybox");
+    let policy = RestartPolicy {
+        condition: RestartCondition::OnFailure,
+        delay: Some(Duration::from_millis(10)),
+        max_attempts: attempts,
+        window: None,
+    };
+    Arc::make_mut(&mut task.spec).restart = Some(policy);
+    task
+}
+
+impl Bench {
+    /// Runs the task and has a manager hear of it, then cuts the node off.
+    async fn run_and_cut_off(&self, task: &Task) {
+        self.reach.connected();
+        self.inbox.send(Assign::Complete(vec![task.clone()])).await.unwrap();
+        self.wait(&task.id, TaskState::Running).await;
+        self.reports.told(&self.reports.take(10).await);
+        self.reach.lost(Some(Duration::ZERO));
+    }
+
+    /// Until the process was started so often.
+    async fn started(&self, times: usize) {
+        for _ in 0..5_000 {
+            if self.fake.calls().iter().filter(|call| call.starts_with("serve")).count() == times {
+                return self.quiet().await;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        panic!("not started {times} times: {:?}", self.fake.calls());
+    }
+}
+
+#[tokio::test]
+async fn without_a_manager_a_failed_task_runs_again_and_stays_running_for_managers() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench(dir.path(), Arc::default()).await;
+    let one = restartable(1, 0);
+    bench.run_and_cut_off(&one).await;
+    bench.fake.end(&one.id, 3);
+    bench.started(2).await;
+    let status = bench.reports.newest(&one.id).unwrap();
+    assert_eq!((status.state, status.err.as_str()), (TaskState::Running, ""));
+    assert_eq!(status.message, "started; restarted once on this node while no manager could be reached");
+    let again = ["prepare 1", "start 1", "serve 1"];
+    assert_eq!(bench.fake.calls(), [&again[..], &["withdraw 1", "release 1"], &again[..]].concat());
+    bench.fake.end(&one.id, 3);
+    bench.started(3).await;
+    assert!(bench.reports.newest(&one.id).unwrap().message.contains("restarted 2 times"));
+
+    // With a manager everything is as ever.
+    bench.reach.connected();
+    bench.reports.told(&bench.reports.take(10).await);
+    bench.fake.end(&one.id, 4);
+    bench.wait(&one.id, TaskState::Failed).await;
+    bench.reports.told(&bench.reports.take(10).await);
+    bench.reach.lost(Some(Duration::ZERO));
+    tokio::time::sleep(5 * GRACE).await;
+    assert_eq!(bench.reports.newest(&one.id).unwrap().state, TaskState::Failed, "a manager knows, it is its turn");
+}
+
+#[tokio::test]
+async fn a_failure_during_a_short_reconnect_is_reported_as_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench_with(dir.path(), Arc::default(), Duration::from_secs(3_600)).await;
+    let one = restartable(1, 0);
+    bench.run_and_cut_off(&one).await;
+    bench.fake.end(&one.id, 3);
+    bench.wait(&one.id, TaskState::Failed).await;
+    bench.reach.connected();
+    assert_eq!(bench.reports.take(10).await[0].1.state, TaskState::Failed);
+    tokio::time::sleep(5 * GRACE).await;
+    assert_eq!(bench.reports.newest(&one.id).unwrap().state, TaskState::Failed);
+}
+
+#[tokio::test]
+async fn attempts_without_a_manager_are_limited_also_over_a_restart_of_the_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = bench(dir.path(), Arc::default()).await;
+    let one = restartable(1, 2);
+    first.run_and_cut_off(&one).await;
+    first.fake.end(&one.id, 3);
+    first.started(2).await;
+    first.stop.cancel();
+    first.running.await.unwrap();
+
+    // The machine was restarted: the process is gone, and there is still no manager.
+    let second = bench(dir.path(), Arc::default()).await;
+    second.reach.lost(Some(Duration::ZERO));
+    second.started(1).await;
+    assert!(second.reports.newest(&one.id).unwrap().message.contains("restarted 2 times"));
+    second.fake.end(&one.id, 3);
+    tokio::time::sleep(5 * GRACE).await;
+    let status = second.reports.newest(&one.id).unwrap();
+    assert_eq!((status.state, status.err.as_str()), (TaskState::Failed, "task: non-zero exit (3)"), "both attempts are used up");
+    // A failure that nobody heard of is not forgotten either, and a manager that comes hears of it.
+    second.stop.cancel();
+    second.running.await.unwrap();
+    let third = bench(dir.path(), Arc::default()).await;
+    third.reports.resend_all();
+    assert_eq!(third.reports.take(10).await[0].1.state, TaskState::Failed);
+}
+
+#[tokio::test]
+async fn a_task_that_is_removed_while_it_starts_again_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench(dir.path(), Arc::default()).await;
+    let one = restartable(1, 0);
+    bench.run_and_cut_off(&one).await;
+    *bench.fake.refuse.lock().unwrap() = Some(ExecError::Timeout { step: "answer", seconds: 1 });
+    bench.fake.end(&one.id, 3);
+    while !bench.reports.newest(&one.id).unwrap().err.contains("did not answer") {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert_eq!(bench.reports.newest(&one.id).unwrap().state, TaskState::Running);
+    bench.inbox.send(Assign::Remove(one.id.clone())).await.unwrap();
+    let (done, waiter) = oneshot::channel();
+    bench.inbox.send(Assign::Leave(done)).await.unwrap();
+    waiter.await.unwrap();
+    assert_eq!(bench.fake.calls().last().map(String::as_str), Some("forget 1"));
+    assert!(Records::open(dir.path()).unwrap().load().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn what_was_applied_outlives_the_agent_only_with_its_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = bench(dir.path(), Arc::default()).await;
+    let one = task(1, "busybox");
+    first.inbox.send(Assign::Complete(vec![one.clone()])).await.unwrap();
+    first.inbox.send(Assign::Applied { name: "1@7".into(), bare: true }).await.unwrap();
+    first.wait(&one.id, TaskState::Running).await;
+    first.quiet().await;
+    assert_eq!(first.applied.offer().as_deref(), Some("1@7"));
+    first.stop.cancel();
+    first.running.await.unwrap();
+    let second = bench(dir.path(), Arc::default()).await;
+    assert_eq!(second.applied.offer().as_deref(), Some("1@7"));
+    second.stop.cancel();
+    second.running.await.unwrap();
+
+    let fake = Arc::new(Fake::default());
+    fake.found.lock().unwrap().insert(TaskId::for_test(9), Found::Remains);
+    let third = bench(dir.path(), fake).await;
+    assert_eq!(third.applied.offer(), None, "only a complete message says what becomes of remains");
+    third.stop.cancel();
+    third.running.await.unwrap();
+    Records::open(dir.path()).unwrap().remove(&one.id).unwrap();
+    let fourth = bench(dir.path(), Arc::default()).await;
+    assert_eq!(fourth.applied.offer(), None);
 }

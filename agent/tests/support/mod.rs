@@ -283,7 +283,7 @@ impl Node {
         let token = stop.clone();
         work.spawn(async move { logs.keep(token).await });
         let erased: Arc<dyn Executor> = Arc::new(executor.clone());
-        let (engine, run) = Engine::start(&data_dir, erased, network, stop.clone()).await.unwrap();
+        let (engine, run) = Engine::start(&data_dir, "node1", erased, network, stop.clone()).await.unwrap();
         work.spawn(run);
         Self { engine, executor, stop, work }
     }

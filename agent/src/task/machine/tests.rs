@@ -256,3 +256,65 @@ fn no_order_of_events_moves_a_state_back_or_overlaps_operations() {
         }
     }
 }
+
+#[test]
+fn a_task_that_failed_by_itself_can_be_started_again_under_the_same_state() {
+    let mut machine = running();
+    assert!(!machine.can_restart());
+    machine.step(Event::Ended(Outcome { exit_code: 3, words: None }));
+    assert!(!machine.can_restart(), "its remains are still there");
+    assert_eq!(machine.step(Event::Restart), []);
+    machine.step(Event::Released);
+    assert!(machine.can_restart());
+    let actions = machine.step(Event::Restart);
+    assert_eq!(actions, [Action::Report { state: TaskState::Running, message: "starting again", err: String::new() }, Action::Prepare]);
+    assert_eq!(machine.step(Event::Prepared), [Action::Start]);
+    // Also with a health check the state stays RUNNING.
+    let health = Some(HealthConfig::default());
+    let actions = machine.step(Event::Started { container: container(), health });
+    assert_eq!(states(&actions), [TaskState::Running]);
+    assert_eq!(actions.last(), Some(&Action::Watch));
+    assert_eq!(states(&machine.step(Event::Ended(Outcome { exit_code: 4, words: None }))), [TaskState::Failed]);
+}
+
+#[test]
+fn starting_again_is_retried_given_up_or_stopped_like_starting() {
+    let again = || {
+        let mut machine = running();
+        machine.step(Event::Ended(Outcome { exit_code: 3, words: None }));
+        machine.step(Event::Released);
+        machine.step(Event::Restart);
+        machine
+    };
+    let failed = |temporary| Event::OperationFailed { temporary, words: "no".into() };
+    let mut machine = again();
+    assert_eq!(states(&machine.step(failed(true))), [TaskState::Running]);
+    assert_eq!(machine.step(Event::RetryDue), [Action::Prepare]);
+    assert_eq!(states(&machine.step(failed(false))), [TaskState::Failed]);
+    machine.step(Event::Released);
+    assert!(machine.can_restart());
+
+    let mut machine = again();
+    machine.step(failed(true));
+    assert_eq!(machine.step(Event::Desired(TaskState::Shutdown)), [Action::Stop]);
+    assert_eq!(states(&machine.step(Event::Stopped(None))), [TaskState::Shutdown]);
+    assert!(!machine.can_restart());
+
+    let mut machine = again();
+    assert_eq!(machine.step(Event::Unassigned), [Action::Cancel]);
+    assert_eq!(machine.step(Event::Prepared), [Action::Stop]);
+}
+
+#[test]
+fn what_ended_on_request_or_is_wanted_gone_is_not_started_again() {
+    let mut machine = running();
+    machine.step(Event::Desired(TaskState::Shutdown));
+    machine.step(Event::Stopped(None));
+    assert!(!machine.can_restart());
+    let mut machine = running();
+    machine.step(Event::Ended(Outcome::default()));
+    machine.step(Event::Released);
+    assert!(machine.can_restart(), "an end without error may be against the policy, too");
+    machine.step(Event::Desired(TaskState::Shutdown));
+    assert!(!machine.can_restart());
+}
