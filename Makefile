@@ -4,7 +4,12 @@ export PATH := $(HOME)/.cargo/bin:$(PATH)
 # One call for all programs, so that features agree and nothing is compiled twice.
 BUILD_RELEASE = cargo build --release -p skepd -p swarmctl -p skep-images --bins --example pack
 
-.PHONY: help setup build release demo demo-stop test unit e2e check fmt deny bench image
+# The same with the program that makes a cluster of hosts.
+BUILD_CLUSTER = cargo build --release -p skepd -p swarmctl -p skep-images -p skep-kit --bins --example pack
+MANAGERS ?= 3
+WORKERS ?= 3
+
+.PHONY: help setup build release demo demo-stop cluster cluster-stop test unit e2e check fmt deny bench vm image
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,13 +36,22 @@ demo: ## one-node swarm, a service of 3 replicas, answers from each (root)
 demo-stop: ## remove everything the demo made
 	scripts/demo-stop
 
-test: ## every test: unit, property, real kernel, real daemons (root for the real ones)
+cluster: ## many hosts on this machine, joined: MANAGERS=3 WORKERS=3 (root)
+	scripts/setup build run test
+	$(BUILD_CLUSTER)
+	scripts/demo-image release
+	scripts/cluster start $(MANAGERS) $(WORKERS)
+
+cluster-stop: ## remove everything the cluster made
+	scripts/cluster stop
+
+test: ## every test but the long scenarios: unit, property, real kernel, real daemons (root)
 	scripts/test all
 
 unit: ## tests that need neither root nor daemons
 	scripts/test unit
 
-e2e: ## tests with real daemons on a host of their own (root)
+e2e: ## every scenario with real daemons, one host and many, genuine peers too (root)
 	scripts/test e2e
 
 check: ## formatting, lints, crate arrows, pure crates stay pure
@@ -52,6 +66,9 @@ deny: ## licences and banned crates (installs cargo-deny if missing)
 
 bench: ## benchmarks; one with B=B5
 	scripts/bench $(B)
+
+vm: ## Debian 12 with systemd and cgroup v2 in a virtual machine: installed as README says, checked (root)
+	scripts/vm
 
 image: ## the demonstration image as an archive
 	$(BUILD_RELEASE)

@@ -1,4 +1,4 @@
-use crate::lab::Lab;
+use crate::host::Host;
 use crate::process::run;
 use crate::sweep::mounts_under;
 use anyhow::{Result, ensure};
@@ -11,22 +11,22 @@ use std::path::Path;
 pub struct Inventory(BTreeSet<String>);
 
 impl Inventory {
-    /// Takes stock of a lab's host.
+    /// Takes stock of a host. Of containerd only if it was started: there is nothing without it.
     ///
     /// # Errors
     /// If one of the sources cannot be read: an audit that saw nothing proves nothing.
-    pub fn take(lab: &Lab) -> Result<Self> {
+    pub fn take(host: &Host) -> Result<Self> {
         let mut lines = BTreeSet::new();
-        let namespace = lab.host_namespace();
-        let links: serde_json::Value = serde_json::from_str(&run("ip", &["-n", &namespace, "-j", "link"])?.success()?)?;
+        let namespace = host.namespace();
+        let links: serde_json::Value = serde_json::from_str(&run("ip", &["-n", namespace, "-j", "link"])?.success()?)?;
         for link in links.as_array().into_iter().flatten() {
             lines.insert(format!("link {}", link["ifname"].as_str().unwrap_or("?")));
         }
         for family in ["-4", "-6"] {
-            for line in run("ip", &[family, "-n", &namespace, "route"])?.success()?.lines() {
+            for line in run("ip", &[family, "-n", namespace, "route"])?.success()?.lines() {
                 lines.insert(format!("route {family} {}", line.trim()));
             }
-            for line in run("ip", &[family, "-n", &namespace, "rule"])?.success()?.lines() {
+            for line in run("ip", &[family, "-n", namespace, "rule"])?.success()?.lines() {
                 lines.insert(format!("rule {family} {}", line.trim()));
             }
         }
@@ -44,7 +44,7 @@ impl Inventory {
                 }
             }
         }
-        for mount in mounts_under(lab.dir()) {
+        for mount in mounts_under(host.dir()) {
             lines.insert(format!("mount {mount}"));
         }
         for (what, arguments) in [
@@ -53,19 +53,22 @@ impl Inventory {
             ("containerd task", &["tasks", "ls", "-q"]),
             ("lease", &["leases", "ls", "-q"]),
         ] {
-            for line in lab.ctr(arguments)?.success()?.lines() {
+            if host.containerd_pid().is_none() {
+                continue;
+            }
+            for line in host.ctr(arguments)?.success()?.lines() {
                 lines.insert(format!("{what} {}", line.split_whitespace().next().unwrap_or_default()));
             }
         }
         for dir in ["run/netns", "run/tasks", "data/agent/tasks", "data/agent/etc", "data/agent/logs", "data/agent/volumes"] {
-            for entry in std::fs::read_dir(lab.dir().join(dir)).into_iter().flatten().flatten() {
+            for entry in std::fs::read_dir(host.dir().join(dir)).into_iter().flatten().flatten() {
                 lines.insert(format!("file {dir}/{}", entry.file_name().to_string_lossy()));
             }
         }
-        for group in cgroups(lab.cgroup()) {
+        for group in cgroups(host.cgroup()) {
             lines.insert(format!("cgroup {group}"));
         }
-        for shim in shims(lab.dir()) {
+        for shim in shims(host.dir()) {
             lines.insert(format!("shim {shim}"));
         }
         Ok(Self(lines))

@@ -1,7 +1,8 @@
 use anyhow::{Result, bail};
 use std::time::{Duration, Instant};
 
-/// Asks again every 20 ms until `probe` gives a value; after `limit` the last reason is the error.
+/// Asks again every 20 ms, and less often the longer it takes (asking costs the machine something, too), until `probe` gives a
+/// value; after `limit` the last reason is the error.
 ///
 /// # Errors
 /// The last error of `probe`, with the time waited.
@@ -11,7 +12,7 @@ pub fn eventually<T>(limit: Duration, what: &str, mut probe: impl FnMut() -> Res
         match probe() {
             Ok(value) => return Ok(value),
             Err(error) if start.elapsed() > limit => bail!("{what}: not within {limit:?}: {error:#}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            Err(_) => std::thread::sleep((start.elapsed() / 8).clamp(Duration::from_millis(20), Duration::from_millis(250))),
         }
     }
 }
