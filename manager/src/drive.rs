@@ -127,7 +127,7 @@ struct Driver {
 impl Driver {
     fn start(shared: Arc<Shared>) -> Self {
         let (view, feed) = shared.watch();
-        let deciders = Deciders::new(&view, shared.now());
+        let deciders = Deciders::new(&view, shared.orphan_after(), shared.now());
         Self { shared, feed, seen: view.version(), deciders }
     }
 
@@ -209,7 +209,7 @@ impl Driver {
                     }
                     Err(error) => {
                         tracing::warn!(decider = name, %error, "a decider proposed what does not fit its own picture; building it anew");
-                        self.deciders = Deciders::new(draft.view(), now);
+                        self.deciders = Deciders::new(draft.view(), self.shared.orphan_after(), now);
                     }
                 }
                 if draft.len() >= LARGE_DRAFT {
@@ -222,8 +222,8 @@ impl Driver {
         Some(self.shared.now())
     }
 
-    /// The draft is written: the deciders know it already. Commits of others in between are told now; if one touched the same
-    /// objects, the draft is taken back and all is told in the order it happened.
+    /// The draft is written: the deciders know it already, but for the versions it got. Commits of others in between are told now; if
+    /// one touched the same objects, the draft is taken back and all is told in the order it happened.
     async fn confirm(&mut self, draft: Draft, own: &Own) -> Result<(), DriveError> {
         let Some(last) = own.versions.last().copied() else { return Ok(()) };
         let mut commits = Vec::new();
@@ -246,9 +246,12 @@ impl Driver {
         if mixed {
             self.take_back(draft);
         }
-        for commit in commits.iter().filter(|commit| mixed || !is_own(commit)) {
+        for commit in &commits {
             for change in &commit.changes {
-                self.deciders.observe(change, now);
+                match is_own(commit) && !mixed {
+                    true => self.deciders.confirm(change),
+                    false => self.deciders.observe(change, now),
+                }
             }
         }
         Ok(())

@@ -9,20 +9,20 @@ use std::time::Duration;
 pub const NODE_DOWN_PERIOD: Duration = Duration::from_secs(24 * 3600);
 
 /// What becomes of the tasks of a node that was DOWN since `since` (at a new leader: since the node's last update), or that does
-/// not exist any more: ORPHANED after a day, or at once.
+/// not exist any more: ORPHANED after `patience` (normally [`NODE_DOWN_PERIOD`]), or at once.
 #[must_use]
-pub fn plan_orphans(view: &dyn ClusterView, node: &NodeId, since: Timestamp, now: Timestamp) -> Plan {
+pub fn plan_orphans(view: &dyn ClusterView, node: &NodeId, since: Timestamp, patience: Duration, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
     let reason = match view.node(node) {
         None => "the node was removed",
         Some(node) if node.status.state != NodeState::Down => return plan,
-        Some(_) if now < since + NODE_DOWN_PERIOD => {
+        Some(_) if now < since + patience => {
             if view.tasks_on_node(node).any(is_unfinished) {
-                plan.wake(since + NODE_DOWN_PERIOD);
+                plan.wake(since + patience);
             }
             return plan;
         }
-        Some(_) => "the node has been down for a day",
+        Some(_) => "the node has been down for too long",
     };
     plan.changes.extend(view.tasks_on_node(node).filter(|task| is_unfinished(task)).map(|task| orphan(task, reason, now)));
     plan

@@ -3,7 +3,7 @@
 mod world;
 
 use proptest::prelude::*;
-use skep_plan::{plan_enforcement, plan_orphans, plan_reaping};
+use skep_plan::{NODE_DOWN_PERIOD, plan_enforcement, plan_orphans, plan_reaping};
 use skep_types::*;
 use std::sync::Arc;
 use std::time::Duration;
@@ -253,12 +253,12 @@ fn tasks_of_a_lost_node_are_replaced_once_after_the_delay() {
     assert_eq!(world.running().len(), 2);
     assert_eq!(world.all_tasks().len(), 3);
     let down = world.now;
-    assert_eq!(plan_orphans(&world, &lost, down, world.now).wake_at, Some(down + secs(86_400)));
+    assert_eq!(plan_orphans(&world, &lost, down, NODE_DOWN_PERIOD, world.now).wake_at, Some(down + secs(86_400)));
     world.pass(secs(86_400));
-    let plan = plan_orphans(&world, &lost, down, world.now);
+    let plan = plan_orphans(&world, &lost, down, NODE_DOWN_PERIOD, world.now);
     assert_eq!(plan.changes.len(), 1);
     world.commit(plan.changes);
-    assert!(plan_orphans(&world, &lost, down, world.now).is_empty());
+    assert!(plan_orphans(&world, &lost, down, NODE_DOWN_PERIOD, world.now).is_empty());
 }
 
 fn images(world: &World) -> Vec<String> {

@@ -5,6 +5,7 @@
 //!
 //! Rules: spec wire-behaviour 8.6 (`SK/manager/dispatcher/assignments.go`).
 
+use super::trail::Step;
 use skep_types::{ClusterView, Config, ConfigId, NodeId, ResourceKind, Secret, SecretId, Task, TaskId, TaskState};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::Hash;
@@ -68,14 +69,14 @@ struct Known {
 }
 
 /// The secrets and configs a task reads.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Needs {
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Needs {
     secrets: BTreeSet<SecretId>,
     configs: BTreeSet<ConfigId>,
 }
 
 impl Needs {
-    fn of(task: &Task) -> Self {
+    pub(crate) fn of(task: &Task) -> Self {
         let mut needs = Self::default();
         for reference in &task.spec.resource_references {
             match reference.kind {
@@ -90,6 +91,11 @@ impl Needs {
         }
         needs
     }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.secrets.extend(other.secrets);
+        self.configs.extend(other.configs);
+    }
 }
 
 impl AssignmentSet {
@@ -102,6 +108,36 @@ impl AssignmentSet {
         let mut ids: Vec<TaskId> = view.tasks_on_node(&self.node).map(|task| task.id.clone()).collect();
         ids.sort_unstable();
         self.difference(view, ids)
+    }
+
+    /// For a stream whose agent was told everything by another one, up to a revision: what it missed. `steps` are all steps of
+    /// its node behind that revision, and perhaps some that `view` does not show yet.
+    ///
+    /// What the agent was told exactly is not known: the other stream may have been ahead of the revision it named. So a task
+    /// that had any step is told as it is now, or that it is gone, and what any of its editions needed is brought in order.
+    /// Saying a thing twice does no harm.
+    pub(crate) fn resume(&mut self, view: &impl ClusterView, steps: &[Step]) -> Vec<Change> {
+        // From here on this stream knows as much as one that had said it all itself.
+        drop(self.complete(view));
+        let mut changes = Vec::new();
+        let mut missing = Needs::default();
+        let mut doubtful = Needs::default();
+        for step in steps {
+            if step.new_needs && let Some(known) = self.tasks.get(&step.task) {
+                missing.add(known.needs.clone());
+            }
+            doubtful.add(step.needs.clone());
+        }
+        changes.extend(missing.secrets.iter().filter_map(|id| view.secret(id).cloned().map(Change::Secret)));
+        changes.extend(missing.configs.iter().filter_map(|id| view.config(id).cloned().map(Change::Config)));
+        let told: BTreeSet<&TaskId> = steps.iter().filter(|step| step.told).map(|step| &step.task).collect();
+        changes.extend(told.into_iter().map(|id| match self.tasks.get(id) {
+            Some(known) => Change::Task(known.task.clone()),
+            None => Change::TaskGone(id.clone()),
+        }));
+        changes.extend(doubtful.secrets.into_iter().filter(|id| !self.secrets.users.contains_key(id)).map(Change::SecretGone));
+        changes.extend(doubtful.configs.into_iter().filter(|id| !self.configs.users.contains_key(id)).map(Change::ConfigGone));
+        changes
     }
 
     /// The tasks the agent was told of.
@@ -236,4 +272,4 @@ pub(crate) fn same_but_status(a: &Task, b: &Task) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,12 +1,17 @@
 //! The agents' side of the manager: sessions, heartbeats, assignments, status reports (spec wire-behaviour 8).
 //!
 //! ```text
-//!  store's feed ──► router ──► inboxes of Assignments streams, changes of Session streams
+//!  store's feed ──► router ──► trail; inboxes of Assignments streams, changes of Session streams
 //!  agents' calls ─► pending ─► writer ──► store        (one commit in flight; the newest per task and node waits)
 //!  heartbeats ───► deadlines ─► expiry ──► pending     (never the log, until one is missed)
 //! ```
-//! [`Dispatcher::run`] lives as long as this manager leads and owns the three loops. The streams belong to their
-//! connections: a stream that is dropped leaves nothing behind. Without a leader's term every call ends ABORTED.
+//! [`Dispatcher::follow`], the router, runs on every manager: the [`trail`] it keeps lets agents go on with the next leader
+//! where they stopped with the last. [`Dispatcher::run`] lives as long as this manager leads and owns the other two loops. The
+//! streams belong to their connections: a stream that is dropped leaves nothing behind. Without a leader's term every call
+//! ends ABORTED.
+//!
+//! A new leader writes nothing about nodes that come back within a heartbeat's period and are as they were, so that ten thousand
+//! of them cost no log entry. Those that do not are UNKNOWN then, all in a few transactions.
 
 mod assignments;
 mod heartbeat;
@@ -16,24 +21,27 @@ mod reports;
 mod service;
 mod session;
 mod streams;
+mod trail;
 
 pub(crate) use service::DispatcherService;
 
 use crate::drive::{DriveError, Failed, Term, after_failure, pause};
 use crate::shared::Shared;
+use assignments::concerns_agent;
 use heartbeat::{Deadlines, GRACE_PERIODS_UNKNOWN};
 use pending::{NodeNews, Pending};
 use session::{Ended, Registrations, Session};
 use skep_failpoint::failpoint;
-use skep_store::{Feed, FeedEvent, MAX_TRANSACTION_CHANGES, ProposeError};
-use skep_types::{Action, Change, ClusterView, NodeId, NodeState, Object, TaskId, TaskState, TaskStatus};
-use std::collections::HashMap;
+use skep_store::{FeedEvent, MAX_TRANSACTION_CHANGES, ProposeError, RaftId};
+use skep_types::{Action, Change, ClusterView, NodeId, NodeState, Object, TaskId, TaskState, TaskStatus, Version};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::Status;
+use trail::{Name, Step, Trail};
 
 /// Heartbeat period of a cluster that does not say.
 const DEFAULT_PERIOD: Duration = Duration::from_secs(5);
@@ -42,6 +50,11 @@ const DEFAULT_PERIOD: Duration = Duration::from_secs(5);
 pub(crate) struct Dispatcher {
     shared: Arc<Shared>,
     state: Mutex<State>,
+    trail: Mutex<Trail>,
+    /// Every manager that was in the raft group while this one ran.
+    managers_seen: Mutex<BTreeSet<RaftId>>,
+    /// Every commit up to here is in the trail and in the inboxes.
+    routed: watch::Sender<Version>,
     writer_wake: Notify,
     expiry_wake: Notify,
 }
@@ -49,16 +62,74 @@ pub(crate) struct Dispatcher {
 #[derive(Default)]
 struct State {
     leading: bool,
+    /// Counts the terms of this manager.
+    term: u64,
     sessions: HashMap<NodeId, Arc<Session>>,
     registrations: HashMap<NodeId, Registrations>,
     /// By when registered and UNKNOWN nodes must be heard of.
     beats: Deadlines,
+    /// At the beginning of a term: when nodes that have not registered are called UNKNOWN.
+    unknown_at: Option<Instant>,
     pending: Pending,
+}
+
+impl State {
+    /// When something is to be done about nodes that are silent.
+    fn next_expiry(&self) -> Option<Instant> {
+        [self.beats.next(), self.unknown_at].into_iter().flatten().min()
+    }
+
+    /// Forgets everything but the count of terms.
+    fn end(&mut self) {
+        let before = std::mem::take(self);
+        self.term = before.term;
+        for session in before.sessions.values() {
+            session.end(Ended::NotLeader);
+        }
+    }
+}
+
+/// Ends all sessions when the term ends, however it does.
+struct Leading {
+    dispatcher: Arc<Dispatcher>,
+    term: u64,
+}
+
+impl Drop for Leading {
+    fn drop(&mut self) {
+        let mut state = self.dispatcher.lock();
+        // A loop that was aborted may go later than the next term comes.
+        if state.term == self.term {
+            state.end();
+        }
+    }
 }
 
 impl Dispatcher {
     pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, state: Mutex::default(), writer_wake: Notify::new(), expiry_wake: Notify::new() }
+        let at = shared.store.view().version();
+        let this = Self {
+            shared,
+            state: Mutex::default(),
+            trail: Mutex::new(Trail::new(at)),
+            managers_seen: Mutex::default(),
+            routed: watch::Sender::new(at),
+            writer_wake: Notify::new(),
+            expiry_wake: Notify::new(),
+        };
+        this.note_managers();
+        this
+    }
+
+    fn note_managers(&self) {
+        let members = self.shared.store.status().members;
+        let mut seen = self.managers_seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.extend(members.iter().map(|member| member.raft_id));
+    }
+
+    /// Whether a message's name was given in the history of changes that this manager has seen a part of.
+    fn is_of_this_history(&self, name: &Name) -> bool {
+        self.managers_seen.lock().unwrap_or_else(PoisonError::into_inner).contains(&name.leader)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -72,9 +143,8 @@ impl Dispatcher {
 
     /// Dispatches until the term ends. Returns why it could not go on.
     pub(crate) async fn run(self: Arc<Self>, term: Term) -> Result<(), DriveError> {
-        let feed = self.begin();
+        let leading = self.begin();
         let mut loops = JoinSet::new();
-        loops.spawn(self.clone().route(feed));
         loops.spawn(self.clone().write());
         loops.spawn(self.clone().expire());
         let outcome = tokio::select! {
@@ -82,32 +152,64 @@ impl Dispatcher {
             Some(ended) = loops.join_next() => ended.unwrap_or(Err(DriveError::Panicked("dispatcher"))),
         };
         loops.shutdown().await;
-        self.end();
+        drop(leading);
         outcome
     }
 
-    /// A new leader knows of no session: whoever was not down is UNKNOWN until heard of.
-    fn begin(&self) -> Feed {
-        let (view, feed) = self.shared.watch();
+    /// A new leader knows of no session. Whoever was not down has time to come; see [`Self::call_unknown`].
+    fn begin(self: &Arc<Self>) -> Leading {
+        self.note_managers();
+        let view = self.shared.store.view();
         let (now, period) = (Instant::now(), self.period());
         let mut state = self.lock();
-        *state = State { leading: true, ..State::default() };
+        state.end();
+        state.leading = true;
+        state.term += 1;
+        state.unknown_at = Some(now + period);
+        let term = state.term;
         for node in view.nodes() {
             if node.status.state != NodeState::Down {
                 state.beats.set(&node.id, now + period * GRACE_PERIODS_UNKNOWN);
+            }
+        }
+        drop(state);
+        Leading { dispatcher: self.clone(), term }
+    }
+
+    /// Nodes that were up under the last leader and have not come to this one are UNKNOWN until heard of. (The original says so
+    /// of all of them at once, `SK/manager/dispatcher/dispatcher.go`, `markNodesUnknown`.)
+    fn call_unknown(&self) {
+        let view = self.shared.store.view();
+        let mut state = self.lock();
+        state.unknown_at = None;
+        for node in view.nodes() {
+            if node.status.state != NodeState::Down && !state.sessions.contains_key(&node.id) {
                 state.pending.node(node.id.clone(), NodeNews::Unknown);
             }
         }
         drop(state);
         self.writer_wake.notify_one();
-        feed
     }
 
-    fn end(&self) {
-        let state = std::mem::take(&mut *self.lock());
-        for session in state.sessions.values() {
-            session.end(Ended::NotLeader);
+    /// Up to where the streams' inboxes are filled.
+    fn routed(&self) -> Version {
+        *self.routed.borrow()
+    }
+
+    /// Returns when everything up to `version` is in the trail and in the inboxes; never if the store has stopped.
+    async fn wait_routed(&self, version: Version) {
+        if self.routed.subscribe().wait_for(|routed| *routed >= version).await.is_err() {
+            std::future::pending::<()>().await;
         }
+    }
+
+    fn lock_trail(&self) -> MutexGuard<'_, Trail> {
+        self.trail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Trail::since`].
+    fn steps_since(&self, node: &NodeId, known: Version) -> Option<Vec<Step>> {
+        self.lock_trail().since(node, known)
     }
 
     /// The session that a call names, if it is the node's present one.
@@ -125,6 +227,11 @@ impl Dispatcher {
 
     /// Every agent is told the list of managers again.
     pub(crate) fn managers_changed(&self) {
+        self.note_managers();
+        self.tell_all();
+    }
+
+    fn tell_all(&self) {
         for session in self.lock().sessions.values() {
             session.tell();
         }
@@ -144,33 +251,65 @@ impl Dispatcher {
         self.lock().pending.report(task, status);
     }
 
-    /// Hands what the store did on to the streams that have to tell it.
-    async fn route(self: Arc<Self>, mut feed: Feed) -> Result<(), DriveError> {
+    /// Hands what the store did on to the trail and to the streams that have to tell it, until this manager stops. A panic
+    /// costs a new beginning, not the agents their assignments.
+    pub(crate) async fn follow(self: Arc<Self>) {
         loop {
-            match feed.next().await {
-                Some(FeedEvent::Commit(commit)) => {
+            let mut routing = JoinSet::new();
+            routing.spawn(self.clone().route());
+            let ended = tokio::select! {
+                () = self.shared.stop.cancelled() => return,
+                ended = routing.join_next() => ended,
+            };
+            match ended {
+                Some(Err(error)) => tracing::error!(%error, "the dispatcher's router ended badly; all agents are compared anew"),
+                Some(Ok(())) | None => return,
+            }
+            pause().await;
+        }
+    }
+
+    /// Returns when the store has stopped.
+    async fn route(self: Arc<Self>) {
+        let (view, mut feed) = self.shared.watch();
+        self.route_anew(view.version());
+        while let Some(event) = feed.next().await {
+            match event {
+                FeedEvent::Commit(commit) => {
+                    self.lock_trail().add(&commit);
                     for change in &commit.changes {
                         self.route_change(change);
                     }
+                    self.routed.send_replace(commit.version);
                 }
-                Some(FeedEvent::Resync) => {
-                    tracing::warn!("the dispatcher fell behind the store; all agents are compared anew");
-                    feed.resume(self.shared.store.view().version());
-                    let sessions: Vec<_> = self.lock().sessions.values().cloned().collect();
-                    for session in sessions {
-                        session.everything_changed();
-                    }
+                FeedEvent::Resync => {
+                    tracing::warn!("the dispatcher fell behind the store, or a snapshot came; all agents are compared anew");
+                    let version = self.shared.store.view().version();
+                    feed.resume(version);
+                    self.route_anew(version);
                 }
-                None => return Err(DriveError::StoreClosed),
             }
         }
+    }
+
+    /// Commits before `version` may be missing.
+    fn route_anew(&self, version: Version) {
+        if *self.routed.borrow() == version {
+            return;
+        }
+        *self.lock_trail() = Trail::new(version);
+        let sessions: Vec<_> = self.lock().sessions.values().cloned().collect();
+        for session in sessions {
+            session.everything_changed();
+        }
+        self.routed.send_replace(version);
     }
 
     fn route_change(&self, change: &Change) {
         let session_of = |node: &Option<NodeId>| self.lock().sessions.get(node.as_ref()?).cloned();
         match change {
             Change::Updated { old: Object::Task(old), new: Object::Task(new) } => {
-                if assignments::concerns_agent(old, new)
+                if concerns_agent(old, new)
                     && let Some(session) = session_of(&new.node_id)
                 {
                     session.task_changed(&new.id);
@@ -183,17 +322,20 @@ impl Dispatcher {
                     session.task_changed(&task.id);
                 }
             }
-            Change::Removed(Object::Node(node)) => self.forget(&node.id),
+            Change::Removed(Object::Node(node)) => self.drop_node(&node.id),
             Change::Created(Object::Node(node)) => {
                 let by = Instant::now() + self.period() * GRACE_PERIODS_UNKNOWN;
-                self.expect_beat(&mut self.lock(), &node.id, by);
+                let mut state = self.lock();
+                if state.leading {
+                    self.expect_beat(&mut state, &node.id, by);
+                }
             }
             Change::Updated { new: Object::Node(node), .. } => {
                 if let Some(session) = session_of(&Some(node.id.clone())) {
                     session.tell();
                 }
             }
-            Change::Updated { new: Object::Cluster(_), .. } => self.managers_changed(),
+            Change::Updated { new: Object::Cluster(_), .. } => self.tell_all(),
             _ => {}
         }
         if let Change::Created(Object::Task(task)) | Change::Updated { new: Object::Task(task), .. } = change
@@ -203,8 +345,8 @@ impl Dispatcher {
         }
     }
 
-    /// The node was removed from the cluster.
-    fn forget(&self, node: &NodeId) {
+    /// The node is not part of the cluster any more: its session ends, and with it every stream.
+    pub(crate) fn drop_node(&self, node: &NodeId) {
         let mut state = self.lock();
         state.beats.forget(node);
         state.registrations.remove(node);
@@ -225,6 +367,7 @@ impl Dispatcher {
                 match self.commit(&mut batch.actions).await.map_err(after_failure) {
                     Ok(()) => {
                         failpoint!("manager.dispatcher.reports.committed");
+                        self.lock().pending.landed();
                         batch.written();
                     }
                     Err(Failed::Stale) => self.lock().pending.put_back(batch),
@@ -252,12 +395,19 @@ impl Dispatcher {
     /// Takes note of nodes that stopped beating.
     async fn expire(self: Arc<Self>) -> Result<(), DriveError> {
         loop {
-            let next = self.lock().beats.next();
+            let (next, unknown_at) = {
+                let state = self.lock();
+                (state.next_expiry(), state.unknown_at)
+            };
             tokio::select! {
                 () = self.expiry_wake.notified() => continue,
                 () = sleep_until(next) => {}
             }
-            self.take_overdue(Instant::now());
+            let now = Instant::now();
+            if unknown_at.is_some_and(|at| at <= now) {
+                self.call_unknown();
+            }
+            self.take_overdue(now);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::reports::Reports;
 use skep_types::{Action, ClusterView, Node, NodeDescription, NodeId, NodeState, Object, TaskId, TaskStatus};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -45,6 +45,8 @@ impl NodeNews {
 #[derive(Debug, Default)]
 pub(crate) struct Pending {
     nodes: BTreeMap<NodeId, NodeNews>,
+    /// News in the batch that is being written now.
+    in_flight: BTreeSet<NodeId>,
     reports: Reports,
     waiting: Vec<oneshot::Sender<()>>,
 }
@@ -68,6 +70,11 @@ impl Pending {
         self.nodes.insert(node, news);
     }
 
+    /// Whether the store shows these news already, and nothing else is on its way to it: then nobody need wait for a write.
+    pub(crate) fn is_known(&self, node: &Arc<Node>, news: &NodeNews) -> bool {
+        !self.nodes.contains_key(&node.id) && !self.in_flight.contains(&node.id) && news.write(node).is_none()
+    }
+
     /// Ends when everything that is pending now has been written; with an error if it never will be.
     pub(crate) fn when_written(&mut self) -> oneshot::Receiver<()> {
         let (done, wait) = oneshot::channel();
@@ -81,6 +88,7 @@ impl Pending {
 
     pub(crate) fn take(&mut self, view: &impl ClusterView) -> Batch {
         let nodes = std::mem::take(&mut self.nodes);
+        self.in_flight = nodes.keys().cloned().collect();
         let mut actions: Vec<Action> = nodes
             .iter()
             .filter_map(|(id, news)| news.write(view.node(id)?))
@@ -90,8 +98,14 @@ impl Pending {
         Batch { actions, nodes, waiting: std::mem::take(&mut self.waiting) }
     }
 
+    /// The batch that was taken last is in the store.
+    pub(crate) fn landed(&mut self) {
+        self.in_flight.clear();
+    }
+
     /// A node had moved on: its news are decided anew. Reports of tasks are not lost: they are never stale and come again.
     pub(crate) fn put_back(&mut self, batch: Batch) {
+        self.in_flight.clear();
         for (node, news) in batch.nodes {
             self.nodes.entry(node).or_insert(news);
         }
@@ -111,5 +125,38 @@ impl Batch {
             // Who stopped waiting does not mind.
             let _ = waiting.send(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dispatcher::assignments::tests::World;
+    use skep_types::{NodeStatus, Version};
+
+    fn ready() -> Node {
+        let mut node = Node::new(NodeId::for_test(1));
+        node.status = NodeStatus { state: NodeState::Ready, message: String::new(), addr: "10.0.0.1".into() };
+        node.meta.version = Version(1);
+        node
+    }
+
+    fn registered(addr: &str) -> NodeNews {
+        NodeNews::Registered { description: None, addr: addr.into() }
+    }
+
+    #[test]
+    fn a_node_that_comes_back_as_it_was_costs_no_write() {
+        let mut pending = Pending::default();
+        let node = Arc::new(ready());
+        assert!(pending.is_known(&node, &registered("10.0.0.1")));
+        assert!(!pending.is_known(&node, &registered("10.0.0.2")));
+        pending.node(node.id.clone(), NodeNews::Down);
+        assert!(!pending.is_known(&node, &registered("10.0.0.1")), "it is about to be called down");
+        let batch = pending.take(&World::new().view());
+        assert!(!pending.is_known(&node, &registered("10.0.0.1")), "the call is on its way");
+        batch.written();
+        pending.landed();
+        assert!(pending.is_known(&node, &registered("10.0.0.1")));
     }
 }

@@ -6,13 +6,18 @@ use super::session::{Ended, Registrations, Session};
 use super::{Dispatcher, streams};
 use crate::authorize::{Caller, caller};
 use crate::control::errors::invalid;
+use crate::shared::Shared;
 use futures_util::stream::BoxStream;
 use skep_failpoint::failpoint;
 use skep_proto::{FromWire as _, ToWire as _, parse, v1};
-use skep_types::{ClusterView as _, NodeDescription, SessionId, TaskId, TaskStatus};
+use skep_types::{ClusterView as _, NodeDescription, NodeId, SessionId, TaskId, TaskStatus};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
+
+/// Metadata in which our agents offer the `results_in` of the last assignment message they applied.
+const APPLIED: &str = "skep-applied";
 
 /// What agents call.
 #[derive(Clone)]
@@ -38,32 +43,40 @@ impl DispatcherService {
         let node = caller.node()?.clone();
         let period = dispatcher.period();
         let (session, written) = {
-            let view = dispatcher.shared.store.view();
             let mut state = dispatcher.lock();
             if !state.leading {
                 return Err(Ended::NotLeader.status());
             }
-            if view.node(&node).is_none() {
+            // Of this moment: what is written about the node is either in this view or not written yet.
+            let view = dispatcher.shared.store.view();
+            let Some(stored) = view.node(&node) else {
                 return Err(Status::unknown(format!("node {node} is not in the cluster's store; remove its identity and join again")));
-            }
+            };
             let now = Instant::now();
             let kept = state.sessions.get(&node).filter(|session| !last.is_empty() && session.id.as_str() == last).cloned();
             let session = match kept {
                 Some(session) => session,
                 None => {
-                    let count = Registrations::count(state.registrations.get(&node).copied(), now)?;
-                    state.registrations.insert(node.clone(), count);
-                    let session = Arc::new(Session::new(SessionId::from_random(rand::random()), node.clone()));
+                    let before = state.registrations.get(&node).copied();
+                    // Whoever comes from another leader goes on with its session: the certificate says that it is its own.
+                    let id = if before.is_none() { last.parse().ok() } else { None };
+                    state.registrations.insert(node.clone(), Registrations::count(before, now)?);
+                    let id = id.unwrap_or_else(|| SessionId::from_random(rand::random()));
+                    let session = Arc::new(Session::new(id, node.clone()));
                     if let Some(before) = state.sessions.insert(node.clone(), session.clone()) {
                         before.end(Ended::Replaced);
                     }
-                    tracing::info!(%node, session = %session.id, "node registered");
+                    tracing::debug!(%node, session = %session.id, "node registered");
                     session
                 }
             };
             dispatcher.expect_beat(&mut state, &node, now + period * GRACE_PERIODS);
-            let addr = caller.addr.map(|addr| addr.to_string()).unwrap_or_default();
-            state.pending.node(node, NodeNews::Registered { description, addr });
+            let addr = caller.addr.map(|addr| outer_addr(&dispatcher.shared, &node, addr).to_string()).unwrap_or_default();
+            let news = NodeNews::Registered { description, addr };
+            if state.pending.is_known(stored, &news) {
+                return Ok(session);
+            }
+            state.pending.node(node, news);
             (session, state.pending.when_written())
         };
         dispatcher.writer_wake.notify_one();
@@ -71,6 +84,19 @@ impl DispatcherService {
         failpoint!("manager.dispatcher.session.written");
         Ok(session)
     }
+}
+
+/// The address others know a node by. An agent beside a manager reaches it over loopback, through whichever manager leads.
+fn outer_addr(shared: &Shared, node: &NodeId, addr: IpAddr) -> IpAddr {
+    if !addr.is_loopback() {
+        return addr;
+    }
+    if *node == shared.local.id {
+        return shared.local.addr;
+    }
+    let managers = shared.managers();
+    let manager = managers.iter().find(|manager| manager.node == *node);
+    manager.and_then(|manager| manager.addr.parse::<SocketAddr>().ok()).map_or(addr, |addr| addr.ip())
 }
 
 #[tonic::async_trait]
@@ -141,6 +167,7 @@ impl v1::dispatcher_server::Dispatcher for DispatcherService {
 
     async fn assignments(&self, request: Request<v1::AssignmentsRequest>) -> Answer<Self::AssignmentsStream> {
         let session = self.session(&request, &request.get_ref().session_id)?;
-        Ok(Response::new(streams::assignments(self.dispatcher.shared.clone(), session)))
+        let applied = request.metadata().get(APPLIED).and_then(|name| name.to_str().ok()).unwrap_or_default().to_owned();
+        Ok(Response::new(streams::assignments(self.dispatcher.clone(), session, applied)))
     }
 }

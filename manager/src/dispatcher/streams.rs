@@ -2,12 +2,15 @@
 
 use super::assignments::{AssignmentSet, Change};
 use super::inbox::{Inbox, quiet_after};
-use super::session::Session;
+use super::session::{Ended, Session};
+use super::trail::Name;
+use super::Dispatcher;
 use crate::shared::Shared;
 use futures_util::stream::{self, BoxStream};
 use skep_failpoint::failpoint;
 use skep_proto::{ToWire, v1};
-use skep_types::{ClusterView, TaskState};
+use skep_store::View;
+use skep_types::{ClusterView, TaskState, Version};
 use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -44,24 +47,39 @@ struct SessionStream {
     shared: Arc<Shared>,
     session: Arc<Session>,
     changes: watch::Receiver<u64>,
-    is_first: bool,
+    next: Next,
 }
 
-/// Tells the agent about its node, the managers and the roots: at once, and after each change.
+/// What the stream is to do next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Tell,
+    Wait,
+    End(Ended),
+}
+
+/// Tells the agent about its node, the managers and the roots: at once, and after each change. An agent that has to find
+/// another manager is told once more which there are.
 pub(super) fn session(shared: Arc<Shared>, session: Arc<Session>) -> Messages<v1::SessionMessage> {
     let changes = session.changes();
-    let state = SessionStream { shared, session, changes, is_first: true };
+    let state = SessionStream { shared, session, changes, next: Next::Tell };
     Box::pin(stream::unfold(Some(state), |state| async move {
         let mut state = state?;
-        if !state.is_first {
-            tokio::select! {
-                ended = state.session.wait_ended() => return Some((Err(ended.status()), None)),
-                changed = state.changes.changed() => if changed.is_err() {
-                    return None;
-                },
+        if state.next == Next::Wait {
+            state.next = tokio::select! {
+                ended = state.session.wait_ended() => Next::End(ended),
+                changed = state.changes.changed() => if changed.is_ok() { Next::Tell } else { return None },
+            };
+            if state.next == Next::End(Ended::NotLeader)
+                && let Ok(message) = session_message(&state.shared, &state.session)
+            {
+                return Some((Ok(message), Some(state)));
             }
         }
-        state.is_first = false;
+        if let Next::End(why) = state.next {
+            return Some((Err(why.status()), None));
+        }
+        state.next = Next::Wait;
         state.changes.mark_unchanged();
         match session_message(&state.shared, &state.session) {
             Ok(message) => Some((Ok(message), Some(state))),
@@ -71,51 +89,84 @@ pub(super) fn session(shared: Arc<Shared>, session: Arc<Session>) -> Messages<v1
 }
 
 struct AssignmentStream {
-    shared: Arc<Shared>,
+    dispatcher: Arc<Dispatcher>,
     session: Arc<Session>,
     inbox: Arc<Inbox>,
     told: AssignmentSet,
+    /// The name of the last message that the agent applied; of another stream at first, empty if it applied none.
+    applied: String,
     /// Of the last message; 0 before the first.
     counter: u64,
+    /// Up to here the agent knows everything, once it has applied what was sent.
+    known: Version,
     quiet_until: Instant,
 }
 
 impl AssignmentStream {
+    fn view(&self) -> View {
+        self.dispatcher.shared.store.view()
+    }
+
     /// The next message, or why there is none. Messages without a change are not sent, except the first.
     async fn next(&mut self) -> Result<v1::AssignmentsMessage, Status> {
         if self.counter == 0 {
-            let changes = self.told.complete(&self.shared.store.view());
-            return Ok(self.message(v1::assignments_message::Type::Complete, changes));
+            return self.first().await;
         }
         loop {
             tokio::select! {
                 ended = self.session.wait_ended() => return Err(ended.status()),
                 () = self.inbox.ready(self.quiet_until) => {}
             }
+            // In this order: what was routed so far is in the inbox, and the view shows it.
+            let routed = self.dispatcher.routed();
             let content = self.inbox.take();
-            let view = self.shared.store.view();
+            let view = self.view();
             let mut candidates = content.tasks;
             if content.everything {
                 candidates.extend(self.told.known());
                 candidates.extend(view.tasks_on_node(&self.session.node).map(|task| task.id.clone()));
             }
             let changes = self.told.difference(&view, candidates);
+            self.known = self.known.max(routed);
             if !changes.is_empty() {
                 return Ok(self.message(v1::assignments_message::Type::Incremental, changes));
             }
         }
     }
 
+    /// What the agent missed since the message it applied last, if that can be said; else everything.
+    async fn first(&mut self) -> Result<v1::AssignmentsMessage, Status> {
+        // The inbox is open: what comes after this view will be in it.
+        let view = self.view();
+        self.known = view.version();
+        let offered = Name::parse(&self.applied).filter(|name| self.dispatcher.is_of_this_history(name));
+        if let Some(applied) = offered.map(|name| name.revision).filter(|applied| *applied <= view.version()) {
+            tokio::select! {
+                ended = self.session.wait_ended() => return Err(ended.status()),
+                () = self.dispatcher.wait_routed(view.version()) => {}
+            }
+            if let Some(mut steps) = self.dispatcher.steps_since(&self.session.node, applied) {
+                steps.retain(|step| step.version <= view.version());
+                let changes = self.told.resume(&view, &steps);
+                return Ok(self.message(v1::assignments_message::Type::Incremental, changes));
+            }
+        }
+        self.applied.clear();
+        let changes = self.told.complete(&view);
+        Ok(self.message(v1::assignments_message::Type::Complete, changes))
+    }
+
     /// The chain of `applies_to` and `results_in` never has a gap: an agent that sees one reopens the stream.
     fn message(&mut self, kind: v1::assignments_message::Type, changes: Vec<Change>) -> v1::AssignmentsMessage {
-        let applies_to = if self.counter == 0 { String::new() } else { self.counter.to_string() };
         failpoint!("manager.dispatcher.assignments.decided");
         self.counter += 1;
         self.quiet_until = quiet_after(changes.len(), Instant::now());
+        let leader = self.dispatcher.shared.store.raft_id();
+        let results_in = Name { counter: self.counter, revision: self.known, leader }.to_string();
         v1::AssignmentsMessage {
             r#type: kind as i32,
-            applies_to,
-            results_in: self.counter.to_string(),
+            applies_to: std::mem::replace(&mut self.applied, results_in.clone()),
+            results_in,
             changes: changes.into_iter().map(to_wire).collect(),
         }
     }
@@ -135,12 +186,13 @@ fn to_wire(change: Change) -> v1::AssignmentChange {
     v1::AssignmentChange { assignment: Some(v1::Assignment { item: Some(item) }), action: action as i32 }
 }
 
-/// Tells the agent its tasks and what they need: everything first, then what changes.
-pub(super) fn assignments(shared: Arc<Shared>, session: Arc<Session>) -> Messages<v1::AssignmentsMessage> {
+/// Tells the agent its tasks and what they need: everything, or what it missed since the message `applied`; then what changes.
+pub(super) fn assignments(dispatcher: Arc<Dispatcher>, session: Arc<Session>, applied: String) -> Messages<v1::AssignmentsMessage> {
     // Opened before the first look at the store, so that nothing falls in between.
     let inbox = session.open_inbox();
     let told = AssignmentSet::new(session.node.clone());
-    let state = AssignmentStream { shared, session, inbox, told, counter: 0, quiet_until: Instant::now() };
+    let state =
+        AssignmentStream { dispatcher, session, inbox, told, applied, counter: 0, known: Version::default(), quiet_until: Instant::now() };
     Box::pin(stream::unfold(Some(state), |state| async move {
         let mut state = state?;
         match state.next().await {

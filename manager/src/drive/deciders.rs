@@ -5,6 +5,7 @@ use skep_store::View;
 use skep_types::{Change, ClusterView as _, Node, NodeId, NodeState, Object, ServiceId, Task, TaskId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Services looked at before a plan is committed: a leader's first look at thousands is cut into pieces.
 const SERVICES_PER_PLAN: usize = 64;
@@ -83,6 +84,8 @@ pub(super) struct Deciders {
     enforcing: BTreeSet<NodeId>,
     /// Nodes that are DOWN, since when as far as this leader knows, and nodes that are gone.
     down: BTreeMap<NodeId, Timestamp>,
+    /// How long a node may be down before its tasks count as lost.
+    orphan_after: Duration,
     orphaning: Agenda<NodeId>,
 }
 
@@ -94,7 +97,7 @@ impl Deciders {
     }
 
     /// As a new leader begins: everything is looked at once.
-    pub(super) fn new(view: &View, now: Timestamp) -> Self {
+    pub(super) fn new(view: &View, orphan_after: Duration, now: Timestamp) -> Self {
         let services = skep_plan::all_services(view);
         let mut this = Self {
             services: Agenda { now: services.clone(), ..Agenda::default() },
@@ -106,6 +109,7 @@ impl Deciders {
             strays: BTreeMap::new(),
             enforcing: view.nodes().map(|node| node.id.clone()).collect(),
             down: BTreeMap::new(),
+            orphan_after,
             orphaning: Agenda::default(),
         };
         for task in view.tasks() {
@@ -174,6 +178,12 @@ impl Deciders {
         }
     }
 
+    /// A change of a draft has been written. What was tried out had a version of its own for each step, and the store gave another:
+    /// who keeps objects to propose something about them later needs that one.
+    pub(super) fn confirm(&mut self, change: &Change) {
+        self.scheduler.confirm(change.object());
+    }
+
     /// What one decider proposes. `wake_at` of an empty plan says when it wants to be asked again.
     pub(super) fn plan(&mut self, index: usize, view: &View, now: Timestamp) -> Plan {
         match index {
@@ -225,7 +235,7 @@ impl Deciders {
         let mut plan = Plan::default();
         for node in self.orphaning.take(now, usize::MAX) {
             let since = self.down.get(&node).copied().unwrap_or(now);
-            let Plan { changes, wake_at } = skep_plan::plan_orphans(view, &node, since, now);
+            let Plan { changes, wake_at } = skep_plan::plan_orphans(view, &node, since, self.orphan_after, now);
             plan.changes.extend(changes);
             if let Some(when) = wake_at {
                 self.orphaning.at(node, when);
@@ -258,7 +268,89 @@ const NAMES: [&str; 6] = ["orchestrators", "constraint enforcer", "allocator", "
 
 #[cfg(test)]
 mod tests {
+    use super::super::draft::Draft;
     use super::*;
+    use skep_store::Tables;
+    use skep_types::{
+        Action, Annotations, ContainerSpec, Placement, Runtime, Service, ServiceMode, ServiceSpec, TaskSpec, TaskState, Version,
+    };
+
+    fn waiting_service() -> Service {
+        let container = ContainerSpec { image: "web:1".into(), ..ContainerSpec::default() };
+        let task = TaskSpec {
+            runtime: Runtime::Container(Box::new(container)),
+            resources: None,
+            restart: None,
+            placement: Some(Placement { constraints: vec!["node.labels.disk == ssd".into()], ..Placement::default() }),
+            log_driver: None,
+            networks: Vec::new(),
+            force_update: 0,
+            resource_references: Vec::new(),
+        };
+        Service {
+            id: ServiceId::for_test(1),
+            meta: skep_types::Meta::default(),
+            spec: ServiceSpec {
+                annotations: Annotations { name: "web".into(), ..Annotations::default() },
+                task: Arc::new(task),
+                mode: ServiceMode::Replicated { replicas: 3 },
+                update: None,
+                rollback: None,
+                networks: Vec::new(),
+                endpoint: None,
+            },
+            spec_version: Some(Version(0)),
+            previous_spec: None,
+            previous_spec_version: None,
+            endpoint: None,
+            update_status: None,
+            job_status: None,
+            pending_delete: false,
+        }
+    }
+
+    /// Asks all until nobody adds anything, as the loop does; a proposal that does not fit fails the test.
+    fn decide(deciders: &mut Deciders, draft: &mut Draft, now: Timestamp) {
+        loop {
+            let before = draft.len();
+            for index in 0..Deciders::COUNT {
+                let plan = deciders.plan(index, draft.view(), now);
+                for change in draft.add(&plan.changes, now).expect("it fits") {
+                    deciders.observe(change, now);
+                }
+            }
+            if draft.len() == before {
+                return;
+            }
+        }
+    }
+
+    /// Services whose tasks cannot be placed at once, and large ones whose draft is written in pieces: the scheduler remembered the
+    /// versions of the draft.
+    #[test]
+    fn a_task_that_had_to_wait_is_placed_on_what_was_really_written() {
+        let now = Timestamp::from_secs(1_000);
+        let mut tables = Tables::new();
+        tables.apply(Version(1), now, &[Action::Create(Object::Service(Arc::new(waiting_service())))]).unwrap();
+        let mut deciders = Deciders::new(&View::from(tables.clone()), Duration::from_secs(86_400), now);
+        let mut draft = Draft::new(View::from(tables.clone()));
+        decide(&mut deciders, &mut draft, now);
+        // Somebody else wrote first, so the store gives a version that no step of the draft had.
+        for change in tables.apply(Version(20), now, &draft.actions()).unwrap() {
+            deciders.confirm(&change);
+        }
+        let mut node = Node::new(NodeId::for_test(1));
+        node.status.state = NodeState::Ready;
+        node.spec.annotations.labels.insert("disk".into(), "ssd".into());
+        for change in tables.apply(Version(21), now, &[Action::Create(Object::Node(Arc::new(node)))]).unwrap() {
+            deciders.observe(&change, now);
+        }
+        let mut draft = Draft::new(View::from(tables.clone()));
+        decide(&mut deciders, &mut draft, now + Duration::from_secs(60));
+        tables.apply(Version(22), now, &draft.actions()).unwrap();
+        let placed = View::from(tables).tasks().filter(|task| task.status.state == TaskState::Assigned).count();
+        assert_eq!(placed, 3);
+    }
 
     #[test]
     fn an_agenda_gives_what_is_due_and_says_when_the_next_is() {
