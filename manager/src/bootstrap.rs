@@ -4,7 +4,7 @@ use skep_ca::{JoinToken, RootCa};
 use skep_types::{
     Action, Annotations, Availability, Certificate, Cluster, ClusterId, ClusterRootCa, ClusterSpec, Driver, IssuanceState, JoinTokens,
     Labels, Membership, Network, NetworkId, NetworkSpec, Node, NodeDescription, NodeId, NodeRole, NodeSpec, Object, PREDEFINED_LABEL,
-    Sensitive,
+    Sensitive, UnlockKey,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,8 @@ pub struct NewCluster<'a> {
     pub vxlan_port: u32,
     /// `None` = 90 days.
     pub node_cert_expiry: Option<Duration>,
-    pub auto_lock_managers: bool,
+    /// What managers are locked with from the beginning; `None` = they are not locked.
+    pub unlock_key: Option<UnlockKey>,
 }
 
 /// The first transaction of a cluster: the cluster object, its first node, and the networks every cluster has.
@@ -53,11 +54,11 @@ pub fn initial_objects(new: NewCluster<'_>) -> Vec<Action> {
 fn cluster(new: NewCluster<'_>) -> Cluster {
     let roots = new.root.bundle();
     let token = |secret| Sensitive(JoinToken::new(roots, secret).text().expose().to_owned());
-    let mut spec = ClusterSpec { auto_lock_managers: new.auto_lock_managers, ..ClusterSpec::default() };
+    let mut spec = ClusterSpec { auto_lock_managers: new.unlock_key.is_some(), ..ClusterSpec::default() };
     if new.node_cert_expiry.is_some() {
         spec.ca_config.node_cert_expiry = new.node_cert_expiry;
     }
-    Cluster {
+    let mut cluster = Cluster {
         spec,
         root_ca: ClusterRootCa {
             ca_key: Sensitive(new.root.key_pem().expose().as_bytes().to_vec()),
@@ -70,7 +71,9 @@ fn cluster(new: NewCluster<'_>) -> Cluster {
         subnet_size: new.subnet_size,
         vxlan_port: new.vxlan_port,
         ..Cluster::new(new.cluster_id)
-    }
+    };
+    cluster.set_unlock_key(new.unlock_key.as_ref());
+    cluster
 }
 
 fn first_node(new: &NewCluster<'_>) -> Node {
@@ -134,7 +137,7 @@ mod tests {
             subnet_size: 0,
             vxlan_port: 0,
             node_cert_expiry: None,
-            auto_lock_managers: false,
+            unlock_key: Some(UnlockKey::new([6; 32])),
         });
         let mut names = Vec::new();
         for action in &actions {
@@ -151,6 +154,8 @@ mod tests {
                     assert_ne!(tokens.worker, tokens.manager);
                     assert_eq!(cluster.spec.annotations.name, "default");
                     assert_eq!(cluster.root_ca.ca_cert_hash, root.bundle().digest_text());
+                    assert!(cluster.spec.auto_lock_managers);
+                    assert_eq!(cluster.unlock_key(), Some(UnlockKey::new([6; 32])));
                 }
                 other => panic!("{other:?}"),
             }

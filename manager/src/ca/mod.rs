@@ -1,31 +1,60 @@
 //! The services `CA` and `NodeCA`: how nodes get and renew their certificates (spec wire-behaviour 4.2 to 4.4).
 
-mod signer;
+mod admission; // new nodes, many at a time
+mod authority; // what signs at this moment
+mod external; // a CA outside the cluster
+mod root; // which root the cluster shall have
+mod rotate; // moving to a new root
+mod signer; // what waits for a certificate
+mod throttle; // wrong tokens per address
 
-pub(crate) use signer::sign;
+pub(crate) use external::{check_entries, check_reachable};
+pub(crate) use root::{check_lifetime, required_external, wanted_root};
 
 use crate::authorize::{Caller, caller};
 use crate::control::errors::{self, id, invalid, missing};
+use crate::drive::{DriveError, Term, chain};
 use crate::shared::Shared;
-use skep_ca::{NodeRole, role_of_token};
+use admission::{Admission, Admissions};
+use skep_ca::{MAX_CSR, NodeRole, role_of_token};
 use skep_proto::{ToWire as _, parse, v1};
 use skep_store::{ApplyError, FeedEvent, ProposeError};
 use skep_types::{
-    Action, Availability, Certificate, ClusterView as _, FieldError, IssuanceState, Kind, Membership, Node, NodeId, NodeSpec, Object,
-    Version,
+    Action, Availability, Certificate, ClusterView as _, FieldError, IssuanceState, Kind, Membership, Node, NodeId, Object, Version,
 };
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use throttle::Throttle;
+use tokio::sync::Notify;
 use tonic::{Request, Response, Status};
 
-/// A new id that is taken is drawn again this often (`SK/ca/server.go`).
-const ID_ATTEMPTS: usize = 3;
 /// A renewal that loses a race with another write of the node is decided anew this often.
 const RENEWAL_ATTEMPTS: usize = 20;
-/// Far above any certificate request.
-const MAX_CSR: usize = 16 * 1024;
 /// A status call without a deadline ends after this time; callers ask again.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// New nodes that may be without a certificate because nobody can sign now. More are not let in.
+const MOST_UNSIGNED: usize = 4096;
+
+/// Where the CA's services meet the leader's loops.
+#[derive(Debug, Default)]
+pub(crate) struct Desk {
+    admissions: Admissions,
+    throttle: Mutex<Throttle>,
+    /// Nodes that wait for a certificate, as the signer knows.
+    waiting: AtomicUsize,
+    /// The cluster's root settings have changed.
+    pub(crate) rotation: Notify,
+}
+
+/// Lets nodes in, signs certificates and rotates the root until the term ends.
+pub(crate) async fn run(shared: Arc<Shared>, term: Term) -> Result<(), DriveError> {
+    let loops = async { tokio::try_join!(admission::admit(&shared), signer::sign(&shared), rotate::rotate(&shared)) };
+    tokio::select! {
+        () = term.stop.cancelled() => Ok(()),
+        outcome = loops => outcome.map(|_| ()),
+    }
+}
 
 /// What nodes call to get certificates.
 #[derive(Clone)]
@@ -38,33 +67,47 @@ impl CaService {
         Self { shared }
     }
 
+    /// The role that a token gives, if this caller may present one now.
+    fn role_of(&self, caller: &Caller, token: &str) -> Result<NodeRole, Status> {
+        let (now, throttle) = (Instant::now(), &self.shared.ca.throttle);
+        let lock = || throttle.lock().unwrap_or_else(PoisonError::into_inner);
+        lock().check(caller.addr, now).map_err(|wait| {
+            let seconds = wait.as_secs() + 1;
+            Status::resource_exhausted(format!("too many wrong join tokens came from this address; wait {seconds} s"))
+        })?;
+        let view = self.shared.store.view();
+        let cluster = view.cluster().ok_or_else(|| Status::aborted("the CA has not started yet"))?;
+        let tokens = &cluster.root_ca.join_tokens;
+        role_of_token(token, &tokens.manager.0, &tokens.worker.0).ok_or_else(|| {
+            lock().failed(caller.addr, now);
+            tracing::warn!(from = ?caller.addr, "a wrong join token was presented");
+            Status::invalid_argument("token: A valid join token is necessary to join this cluster")
+        })
+    }
+
     /// A new node with the role that its token gives.
-    async fn admit(&self, csr: Vec<u8>, token: &str, availability: Availability) -> Result<NodeId, Status> {
-        let (role, vxlan_port) = {
-            let view = self.shared.store.view();
-            let cluster = view.cluster().ok_or_else(|| Status::aborted("the CA has not started yet"))?;
-            let tokens = &cluster.root_ca.join_tokens;
-            let role = role_of_token(token, &tokens.manager.0, &tokens.worker.0)
-                .ok_or_else(|| Status::invalid_argument("token: A valid join token is necessary to join this cluster"))?;
-            (role, cluster.vxlan_port)
-        };
-        for _ in 0..ID_ATTEMPTS {
-            let id = NodeId::from_random(rand::random());
-            let node = new_node(id.clone(), role, csr.clone(), availability, vxlan_port);
-            match self.shared.propose(vec![Action::Create(Object::Node(Arc::new(node)))]).await {
-                Ok(_) => {
-                    tracing::info!(node = %id, %role, "node admitted");
-                    return Ok(id);
-                }
-                Err(ProposeError::Refused(ApplyError::IdTaken { .. })) => {}
-                Err(error) => return Err(errors::propose(error)),
+    async fn admit(&self, caller: &Caller, csr: Vec<u8>, token: &str, availability: Availability) -> Result<NodeId, Status> {
+        let role = self.role_of(caller, token)?;
+        {
+            let leadership = self.shared.store.leadership();
+            let now = leadership.borrow();
+            if !now.is_leader {
+                let leader = now.leader.clone().map(|(_, member)| member);
+                return Err(errors::propose(ProposeError::NotLeader { leader }));
             }
         }
-        Err(Status::unavailable("no free node id was found; try again"))
+        let unsigned = self.shared.ca.waiting.load(Ordering::Relaxed);
+        if unsigned >= MOST_UNSIGNED {
+            let problem = format!("{unsigned} nodes wait for a certificate that nobody can sign now; see the leader's log, then try again");
+            return Err(Status::resource_exhausted(problem));
+        }
+        self.shared.ca.admissions.ask(Admission { csr, role, availability }).await
     }
 
     /// A known node wants a new certificate: with the role it has, not the one it wishes.
     async fn renew(&self, id: &NodeId, csr: Vec<u8>) -> Result<Membership, Status> {
+        // Found out before the record of the present certificate is gone.
+        skep_ca::check_request(&csr).map_err(|error| invalid(FieldError::new("csr", chain(&error))))?;
         for _ in 0..RENEWAL_ATTEMPTS {
             let node = {
                 let view = self.shared.store.view();
@@ -89,17 +132,6 @@ impl CaService {
     }
 }
 
-fn new_node(id: NodeId, role: NodeRole, csr: Vec<u8>, availability: Availability, vxlan_port: u32) -> Node {
-    let certificate = Certificate { role, csr, state: IssuanceState::Pending, cn: id.to_string(), ..Certificate::default() };
-    Node {
-        spec: NodeSpec { desired_role: role, membership: Membership::Accepted, availability, ..NodeSpec::default() },
-        certificate,
-        role,
-        vxlan_port,
-        ..Node::new(id)
-    }
-}
-
 /// Whose certificate a caller may renew: its own.
 fn renewing(caller: &Caller) -> Option<&NodeId> {
     caller.node.as_ref().filter(|_| caller.local || caller.role.is_some())
@@ -120,9 +152,8 @@ impl v1::ca_server::Ca for CaService {
     async fn get_unlock_key(&self, _: Request<v1::GetUnlockKeyRequest>) -> Result<Response<v1::GetUnlockKeyResponse>, Status> {
         let view = self.shared.store.view();
         let cluster = view.cluster().ok_or_else(|| Status::aborted("the CA has not started yet"))?;
-        let key = cluster.unlock_keys.iter().find(|key| key.subsystem == skep_ca::MANAGER_NAME);
         Ok(Response::new(v1::GetUnlockKeyResponse {
-            unlock_key: key.map(|key| key.key.0.clone()).unwrap_or_default(),
+            unlock_key: cluster.unlock_key().map(|key| key.bytes().to_vec()).unwrap_or_default(),
             version: Some(Version::to_wire(&cluster.meta.version)),
         }))
     }
@@ -145,7 +176,7 @@ impl v1::node_ca_server::NodeCa for CaService {
         let availability: Availability = parse("availability", request.availability).map_err(invalid)?;
         let (node_id, membership) = match renewing(&caller) {
             Some(node) => (node.clone(), self.renew(node, request.csr).await?),
-            None => (self.admit(request.csr, &request.token, availability).await?, Membership::Accepted),
+            None => (self.admit(&caller, request.csr, &request.token, availability).await?, Membership::Accepted),
         };
         skep_failpoint::failpoint!("manager.ca.requested");
         Ok(Response::new(v1::IssueNodeCertificateResponse { node_id: node_id.to_string(), node_membership: membership.to_wire() }))

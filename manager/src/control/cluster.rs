@@ -4,10 +4,13 @@ use super::errors::{id, invalid, missing, out_of_sequence};
 use super::filter;
 use super::node::drop_old_removals;
 use super::validate;
+use crate::ca::{check_entries, check_lifetime, check_reachable, required_external, wanted_root};
+use crate::clock::system_time;
+use crate::drive::chain;
 use crate::shared::Shared;
 use skep_ca::JoinToken;
 use skep_proto::{ToWire as _, parse_required, redact_cluster, v1};
-use skep_types::{Action, Cluster, ClusterId, ClusterSpec, ClusterView as _, FieldError, Kind, Object, Sensitive, Version};
+use skep_types::{Action, Cluster, ClusterId, ClusterSpec, ClusterView as _, FieldError, Kind, Object, Sensitive, UnlockKey, Version};
 use std::sync::Arc;
 use tonic::Status;
 
@@ -32,56 +35,154 @@ pub(super) fn list(shared: &Shared, request: v1::ListClustersRequest) -> v1::Lis
     v1::ListClustersResponse { clusters }
 }
 
+/// Everything that a settings object may ask for is done or refused; nothing is stored and then not done.
+///
+/// Orders in it (another root, new tokens, a new unlock key) are carried out with the same commit. What follows from them on nodes
+/// (certificates under the new root, keys sealed anew) comes afterwards, by the leader's CA and by each manager.
 pub(super) async fn update(shared: &Shared, request: v1::UpdateClusterRequest) -> Result<v1::UpdateClusterResponse, Status> {
     let id: ClusterId = id("cluster_id", &request.cluster_id)?;
     let version: Version = parse_required("cluster_version", request.cluster_version).map_err(invalid)?;
     let spec: ClusterSpec = parse_required("spec", request.spec).map_err(invalid)?;
-    validate::cluster(&spec).map_err(|error| invalid(error.inside("spec")))?;
+    let in_spec = |error: FieldError| invalid(error.inside("spec"));
+    validate::cluster(&spec).map_err(in_spec)?;
+    check_lifetime(&spec.ca_config).map_err(in_spec)?;
+    check_entries(&spec.ca_config.external_cas).map_err(in_spec)?;
     let rotation = request.rotation.unwrap_or_default();
-    let new = {
+    let (new, external) = {
         let view = shared.store.view();
         let cluster = view.cluster().filter(|cluster| cluster.id == id).ok_or_else(|| missing(Kind::Cluster, id.as_str()))?;
         if cluster.meta.version != version {
             return Err(out_of_sequence());
         }
-        check_supported(&cluster.spec, &spec, &rotation)?;
+        check_unchanged(&cluster.spec, &spec)?;
         let mut new = Cluster { spec, ..Cluster::clone(cluster) };
         drop_old_removals(&mut new, shared.now());
+        if let Some(root_ca) = wanted_root(cluster, &new.spec.ca_config, system_time(shared.now())).map_err(in_spec)? {
+            new.root_ca = root_ca;
+        }
+        // Taken over where it was wanted; clients never get it back.
+        new.spec.ca_config.signing_ca_cert.clear();
+        new.spec.ca_config.signing_ca_key = Sensitive(Vec::new());
         if rotation.worker_join_token {
             new.root_ca.join_tokens.worker = renew(&new.root_ca.join_tokens.worker)?;
         }
         if rotation.manager_join_token {
             new.root_ca.join_tokens.manager = renew(&new.root_ca.join_tokens.manager)?;
         }
-        new
+        lock(&mut new, rotation.manager_unlock_key)?;
+        let external = required_external(&new.root_ca, &new.spec.ca_config).map_err(in_spec)?;
+        let changed = new.root_ca != cluster.root_ca || new.spec.ca_config.external_cas != cluster.spec.ca_config.external_cas;
+        (new, external.filter(|_| changed))
     };
+    // One that is down for a moment does not keep other settings from being changed.
+    if let Some((entries, signing)) = external {
+        check_reachable(&shared.security, &entries, Some(&signing))
+            .await
+            .map_err(|error| in_spec(FieldError::new("ca_config.external_cas", chain(&error))))?;
+    }
     shared.write(vec![Action::Update(Object::Cluster(Arc::new(new)))]).await?;
+    shared.ca.rotation.notify_one();
     let view = shared.store.view();
     let cluster = view.cluster().ok_or_else(|| missing(Kind::Cluster, id.as_str()))?;
     Ok(v1::UpdateClusterResponse { cluster: Some(answer(cluster)) })
 }
 
-/// Refuses what would be stored and then not done.
-fn check_supported(old: &ClusterSpec, new: &ClusterSpec, rotation: &v1::KeyRotation) -> Result<(), Status> {
+/// Refuses changes that nobody would carry out.
+fn check_unchanged(old: &ClusterSpec, new: &ClusterSpec) -> Result<(), Status> {
     if old.annotations.name != new.annotations.name {
         return Err(invalid(FieldError::new("spec.annotations.name", "modification of cluster name is not allowed")));
     }
-    let not_yet = |field: &str, what: &str| Err(Status::unimplemented(format!("{field}: this version cannot {what}")));
-    if rotation.manager_unlock_key || new.auto_lock_managers != old.auto_lock_managers {
-        return not_yet("spec.encryption_config.auto_lock_managers", "lock managers with an unlock key");
+    let not_yet = |field: &str, why: &str| Err(Status::unimplemented(format!("spec.{field}: {why}")));
+    let (before, after) = (&old.raft, &new.raft);
+    if after.keep_old_snapshots != before.keep_old_snapshots {
+        return not_yet("raft.keep_old_snapshots", "this version keeps one snapshot, the newest; use backups to keep older states");
     }
-    let (before, after) = (&old.ca_config, &new.ca_config);
-    if after.force_rotate != before.force_rotate || !after.signing_ca_cert.is_empty() || !after.signing_ca_key.0.is_empty() {
-        return not_yet("spec.ca_config", "rotate the root certificate");
+    if after.log_entries_for_slow_followers != before.log_entries_for_slow_followers {
+        return not_yet("raft.log_entries_for_slow_followers", "this version always keeps 500 entries; slower followers get a snapshot");
     }
-    if after.external_cas != before.external_cas {
-        return not_yet("spec.ca_config.external_cas", "use an external CA");
+    if (after.heartbeat_tick, after.election_tick) != (before.heartbeat_tick, before.election_tick) {
+        return not_yet(
+            "raft.election_tick",
+            "this version elects a leader within fixed times, about a second; leave the ticks as they are",
+        );
     }
     Ok(())
+}
+
+/// Gives locked managers a key, takes it from unlocked ones, or changes it. Each manager then seals its keys anew.
+fn lock(cluster: &mut Cluster, rotate: bool) -> Result<(), Status> {
+    let present = cluster.unlock_key();
+    match (cluster.spec.auto_lock_managers, present) {
+        (false, _) if rotate => {
+            let problem = "managers are not locked, so that there is no key to change; switch auto_lock_managers on";
+            Err(invalid(FieldError::new("rotation.manager_unlock_key", problem)))
+        }
+        (false, _) => {
+            cluster.set_unlock_key(None);
+            Ok(())
+        }
+        (true, Some(_)) if !rotate => Ok(()),
+        (true, _) => {
+            cluster.set_unlock_key(Some(&UnlockKey::new(rand::random())));
+            Ok(())
+        }
+    }
 }
 
 /// A token with the same digest (during a root rotation the old root's) and a new secret.
 fn renew(token: &Sensitive<String>) -> Result<Sensitive<String>, Status> {
     let before: JoinToken = token.0.parse().map_err(|_| Status::internal("the stored join token is damaged"))?;
     Ok(Sensitive(JoinToken::from_digest(before.digest(), rand::random()).text().expose().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster(locked: bool) -> Cluster {
+        let mut cluster = Cluster::new(ClusterId::for_test(1));
+        cluster.spec.auto_lock_managers = locked;
+        cluster
+    }
+
+    #[test]
+    fn locking_makes_a_key_and_unlocking_takes_it_away() {
+        let mut locked = cluster(true);
+        lock(&mut locked, false).unwrap();
+        let first = locked.unlock_key().unwrap();
+        lock(&mut locked, false).unwrap();
+        assert_eq!(locked.unlock_key(), Some(first.clone()), "another change of settings leaves it alone");
+        lock(&mut locked, true).unwrap();
+        assert!(locked.unlock_key().is_some_and(|key| key != first));
+        assert_eq!(locked.unlock_keys.len(), 1);
+        locked.spec.auto_lock_managers = false;
+        lock(&mut locked, false).unwrap();
+        assert!(locked.unlock_keys.is_empty());
+    }
+
+    #[test]
+    fn there_is_no_key_to_change_where_nothing_is_locked() {
+        let refused = lock(&mut cluster(false), true).unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        assert!(refused.message().contains("rotation.manager_unlock_key"), "{refused:?}");
+    }
+
+    #[test]
+    fn settings_that_would_do_nothing_are_refused_by_name() {
+        let old = ClusterSpec::default();
+        let changes: [(&str, fn(&mut ClusterSpec)); 4] = [
+            ("keep_old_snapshots", |spec| spec.raft.keep_old_snapshots = 3),
+            ("log_entries_for_slow_followers", |spec| spec.raft.log_entries_for_slow_followers = 9),
+            ("election_tick", |spec| spec.raft.election_tick = 11),
+            ("annotations.name", |spec| spec.annotations.name = "other".into()),
+        ];
+        for (field, change) in changes {
+            let mut new = old.clone();
+            change(&mut new);
+            let refused = check_unchanged(&old, &new).unwrap_err();
+            assert!(refused.message().contains(field), "{refused:?}");
+        }
+        let taken = ClusterSpec { task_history_retention_limit: 1, auto_lock_managers: true, ..old.clone() };
+        assert!(check_unchanged(&old, &taken).is_ok());
+    }
 }

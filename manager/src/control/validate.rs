@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// A certificate must live long enough to be renewed (`SK/ca/certificates.go`, `MinNodeCertExpiration`).
 const MIN_CERT_EXPIRY: Duration = Duration::from_secs(3600);
+/// Nodes are given up after some missed heartbeats.
+const MAX_HEARTBEAT: Duration = Duration::from_secs(3600);
 
 pub(super) fn labels(annotations: &Annotations) -> Result<(), FieldError> {
     check_texts("", annotations)
@@ -149,6 +151,13 @@ pub(super) fn cluster(spec: &ClusterSpec) -> Result<(), FieldError> {
         let problem = format!("{} s is too short for a certificate; give at least one hour", expiry.as_secs());
         return Err(FieldError::new("ca_config.node_cert_expiry", problem));
     }
+    if let Some(period) = spec.heartbeat_period.filter(|period| *period > MAX_HEARTBEAT) {
+        let problem = format!("{} s is too long; a node that fails would not be missed. Give at most one hour", period.as_secs());
+        return Err(FieldError::new("dispatcher.heartbeat_period", problem));
+    }
+    if spec.raft.snapshot_interval == 0 {
+        return Err(FieldError::new("raft.snapshot_interval", "must be at least 1; the log would grow without end"));
+    }
     if spec.raft.heartbeat_tick == 0 {
         return Err(FieldError::new("raft.heartbeat_tick", "must be at least 1"));
     }
@@ -214,5 +223,7 @@ mod tests {
         assert_eq!(field(|_| ()), Ok(()));
         assert_eq!(field(|spec| spec.ca_config.node_cert_expiry = Some(Duration::from_secs(60))), Err("ca_config.node_cert_expiry".into()));
         assert_eq!(field(|spec| spec.raft.election_tick = 1), Err("raft.election_tick".into()));
+        assert_eq!(field(|spec| spec.raft.snapshot_interval = 0), Err("raft.snapshot_interval".into()));
+        assert_eq!(field(|spec| spec.heartbeat_period = Some(Duration::MAX)), Err("dispatcher.heartbeat_period".into()));
     }
 }

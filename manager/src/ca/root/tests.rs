@@ -1,0 +1,174 @@
+use super::*;
+use skep_types::ClusterId;
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+}
+
+fn root() -> RootCa {
+    RootCa::generate(now()).unwrap()
+}
+
+fn cluster(root: &RootCa) -> Cluster {
+    let mut cluster = Cluster::new(ClusterId::for_test(1));
+    let token = |byte| Sensitive(JoinToken::new(root.bundle(), [byte; 16]).text().expose().to_owned());
+    cluster.root_ca = ClusterRootCa {
+        ca_key: sensitive(&root.key_pem()),
+        ca_cert: root.bundle().pem().as_bytes().to_vec(),
+        ca_cert_hash: root.bundle().digest_text(),
+        join_tokens: JoinTokens { worker: token(1), manager: token(2) },
+        ..ClusterRootCa::default()
+    };
+    cluster
+}
+
+fn config(cert: &str, key: &str, force_rotate: u64) -> CaConfig {
+    CaConfig {
+        signing_ca_cert: cert.as_bytes().to_vec(),
+        signing_ca_key: Sensitive(key.as_bytes().to_vec()),
+        force_rotate,
+        ..CaConfig::default()
+    }
+}
+
+fn of(root: &RootCa, force_rotate: u64) -> CaConfig {
+    config(root.bundle().pem(), root.key_pem().expose(), force_rotate)
+}
+
+fn refused(cluster: &Cluster, wanted: &CaConfig) -> (String, String) {
+    let FieldError { field, problem } = wanted_root(cluster, wanted, now()).unwrap_err();
+    (field, problem)
+}
+
+#[test]
+fn nothing_asked_is_nothing_done() {
+    let mut cluster = cluster(&root());
+    assert_eq!(wanted_root(&cluster, &CaConfig::default(), now()), Ok(None));
+    cluster.root_ca.last_forced_rotation = 3;
+    assert_eq!(wanted_root(&cluster, &config("", "", 3), now()), Ok(None));
+}
+
+#[test]
+fn a_forced_rotation_brings_a_root_of_our_own_beside_the_old_one() {
+    let old = root();
+    let mut cluster = cluster(&old);
+    let begun = wanted_root(&cluster, &config("", "", 1), now()).unwrap().unwrap();
+    assert_eq!(begun.last_forced_rotation, 1);
+    let rotation = begun.root_rotation.clone().unwrap();
+    assert_eq!(ClusterRootCa { root_rotation: None, last_forced_rotation: 0, ..begun.clone() }, cluster.root_ca, "the old one stays");
+    assert_ne!(rotation.ca_cert, begun.ca_cert);
+    let new = RootCa::load(&text(&rotation.ca_cert), &secret(&rotation.ca_key)).unwrap();
+    assert_eq!(target(&rotation).unwrap().public_key, new.bundle().issuer().public_key);
+
+    // Forced again: the next one is cross-signed by the root that is trusted, not by the one that was on its way.
+    cluster.root_ca = begun;
+    let again = wanted_root(&cluster, &config("", "", 2), now()).unwrap().unwrap().root_rotation.unwrap();
+    assert_ne!(again.ca_cert, rotation.ca_cert);
+    RootCa::during_rotation(old.bundle(), &text(&again.ca_cert), &secret(&again.ca_key), &text(&again.cross_signed_ca_cert)).unwrap();
+}
+
+#[test]
+fn an_operators_own_root_is_taken_replaced_and_given_up() {
+    let (old, one, other) = (root(), root(), root());
+    let mut cluster = cluster(&old);
+    let pending = |cluster: &Cluster| text(&cluster.root_ca.root_rotation.as_ref().unwrap().ca_cert);
+    // However it is written: what is served has no text around it.
+    let noisy = config(&format!("my root\n{}\n", one.bundle().pem()), one.key_pem().expose(), 0);
+    cluster.root_ca = wanted_root(&cluster, &noisy, now()).unwrap().unwrap();
+    assert_eq!(pending(&cluster), one.bundle().pem());
+
+    // The same again changes nothing but the key, which is the same.
+    let again = wanted_root(&cluster, &of(&one, 0), now()).unwrap().unwrap();
+    assert_eq!(again, cluster.root_ca);
+    let without_key = wanted_root(&cluster, &config(one.bundle().pem(), "", 0), now()).unwrap().unwrap();
+    assert_eq!(without_key, cluster.root_ca);
+
+    cluster.root_ca = wanted_root(&cluster, &of(&other, 0), now()).unwrap().unwrap();
+    assert_eq!(pending(&cluster), other.bundle().pem());
+
+    // The present one ends it, with or without its key; what was forced by the same order is not forced later.
+    for key in [old.key_pem().expose(), ""] {
+        let back = wanted_root(&cluster, &config(old.bundle().pem(), key, 5), now()).unwrap().unwrap();
+        assert_eq!(back.root_rotation, None);
+        assert_eq!(back.last_forced_rotation, 5);
+        assert_eq!(back.ca_key, cluster.root_ca.ca_key);
+    }
+}
+
+#[test]
+fn what_cannot_be_a_root_names_its_field() {
+    let old = root();
+    let cluster = cluster(&old);
+    let one = root();
+    assert_eq!(refused(&cluster, &config("", one.key_pem().expose(), 0)).0, CERT);
+    assert_eq!(refused(&cluster, &config("junk", "", 0)).0, CERT);
+    assert_eq!(refused(&cluster, &config(one.bundle().pem(), "", 0)).0, KEY);
+    assert_eq!(refused(&cluster, &config(one.bundle().pem(), "junk", 0)).0, KEY);
+    let (field, problem) = refused(&cluster, &config(one.bundle().pem(), old.key_pem().expose(), 0));
+    assert_eq!(field, KEY);
+    assert!(problem.contains("does not belong"), "{problem}");
+
+    let two = format!("{}{}", one.bundle().pem(), root().bundle().pem());
+    let (field, problem) = refused(&cluster, &config(&two, one.key_pem().expose(), 0));
+    assert_eq!(field, CERT);
+    assert!(problem.contains("holds 2"), "{problem}");
+
+    let nineteen_years = Duration::from_secs(19 * 365 * 24 * 3600 + 30 * 24 * 3600);
+    let ending = RootCa::generate(now() - nineteen_years).unwrap();
+    let (field, problem) = refused(&cluster, &of(&ending, 0));
+    assert_eq!(field, CERT);
+    assert!(problem.contains("within a year"), "{problem}");
+    let coming = RootCa::generate(now() + Duration::from_secs(3600)).unwrap();
+    assert!(refused(&cluster, &of(&coming, 0)).1.contains("not valid yet"));
+}
+
+/// P-384 with SHA-384, from `openssl req -x509`; then another certificate of the same key, and an RSA root.
+const OPENSSL: [&str; 2] = [include_str!("openssl.crt"), include_str!("openssl.key")];
+const OPENSSL_AGAIN: &str = include_str!("openssl_again.crt");
+const OPENSSL_RSA: [&str; 2] = [include_str!("openssl_rsa.crt"), include_str!("openssl_rsa.key")];
+
+#[test]
+fn roots_made_by_others_sign_for_nodes() {
+    let mut cluster = cluster(&root());
+    // From ours to one of P-384, from there to RSA, and back to one of ours.
+    for [cert, key] in [OPENSSL, OPENSSL_RSA] {
+        cluster.root_ca = wanted_root(&cluster, &config(cert, key, 0), now()).unwrap().unwrap();
+        cluster.root_ca = finished(&cluster.root_ca, [[1; 16], [2; 16]]).unwrap().unwrap();
+    }
+    assert!(wanted_root(&cluster, &config("", "", 1), now()).unwrap().is_some());
+}
+
+#[test]
+fn the_key_of_the_present_root_is_no_new_root() {
+    let [cert, key] = OPENSSL;
+    let cluster = cluster(&RootCa::load(cert, &Secret::new(key.to_owned())).unwrap());
+    let (field, problem) = refused(&cluster, &config(OPENSSL_AGAIN, key, 0));
+    assert_eq!(field, KEY);
+    assert!(problem.contains("present root"), "{problem}");
+}
+
+#[test]
+fn the_end_puts_the_new_root_in_place_with_new_tokens() {
+    let (old, new) = (root(), root());
+    let mut cluster = cluster(&old);
+    assert_eq!(finished(&cluster.root_ca, [[3; 16], [4; 16]]).unwrap(), None);
+    cluster.root_ca = wanted_root(&cluster, &of(&new, 7), now()).unwrap().unwrap();
+    let before = cluster.root_ca.join_tokens.clone();
+    let end = finished(&cluster.root_ca, [[3; 16], [4; 16]]).unwrap().unwrap();
+    assert_eq!(text(&end.ca_cert), new.bundle().pem());
+    assert_eq!(secret(&end.ca_key), new.key_pem());
+    assert_eq!(end.ca_cert_hash, new.bundle().digest_text());
+    assert_eq!((end.root_rotation.is_none(), end.last_forced_rotation), (true, 7));
+    for (token, old_token) in [(&end.join_tokens.worker, &before.worker), (&end.join_tokens.manager, &before.manager)] {
+        assert_ne!(token, old_token);
+        assert!(token.0.parse::<JoinToken>().unwrap().pins(new.bundle()));
+    }
+    assert_ne!(end.join_tokens.worker, end.join_tokens.manager);
+}
+
+#[test]
+fn certificates_do_not_outlive_roots() {
+    let life = |secs| check_lifetime(&CaConfig { node_cert_expiry: Some(Duration::from_secs(secs)), ..CaConfig::default() });
+    assert!(life(2160 * 3600).is_ok() && life(ROOT_LIFETIME.as_secs()).is_ok());
+    assert_eq!(life(u64::MAX).unwrap_err().field, "ca_config.node_cert_expiry");
+}
