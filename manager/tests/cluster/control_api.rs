@@ -288,8 +288,10 @@ async fn the_cluster_refuses_what_it_would_not_do() {
         (Code::InvalidArgument, |spec| spec.annotations.as_mut().unwrap().name = "other".into()),
         (Code::InvalidArgument, |spec| spec.ca_config.as_mut().unwrap().node_cert_expiry = duration(10, 0)),
         (Code::InvalidArgument, |spec| spec.dispatcher = Some(v1::DispatcherConfig { heartbeat_period: duration(-1, 0) })),
-        (Code::Unimplemented, |spec| spec.ca_config.as_mut().unwrap().force_rotate = 1),
-        (Code::Unimplemented, |spec| spec.encryption_config = Some(v1::EncryptionConfig { auto_lock_managers: true })),
+        (Code::InvalidArgument, |spec| spec.ca_config.as_mut().unwrap().signing_ca_key = b"key".to_vec()),
+        (Code::InvalidArgument, |spec| spec.raft.as_mut().unwrap().snapshot_interval = 0),
+        (Code::Unimplemented, |spec| spec.raft.as_mut().unwrap().keep_old_snapshots = 3),
+        (Code::InvalidArgument, |spec| spec.ca_config.as_mut().unwrap().external_cas = vec![v1::ExternalCa::default()]),
     ];
     for (code, change) in cases {
         let mut spec = object.spec.clone().unwrap();

@@ -94,16 +94,17 @@ async fn a_node_joins_with_a_token_and_renews_with_its_certificate() {
     let unknown = v1::NodeCertificateStatusRequest { node_id: "nobody".into() };
     assert_eq!(ca.node_certificate_status(unknown).await.unwrap_err().code(), Code::NotFound);
 
-    // A request that cannot be signed fails for good and says why.
-    let bad = ca.issue_node_certificate(ask(b"junk", &cluster.token(NodeRole::Worker))).await.unwrap().into_inner();
-    let status =
-        ca.node_certificate_status(v1::NodeCertificateStatusRequest { node_id: bad.node_id }).await.unwrap().into_inner().status.unwrap();
-    assert_eq!(status.state, v1::issuance_status::State::Failed as i32);
-    assert!(status.err.contains("certificate request"), "{status:?}");
+    // A request that cannot be signed is refused before there is a node.
+    let bad = ca.issue_node_certificate(ask(b"junk", &cluster.token(NodeRole::Worker))).await.unwrap_err();
+    assert_eq!(bad.code(), Code::InvalidArgument);
+    assert!(bad.message().contains("certificate request"), "{bad:?}");
+    assert_eq!(cluster.store.view().nodes().count(), 1);
 
     let worker = cluster.join(NodeRole::Worker).await;
     let id = worker.identity().unwrap().node_id().clone();
     let mut ca = NodeCaClient::new(cluster.channel(&worker).await);
+    let bad = ca.issue_node_certificate(ask(b"junk", "")).await.unwrap_err();
+    assert_eq!(bad.code(), Code::InvalidArgument, "{bad:?}");
     let renewed = ca.issue_node_certificate(ask(&csr, "")).await.unwrap().into_inner();
     assert_eq!(renewed.node_id, id.as_str(), "the same node");
     let status = ca.node_certificate_status(v1::NodeCertificateStatusRequest { node_id: renewed.node_id }).await.unwrap().into_inner();
