@@ -62,6 +62,8 @@ pub fn node_description(settings: &NodeSettings, tls: Option<TlsInfo>) -> NodeDe
         plugin("Log", "none"),
         plugin("Network", "host"),
         plugin("Network", "overlay"),
+        // Managers promote only nodes that say so: the original speaks another raft.
+        plugin("Skep", "manager"),
         plugin("Volume", "local"),
     ];
     plugins.sort();

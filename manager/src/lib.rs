@@ -5,10 +5,14 @@
 //! [`initial_objects`] is what a new cluster's store begins with.
 //!
 //! Tasks of one manager, all owned by its handle:
+//! * one that follows the raft group, one that tells it this manager's address, one that ends streams of nodes that lost
+//!   their rights;
+//! * one that follows the settings in the cluster object;
 //! * one that follows the leadership, and per term of leading:
 //!   * `drive`: the deciders of `skep-plan`, asked one after the other, each proposal committed before the next question;
 //!   * `dispatcher`: three, for events to agents, writes from agents, and missed heartbeats;
-//!   * `ca`: signs certificates.
+//!   * `ca`: lets nodes in, signs certificates, moves nodes to a new root;
+//!   * `roles`: promotes and demotes.
 //! * Streams (sessions, assignments, logs, watches) have no tasks: they are polled by their connections and end with them.
 //!
 //! Channels: one per log subscription, bounded, the publisher waits; all else is "look at the state again" by `Notify`.
@@ -19,18 +23,25 @@ mod bootstrap; // what a cluster is born with
 mod ca; // certificates for nodes
 mod clock; // time
 mod control; // the API for clients
+mod cut; // answers that can be ended
 mod dispatcher; // the API for agents
 mod drive; // the loop of all deciders
+mod forward; // calls that only the leader answers
 mod health; // is this manager well
 mod logs; // log lines from agents to clients
 mod manager; // starting, leading, stopping
+mod peers; // the other managers
 mod resource; // networks for containers outside services
+mod roles; // who is a manager
+mod routes; // which services there are
 mod serve; // gRPC over TLS
+mod settings; // what the cluster object says about this manager
 mod shared; // what all parts hold
 mod watch; // changes for clients
 
 pub use authorize::ConnectionInfo;
 pub use bootstrap::{NewCluster, initial_objects};
 pub use manager::{Manager, ManagerConfig, ManagerHandle};
+pub use peers::{JoinError, LeaveError, PeerTransport, join_managers};
 pub use serve::{Connection, RemoteAddr, serve};
 pub use shared::ManagerPeer;

@@ -1,29 +1,29 @@
 //! Starting, leading, stopping.
 
-use crate::authorize::{Authorized, Door, Facts};
-use crate::ca::{self, CaService};
-use crate::control::ControlService;
-use crate::dispatcher::{Dispatcher, DispatcherService};
+use crate::authorize::Door;
+use crate::authorize::revoke::{self, Revocations};
+use crate::ca;
+use crate::dispatcher::Dispatcher;
 use crate::drive::{DriveError, Term, chain, drive};
+use crate::forward::Forwarder;
 use crate::health::{CONTROL_API, HealthService, RAFT};
-use crate::logs::{Broker, LogService};
-use crate::resource::ResourceService;
+use crate::logs::Broker;
+use crate::peers::{self, Group, LeaveError, PeerTransport};
+use crate::roles;
+use crate::routes::routes;
+use crate::settings;
 use crate::shared::{Local, ManagerPeer, Shared};
-use crate::watch::WatchService;
-use arc_swap::ArcSwap;
 use skep_ca::SecurityConfig;
-use skep_proto::v1;
 use skep_store::{Clock, Store};
-use skep_types::{ManagerStatus, NodeId, Reachability};
+use skep_types::NodeId;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-/// Requests of clients and agents are at most this long (spec wire-behaviour 2.1).
-const MAX_REQUEST: usize = 4 << 20;
 /// A term that failed while this manager still leads is begun again after this time.
 const RESTART_PAUSE: Duration = Duration::from_millis(500);
 
@@ -37,6 +37,8 @@ pub struct ManagerConfig {
     /// How agents and other managers reach this manager.
     pub advertise_addr: SocketAddr,
     pub clock: Clock,
+    /// The one that the store was opened with.
+    pub transport: Arc<PeerTransport>,
 }
 
 /// A manager: the API of the cluster and, while it leads, the cluster's mind.
@@ -47,35 +49,41 @@ impl Manager {
     #[must_use]
     pub fn start(config: ManagerConfig, stop: &CancellationToken) -> ManagerHandle {
         let stop = stop.child_token();
-        let this = this_manager(&config);
+        config.transport.started(config.store.raft_id());
+        let (members, advertise) = (config.store.members().borrow().clone(), config.advertise_addr);
         let shared = Arc::new(Shared {
             store: config.store,
             security: config.security,
             clock: config.clock,
-            local: Local { id: config.node_id, addr: config.advertise_addr.ip() },
+            local: Local { id: config.node_id, addr: advertise.ip(), advertise },
             broker: Broker::default(),
-            managers: ArcSwap::from_pointee(vec![this]),
+            ca: ca::Desk::default(),
+            transport: config.transport,
+            group: Group::new(members),
+            revocations: Arc::new(Revocations::default()),
+            orphan_after: AtomicU64::new(skep_plan::NODE_DOWN_PERIOD.as_secs()),
             stop: stop.clone(),
         });
         let dispatcher = Arc::new(Dispatcher::new(shared.clone()));
         let (health, local_health) = (HealthService::default(), HealthService::default());
         let mut tasks = JoinSet::new();
+        tasks.spawn(dispatcher.clone().follow());
+        tasks.spawn(settings::follow(shared.clone()));
+        let told = dispatcher.clone();
+        tasks.spawn(peers::follow(shared.clone(), move || told.managers_changed()));
+        tasks.spawn(peers::announce(shared.clone()));
+        tasks.spawn(revoke::follow(shared.clone()));
         tasks.spawn(follow_leadership(shared.clone(), dispatcher.clone(), [health.clone(), local_health.clone()]));
-        ManagerHandle { shared, dispatcher, health, local_health, stop, tasks }
+        let forwarder = Arc::new(Forwarder::new(shared.clone()));
+        ManagerHandle { shared, dispatcher, forwarder, health, local_health, stop, tasks }
     }
-}
-
-fn this_manager(config: &ManagerConfig) -> ManagerPeer {
-    let addr = config.advertise_addr.to_string();
-    let status =
-        ManagerStatus { raft_id: config.store.raft_id(), addr: addr.clone(), leader: false, reachability: Reachability::Reachable };
-    ManagerPeer { node: config.node_id.clone(), addr, status }
 }
 
 /// A running manager. Dropping it stops it at once; [`Self::stop`] waits for it.
 pub struct ManagerHandle {
     shared: Arc<Shared>,
     dispatcher: Arc<Dispatcher>,
+    forwarder: Arc<Forwarder>,
     health: HealthService,
     local_health: HealthService,
     stop: CancellationToken,
@@ -92,51 +100,49 @@ impl ManagerHandle {
     /// The services for the TCP port: callers have the rights of their certificates.
     #[must_use]
     pub fn remote_routes(&self) -> Routes {
-        self.routes(Door::Remote, self.health.clone())
+        routes(&self.shared, &self.dispatcher, &self.forwarder, self.health.clone(), Door::Remote)
     }
 
     /// The services for the local socket: every caller is a trusted manager. Add `skep.v1` to them.
     #[must_use]
     pub fn local_routes(&self) -> Routes {
-        self.routes(Door::Local, self.local_health.clone())
+        routes(&self.shared, &self.dispatcher, &self.forwarder, self.local_health.clone(), Door::Local)
     }
 
-    fn routes(&self, door: Door, health: HealthService) -> Routes {
-        let facts: Arc<dyn Facts> = self.shared.clone();
-        let shared = || self.shared.clone();
-        let (ca, logs) = (CaService::new(shared()), LogService::new(shared()));
-        macro_rules! routes {
-            ($($module:ident::$server:ident($service:expr)),* $(,)?) => {
-                Routes::builder()$(.add_service(Authorized::new(
-                    v1::$module::$server::new($service).max_decoding_message_size(MAX_REQUEST).max_encoding_message_size(usize::MAX),
-                    facts.clone(),
-                    door,
-                )))*.clone().routes()
-            };
-        }
-        routes![
-            ca_server::CaServer(ca.clone()),
-            node_ca_server::NodeCaServer(ca),
-            control_server::ControlServer(ControlService::new(shared())),
-            dispatcher_server::DispatcherServer(DispatcherService::new(self.dispatcher.clone())),
-            logs_server::LogsServer(logs.clone()),
-            log_broker_server::LogBrokerServer(logs),
-            resource_allocator_server::ResourceAllocatorServer(ResourceService),
-            watch_server::WatchServer(WatchService::new(shared())),
-            health_server::HealthServer(health),
-        ]
+    /// Takes this manager out of the raft group, for good: the leader is asked, and before that the leadership is given away
+    /// if it is here. Its store may be erased afterwards. `force` goes although the rest may be left without a majority.
+    ///
+    /// # Errors
+    /// Why it is still a member.
+    pub async fn leave(&self, force: bool) -> Result<(), LeaveError> {
+        peers::leave(&self.shared, force).await
     }
 
-    /// All managers, this one included, as agents are to be told. Never empty.
-    pub fn set_managers(&self, managers: Vec<ManagerPeer>) {
-        if managers.is_empty() {
-            tracing::error!("an empty list of managers was not taken: agents would forget all of them");
+    /// Gives the leadership to another manager, if it is here and somebody can take it, so that nothing has to wait for an
+    /// election after this manager's end. Returns when somebody else leads or `limit` is over.
+    pub async fn hand_over(&self, limit: Duration) {
+        let has_others = self.shared.group.members().iter().filter(|member| member.voter).count() > 1;
+        if !has_others || !self.shared.store.leadership().borrow().is_leader {
             return;
         }
-        self.shared.managers.store(Arc::new(managers));
-        self.dispatcher.managers_changed();
+        match tokio::time::timeout(limit, self.shared.store.hand_over(limit)).await {
+            Ok(Ok(leader)) => tracing::info!(leader, "handed over"),
+            Ok(Err(error)) => tracing::warn!(error = %chain(&error), "nobody took over"),
+            Err(_) => tracing::warn!(?limit, "nobody took over in time"),
+        }
     }
 
+    /// Resolves when this manager is no member of the raft group any more: it was taken out, or most of the others say so.
+    pub fn removed(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.shared.group.removed().cancelled_owned()
+    }
+
+    /// How long a node may be down, in whole seconds, before its tasks count as lost; a day unless this is called.
+    pub fn set_orphan_after(&self, period: Duration) {
+        self.shared.orphan_after.store(period.as_secs(), Ordering::Relaxed);
+    }
+
+    /// All managers with a vote, this one included.
     #[must_use]
     pub fn managers(&self) -> Vec<ManagerPeer> {
         self.shared.managers()
@@ -158,7 +164,6 @@ async fn follow_leadership(shared: Arc<Shared>, dispatcher: Arc<Dispatcher>, hea
             health.set(RAFT, now.leader.is_some());
             health.set(CONTROL_API, now.leader.is_some());
         }
-        mark_leader(&shared, now.is_leader);
         dispatcher.managers_changed();
         let stop = shared.stop.child_token();
         let leading = async { if now.is_leader { lead(&shared, &dispatcher, &stop).await } else { std::future::pending().await } };
@@ -176,14 +181,6 @@ async fn follow_leadership(shared: Arc<Shared>, dispatcher: Arc<Dispatcher>, hea
     }
 }
 
-fn mark_leader(shared: &Shared, leads: bool) {
-    let mut managers = shared.managers();
-    for manager in managers.iter_mut().filter(|manager| manager.node == shared.local.id) {
-        manager.status.leader = leads;
-    }
-    shared.managers.store(Arc::new(managers));
-}
-
 /// One term. Returns when a loop failed, after a pause.
 async fn lead(shared: &Arc<Shared>, dispatcher: &Arc<Dispatcher>, stop: &CancellationToken) {
     let stop_on_drop = stop.clone().drop_guard();
@@ -193,7 +190,8 @@ async fn lead(shared: &Arc<Shared>, dispatcher: &Arc<Dispatcher>, stop: &Cancell
     let mut loops = JoinSet::new();
     loops.spawn(dispatcher.clone().run(term.clone()));
     loops.spawn(drive(shared.clone(), term.clone()));
-    loops.spawn(ca::sign(shared.clone(), term));
+    loops.spawn(ca::run(shared.clone(), term.clone()));
+    loops.spawn(roles::run(shared.clone(), term));
     while let Some(ended) = loops.join_next().await {
         // The first to end takes the others with it.
         stop.cancel();

@@ -1,13 +1,18 @@
 //! What all parts of a manager hold.
 
-use crate::authorize::Facts;
+use crate::authorize::revoke::Revocations;
+use crate::authorize::{Facts, Standing};
+use crate::ca::Desk;
 use crate::control::errors;
 use crate::logs::Broker;
-use arc_swap::ArcSwap;
+use crate::peers::{Group, PeerTransport};
 use skep_ca::SecurityConfig;
 use skep_store::{Clock, Feed, ProposeError, Store, View};
 use skep_types::{Action, ClusterId, ClusterView as _, ManagerStatus, NodeId, Timestamp, Version};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
@@ -25,6 +30,8 @@ pub struct ManagerPeer {
 pub(crate) struct Local {
     pub id: NodeId,
     pub addr: IpAddr,
+    /// Where the others reach this manager.
+    pub advertise: SocketAddr,
 }
 
 pub(crate) struct Shared {
@@ -33,7 +40,13 @@ pub(crate) struct Shared {
     pub clock: Clock,
     pub local: Local,
     pub broker: Broker,
-    pub managers: ArcSwap<Vec<ManagerPeer>>,
+    /// Where nodes that want to join wait for the leader's CA.
+    pub ca: Desk,
+    pub transport: Arc<PeerTransport>,
+    pub group: Group,
+    pub revocations: Arc<Revocations>,
+    /// Seconds that a node may be down before its tasks count as lost.
+    pub orphan_after: AtomicU64,
     /// Ends every stream when the manager stops.
     pub stop: CancellationToken,
 }
@@ -62,12 +75,8 @@ impl Shared {
         Ok(version)
     }
 
-    pub(crate) fn managers(&self) -> Vec<ManagerPeer> {
-        Vec::clone(&self.managers.load())
-    }
-
-    pub(crate) fn manager_status(&self, node: &NodeId) -> Option<ManagerStatus> {
-        self.managers.load().iter().find(|manager| manager.node == *node).map(|manager| manager.status.clone())
+    pub(crate) fn orphan_after(&self) -> Duration {
+        Duration::from_secs(self.orphan_after.load(Ordering::Relaxed))
     }
 }
 
@@ -77,8 +86,14 @@ impl Facts for Shared {
         self.security.identity().map(|identity| identity.cluster_id().clone())
     }
 
-    fn is_removed(&self, node: &NodeId) -> bool {
-        self.store.view().cluster().is_none_or(|cluster| cluster.blacklisted_certificates.contains_key(node))
+    fn standing(&self, node: &NodeId) -> Standing {
+        let view = self.store.view();
+        match (view.cluster(), view.node(node)) {
+            (None, _) => Standing::NobodyKnows,
+            (Some(cluster), _) if cluster.blacklisted_certificates.contains_key(node) => Standing::Removed,
+            (_, Some(node)) => Standing::Node(node.role),
+            (_, None) => Standing::Unlisted,
+        }
     }
 
     fn local_node(&self) -> NodeId {

@@ -22,6 +22,8 @@ mod replicated; // a number of tasks
 mod resources; // what is left of a node
 mod restart; // when a task that ended is replaced
 mod revise; // what a user's create, update and rollback do to a service
+mod rotation; // moving nodes to a new root
+mod roles; // who is a manager
 mod scheduler; // which node
 mod slot; // the model orchestrators work on
 mod update; // rolling updates, rollback
@@ -38,5 +40,7 @@ pub use reaper::{is_removable, plan_reaping, plan_reaping_of_strays};
 pub use resources::{Free, Lack};
 pub use restart::{DEFAULT_DELAY, MAX_STOP_WAIT};
 pub use revise::{new_service, rolled_back_by_user, updated};
+pub use rotation::{ROTATION_BATCH, ROTATION_INTERVAL, Rotation, RotationTarget, plan_rotation};
+pub use roles::{CannotGo, RaftMember, RolePlan, RoleStep, can_go, plan_roles};
 pub use scheduler::{Misfit, NodeVerdict, Refusal, Scheduler};
 pub use update::DEFAULT_MONITOR;

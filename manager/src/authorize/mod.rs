@@ -1,11 +1,16 @@
 //! Decides for each call whether its caller may make it, and tells the method who that is.
 //!
 //! [`Authorized`] stands round every service. It looks the method up in one table, so that no method can be added without
-//! a rule, and puts a [`Caller`] into the request. Rules: spec wire-behaviour 6 (`SK/ca/auth.go`).
+//! a rule, and puts a [`Caller`] into the request. Rules: spec wire-behaviour 6 (`SK/ca/auth.go`). Streams end when the right
+//! to have them does, see [`revoke`].
 
+pub(crate) mod revoke;
 mod table;
 
-use self::table::{Rule, rule_for};
+use self::revoke::{Revocations, Right};
+use self::table::{Rule, is_stream, rule_for};
+use crate::cut::cut_with;
+use futures_util::future::{BoxFuture, Either};
 use http::{HeaderMap, Request, Response};
 use skep_ca::PeerIdentity;
 use skep_types::{ClusterId, NodeId, NodeRole};
@@ -37,6 +42,8 @@ pub(crate) struct Caller {
     pub addr: Option<IpAddr>,
     /// The local socket: a trusted manager.
     pub local: bool,
+    /// The manager that passed the call on.
+    pub forwarder: Option<NodeId>,
 }
 
 impl Caller {
@@ -54,11 +61,23 @@ pub(crate) fn caller<T>(request: &tonic::Request<T>) -> Result<Caller, Status> {
 /// What the rules are checked against, at the moment of a call.
 pub(crate) trait Facts: Send + Sync + 'static {
     fn cluster_id(&self) -> Option<ClusterId>;
-    /// Whether the node was removed from the cluster though its certificate is still valid.
-    fn is_removed(&self, node: &NodeId) -> bool;
+    /// What the store says of a node, whatever its certificate says.
+    fn standing(&self, node: &NodeId) -> Standing;
     /// This node, whose rights the local socket gives.
     fn local_node(&self) -> NodeId;
     fn local_addr(&self) -> IpAddr;
+}
+
+/// How a node stands in the cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// This manager has not received the cluster's state yet.
+    NobodyKnows,
+    /// Not in the store: it has what its certificate gives.
+    Unlisted,
+    Removed,
+    /// In the store, with the role it should have a certificate for.
+    Node(NodeRole),
 }
 
 /// Which door a call came through.
@@ -81,31 +100,42 @@ fn authorise(
     };
     if door == Door::Local {
         let (node, addr) = (facts.local_node(), facts.local_addr());
-        return Ok(Caller { node: Some(node), role: Some(NodeRole::Manager), addr: Some(addr), local: true });
+        return Ok(Caller { node: Some(node), role: Some(NodeRole::Manager), addr: Some(addr), local: true, forwarder: None });
     }
     let addr = connection.and_then(|connection| connection.addr).map(|addr| addr.ip());
     let peer = connection.and_then(|connection| connection.peer.as_deref());
     let direct = peer.map(|peer| Claim { node: peer.node_id.clone(), units: peer.units.clone(), cluster: peer.cluster_id.clone() });
-    let is_forwarded = headers.get("forwarded_cert").is_some();
+    let is_forwarded = headers.contains_key("forwarded_cert");
+    let mut forwarder = None;
     let claim = if is_forwarded {
+        if rule == Rule::Peer {
+            return Err(denied(rule, "managers' own calls are never passed on"));
+        }
         // Only a manager may speak for another: whoever else sends these headers is refused.
-        let forwarder = direct.ok_or_else(|| denied(rule, "the call came without a certificate"))?;
-        check(facts, Rule::Manager, &forwarder)?;
+        let speaker = direct.ok_or_else(|| denied(rule, "the call came without a certificate"))?;
+        check(facts, Rule::Manager, &speaker)?;
+        forwarder = Some(speaker.node);
         Claim::forwarded(headers)?
     } else {
         direct
     };
-    let addr = if is_forwarded { forwarded_addr(headers).or(addr) } else { addr };
+    let addr = match &claim {
+        _ if is_forwarded => forwarded_addr(headers).or(addr),
+        // The agent beside this manager comes by way of the loopback; others reach the node at its own address.
+        Some(claim) if claim.node == facts.local_node() => Some(facts.local_addr()),
+        _ => addr,
+    };
+    let nobody = Caller { node: None, role: None, addr, local: false, forwarder: forwarder.clone() };
     let Some(claim) = claim else {
         return match rule {
-            Rule::Anyone => Ok(Caller { node: None, role: None, addr, local: false }),
+            Rule::Anyone => Ok(nobody),
             _ => Err(denied(rule, "the call came without a certificate")),
         };
     };
     match check(facts, rule, &claim) {
-        Ok(role) => Ok(Caller { node: Some(claim.node), role, addr, local: false }),
+        Ok(role) => Ok(Caller { node: Some(claim.node), role, addr, local: false, forwarder }),
         // A stranger may still ask for the roots; its certificate gives it nothing.
-        Err(_) if rule == Rule::Anyone => Ok(Caller { node: None, role: None, addr, local: false }),
+        Err(_) if rule == Rule::Anyone => Ok(nobody),
         Err(refusal) => Err(refusal),
     }
 }
@@ -160,7 +190,7 @@ fn check(facts: &dyn Facts, rule: Rule, claim: &Claim) -> Result<Option<NodeRole
     };
     let role_is_enough = match rule {
         Rule::Anyone => true,
-        Rule::Manager => role == Some(NodeRole::Manager),
+        Rule::Manager | Rule::Peer => role == Some(NodeRole::Manager),
         Rule::ManagerOrWorker => role.is_some(),
     };
     if !role_is_enough {
@@ -169,10 +199,18 @@ fn check(facts: &dyn Facts, rule: Rule, claim: &Claim) -> Result<Option<NodeRole
     if facts.cluster_id().is_none_or(|cluster| cluster != claim.cluster) {
         return Err(denied(rule, "the caller's certificate belongs to another cluster"));
     }
-    if facts.is_removed(&claim.node) {
-        return Err(denied(rule, &format!("node {} was removed from the cluster", claim.node)));
+    match (rule, facts.standing(&claim.node)) {
+        (_, Standing::Removed) => Err(denied(rule, &format!("node {} was removed from the cluster", claim.node))),
+        // Whether this manager has the state at all is what its peers' raft calls bring.
+        (Rule::Peer, _) => Ok(role),
+        (_, Standing::NobodyKnows) => {
+            Err(Status::unavailable("this manager has not received the cluster's state yet; try again, or ask another"))
+        }
+        (Rule::Manager, Standing::Node(NodeRole::Worker)) => {
+            Err(denied(rule, &format!("node {} is not a manager any more, though its certificate says so", claim.node)))
+        }
+        _ => Ok(role),
     }
-    Ok(role)
 }
 
 fn denied(rule: Rule, why: &str) -> Status {
@@ -183,13 +221,35 @@ fn denied(rule: Rule, why: &str) -> Status {
 #[derive(Clone)]
 pub(crate) struct Authorized<S> {
     inner: S,
-    facts: Arc<dyn Facts>,
-    door: Door,
+    guard: Guard,
+}
+
+/// What all services of a door are behind.
+#[derive(Clone)]
+pub(crate) struct Guard {
+    pub facts: Arc<dyn Facts>,
+    pub revocations: Arc<Revocations>,
+    pub door: Door,
+}
+
+impl Guard {
+    fn authorise<B>(&self, request: &Request<B>) -> Result<Caller, Status> {
+        let connection = request.extensions().get::<ConnectionInfo>();
+        authorise(&*self.facts, self.door, request.uri().path(), request.headers(), connection)
+    }
+
+    /// When a stream of this caller has to end; `None` for one that never loses its rights.
+    fn cut(&self, path: &str, caller: &Caller) -> Option<crate::cut::Cut> {
+        let node = caller.node.as_ref().filter(|_| !caller.local)?;
+        let right = if rule_for(path) == Some(Rule::Manager) { Right::Rule } else { Right::Belong };
+        let forwarder = caller.forwarder.as_ref().map(|forwarder| self.revocations.token(forwarder, Right::Rule));
+        Some(revoke::cut(self.revocations.token(node, right), forwarder))
+    }
 }
 
 impl<S> Authorized<S> {
-    pub(crate) fn new(inner: S, facts: Arc<dyn Facts>, door: Door) -> Self {
-        Self { inner, facts, door }
+    pub(crate) fn new(inner: S, guard: Guard) -> Self {
+        Self { inner, guard }
     }
 }
 
@@ -197,31 +257,46 @@ impl<S: NamedService> NamedService for Authorized<S> {
     const NAME: &'static str = S::NAME;
 }
 
+type Outcome = Result<Response<Body>, Infallible>;
+
 impl<S> Service<Request<Body>> for Authorized<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = futures_util::future::Either<S::Future, Ready<Result<Response<Body>, Infallible>>>;
+    type Future = Either<Either<S::Future, Ready<Outcome>>, BoxFuture<'static, Outcome>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        use futures_util::future::Either;
-        let connection = request.extensions().get::<ConnectionInfo>();
-        match authorise(&*self.facts, self.door, request.uri().path(), request.headers(), connection) {
-            Ok(caller) => {
-                request.extensions_mut().insert(caller);
-                Either::Left(self.inner.call(request))
-            }
-            Err(refusal) => {
-                tracing::debug!(path = request.uri().path(), why = refusal.message(), "call refused");
-                Either::Right(ready(Ok(refusal.into_http())))
-            }
+        let refused = |request: &Request<Body>, refusal: Status| {
+            tracing::debug!(path = request.uri().path(), why = refusal.message(), "call refused");
+            Either::Left(Either::Right(ready(Ok(refusal.into_http()))))
+        };
+        let caller = match self.guard.authorise(&request) {
+            Ok(caller) => caller,
+            Err(refusal) => return refused(&request, refusal),
+        };
+        let cut = is_stream(request.uri().path()).then(|| self.guard.cut(request.uri().path(), &caller)).flatten();
+        request.extensions_mut().insert(caller);
+        let Some(mut cut) = cut else {
+            return Either::Left(Either::Left(self.inner.call(request)));
+        };
+        // The right may have gone before its token was held.
+        if let Err(refusal) = self.guard.authorise(&request) {
+            return refused(&request, refusal);
         }
+        let answer = self.inner.call(request);
+        Either::Right(Box::pin(async move {
+            tokio::select! {
+                answer = answer => answer.map(|answer| cut_with(answer, cut, None)),
+                status = &mut cut => Ok(status.into_http()),
+            }
+        }))
     }
 }
 

@@ -9,6 +9,8 @@ pub(crate) enum Rule {
     Anyone,
     Manager,
     ManagerOrWorker,
+    /// A manager of this cluster for itself, not passed on; who exactly is decided by the method.
+    Peer,
 }
 
 impl fmt::Display for Rule {
@@ -16,6 +18,7 @@ impl fmt::Display for Rule {
         out.write_str(match self {
             Self::Anyone => "anyone",
             Self::Manager => "a manager",
+            Self::Peer => "a manager itself",
             Self::ManagerOrWorker => "a node of this cluster",
         })
     }
@@ -36,13 +39,35 @@ const RULES: &[(&str, Rule)] = &[
     ("Watch/", Rule::Manager),
 ];
 
+/// The same for what is ours.
+const OWN_RULES: &[(&str, Rule)] = &[("Raft/", Rule::Peer), ("Membership/", Rule::Manager)];
+
+/// Calls that live long: they end when the right to make them does.
+const STREAMS: &[&str] = &[
+    "Dispatcher/Session",
+    "Dispatcher/Tasks",
+    "Dispatcher/Assignments",
+    "Logs/SubscribeLogs",
+    "LogBroker/ListenSubscriptions",
+    "LogBroker/PublishLogs",
+    "Watch/Watch",
+];
+
 /// The rule for a gRPC path; `None` for a method that has none, which nobody may call.
 pub(crate) fn rule_for(path: &str) -> Option<Rule> {
-    let method = path.strip_prefix("/docker.swarmkit.v1.")?;
-    RULES
+    let (rules, method) = match path.strip_prefix("/docker.swarmkit.v1.") {
+        Some(method) => (RULES, method),
+        None => (OWN_RULES, path.strip_prefix("/skep.v1.")?),
+    };
+    rules
         .iter()
         .find(|(prefix, _)| if prefix.ends_with('/') { method.starts_with(prefix) } else { method == *prefix })
         .map(|(_, rule)| *rule)
+}
+
+/// Whether the method has a stream in either direction.
+pub(crate) fn is_stream(path: &str) -> bool {
+    path.strip_prefix("/docker.swarmkit.v1.").is_some_and(|method| STREAMS.contains(&method))
 }
 
 #[cfg(test)]
@@ -61,6 +86,7 @@ mod tests {
                     let method = words.next().unwrap().split('(').next().unwrap();
                     let path = format!("/docker.swarmkit.v1.{service}/{method}");
                     assert!(rule_for(&path).is_some(), "{path}");
+                    assert_eq!(is_stream(&path), line.contains("stream "), "{path}");
                     methods += 1;
                 }
                 _ => {}
@@ -74,6 +100,9 @@ mod tests {
         assert_eq!(rule_for("/docker.swarmkit.v1.CA/Other"), None);
         assert_eq!(rule_for("/docker.swarmkit.v1.CA/GetRootCACertificateX"), None);
         assert_eq!(rule_for("/skep.v1.LocalNode/Init"), None);
+        assert_eq!(rule_for("/skep.v1.LocalImages/List"), None);
+        assert_eq!(rule_for("/skep.v1.Raft/Call"), Some(Rule::Peer));
+        assert_eq!(rule_for("/skep.v1.Membership/Join"), Some(Rule::Manager));
         assert_eq!(rule_for("/docker.swarmkit.v1.Control/CreateService"), Some(Rule::Manager));
         assert_eq!(rule_for("/docker.swarmkit.v1.Dispatcher/Session"), Some(Rule::ManagerOrWorker));
     }

@@ -11,8 +11,16 @@ impl Facts for Fixed {
     fn cluster_id(&self) -> Option<ClusterId> {
         Some(ClusterId::for_test(1))
     }
-    fn is_removed(&self, node: &NodeId) -> bool {
-        *node == NodeId::for_test(666)
+    fn standing(&self, node: &NodeId) -> Standing {
+        if *node == NodeId::for_test(666) {
+            Standing::Removed
+        } else if *node == NodeId::for_test(3) {
+            Standing::Node(NodeRole::Worker)
+        } else if *node == NodeId::for_test(404) {
+            Standing::NobodyKnows
+        } else {
+            Standing::Unlisted
+        }
     }
     fn local_node(&self) -> NodeId {
         NodeId::for_test(10)
@@ -107,4 +115,38 @@ fn a_caller_without_certificate_stays_nobody_when_forwarded() {
     assert_eq!(ask(CONTROL, &headers, &connection(2, "swarm-manager", 1)), DENIED);
     let half = forwarded("", "swarm-manager");
     assert_eq!(ask(CONTROL, &half, &connection(2, "swarm-manager", 1)), DENIED);
+}
+
+#[test]
+fn a_demoted_manager_with_its_old_certificate_is_no_more_than_a_worker() {
+    assert_eq!(plain(CONTROL, &connection(3, "swarm-manager", 1)), DENIED);
+    assert!(plain(SESSION, &connection(3, "swarm-manager", 1)).is_ok());
+    let headers = forwarded(NodeId::for_test(5).as_str(), "swarm-worker");
+    assert_eq!(ask(SESSION, &headers, &connection(3, "swarm-manager", 1)), DENIED, "nor may it speak for others");
+}
+
+#[test]
+fn a_manager_without_state_asks_to_be_asked_again() {
+    assert_eq!(plain(SESSION, &connection(404, "swarm-worker", 1)), Err(tonic::Code::Unavailable));
+}
+
+#[test]
+fn raft_calls_are_for_managers_themselves() {
+    let raft = "/skep.v1.Raft/Call";
+    assert!(plain(raft, &connection(2, "swarm-manager", 1)).is_ok());
+    assert!(plain(raft, &connection(404, "swarm-manager", 1)).is_ok(), "they bring the state");
+    assert_eq!(plain(raft, &connection(2, "swarm-worker", 1)), DENIED);
+    assert_eq!(plain(raft, &connection(2, "swarm-manager", 7)), DENIED);
+    assert_eq!(plain(raft, &connection(666, "swarm-manager", 1)), DENIED);
+    assert_eq!(plain(raft, &ConnectionInfo::default()), DENIED);
+    let headers = forwarded(NodeId::for_test(5).as_str(), "swarm-manager");
+    assert_eq!(ask(raft, &headers, &connection(2, "swarm-manager", 1)), DENIED);
+}
+
+#[test]
+fn the_agent_beside_its_manager_is_known_by_the_nodes_address() {
+    let caller = plain(SESSION, &connection(10, "swarm-manager", 1)).unwrap();
+    assert_eq!(caller.addr, Some(IpAddr::from([192, 0, 2, 1])));
+    let other = plain(SESSION, &connection(11, "swarm-worker", 1)).unwrap();
+    assert_eq!(other.addr, Some(IpAddr::from([192, 0, 2, 7])));
 }

@@ -55,7 +55,8 @@ pub(crate) fn propose(error: ProposeError) -> Status {
             ApplyError::Missing { kind, id } => missing(kind, &id),
         },
         ProposeError::TooLarge { .. } => Status::invalid_argument(error.to_string()),
-        ProposeError::NotLeader { .. } => Status::failed_precondition(format!("{error}; ask another manager")),
+        // Nothing was proposed: the forwarder of any manager finds the next leader.
+        ProposeError::NotLeader { .. } => Status::unavailable(format!("{error} any more; try again")),
         ProposeError::LeadershipLost { .. } | ProposeError::Timeout(_) | ProposeError::Disk(_) | ProposeError::Stopped => {
             tracing::warn!(error = %chain(&error), "a write failed");
             Status::unavailable(chain(&error))

@@ -8,17 +8,21 @@ use crate::shared::Shared;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use skep_ca::PeerIdentity;
+use skep_plan::CannotGo;
 use skep_proto::{ToWire as _, parse_required, v1};
 use skep_types::{
     Action, Cluster, ClusterView as _, Kind, Node, NodeId, NodeRole, NodeSpec, NodeState, Object, Task, TaskState, TaskStatus, Timestamp,
     Version,
 };
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tonic::Status;
 
 /// Removed nodes are remembered for this long after their certificates ended (spec wire-behaviour 6).
 const FORGET_REMOVED_AFTER: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// By this plugin (type, name) our agents say that their node can be a manager.
+const ENGINE_PLUGIN: (&str, &str) = ("Skep", "manager");
 
 fn answer(shared: &Shared, node: &Node) -> v1::Node {
     let mut wire = node.to_wire();
@@ -45,13 +49,25 @@ pub(super) async fn update(shared: &Shared, request: v1::UpdateNodeRequest) -> R
     let version: Version = parse_required("node_version", request.node_version).map_err(invalid)?;
     let spec: NodeSpec = parse_required("spec", request.spec).map_err(invalid)?;
     validate::labels(&spec.annotations).map_err(|error| invalid(error.inside("spec.annotations")))?;
+    let is_demoted = |node: &Node| node.spec.desired_role == NodeRole::Manager && spec.desired_role == NodeRole::Worker;
+    if shared.store.view().node(&id).is_some_and(|node| is_demoted(node)) {
+        check_departure(shared, &id).await?;
+    }
     let new = {
         let view = shared.store.view();
         let node = view.node(&id).ok_or_else(|| missing(Kind::Node, id.as_str()))?;
         if node.meta.version != version {
             return Err(out_of_sequence());
         }
-        check_role(view.nodes().filter(|node| node.role == NodeRole::Manager).count(), node, &spec)?;
+        match (node.spec.desired_role, spec.desired_role) {
+            (NodeRole::Manager, NodeRole::Worker) => {
+                if !view.nodes().any(|other| other.id != id && other.spec.desired_role == NodeRole::Manager) {
+                    return Err(last_manager());
+                }
+            }
+            (NodeRole::Worker, NodeRole::Manager) => check_promotion(node)?,
+            _ => {}
+        }
         Node { spec, ..Node::clone(node) }
     };
     shared.write(vec![Action::Update(Object::Node(Arc::new(new)))]).await?;
@@ -60,14 +76,36 @@ pub(super) async fn update(shared: &Shared, request: v1::UpdateNodeRequest) -> R
     Ok(v1::UpdateNodeResponse { node: Some(answer(shared, node)) })
 }
 
-fn check_role(managers: usize, node: &Node, spec: &NodeSpec) -> Result<(), Status> {
-    match (node.spec.desired_role, spec.desired_role) {
-        (before, after) if before == after => Ok(()),
-        (NodeRole::Manager, _) if managers <= 1 => {
-            Err(Status::failed_precondition("attempting to demote the last manager of the swarm; promote another node first"))
-        }
-        _ => Err(Status::unimplemented("spec.desired_role: this version cannot promote or demote nodes")),
+fn last_manager() -> Status {
+    Status::failed_precondition("attempting to demote the last manager of the swarm; promote another node first")
+}
+
+/// Whether the raft group can do without a node. Whoever never came in, or is out already, may go.
+async fn check_departure(shared: &Shared, id: &NodeId) -> Result<(), Status> {
+    let members = shared.raft_members();
+    let Some(member) = members.iter().find(|member| member.node == id.as_str()) else { return Ok(()) };
+    match shared.can_go(member.raft_id).await {
+        Ok(()) => Ok(()),
+        Err(CannotGo::Last) => Err(last_manager()),
+        Err(reason) => Err(Status::failed_precondition(format!("node {id} cannot be demoted: {reason}"))),
     }
+}
+
+/// Only nodes that run this software can be managers beside this one: raft groups of the original are another language.
+fn check_promotion(node: &Node) -> Result<(), Status> {
+    let Some(description) = &node.description else {
+        let text = format!("node {} has not said yet what it is; promote it when it is ready", node.id);
+        return Err(Status::failed_precondition(text));
+    };
+    let plugins = description.engine.iter().flat_map(|engine| &engine.plugins);
+    if plugins.into_iter().any(|plugin| plugin.kind == ENGINE_PLUGIN.0 && plugin.name == ENGINE_PLUGIN.1) {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(format!(
+        "node {} ({}) does not run skepd and cannot be a manager of this cluster; it may stay a worker",
+        node.id,
+        node.display_name()
+    )))
 }
 
 pub(super) async fn remove(shared: &Shared, request: v1::RemoveNodeRequest) -> Result<v1::RemoveNodeResponse, Status> {
@@ -112,8 +150,17 @@ pub(super) fn drop_old_removals(cluster: &mut Cluster, now: Timestamp) {
 
 /// When the first certificate of a chain ends; `None` if that cannot be told.
 fn certificate_end(pem: &[u8]) -> Option<Timestamp> {
+    first_certificate(pem).map(|peer| timestamp(peer.not_after))
+}
+
+/// When the certificate that the store has of a node became valid.
+pub(crate) fn certificate_start(node: &Node) -> Option<SystemTime> {
+    first_certificate(&node.certificate.certificate).map(|peer| peer.not_before)
+}
+
+fn first_certificate(pem: &[u8]) -> Option<PeerIdentity> {
     let leaf = CertificateDer::from_pem_slice(pem).ok()?;
-    PeerIdentity::of_chain(&[leaf]).ok().map(|peer| timestamp(peer.not_after))
+    PeerIdentity::of_chain(&[leaf]).ok()
 }
 
 fn orphaned(task: &Task, now: Timestamp) -> Action {

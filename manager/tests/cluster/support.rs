@@ -2,7 +2,7 @@
 
 use hyper_util::rt::TokioIo;
 use skep_ca::{Connector, DEFAULT_LIFETIME, Identity, RootCa, SecurityConfig, Subject};
-use skep_manager::{Manager, ManagerConfig, ManagerHandle, NewCluster, initial_objects, serve};
+use skep_manager::{Manager, ManagerConfig, ManagerHandle, NewCluster, PeerTransport, initial_objects, serve};
 use skep_proto::v1::{self, control_client::ControlClient, dispatcher_client::DispatcherClient, node_ca_client::NodeCaClient};
 use skep_store::{Alone, Member, Store, StoreConfig, system_clock};
 use skep_types::{Availability, ClusterId, ClusterView as _, NetworkId, NodeId, NodeRole};
@@ -61,7 +61,7 @@ impl Cluster {
             subnet_size: 0,
             vxlan_port: 0,
             node_cert_expiry: None,
-            auto_lock_managers: false,
+            unlock_key: None,
         });
         store.propose(actions).await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -90,6 +90,7 @@ impl Cluster {
             node_id: self.node_id.clone(),
             advertise_addr: self.addr,
             clock: system_clock(),
+            transport: PeerTransport::new(&self.security),
         };
         let manager = Manager::start(config, &self.stop);
         let incoming = skep_ca::serve_remote(listener, &self.security);
@@ -135,17 +136,7 @@ impl Cluster {
     }
 
     pub async fn try_channel(&self, connector: Connector) -> Result<Channel, tonic::transport::Error> {
-        let addr = self.addr;
-        let connect = tower::service_fn(move |_| {
-            let connector = connector.clone();
-            async move {
-                let stream = TcpStream::connect(addr).await?;
-                stream.set_nodelay(true)?;
-                let (stream, _) = connector.connect(stream).await.map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>(TokioIo::new(stream))
-            }
-        });
-        Endpoint::from_static("http://swarm-manager").connect_with_connector(connect).await
+        channel_to(self.addr, connector).await
     }
 
     /// What an operator on this manager uses.
@@ -207,6 +198,20 @@ impl Cluster {
         let node = security.identity().unwrap().node_id().clone();
         (node, Agent::start(self.channel(&security).await, true).await)
     }
+}
+
+/// A channel to a manager.
+pub async fn channel_to(addr: SocketAddr, connector: Connector) -> Result<Channel, tonic::transport::Error> {
+    let connect = tower::service_fn(move |_| {
+        let connector = connector.clone();
+        async move {
+            let stream = TcpStream::connect(addr).await?;
+            stream.set_nodelay(true)?;
+            let (stream, _) = connector.connect(stream).await.map_err(std::io::Error::other)?;
+            Ok::<_, std::io::Error>(TokioIo::new(stream))
+        }
+    });
+    Endpoint::from_static("http://swarm-manager").connect_with_connector(connect).await
 }
 
 /// What an agent was told and did.

@@ -1,0 +1,339 @@
+//! Any manager may be asked: what only the leader can answer is passed on to it, streams included (spec wire-behaviour 2.3, 6).
+//!
+//! [`Forwarded`] stands between the rules and a service. On the leader it lets calls through; elsewhere it sends them on with
+//! what this manager knows of the caller. One hop only: who was taken for the leader and is not refuses.
+//!
+//! While nobody leads, calls wait. What was not sent, and what may be sent twice, goes to the next leader; of anything else the
+//! caller learns that the answer is lost.
+
+mod barrier;
+mod metadata;
+
+pub(crate) use self::barrier::Barrier;
+
+use crate::authorize::{ConnectionInfo, Door};
+use crate::cut::{Cut, cut_with};
+use crate::peers::{Link, Purpose};
+use crate::shared::Shared;
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, Either};
+use http::request::Parts;
+use http::{HeaderValue, Request, Response};
+use http_body_util::{BodyExt as _, Full, Limited};
+use skep_store::{Leadership, Member, RaftId, StoreError};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::server::NamedService;
+use tower::Service;
+
+/// How long a call waits for a leader that can be reached; its own deadline may be sooner (spec wire-behaviour 6).
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between tries to reach a leader that is known and not there, or does not know yet that it leads.
+const RETRY: Duration = Duration::from_millis(100);
+/// Answers of a leader that has just given its place away may still be on the way.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Longest request: 4 MiB and the frame's head (spec wire-behaviour 2.1).
+const MAX_REQUEST: usize = (4 << 20) + 5;
+/// Marks the answer of a manager that was taken for the leader.
+const NOT_LEADER: &str = "skep-not-leader";
+
+/// A service that only the leader answers.
+#[derive(Clone)]
+pub(crate) struct Forwarded<S> {
+    inner: S,
+    forwarder: Arc<Forwarder>,
+    door: Door,
+}
+
+impl<S> Forwarded<S> {
+    pub(crate) fn new(inner: S, forwarder: Arc<Forwarder>, door: Door) -> Self {
+        Self { inner, forwarder, door }
+    }
+}
+
+impl<S: NamedService> NamedService for Forwarded<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+type Outcome = Result<Response<Body>, Infallible>;
+
+impl<S> Service<Request<Body>> for Forwarded<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Either<S::Future, BoxFuture<'static, Outcome>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if self.forwarder.answers_here(request.uri().path()) {
+            return Either::Left(self.inner.call(request));
+        }
+        // Generated servers are always ready, so a clone is too.
+        let (inner, forwarder, door) = (self.inner.clone(), self.forwarder.clone(), self.door);
+        Either::Right(Box::pin(async move { Ok(forwarder.carry(inner, request, door).await) }))
+    }
+}
+
+/// Who has to answer.
+enum Leader {
+    Here,
+    There(RaftId, Member),
+}
+
+/// The body of a request, to be sent once or until it arrives.
+enum Kept {
+    Whole(Bytes),
+    Streamed(Option<Body>),
+}
+
+impl Kept {
+    async fn of(path: &str, body: Body) -> Result<Self, Status> {
+        if is_streamed(path) {
+            return Ok(Self::Streamed(Some(body)));
+        }
+        let whole = Limited::new(body, MAX_REQUEST).collect().await;
+        whole.map(|whole| Self::Whole(whole.to_bytes())).map_err(|error| Status::out_of_range(format!("the request cannot be read: {error}")))
+    }
+
+    fn take(&mut self) -> Option<Body> {
+        match self {
+            Self::Whole(bytes) => Some(Body::new(Full::new(bytes.clone()))),
+            Self::Streamed(body) => body.take(),
+        }
+    }
+
+    fn is_there(&self) -> bool {
+        !matches!(self, Self::Streamed(None))
+    }
+}
+
+/// Requests with a stream from the caller cannot be kept.
+fn is_streamed(path: &str) -> bool {
+    path == "/docker.swarmkit.v1.LogBroker/PublishLogs"
+}
+
+/// Calls that change nothing, or the same again: they may be sent once more when nobody knows whether they arrived.
+fn is_repeatable(path: &str) -> bool {
+    is_read(path)
+        || ["CA/", "NodeCA/NodeCertificateStatus", "Dispatcher/", "LogBroker/ListenSubscriptions"]
+            .iter()
+            .any(|prefix| path.strip_prefix("/docker.swarmkit.v1.").is_some_and(|method| method.starts_with(prefix)))
+        || path.starts_with("/skep.v1.Membership/")
+}
+
+/// Questions of clients, which must see everything that was acknowledged before.
+fn is_read(path: &str) -> bool {
+    let method = path.strip_prefix("/docker.swarmkit.v1.Control/");
+    method.is_some_and(|method| method.starts_with("Get") || method.starts_with("List"))
+}
+
+/// Finds the leader and carries calls there.
+pub(crate) struct Forwarder {
+    shared: Arc<Shared>,
+    barrier: Barrier,
+}
+
+impl Forwarder {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, barrier: Barrier::default() }
+    }
+
+    /// Whether the call needs nothing from anybody else.
+    fn answers_here(&self, path: &str) -> bool {
+        self.shared.store.leadership().borrow().is_leader && !(is_read(path) && self.has_peers())
+    }
+
+    fn has_peers(&self) -> bool {
+        self.shared.group.members().len() > 1
+    }
+
+    async fn carry<S>(&self, mut inner: S, request: Request<Body>, door: Door) -> Response<Body>
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    {
+        let (parts, body) = request.into_parts();
+        let path = parts.uri.path().to_owned();
+        let outcome = async {
+            let by = Instant::now() + PATIENCE;
+            let mut kept = Kept::of(&path, body).await?;
+            loop {
+                let (leader, member) = match self.leader(by).await? {
+                    Leader::Here if is_read(&path) && self.has_peers() => match self.barrier.pass(&self.shared.store).await {
+                        Ok(()) => return Ok(self.answer_here(&mut inner, &parts, &mut kept).await),
+                        Err(error) => {
+                            self.again(by, not_confirmed(&error)).await?;
+                            continue;
+                        }
+                    },
+                    Leader::Here => return Ok(self.answer_here(&mut inner, &parts, &mut kept).await),
+                    Leader::There(..) if metadata::was_forwarded(&parts.headers) => return Ok(refuse_second_hop()),
+                    Leader::There(leader, member) => (leader, member),
+                };
+                let link = match self.shared.transport.link(Purpose::Forward, leader, &member).await {
+                    Ok(link) => link,
+                    Err(error) => {
+                        tracing::debug!(%path, leader, %error, "the leader cannot be reached");
+                        self.again(by, Status::unavailable(format!("the leader cannot be reached: {error}; try again"))).await?;
+                        continue;
+                    }
+                };
+                let Some(body) = kept.take() else { return Err(lost()) };
+                match self.send(&link, leader, &parts, body, door).await {
+                    Ok(answer) if answer.headers().contains_key(NOT_LEADER) => {
+                        if !kept.is_there() {
+                            return Err(lost());
+                        }
+                        self.again(by, Status::unavailable("the managers are changing their leader; try again")).await?;
+                    }
+                    Ok(answer) => return Ok(cut_with(answer, self.gone(leader), Some(lost))),
+                    Err(Lost { unsent }) if kept.is_there() && (unsent || is_repeatable(&path)) => self.again(by, lost()).await?,
+                    Err(_) => return Err(lost()),
+                }
+            }
+        };
+        outcome.await.unwrap_or_else(|status: Status| status.into_http())
+    }
+
+    async fn answer_here<S>(&self, inner: &mut S, parts: &Parts, kept: &mut Kept) -> Response<Body>
+    where
+        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    {
+        let Some(body) = kept.take() else { return lost().into_http() };
+        let Ok(answer) = inner.call(Request::from_parts(parts.clone(), body)).await;
+        answer
+    }
+
+    /// Waits until somebody leads.
+    async fn leader(&self, by: Instant) -> Result<Leader, Status> {
+        let own = self.shared.store.raft_id();
+        let mut leadership = self.shared.store.leadership();
+        let is_other = |known: &Leadership| known.leader.as_ref().is_some_and(|(leader, _)| *leader != own);
+        let found = async {
+            match leadership.wait_for(|known| known.is_leader || is_other(known)).await {
+                Ok(known) if known.is_leader => Ok(Leader::Here),
+                Ok(known) => known.leader.clone().map(|(leader, member)| Leader::There(leader, member)).ok_or_else(nobody_leads),
+                Err(_) => Err(stopping()),
+            }
+        };
+        tokio::select! {
+            found = tokio::time::timeout_at(by, found) => found.unwrap_or_else(|_| Err(nobody_leads())),
+            () = self.shared.stop.cancelled() => Err(stopping()),
+        }
+    }
+
+    /// Waits before another try, or gives up with what went wrong.
+    async fn again(&self, by: Instant, why: Status) -> Result<(), Status> {
+        if Instant::now() + RETRY >= by {
+            return Err(why);
+        }
+        let mut leadership = self.shared.store.leadership();
+        leadership.mark_unchanged();
+        let _ = tokio::time::timeout(RETRY, leadership.changed()).await;
+        Ok(())
+    }
+
+    async fn send(&self, link: &Link, leader: RaftId, parts: &Parts, body: Body, door: Door) -> Result<Response<Body>, Lost> {
+        let mut request = Request::new(body);
+        request.uri_mut().clone_from(&parts.uri);
+        request.method_mut().clone_from(&parts.method);
+        request.headers_mut().clone_from(&parts.headers);
+        let connection = parts.extensions.get::<ConnectionInfo>();
+        metadata::mark(request.headers_mut(), door, connection, &self.shared.local);
+        tokio::select! {
+            answer = link.send(request) => answer.map_err(|error| {
+                tracing::debug!(leader, %error, "a call to the leader broke off");
+                // hyper says so for what it never gave to the connection.
+                Lost { unsent: error.is_canceled() || error.is_closed() }
+            }),
+            _ = self.gone(leader) => Err(Lost { unsent: false }),
+        }
+    }
+
+    /// Resolves when nothing more is to be expected of this leader.
+    fn gone(&self, leader: RaftId) -> Cut {
+        let (leadership, stop) = (self.shared.store.leadership(), self.shared.stop.clone());
+        Box::pin(async move {
+            tokio::select! {
+                () = somebody_else(leadership, leader) => lost(),
+                () = stop.cancelled_owned() => stopping(),
+            }
+        })
+    }
+}
+
+/// The leader did not answer.
+struct Lost {
+    /// It never got the request.
+    unsent: bool,
+}
+
+async fn somebody_else(mut leadership: watch::Receiver<Leadership>, leader: RaftId) {
+    let is_other = |known: &Leadership| known.leader.as_ref().is_some_and(|(now, _)| *now != leader);
+    if leadership.wait_for(is_other).await.is_ok() {
+        tokio::time::sleep(LAST_WORDS).await;
+    }
+}
+
+fn refuse_second_hop() -> Response<Body> {
+    let refusal = Status::resource_exhausted("the call was passed on once already, and this manager does not lead; try again");
+    let mut answer: Response<Body> = refusal.into_http();
+    answer.headers_mut().insert(NOT_LEADER, HeaderValue::from_static("true"));
+    answer
+}
+
+fn not_confirmed(error: &StoreError) -> Status {
+    Status::unavailable(format!("this manager cannot make sure that it still leads: {}; try again", crate::drive::chain(error)))
+}
+
+fn nobody_leads() -> Status {
+    Status::unavailable("no manager leads the cluster now; is a majority of the managers there? Try again")
+}
+
+fn lost() -> Status {
+    Status::unavailable("the connection to the leader was lost before the answer was complete; look what was done, then try again")
+}
+
+fn stopping() -> Status {
+    Status::unavailable("this manager stops; ask another")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_may_be_done_twice_is_sent_twice() {
+        for path in ["Control/ListNodes", "Control/GetTask", "Dispatcher/UpdateTaskStatus", "CA/GetRootCACertificate"] {
+            assert!(is_repeatable(&format!("/docker.swarmkit.v1.{path}")), "{path}");
+        }
+        for path in ["Control/CreateService", "Control/UpdateNode", "Control/RemoveTask", "NodeCA/IssueNodeCertificate"] {
+            assert!(!is_repeatable(&format!("/docker.swarmkit.v1.{path}")), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_is_kept_until_it_arrives_and_a_stream_is_sent_once() {
+        let body = || Body::new(Full::new(Bytes::from_static(b"request")));
+        let mut whole = Kept::of("/docker.swarmkit.v1.Control/ListNodes", body()).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(whole.take().unwrap().collect().await.unwrap().to_bytes(), "request");
+        }
+        let mut streamed = Kept::of("/docker.swarmkit.v1.LogBroker/PublishLogs", body()).await.unwrap();
+        assert!(streamed.is_there() && streamed.take().is_some());
+        assert!(!streamed.is_there() && streamed.take().is_none());
+        let long = Body::new(Full::new(Bytes::from(vec![0; MAX_REQUEST + 1])));
+        assert!(Kept::of("/docker.swarmkit.v1.Control/ListNodes", long).await.is_err());
+    }
+}

@@ -1,0 +1,197 @@
+//! Any manager may be asked.
+
+use crate::support::{Lab, PATIENCE, create, description, dial, eventually, node, session};
+use skep_ca::Connector;
+use skep_proto::v1::{
+    self, ca_client::CaClient, control_client::ControlClient, dispatcher_client::DispatcherClient, health_client::HealthClient,
+    watch_client::WatchClient,
+};
+use skep_types::NodeRole;
+use std::time::{Duration, Instant};
+use tonic::Code;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn followers_pass_on_both_doors() {
+    let lab = Lab::of(3).await;
+    let follower = &lab.hosts[lab.followers().await[0]];
+    let mut local = ControlClient::new(follower.local_channel().await);
+    create(&mut local, "by-socket").await.unwrap();
+    let mut remote = ControlClient::new(follower.channel(&follower.security).await);
+    create(&mut remote, "by-port").await.unwrap();
+    // What was acknowledged is seen by the next question, whomever it is put to.
+    for host in &lab.hosts {
+        let mut control = ControlClient::new(host.channel(&host.security).await);
+        let services = control.list_services(v1::ListServicesRequest::default()).await.unwrap().into_inner().services;
+        assert_eq!(services.len(), 2);
+    }
+    // A caller without certificate stays one.
+    let nobody = dial(follower.addr, Connector::fetch_root().unwrap()).await.unwrap();
+    let roots = CaClient::new(nobody.clone()).get_root_ca_certificate(v1::GetRootCaCertificateRequest {}).await.unwrap();
+    assert_eq!(roots.into_inner().certificate, lab.root.bundle().pem().as_bytes());
+    let refused = ControlClient::new(nobody).list_nodes(v1::ListNodesRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let worker = lab.certify(NodeRole::Worker).await;
+    let refused = ControlClient::new(follower.channel(&worker).await).list_nodes(v1::ListNodesRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    lab.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_and_watches_are_answered_by_followers_themselves() {
+    let lab = Lab::of(3).await;
+    let followers = lab.followers().await;
+    let follower = &lab.hosts[followers[0]];
+    let channel = follower.channel(&follower.security).await;
+    let health = HealthClient::new(channel.clone()).check(v1::HealthCheckRequest { service: "Raft".into() }).await.unwrap();
+    assert_eq!(health.into_inner().status, 1);
+    let entry = v1::watch_request::WatchEntry { kind: "service".into(), action: 1, filters: vec![] };
+    let request = v1::WatchRequest { entries: vec![entry], ..Default::default() };
+    let mut watch = WatchClient::new(channel).watch(request).await.unwrap().into_inner();
+    assert!(watch.message().await.unwrap().unwrap().events.is_empty());
+    let id = create(&mut lab.control(followers[1]).await, "web").await.unwrap();
+    let seen = tokio::time::timeout(PATIENCE, watch.message()).await.unwrap().unwrap().unwrap();
+    assert!(format!("{:?}", seen.events).contains(&id));
+    lab.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_of_a_follower_has_its_session_with_the_leader() {
+    let lab = Lab::of(3).await;
+    let follower = &lab.hosts[lab.followers().await[0]];
+    let channel = follower.channel(&follower.security).await;
+    let (mut messages, first) = session(channel.clone(), description("follower")).await;
+    assert_eq!(first.managers.len(), 3);
+    assert_eq!(first.node.as_ref().unwrap().id, follower.node_id.as_str());
+    let beat = v1::HeartbeatRequest { session_id: first.session_id.clone() };
+    DispatcherClient::new(channel.clone()).heartbeat(beat).await.unwrap();
+    // Changes come through while the stream stands.
+    let mut control = lab.control(0).await;
+    let status = node(&mut control, &follower.node_id).await.status.unwrap();
+    assert_eq!((status.state, status.addr.as_str()), (v1::node_status::State::Ready as i32, "127.0.0.1"));
+    let mut assignments =
+        DispatcherClient::new(channel).assignments(v1::AssignmentsRequest { session_id: first.session_id }).await.unwrap().into_inner();
+    let complete = assignments.message().await.unwrap().unwrap();
+    assert_eq!(complete.r#type, v1::assignments_message::Type::Complete as i32);
+    create(&mut control, "web").await.unwrap();
+    let told = tokio::time::timeout(PATIENCE, assignments.message()).await.unwrap().unwrap().unwrap();
+    assert_eq!(told.r#type, v1::assignments_message::Type::Incremental as i32);
+
+    // Another worker behind the same follower is another node with its own address.
+    let worker = lab.certify(NodeRole::Worker).await;
+    let (_messages, second) = session(follower.channel(&worker).await, description("worker")).await;
+    assert_eq!(second.node.unwrap().id, worker.identity().unwrap().node_id().as_str());
+    drop(assignments);
+    let _ = tokio::time::timeout(Duration::from_millis(10), messages.message()).await;
+    lab.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_hop_and_no_more() {
+    let lab = Lab::of(3).await;
+    let follower = &lab.hosts[lab.followers().await[0]];
+    let mut control = ControlClient::new(follower.channel(&follower.security).await);
+    let mut request = tonic::Request::new(v1::ListNodesRequest::default());
+    request.metadata_mut().insert("redirect", "192.0.2.1:1".parse().unwrap());
+    assert_eq!(control.list_nodes(request).await.unwrap_err().code(), Code::ResourceExhausted);
+    // Nobody may claim to be forwarded but a manager, and then what it forwards is what counts.
+    let mut request = tonic::Request::new(v1::ListNodesRequest::default());
+    for (key, value) in [("forwarded_cert", "true"), ("forwarded_cert_cn", ""), ("forwarded_cert_org", ""), ("forwarded_cert_ou", "")] {
+        request.metadata_mut().insert(key, value.parse().unwrap());
+    }
+    assert_eq!(control.list_nodes(request).await.unwrap_err().code(), Code::PermissionDenied);
+    lab.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_others_go_on_when_the_leader_is_killed() {
+    let mut lab = Lab::of(3).await;
+    let leader = lab.leader().await;
+    let followers = lab.followers().await;
+    let worker = lab.certify(NodeRole::Worker).await;
+    let channel = lab.hosts[followers[0]].channel(&worker).await;
+    let (mut messages, _) = session(channel.clone(), description("worker")).await;
+    let mut control = lab.control(followers[0]).await;
+    create(&mut control, "before").await.unwrap();
+
+    lab.hosts[leader].kill().await;
+    let killed = Instant::now();
+    // The follower waits for the next leader on behalf of its callers.
+    create(&mut control, "after").await.unwrap();
+    println!("a write through a follower took {:?} after the leader was killed", killed.elapsed());
+    let ended = async {
+        loop {
+            match messages.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Code::Ok,
+                Err(status) => return status.code(),
+            }
+        }
+    };
+    let code = tokio::time::timeout(Duration::from_secs(5), ended).await.expect("streams to the old leader end");
+    assert!(matches!(code, Code::Unavailable | Code::Aborted), "{code:?}");
+    session(channel, description("worker")).await;
+    let mut control = lab.control(followers[1]).await;
+    let services = control.list_services(v1::ListServicesRequest::default()).await.unwrap().into_inner().services;
+    assert_eq!(services.len(), 2);
+    lab.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_waits_long_when_the_leader_hands_over() {
+    let lab = Lab::of(3).await;
+    let leader = lab.leader().await;
+    let mut control = lab.control(lab.followers().await[0]).await;
+    create(&mut control, "before").await.unwrap();
+    let handing = Instant::now();
+    lab.hosts[leader].manager().hand_over(Duration::from_secs(5)).await;
+    assert!(!lab.hosts[leader].leads());
+    create(&mut control, "after").await.unwrap();
+    println!("handing over and the next write took {:?}", handing.elapsed());
+    let next = lab.leader().await;
+    assert_ne!(next, leader);
+    lab.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_majority_calls_end_with_a_reason() {
+    let mut lab = Lab::of(3).await;
+    let leader = lab.leader().await;
+    let followers = lab.followers().await;
+    lab.hosts[followers[0]].kill().await;
+    lab.hosts[leader].kill().await;
+    let asked = Instant::now();
+    let refused = create(&mut lab.control(followers[1]).await, "web").await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    assert!(refused.message().contains("try again") && asked.elapsed() < Duration::from_secs(20), "{refused:?}");
+    // The caller's own deadline is kept.
+    let mut request = tonic::Request::new(v1::ListNodesRequest::default());
+    request.set_timeout(Duration::from_millis(300));
+    let asked = Instant::now();
+    lab.control(followers[1]).await.list_nodes(request).await.unwrap_err();
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    lab.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_streams_share_a_followers_connections() {
+    let lab = Lab::of(2).await;
+    let follower = &lab.hosts[lab.followers().await[0]];
+    let mut open = Vec::new();
+    // More than one connection to the leader carries.
+    for number in 0..30 {
+        let worker = lab.certify(NodeRole::Worker).await;
+        let channel = follower.channel(&worker).await;
+        let (messages, first) = session(channel.clone(), description(&format!("worker-{number}"))).await;
+        let mut dispatcher = DispatcherClient::new(channel);
+        for _ in 0..9 {
+            let request = v1::AssignmentsRequest { session_id: first.session_id.clone() };
+            let mut assignments = dispatcher.assignments(request).await.unwrap().into_inner();
+            assignments.message().await.unwrap().unwrap();
+            open.push(assignments);
+        }
+        drop(messages);
+    }
+    let mut control = lab.control(0).await;
+    eventually("a call gets through", async || control.list_nodes(v1::ListNodesRequest::default()).await.is_ok(), |ok| *ok).await;
+    lab.stop_all().await;
+}

@@ -1,0 +1,7 @@
+//! Real managers on loopback: stores on disk, mutual TLS, gRPC. How they become a group, find their leader, and whom they refuse.
+
+mod attacks;
+mod forwarding;
+mod joining;
+mod roles;
+mod support;
