@@ -41,6 +41,8 @@ pub struct BackupHead {
     /// When it was made, by the clock of the manager that made it.
     pub made_at: Timestamp,
     pub objects: u64,
+    /// `host:port` of the managers at that time, for whoever wants to know whether one of them is alive.
+    pub managers: Vec<String>,
 }
 
 /// Why a backup could not be made or read.
@@ -72,12 +74,13 @@ pub struct Backup {
 
 impl Backup {
     /// Starts to write `view` on a thread for blocking work.
-    pub(crate) fn start(view: View, made_at: Timestamp, key: &UnlockKey) -> Self {
+    pub(crate) fn start(view: View, made_at: Timestamp, managers: Vec<String>, key: &UnlockKey) -> Self {
         let head = BackupHead {
             cluster_id: view.cluster().map(|cluster| cluster.id.to_string()),
             revision: view.revision(),
             made_at,
             objects: view.len() as u64,
+            managers,
         };
         let (out, chunks) = mpsc::channel(AHEAD);
         let (key, written) = (DataKey::of_unlock_key(key), head.clone());
@@ -341,7 +344,13 @@ mod tests {
     }
 
     fn made(tables: &Tables) -> Vec<Vec<u8>> {
-        let head = BackupHead { cluster_id: None, revision: tables.revision(), made_at: Timestamp(7), objects: tables.len() as u64 };
+        let head = BackupHead {
+            cluster_id: None,
+            revision: tables.revision(),
+            made_at: Timestamp(7),
+            objects: tables.len() as u64,
+            managers: Vec::new(),
+        };
         let mut chunks = Vec::new();
         let mut send = |chunk| {
             chunks.push(chunk);
@@ -354,7 +363,7 @@ mod tests {
     #[tokio::test]
     async fn a_backup_reads_back_and_says_what_it_is() {
         let before = tables(500, 1000);
-        let mut backup = Backup::start(View::from(before.clone()), Timestamp(9), &key());
+        let mut backup = Backup::start(View::from(before.clone()), Timestamp(9), vec!["m:1".into()], &key());
         let mut bytes = Vec::new();
         let mut largest = 0;
         while let Some(chunk) = backup.next().await {
@@ -364,7 +373,10 @@ mod tests {
         }
         assert!(bytes.len() > 500_000 && largest <= CHUNK + 4 + TAG_BYTES);
         let head = BackupHead::read(&mut bytes.as_slice()).unwrap();
-        assert_eq!(head, BackupHead { cluster_id: None, revision: Version(500), made_at: Timestamp(9), objects: 500 });
+        assert_eq!(
+            head,
+            BackupHead { cluster_id: None, revision: Version(500), made_at: Timestamp(9), objects: 500, managers: vec!["m:1".into()] }
+        );
         let (again, after) = read(&mut bytes.as_slice(), &key()).unwrap();
         assert_eq!((again, after.state_hash()), (head, before.state_hash()));
         assert!(!bytes.windows(8).any(|window| window == b"mmmmmmmm"));

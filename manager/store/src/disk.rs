@@ -1,7 +1,7 @@
 //! What is written to the disk, and how it is read back without trusting it.
 //!
 //! ```text
-//! raft/dek                      data key (0600), sealed by the unlock key if the cluster is locked
+//! raft/dek                      data keys (0600), sealed by the unlock key if the cluster is locked
 //! raft/state                    vote and newest segment, twice
 //! raft/log/0000000000000007.seg segments, preallocated and recycled; frames chained by their tags
 //! raft/log/spare                the next segment, ready or being zeroed
@@ -12,6 +12,7 @@
 
 pub(crate) mod frame;
 pub(crate) mod key;
+pub(crate) mod keys;
 pub(crate) mod log;
 pub(crate) mod segment;
 pub(crate) mod snapshot;

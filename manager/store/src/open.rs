@@ -2,6 +2,7 @@
 
 use crate::config::{MIN_SEGMENT_BYTES, StoreConfig};
 use crate::disk::key::DataKey;
+use crate::disk::keys::Keys;
 use crate::disk::log::{DirLock, Log};
 use crate::disk::snapshot::SnapshotDir;
 use crate::disk::state::StateFile;
@@ -21,7 +22,7 @@ use tokio::sync::watch;
 pub(crate) struct Opened {
     pub(crate) log: Log,
     pub(crate) raft_id: RaftId,
-    pub(crate) key: DataKey,
+    pub(crate) keys: Keys,
     pub(crate) machine: Machine,
     pub(crate) published: Arc<Published>,
 }
@@ -35,30 +36,30 @@ impl Opened {
         }
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create the directory", dir))?;
         let lock = lock(dir)?;
-        let key = match find_key(config) {
+        let keys = match find_keys(config) {
             Err(DiskError::MissingFile { .. }) if !dir.join("state").exists() => {
-                let key = DataKey::generate();
-                key.write_with(&dir.join(KEY_FILE), config.unlock.as_ref())?;
-                key
+                let keys = Keys::from(DataKey::generate());
+                keys.write(&dir.join(KEY_FILE), config.unlock.as_ref())?;
+                keys
             }
             found => found?,
         };
         let state_path = dir.join("state");
-        let state = match StateFile::open(&state_path, &key)? {
+        let state = match StateFile::open(&state_path, &keys)? {
             Some(state) => state,
             // The vote is made first: without it nothing else can be there.
             None if has_files(&dir.join("log")) || has_files(&dir.join("snapshot")) => {
                 return Err(DiskError::MissingFile { path: state_path }.into());
             }
             None => match make {
-                Some(raft_id) => StateFile::create(&state_path, &key, raft_id)?,
+                Some(raft_id) => StateFile::create(&state_path, &keys, raft_id)?,
                 None => return Err(StoreError::Empty { dir: dir.clone() }),
             },
         };
         let raft_id = state.state().raft_id;
-        let mut log = Log::open(&dir.join("log"), &key, state, config.segment_bytes.max(MIN_SEGMENT_BYTES), config.cache_bytes)?;
+        let mut log = Log::open(&dir.join("log"), &keys, state, config.segment_bytes.max(MIN_SEGMENT_BYTES), config.cache_bytes)?;
         log.hold(lock);
-        let (head, tables, parts) = Machine::load(SnapshotDir::open(&dir.join("snapshot"), &key)?, log.shared())?;
+        let (head, tables, parts) = Machine::load(SnapshotDir::open(&dir.join("snapshot"), &keys)?, log.shared())?;
         check_gap(&log, head.as_ref().and_then(|head| head.last).map(|id| id.index), &dir.join("snapshot"))?;
         let view = View::from(tables.clone());
         let published = Arc::new(Published {
@@ -67,18 +68,26 @@ impl Opened {
             snapshots: SnapshotProgress::new(config.snapshot_entries, config.snapshot_log_bytes, config.keep_entries),
         });
         let machine = Machine::new(head, tables, parts, Arc::clone(&published));
-        Ok(Self { log, raft_id, key, machine, published })
+        if config.key.is_none()
+            && let Some(needed) = keys.needed()
+        {
+            let file = dir.join(KEY_FILE);
+            let locked = Keys::is_locked(&file)?;
+            needed.write(&file, config.unlock.as_ref().filter(|_| locked))?;
+            keys.become_those(&needed);
+        }
+        Ok(Self { log, raft_id, keys, machine, published })
     }
 }
 
 /// The key file in the store's directory.
 pub(crate) const KEY_FILE: &str = "dek";
 
-/// The data key of a store that is there.
-pub(crate) fn find_key(config: &StoreConfig) -> Result<DataKey, DiskError> {
+/// The data keys of a store that is there.
+pub(crate) fn find_keys(config: &StoreConfig) -> Result<Keys, DiskError> {
     match &config.key {
-        Some(key) => Ok(key.clone()),
-        None => DataKey::read_with(&config.dir.join(KEY_FILE), config.unlock.as_ref()),
+        Some(key) => Ok(key.clone().into()),
+        None => Keys::read(&config.dir.join(KEY_FILE), config.unlock.as_ref()),
     }
 }
 

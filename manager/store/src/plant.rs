@@ -7,13 +7,14 @@ use crate::backup;
 use crate::codec;
 use crate::config::{MIN_SEGMENT_BYTES, StoreConfig};
 use crate::disk::key::DataKey;
+use crate::disk::keys::Keys;
 use crate::disk::log::{self, Log};
 use crate::disk::snapshot::{self, SnapshotDir, SnapshotHead};
 use crate::disk::state::StateFile;
 use crate::disk::{DiskError, failed, sync_dir};
 use crate::error::StoreError;
 use crate::group::{self, MemberStatus};
-use crate::open::{KEY_FILE, check_gap, find_key, lock};
+use crate::open::{KEY_FILE, check_gap, find_keys, lock};
 use crate::raft::machine::Machine;
 use crate::raft::types::{Entry, LogId, Member, Membership, RaftId, Vote};
 use crate::table::Tables;
@@ -53,7 +54,7 @@ struct Seed<'a> {
     term: u64,
     /// The index its snapshot claims to end at.
     index: u64,
-    key: &'a DataKey,
+    keys: &'a Keys,
     tables: &'a Tables,
 }
 
@@ -67,11 +68,11 @@ fn sow(dir: &Path, seed: Seed<'_>) -> Result<(), DiskError> {
         revision: seed.tables.revision(),
         objects: seed.tables.len() as u64,
     };
-    let mut state = StateFile::create(&dir.join("state"), seed.key, seed.raft_id)?;
+    let mut state = StateFile::create(&dir.join("state"), seed.keys, seed.raft_id)?;
     state.set_vote(Vote::new(seed.term, seed.raft_id))?;
-    let snapshots = SnapshotDir::open(&dir.join("snapshot"), seed.key)?;
+    let snapshots = SnapshotDir::open(&dir.join("snapshot"), seed.keys)?;
     let temporary = snapshots.temporary("built");
-    snapshot::write(&temporary, seed.key, &head, seed.tables)?;
+    snapshot::write(&temporary, seed.keys, &head, seed.tables)?;
     snapshots.publish(&temporary, last)?;
     sync_dir(dir)
 }
@@ -111,15 +112,8 @@ pub(crate) fn restore(
     }
     let (_, tables) = backup::read(&mut backup, key)?;
     let new = beside(dir, "restoring")?;
-    let data_key = match &config.key {
-        Some(key) => key.clone(),
-        None => {
-            let key = DataKey::generate();
-            key.write_with(&new.join(KEY_FILE), config.unlock.as_ref())?;
-            key
-        }
-    };
-    sow(&new, Seed { raft_id, member, term: 1, index: 1, key: &data_key, tables: &tables })?;
+    let keys = new_keys(config, &new, config.unlock.as_ref())?;
+    sow(&new, Seed { raft_id, member, term: 1, index: 1, keys: &keys, tables: &tables })?;
     skep_failpoint::failpoint!("store.restore.sown");
     // A lock file may be there from a try to open it; anything else makes the renaming fail, which is right.
     let _ = std::fs::remove_file(dir.join("lock"));
@@ -145,15 +139,12 @@ pub(crate) fn recover(config: &StoreConfig, raft_id: RaftId, member: Member) -> 
         return Err(StoreError::Empty { dir: dir.clone() });
     }
     let _lock = lock(dir)?;
-    let key = find_key(config)?;
-    let remains = exhume(config, &key)?;
+    let remains = exhume(config, &find_keys(config)?)?;
     let new = beside(dir, "recovering")?;
-    if config.key.is_none() {
-        key.write_with(&new.join(KEY_FILE), sealed_by(config)?)?;
-    }
+    let keys = new_keys(config, &new, sealed_by(config)?)?;
     // Behind everything the old group can have written, so that an old leader's entries are never taken for newer ones.
     let index = remains.last.map_or(0, |last| last.index) + 1;
-    sow(&new, Seed { raft_id, member, term: remains.term + 1, index, key: &key, tables: &remains.tables })?;
+    sow(&new, Seed { raft_id, member, term: remains.term + 1, index, keys: &keys, tables: &remains.tables })?;
     skep_failpoint::failpoint!("store.recover.sown");
     let old = (1..).map(|number| named_beside(dir, &format!("before-recovery-{number}"))).find(|path| !path.exists());
     let old = old.expect("numbers do not end");
@@ -176,20 +167,31 @@ pub(crate) fn recover(config: &StoreConfig, raft_id: RaftId, member: Member) -> 
     })
 }
 
-/// The new store is locked if the old one was.
-fn sealed_by(config: &StoreConfig) -> Result<Option<&UnlockKey>, DiskError> {
-    Ok(if DataKey::is_locked(&config.dir.join(KEY_FILE))? { config.unlock.as_ref() } else { None })
+/// A data key for the new store in `dir`, kept there unless the caller keeps it.
+fn new_keys(config: &StoreConfig, dir: &Path, unlock: Option<&UnlockKey>) -> Result<Keys, DiskError> {
+    if let Some(key) = &config.key {
+        return Ok(key.clone().into());
+    }
+    let keys = Keys::from(DataKey::generate());
+    keys.write(&dir.join(KEY_FILE), unlock)?;
+    Ok(keys)
 }
 
-fn exhume(config: &StoreConfig, key: &DataKey) -> Result<Remains, StoreError> {
+/// The new store is locked if the old one was.
+fn sealed_by(config: &StoreConfig) -> Result<Option<&UnlockKey>, DiskError> {
+    let file = config.dir.join(KEY_FILE);
+    Ok(if config.key.is_none() && Keys::is_locked(&file)? { config.unlock.as_ref() } else { None })
+}
+
+fn exhume(config: &StoreConfig, keys: &Keys) -> Result<Remains, StoreError> {
     let dir = &config.dir;
     let state_path = dir.join("state");
-    let state = StateFile::open(&state_path, key)?.ok_or(DiskError::MissingFile { path: state_path })?;
+    let state = StateFile::open(&state_path, keys)?.ok_or(DiskError::MissingFile { path: state_path })?;
     let (raft_id, voted) = (state.state().raft_id, state.state().vote.map_or(0, |vote| vote.leader_id().get_term()));
-    let log = Log::open(&dir.join("log"), key, state, config.segment_bytes.max(MIN_SEGMENT_BYTES), config.cache_bytes)?;
+    let log = Log::open(&dir.join("log"), keys, state, config.segment_bytes.max(MIN_SEGMENT_BYTES), config.cache_bytes)?;
     let shared = log.shared();
     shared.settle(); // no thread is to work in the directory when it gets another name
-    let (head, mut tables, _) = Machine::load(SnapshotDir::open(&dir.join("snapshot"), key)?, Arc::clone(&shared))?;
+    let (head, mut tables, _) = Machine::load(SnapshotDir::open(&dir.join("snapshot"), keys)?, Arc::clone(&shared))?;
     let snapshot = head.as_ref().and_then(|head| head.last);
     check_gap(&log, snapshot.map(|id| id.index), &dir.join("snapshot"))?;
     let mut group = head.map(|head| head.membership).unwrap_or_default();

@@ -3,7 +3,7 @@
 use crate::backup::Backup;
 use crate::config::{Clock, StoreConfig, raft_config};
 use crate::disk::DiskError;
-use crate::disk::key::DataKey;
+use crate::disk::keys::Keys;
 use crate::election::{self, Role};
 use crate::error::{ProposeError, StoreError};
 use crate::feed::Feed;
@@ -69,7 +69,7 @@ struct Inner {
     office: Office,
     leadership: watch::Receiver<Leadership>,
     members: watch::Receiver<Vec<MemberStatus>>,
-    key: DataKey,
+    keys: Keys,
     /// Where the data key is kept; `None` if the caller has it. Locked while the file is replaced.
     key_file: Option<Arc<Mutex<PathBuf>>>,
     proposals: mpsc::Sender<Proposal>,
@@ -175,7 +175,7 @@ impl Store {
             let config = config.clone();
             tokio::task::spawn_blocking(move || Opened::open(&config, make)).await.map_err(|_| StoreError::Stopped)??
         };
-        let Opened { log, raft_id, key, machine, published } = opened;
+        let Opened { log, raft_id, keys, machine, published } = opened;
         let (log, broken, writer) = LogStore::start(log)
             .map_err(|source| StoreError::Disk(DiskError::Io { step: "start the writer of", path: config.dir.clone(), source }))?;
         let waits = config.timing.waits();
@@ -222,7 +222,7 @@ impl Store {
             office,
             leadership,
             members,
-            key,
+            keys,
             key_file,
             proposals,
             broken,
@@ -476,33 +476,50 @@ impl Store {
     /// # Errors
     /// A key file that cannot be read.
     pub fn is_locked(dir: &Path) -> Result<bool, DiskError> {
-        match DataKey::is_locked(&dir.join(KEY_FILE)) {
+        match Keys::is_locked(&dir.join(KEY_FILE)) {
             Err(DiskError::MissingFile { .. }) => Ok(false),
             locked => locked,
         }
     }
 
-    /// Keeps the data key sealed by `unlock` from now on, or in clear. The file is replaced at once or not at all; what is
-    /// sealed with the data key stays as it is.
+    /// Keeps the data key sealed by `unlock` from now on, or in clear. The file is replaced at once or not at all.
+    ///
+    /// A store that was not locked before gets a new data key, because the former one was on the disk in clear: log, vote and
+    /// snapshots are sealed with the new one from here on. The former one is kept, sealed as well, for as long as files need it.
     ///
     /// # Errors
-    /// [`StoreError::KeyElsewhere`], or why the file could not be written; it is the former one then.
+    /// [`StoreError::KeyElsewhere`], or why a file could not be written. As long as [`Store::is_locked`] says otherwise, the key is
+    /// kept as it was.
     pub async fn rewrap(&self, unlock: Option<&UnlockKey>) -> Result<(), StoreError> {
-        let Some(file) = self.0.key_file.clone() else {
-            return Err(StoreError::KeyElsewhere);
-        };
-        let (key, unlock) = (self.0.key.clone(), unlock.cloned());
+        let Some(file) = self.0.key_file.clone() else { return Err(StoreError::KeyElsewhere) };
+        let (keys, unlock) = (self.0.keys.clone(), unlock.cloned());
         let written = tokio::task::spawn_blocking(move || {
             let path = file.lock().unwrap_or_else(PoisonError::into_inner);
-            key.write_with(&path, unlock.as_ref())
+            if unlock.is_none() || Keys::is_locked(&path)? {
+                return keys.write(&path, unlock.as_ref()).map(|()| false);
+            }
+            // Nothing is sealed with the new key before it is kept.
+            let next = keys.with_new();
+            next.write(&path, unlock.as_ref())?;
+            skep_failpoint::failpoint!("store.rotate.written");
+            keys.become_those(&next);
+            Ok(true)
         });
-        Ok(written.await.map_err(|_| StoreError::Stopped)??)
+        let rotated = written.await.map_err(|_| StoreError::Stopped)?.map_err(StoreError::Disk)?;
+        if rotated {
+            let resealed = self.0.log.reseal().await;
+            resealed.map_err(|source| DiskError::Io { step: "seal with a new key the log of", path: PathBuf::from("raft"), source })?;
+            // The snapshot that there is has the former key, and keeps it from being dropped.
+            self.trigger_snapshot().await?;
+        }
+        Ok(())
     }
 
     /// The whole state as this manager has applied it, sealed with `key`, chunk by chunk.
     #[must_use]
     pub fn backup(&self, key: &UnlockKey) -> Backup {
-        Backup::start(self.view(), (self.0.clock)(), key)
+        let managers = self.status().members.into_iter().map(|member| member.member.addr).collect();
+        Backup::start(self.view(), (self.0.clock)(), managers, key)
     }
 
     /// Makes a store from a backup: a new raft group whose only voter is this manager, with the tables of the backup. Returns

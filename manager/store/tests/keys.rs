@@ -2,7 +2,7 @@
 
 mod support;
 
-use skep_store::{Alone, BackupError, DiskError, Member, Store, StoreConfig, StoreError};
+use skep_store::{Alone, BackupError, DataKey, DiskError, Member, Store, StoreConfig, StoreError};
 use skep_types::{ClusterView, NodeId, UnlockKey};
 use std::path::Path;
 use std::sync::Arc;
@@ -61,6 +61,53 @@ async fn a_locked_store_opens_with_its_unlock_key_only() {
     drop(store);
     // A key that is not needed does no harm.
     open(Some(key(9))).await.unwrap().shutdown().await;
+}
+
+/// The bytes of the one key that a plain file holds.
+fn plain_key(path: &Path) -> DataKey {
+    let text = std::fs::read_to_string(path).unwrap();
+    let hex = text.lines().nth(1).unwrap().strip_prefix("plain ").unwrap();
+    let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+    DataKey::new(bytes.try_into().unwrap())
+}
+
+/// How many keys a sealed file holds.
+fn sealed_keys(path: &Path) -> usize {
+    let text = std::fs::read_to_string(path).unwrap();
+    (text.trim().rsplit(' ').next().unwrap().len() / 2 - 16) / 32
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_there_in_clear_opens_nothing_that_is_written_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let dek = dir.path().join("raft/dek");
+    let locked = || StoreConfig { unlock: Some(key(1)), ..config(dir.path()) };
+    let store = filled(config(dir.path()), 100).await;
+    let clear = plain_key(&dek);
+    store.rewrap(Some(&key(1))).await.unwrap();
+    assert_eq!(sealed_keys(&dek), 2);
+    // A second time only the sealing changes.
+    store.rewrap(Some(&key(1))).await.unwrap();
+    assert_eq!(sealed_keys(&dek), 2);
+    for number in 200..1200 {
+        store.propose(create(number)).await.unwrap();
+    }
+    let purged = store.status().last_log_index.unwrap() - 300;
+    support::until("old segments are gone", || store.status().purged_index > Some(purged)).await;
+    let hash = store.state_hash();
+    store.shutdown().await;
+    drop(store);
+    let store = Store::open(locked(), Arc::new(Alone)).await.unwrap();
+    store.wait_leader(Duration::from_secs(10)).await.unwrap();
+    assert_eq!((store.state_hash(), sealed_keys(&dek)), (hash, 1), "no file needs the former key any more");
+    store.shutdown().await;
+    drop(store);
+    let stolen = Store::open(StoreConfig { key: Some(clear), ..config(dir.path()) }, Arc::new(Alone)).await;
+    assert!(matches!(stolen, Err(StoreError::Disk(DiskError::Corrupt { .. }))), "{stolen:?}");
+    let store = Store::open(locked(), Arc::new(Alone)).await.unwrap();
+    store.wait_leader(Duration::from_secs(10)).await.unwrap();
+    assert_eq!(store.state_hash(), hash);
+    store.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

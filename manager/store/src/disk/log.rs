@@ -3,7 +3,8 @@
 //! Blocking, owned by the writer thread. Where the entries are is shared with the readers through [`Index`].
 
 use super::frame::{FrameKind, frame_size, write_frame};
-use super::key::{DataKey, Tag};
+use super::key::Tag;
+use super::keys::Keys;
 use super::segment::{self, PREFACE, Segment};
 use super::spare::{Readiness, Spare};
 use super::state::StateFile;
@@ -306,7 +307,7 @@ struct Held {
 /// The log and the vote, opened for writing.
 pub(crate) struct Log {
     dir: PathBuf,
-    key: DataKey,
+    keys: Keys,
     state: StateFile,
     held: VecDeque<Held>,
     /// Where the next frame goes in the newest segment.
@@ -331,7 +332,7 @@ pub(crate) type DirLock = nix::fcntl::Flock<std::fs::File>;
 
 impl Log {
     /// Opens the log below `dir`, or makes an empty one if `state` is new.
-    pub(crate) fn open(dir: &Path, key: &DataKey, state: StateFile, segment_bytes: u64, cache_bytes: usize) -> Result<Self, DiskError> {
+    pub(crate) fn open(dir: &Path, keys: &Keys, state: StateFile, segment_bytes: u64, cache_bytes: usize) -> Result<Self, DiskError> {
         std::fs::create_dir_all(dir).map_err(failed("create the directory", dir))?;
         let (numbers, pool) = list(dir)?;
         let shared = Arc::new(LogShared {
@@ -349,7 +350,7 @@ impl Log {
         });
         let mut log = Self {
             dir: dir.to_owned(),
-            key: key.clone(),
+            keys: keys.clone(),
             state,
             held: VecDeque::new(),
             end: 0,
@@ -420,7 +421,7 @@ impl Log {
         let mut chain = None;
         for number in numbers {
             let last = numbers.last() == Some(number);
-            let (segment, bytes) = Segment::open(&self.dir, *number, &self.key)?;
+            let (segment, bytes) = Segment::open(&self.dir, *number, &self.keys)?;
             let scan = segment.scan(&bytes, chain, last)?;
             if scan.torn {
                 cut(&segment, &bytes, scan.end)?;
@@ -535,6 +536,14 @@ impl Log {
         Ok(())
     }
 
+    /// Goes on with the current key.
+    pub(crate) fn reseal(&mut self) -> Result<(), DiskError> {
+        self.state.reseal(&self.keys)?;
+        skep_failpoint::failpoint!("store.reseal.state");
+        // Without waiting for space: the next segment has the new key in any case.
+        if matches!(self.shared.spare.ensure(None), Readiness::Ready) { self.roll() } else { Ok(()) }
+    }
+
     /// Starts anew behind a snapshot that is ahead of the log.
     pub(crate) fn reset(&mut self, upto: LogId) -> Result<(), DiskError> {
         let payload = codec::encode("log record", &ResetRecord { upto })?;
@@ -609,7 +618,7 @@ impl Log {
     fn roll(&mut self) -> Result<(), DiskError> {
         let number = self.held.back().map_or(self.state.state().newest_segment, |held| held.segment.number) + 1;
         let spare = self.take_spare()?;
-        let (mut bytes, seal) = segment::preface(&self.key, number, self.segment_bytes);
+        let (mut bytes, seal) = segment::preface(&self.keys, number, self.segment_bytes);
         let payload = codec::encode("log segment", &StartRecord { last: self.last })?;
         let tag = write_frame(&seal, FrameKind::Start, number, self.tag, &payload, &mut bytes);
         spare.file.write_all_at(&bytes, 0).map_err(failed("write the log segment", &spare.path))?;

@@ -1,7 +1,8 @@
 //! One file of the log.
 
 use super::frame::{self, Block, HEADER};
-use super::key::{DataKey, SealKey, Tag, random};
+use super::key::{SealKey, Tag, random};
+use super::keys::Keys;
 use super::{DiskError, failed};
 use ring::digest;
 use std::fs::{File, OpenOptions};
@@ -51,7 +52,7 @@ pub(crate) fn segment_number(name: &str) -> Option<u64> {
 
 /// The first bytes of a new segment and the key of its frames. Each segment has a key of its own, so that random
 /// nonces cannot run out.
-pub(crate) fn preface(key: &DataKey, number: u64, size: u64) -> (Vec<u8>, SealKey) {
+pub(crate) fn preface(keys: &Keys, number: u64, size: u64) -> (Vec<u8>, SealKey) {
     let salt: [u8; SALT] = random();
     let mut bytes = Vec::with_capacity(PREFACE);
     bytes.extend_from_slice(&MAGIC);
@@ -59,18 +60,23 @@ pub(crate) fn preface(key: &DataKey, number: u64, size: u64) -> (Vec<u8>, SealKe
     bytes.extend_from_slice(&size.to_le_bytes());
     bytes.extend_from_slice(&salt);
     bytes.extend_from_slice(&digest::digest(&digest::SHA256, &bytes).as_ref()[..8]);
-    let key = segment_key(key, &bytes);
+    let key = keys.derive(b"log", &bytes[8..BOUND]);
     bytes.resize(PREFACE, 0xa5);
     (bytes, key)
 }
 
-fn segment_key(key: &DataKey, preface: &[u8]) -> SealKey {
-    key.derive(b"log", &preface[8..BOUND])
+/// Whether the first frame opens with this key. It was durable before the segment got its name.
+fn opens(key: &SealKey, bytes: &[u8]) -> bool {
+    let rest = &bytes[PREFACE..];
+    let Some(head) = rest.get(..HEADER) else { return false };
+    let Block::Header(header) = frame::read_header(head) else { return false };
+    let extent = &rest[HEADER..frame::frame_size(header.payload).min(rest.len())];
+    frame::open_payload(key, &header, &mut extent.to_vec()).is_some()
 }
 
 impl Segment {
     /// Opens an existing segment. Its name appeared only after its first bytes were durable, so a bad preface is damage.
-    pub(crate) fn open(dir: &Path, number: u64, key: &DataKey) -> Result<(Self, Vec<u8>), DiskError> {
+    pub(crate) fn open(dir: &Path, number: u64, keys: &Keys) -> Result<(Self, Vec<u8>), DiskError> {
         let path = segment_path(dir, number);
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open the log segment", &path))?;
         let bytes = std::fs::read(&path).map_err(failed("read the log segment", &path))?;
@@ -85,7 +91,7 @@ impl Segment {
         if preface[16..24] != (bytes.len() as u64).to_le_bytes() {
             return corrupt("the file has not the size it was made with");
         }
-        let key = segment_key(key, preface);
+        let key = keys.find(b"log", &preface[8..BOUND], |key| opens(key, &bytes));
         Ok((Self { number, path, file, key }, bytes))
     }
 

@@ -7,7 +7,8 @@
 //! Inside the chunks: length (u32) and [`SnapshotHead`]; length and object, one by one; a zero length; the state hash.
 //! A chunk that is missing, swapped, cut off or of another file does not open.
 
-use super::key::{DataKey, NONCE_BYTES, SealKey, TAG_BYTES, random};
+use super::key::{NONCE_BYTES, SealKey, TAG_BYTES, random};
+use super::keys::Keys;
 use super::{DiskError, counted_sync, failed, sync_dir};
 use crate::codec;
 use crate::compact::Record;
@@ -39,14 +40,14 @@ pub(crate) struct SnapshotHead {
     pub(crate) objects: u64,
 }
 
-fn seal_preface(key: &DataKey) -> ([u8; PREFACE], SealKey) {
+fn seal_preface(keys: &Keys) -> ([u8; PREFACE], SealKey) {
     let mut bytes = [0; PREFACE];
     bytes[..8].copy_from_slice(&MAGIC);
     bytes[8] = FORMAT;
     bytes[16..BOUND].copy_from_slice(&random::<SALT>());
     let check = digest::digest(&digest::SHA256, &bytes[..BOUND]);
     bytes[BOUND..].copy_from_slice(&check.as_ref()[..8]);
-    let key = key.derive(b"snapshot", &bytes[..BOUND]);
+    let key = keys.derive(b"snapshot", &bytes[..BOUND]);
     (bytes, key)
 }
 
@@ -68,7 +69,7 @@ pub(crate) struct SealedWriter {
 }
 
 impl SealedWriter {
-    pub(crate) fn create(path: &Path, key: &DataKey) -> Result<Self, DiskError> {
+    pub(crate) fn create(path: &Path, keys: &Keys) -> Result<Self, DiskError> {
         let file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -76,7 +77,7 @@ impl SealedWriter {
             .mode(0o600)
             .open(path)
             .map_err(failed("create the snapshot", path))?;
-        let (preface, key) = seal_preface(key);
+        let (preface, key) = seal_preface(keys);
         let mut file = BufWriter::with_capacity(SEALED, file);
         file.write_all(&preface).map_err(failed("write the snapshot", path))?;
         Ok(Self { file, path: path.to_owned(), key, chunk: 0, plain: Vec::with_capacity(SEALED), position: 0 })
@@ -129,7 +130,7 @@ pub(crate) struct SealedReader {
 }
 
 impl SealedReader {
-    pub(crate) fn open(path: &Path, key: &DataKey) -> Result<Self, DiskError> {
+    pub(crate) fn open(path: &Path, keys: &Keys) -> Result<Self, DiskError> {
         let file = File::open(path).map_err(failed("open the snapshot", path))?;
         let corrupt = |offset, what| DiskError::Corrupt { path: path.to_owned(), offset, what };
         let mut preface = [0; PREFACE];
@@ -149,8 +150,12 @@ impl SealedReader {
             .checked_sub(chunks * TAG_BYTES as u64)
             .filter(|_| chunks > 0)
             .ok_or_else(|| corrupt(sealed, "the snapshot is cut off"))?;
-        let key = key.derive(b"snapshot", &preface[..BOUND]);
-        Ok(Self { file, path: path.to_owned(), key, length, chunks, chunk: u64::MAX, plain: Vec::new(), position: 0 })
+        let key = keys.derive(b"snapshot", &preface[..BOUND]);
+        let mut reader = Self { file, path: path.to_owned(), key, length, chunks, chunk: u64::MAX, plain: Vec::new(), position: 0 };
+        let first = reader.sealed(0)?;
+        let opens = |key: &SealKey| key.open(nonce(0), &[u8::from(chunks == 1)], &mut first.clone()).is_some();
+        reader.key = keys.find(b"snapshot", &preface[..BOUND], opens);
+        Ok(reader)
     }
 
     /// Copies the next bytes; 0 at the end.
@@ -168,17 +173,29 @@ impl SealedReader {
         Ok(count)
     }
 
-    fn load(&mut self, chunk: u64) -> Result<(), DiskError> {
-        if self.chunk == chunk {
-            return Ok(());
-        }
-        let offset = PREFACE as u64 + chunk * SEALED as u64;
+    fn offset(&self, chunk: u64) -> u64 {
+        PREFACE as u64 + chunk * SEALED as u64
+    }
+
+    /// A chunk as it is in the file.
+    fn sealed(&self, chunk: u64) -> Result<Vec<u8>, DiskError> {
+        let offset = self.offset(chunk);
         let last = chunk + 1 == self.chunks;
         let end = if last { self.length + self.chunks * TAG_BYTES as u64 + PREFACE as u64 } else { offset + SEALED as u64 };
         let mut bytes = vec![0; usize::try_from(end - offset).unwrap_or(SEALED)];
         self.file.read_exact_at(&mut bytes, offset).map_err(failed("read the snapshot", &self.path))?;
+        Ok(bytes)
+    }
+
+    fn load(&mut self, chunk: u64) -> Result<(), DiskError> {
+        if self.chunk == chunk {
+            return Ok(());
+        }
+        let mut bytes = self.sealed(chunk)?;
+        let last = chunk + 1 == self.chunks;
         let plain = self.key.open(nonce(chunk), &[u8::from(last)], &mut bytes).map(<[u8]>::len);
         let Some(length) = plain else {
+            let offset = self.offset(chunk);
             return Err(DiskError::Corrupt { path: self.path.clone(), offset, what: "a part of the snapshot does not match its seal" });
         };
         bytes.truncate(length);
@@ -216,8 +233,8 @@ impl SealedReader {
 }
 
 /// Writes the tables into `path`; durable there when this returns.
-pub(crate) fn write(path: &Path, key: &DataKey, head: &SnapshotHead, tables: &Tables) -> Result<StateHash, DiskError> {
-    let mut out = SealedWriter::create(path, key)?;
+pub(crate) fn write(path: &Path, keys: &Keys, head: &SnapshotHead, tables: &Tables) -> Result<StateHash, DiskError> {
+    let mut out = SealedWriter::create(path, keys)?;
     let put = |out: &mut SealedWriter, bytes: &[u8]| {
         out.write(&u32::try_from(bytes.len()).expect("an object is at most some MiB").to_le_bytes())?;
         out.write(bytes)
@@ -238,15 +255,15 @@ pub(crate) fn write(path: &Path, key: &DataKey, head: &SnapshotHead, tables: &Ta
 }
 
 /// What a snapshot says of itself.
-pub(crate) fn read_head(path: &Path, key: &DataKey) -> Result<SnapshotHead, DiskError> {
+pub(crate) fn read_head(path: &Path, keys: &Keys) -> Result<SnapshotHead, DiskError> {
     let mut bytes = Vec::new();
-    SealedReader::open(path, key)?.part(&mut bytes)?;
+    SealedReader::open(path, keys)?.part(&mut bytes)?;
     Ok(codec::decode("snapshot head", &bytes)?)
 }
 
 /// Reads a snapshot in full and checks that it is the state it says it is.
-pub(crate) fn load(path: &Path, key: &DataKey) -> Result<(SnapshotHead, Tables), DiskError> {
-    let mut input = SealedReader::open(path, key)?;
+pub(crate) fn load(path: &Path, keys: &Keys) -> Result<(SnapshotHead, Tables), DiskError> {
+    let mut input = SealedReader::open(path, keys)?;
     let mut bytes = Vec::new();
     input.part(&mut bytes)?;
     let head: SnapshotHead = codec::decode("snapshot head", &bytes)?;
@@ -275,13 +292,13 @@ pub(crate) fn load(path: &Path, key: &DataKey) -> Result<(SnapshotHead, Tables),
 #[derive(Debug, Clone)]
 pub(crate) struct SnapshotDir {
     pub(crate) dir: PathBuf,
-    pub(crate) key: DataKey,
+    pub(crate) keys: Keys,
 }
 
 impl SnapshotDir {
-    pub(crate) fn open(dir: &Path, key: &DataKey) -> Result<Self, DiskError> {
+    pub(crate) fn open(dir: &Path, keys: &Keys) -> Result<Self, DiskError> {
         std::fs::create_dir_all(dir).map_err(failed("create the directory", dir))?;
-        Ok(Self { dir: dir.to_owned(), key: key.clone() })
+        Ok(Self { dir: dir.to_owned(), keys: keys.clone() })
     }
 
     /// A name for a snapshot in the making.

@@ -4,7 +4,8 @@
 //! not answered for yet, and later damage to one leaves the other. Overwriting needs no space, so a vote is possible
 //! on a full disk.
 
-use super::key::{DataKey, NONCE_BYTES, SealKey, TAG_BYTES, random};
+use super::key::{NONCE_BYTES, SealKey, TAG_BYTES, random};
+use super::keys::Keys;
 use super::{DiskError, counted_sync, failed, sync_dir};
 use crate::codec;
 use crate::raft::types::Vote;
@@ -40,7 +41,7 @@ pub(crate) struct StateFile {
 
 impl StateFile {
     /// Makes the file; durable when this returns.
-    pub(crate) fn create(path: &Path, key: &DataKey, raft_id: u64) -> Result<Self, DiskError> {
+    pub(crate) fn create(path: &Path, keys: &Keys, raft_id: u64) -> Result<Self, DiskError> {
         let temporary = path.with_extension("new");
         let file = OpenOptions::new()
             .read(true)
@@ -52,7 +53,7 @@ impl StateFile {
             .map_err(failed("create", &temporary))?;
         file.write_all_at(&[0; 2 * SLOT], 0).map_err(failed("write", &temporary))?;
         let mut made =
-            Self { file, path: temporary.clone(), key: key.derive(b"state", b""), state: HardState { raft_id, ..HardState::default() } };
+            Self { file, path: temporary.clone(), key: keys.derive(b"state", b""), state: HardState { raft_id, ..HardState::default() } };
         made.save()?;
         skep_failpoint::failpoint!("store.state.created");
         std::fs::rename(&temporary, path).map_err(failed("rename a new file to", path))?;
@@ -62,17 +63,19 @@ impl StateFile {
     }
 
     /// `None` if there is no file.
-    pub(crate) fn open(path: &Path, key: &DataKey) -> Result<Option<Self>, DiskError> {
+    ///
+    /// Both copies are sealed with the current key when this returns.
+    pub(crate) fn open(path: &Path, keys: &Keys) -> Result<Option<Self>, DiskError> {
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("open", path)(error)),
         };
         let bytes = std::fs::read(path).map_err(failed("read", path))?;
-        let key = key.derive(b"state", b"");
         let mut newest: Option<HardState> = None;
         for slot in bytes.chunks(SLOT) {
-            if let Some(state) = read_slot(&key, slot)
+            // Written with whatever key was the current one then: here none is marked as needed.
+            if let Some(state) = keys.each(b"state", b"").iter().find_map(|key| read_slot(key, slot))
                 && newest.as_ref().is_none_or(|newest| newest.counter < state.counter)
             {
                 newest = Some(state);
@@ -82,9 +85,9 @@ impl StateFile {
             let what = "neither copy of the vote can be read; or the data key is another one";
             return Err(DiskError::Corrupt { path: path.to_owned(), offset: 0, what });
         };
-        let mut opened = Self { file, path: path.to_owned(), key, state };
+        let mut opened = Self { file, path: path.to_owned(), key: keys.derive(b"state", b""), state };
         if bytes.len() != 2 * SLOT || bytes.chunks(SLOT).any(|slot| read_slot(&opened.key, slot).as_ref() != Some(&opened.state)) {
-            tracing::warn!(file = %path.display(), "one copy of the vote was damaged or old; written anew");
+            tracing::warn!(file = %path.display(), "a copy of the vote was damaged, old or sealed with a former key; written anew");
             opened.save()?;
         }
         Ok(Some(opened))
@@ -103,6 +106,12 @@ impl StateFile {
     /// Durable when this returns.
     pub(crate) fn set_newest_segment(&mut self, segment: u64) -> Result<(), DiskError> {
         self.state.newest_segment = segment;
+        self.save()
+    }
+
+    /// Seals both copies with the current key.
+    pub(crate) fn reseal(&mut self, keys: &Keys) -> Result<(), DiskError> {
+        self.key = keys.derive(b"state", b"");
         self.save()
     }
 
@@ -147,6 +156,10 @@ fn read_slot(key: &SealKey, slot: &[u8]) -> Option<HardState> {
 mod tests {
     use super::*;
 
+    fn keys(byte: u8) -> Keys {
+        super::super::key::DataKey::new([byte; 32]).into()
+    }
+
     fn vote(term: u64) -> Vote {
         Vote::new(term, 1)
     }
@@ -155,7 +168,7 @@ mod tests {
     fn a_vote_survives_damage_to_either_copy_but_not_to_both() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        let key = DataKey::new([1; 32]);
+        let key = keys(1);
         let mut file = StateFile::create(&path, &key, 1).unwrap();
         file.set_vote(vote(3)).unwrap();
         let intact = std::fs::read(&path).unwrap();
@@ -177,7 +190,7 @@ mod tests {
     fn a_crash_between_the_copies_keeps_the_newer_vote() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        let key = DataKey::new([1; 32]);
+        let key = keys(1);
         let mut file = StateFile::create(&path, &key, 1).unwrap();
         file.set_vote(vote(3)).unwrap();
         let old = std::fs::read(&path).unwrap();
@@ -192,8 +205,28 @@ mod tests {
     fn another_key_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state");
-        StateFile::create(&path, &DataKey::new([1; 32]), 1).unwrap();
-        assert!(StateFile::open(&path, &DataKey::new([2; 32])).is_err());
-        assert!(StateFile::open(&dir.path().join("none"), &DataKey::new([2; 32])).unwrap().is_none());
+        StateFile::create(&path, &keys(1), 1).unwrap();
+        assert!(StateFile::open(&path, &keys(2)).is_err());
+        assert!(StateFile::open(&dir.path().join("none"), &keys(2)).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_crash_while_it_is_sealed_with_a_new_key_keeps_the_vote() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        let old = keys(1);
+        let mut file = StateFile::create(&path, &old, 1).unwrap();
+        file.set_vote(vote(3)).unwrap();
+        let before = std::fs::read(&path).unwrap();
+        let new = old.with_new();
+        file.reseal(&new).unwrap();
+        let after = std::fs::read(&path).unwrap();
+        for bytes in [before.clone(), [&after[..SLOT], &before[SLOT..]].concat(), after] {
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(StateFile::open(&path, &new).unwrap().unwrap().state().vote, Some(vote(3)));
+        }
+        // It needs the new key only now.
+        assert!(StateFile::open(&path, &old).is_err());
+        assert!(new.needed().is_some());
     }
 }

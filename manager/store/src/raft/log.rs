@@ -39,6 +39,7 @@ enum Job {
     Truncate { since: u64, previous: Option<LogId>, done: Done },
     Reset { upto: LogId, done: Done },
     Recycle { upto: u64 },
+    Reseal { done: Done },
     Close { done: Done },
 }
 
@@ -72,6 +73,11 @@ impl LogStore {
     pub(crate) async fn close(&self) -> io::Result<()> {
         self.shared.stopping.store(true, Ordering::Relaxed);
         self.ask(|done| Job::Close { done }).await
+    }
+
+    /// Seals with the current data key from here on.
+    pub(crate) async fn reseal(&self) -> io::Result<()> {
+        self.ask(|done| Job::Reseal { done }).await
     }
 
     async fn ask(&self, job: impl FnOnce(Done) -> Job) -> io::Result<()> {
@@ -112,6 +118,7 @@ impl Writer {
                         tracing::warn!(error = &error as &dyn std::error::Error, "could not recycle log segments");
                     }
                 }
+                Job::Reseal { done } => self.act(done, Log::reseal),
                 Job::Close { done } => {
                     self.act(done, Log::close);
                     return;

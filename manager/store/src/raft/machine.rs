@@ -2,7 +2,7 @@
 
 use crate::disk::log::LogShared;
 use crate::disk::snapshot::{self, SealedReader, SealedWriter, SnapshotDir, SnapshotHead};
-use crate::disk::{DiskError, key::DataKey};
+use crate::disk::{DiskError, keys::Keys};
 use crate::feed::{Commit, Feeds};
 use crate::raft::types::{BatchResult, Entry, LogId, Membership, RaftTypes, SnapshotMeta, StorageError};
 use crate::table::Tables;
@@ -121,7 +121,7 @@ impl Machine {
         let (head, tables) = match &path {
             None => (None, Tables::new()),
             Some(path) => {
-                let (head, tables) = snapshot::load(path, &snapshots.key)?;
+                let (head, tables) = snapshot::load(path, &snapshots.keys)?;
                 (Some(head), tables)
             }
         };
@@ -229,7 +229,7 @@ impl RaftStateMachine<RaftTypes> for Machine {
 
     async fn begin_receiving_snapshot(&mut self) -> Result<Box<SnapshotStream>, StorageError> {
         let path = self.snapshots.temporary("received");
-        Ok(Box::new(SnapshotStream::receiving(path, self.snapshots.key.clone())))
+        Ok(Box::new(SnapshotStream::receiving(path, self.snapshots.keys.clone())))
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Box<SnapshotStream>) -> Result<(), StorageError> {
@@ -239,7 +239,7 @@ impl RaftStateMachine<RaftTypes> for Machine {
             let SnapshotStream::Receiving { path, .. } = *snapshot else {
                 return Err(DiskError::MissingFile { path: snapshots.temporary("received") });
             };
-            let (head, tables) = snapshot::load(&path, &snapshots.key)?;
+            let (head, tables) = snapshot::load(&path, &snapshots.keys)?;
             match (head.last, wanted) {
                 (Some(last), Some(wanted)) if last == wanted => Ok((snapshots.publish(&path, last)?, head, tables)),
                 _ => Err(DiskError::Corrupt { path, offset: 0, what: "the snapshot received is not the one announced" }),
@@ -266,9 +266,9 @@ impl RaftStateMachine<RaftTypes> for Machine {
             self.snapshots.newest().map_err(|error| StorageError::from(StorageIOError::read_snapshot(None, AnyError::new(&error))))?;
         let Some(path) = newest else { return Ok(None) };
         if self.path.as_ref() != Some(&path) || self.current.is_none() {
-            let key = self.snapshots.key.clone();
+            let keys = self.snapshots.keys.clone();
             let from = path.clone();
-            let head = tokio::task::spawn_blocking(move || snapshot::read_head(&from, &key));
+            let head = tokio::task::spawn_blocking(move || snapshot::read_head(&from, &keys));
             let head = match head.await {
                 Ok(Ok(head)) => head,
                 Ok(Err(error)) => return Err(StorageIOError::read_snapshot(None, AnyError::new(&error)).into()),
@@ -277,7 +277,7 @@ impl RaftStateMachine<RaftTypes> for Machine {
             self.current = Some(meta(head.last, &head.membership));
             self.path = Some(path.clone());
         }
-        let stream = SnapshotStream::Sending { path, key: self.snapshots.key.clone(), reader: None };
+        let stream = SnapshotStream::Sending { path, keys: self.snapshots.keys.clone(), reader: None };
         Ok(self.current.clone().map(|meta| Snapshot { meta, snapshot: Box::new(stream) }))
     }
 }
@@ -302,7 +302,7 @@ impl Builder {
             objects: self.tables.len() as u64,
         };
         let temporary = self.snapshots.temporary("built");
-        let written = snapshot::write(&temporary, &self.snapshots.key, &head, &self.tables);
+        let written = snapshot::write(&temporary, &self.snapshots.keys, &head, &self.tables);
         if written.is_err() {
             let _ = std::fs::remove_file(&temporary); // gives its space back; the next one overwrites it anyway
         }
@@ -331,7 +331,7 @@ impl RaftSnapshotBuilder<RaftTypes> for Builder {
             Ok(Ok(())) => {
                 let path = self.last.map(|last| self.snapshots.path(last)).unwrap_or_default();
                 self.published.snapshots.note(self.last, bytes, Some(&path));
-                let stream = SnapshotStream::Sending { path, key: self.snapshots.key.clone(), reader: None };
+                let stream = SnapshotStream::Sending { path, keys: self.snapshots.keys.clone(), reader: None };
                 return Ok(Snapshot { meta: meta(self.last, &self.membership), snapshot: Box::new(stream) });
             }
             Ok(Err(error)) => error,
@@ -350,8 +350,8 @@ impl RaftSnapshotBuilder<RaftTypes> for Builder {
 /// Files are opened at the first use, because openraft takes an error before that for the end of the store. Reads and
 /// writes block for the time of one chunk.
 pub(crate) enum SnapshotStream {
-    Sending { path: PathBuf, key: DataKey, reader: Option<Box<SealedReader>> },
-    Receiving { path: PathBuf, key: DataKey, writer: Option<Box<SealedWriter>>, position: u64 },
+    Sending { path: PathBuf, keys: Keys, reader: Option<Box<SealedReader>> },
+    Receiving { path: PathBuf, keys: Keys, writer: Option<Box<SealedWriter>>, position: u64 },
     Nothing,
 }
 
@@ -360,15 +360,15 @@ fn unfit() -> io::Error {
 }
 
 impl SnapshotStream {
-    fn receiving(path: PathBuf, key: DataKey) -> Self {
-        Self::Receiving { path, key, writer: None, position: 0 }
+    fn receiving(path: PathBuf, keys: Keys) -> Self {
+        Self::Receiving { path, keys, writer: None, position: 0 }
     }
 
     fn reader(&mut self) -> io::Result<&mut SealedReader> {
         match self {
-            Self::Sending { path, key, reader } => {
+            Self::Sending { path, keys, reader } => {
                 if reader.is_none() {
-                    *reader = Some(Box::new(SealedReader::open(path, key).map_err(io::Error::other)?));
+                    *reader = Some(Box::new(SealedReader::open(path, keys).map_err(io::Error::other)?));
                 }
                 reader.as_deref_mut().ok_or_else(unfit)
             }
@@ -377,9 +377,9 @@ impl SnapshotStream {
     }
 }
 
-fn open_writer<'a>(path: &Path, key: &DataKey, writer: &'a mut Option<Box<SealedWriter>>) -> io::Result<&'a mut SealedWriter> {
+fn open_writer<'a>(path: &Path, keys: &Keys, writer: &'a mut Option<Box<SealedWriter>>) -> io::Result<&'a mut SealedWriter> {
     if writer.is_none() {
-        *writer = Some(Box::new(SealedWriter::create(path, key).map_err(io::Error::other)?));
+        *writer = Some(Box::new(SealedWriter::create(path, keys).map_err(io::Error::other)?));
     }
     writer.as_deref_mut().ok_or_else(unfit)
 }
@@ -394,8 +394,8 @@ impl AsyncRead for SnapshotStream {
 
 impl AsyncWrite for SnapshotStream {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Self::Receiving { path, key, writer, position } = &mut *self else { return Poll::Ready(Err(unfit())) };
-        open_writer(path, key, writer)?.write(bytes).map_err(io::Error::other)?;
+        let Self::Receiving { path, keys, writer, position } = &mut *self else { return Poll::Ready(Err(unfit())) };
+        open_writer(path, keys, writer)?.write(bytes).map_err(io::Error::other)?;
         *position += bytes.len() as u64;
         Poll::Ready(Ok(bytes.len()))
     }

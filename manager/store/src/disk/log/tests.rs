@@ -14,8 +14,8 @@ impl Dir {
         Self(if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap())
     }
 
-    fn key() -> DataKey {
-        DataKey::new([9; 32])
+    fn key() -> Keys {
+        super::super::key::DataKey::new([9; 32]).into()
     }
 
     fn open(&self) -> Result<Log, DiskError> {
@@ -328,7 +328,7 @@ fn missing_and_shortened_segments_are_refused() {
 #[test]
 fn another_data_key_opens_nothing() {
     let (dir, _) = filled(3, 30);
-    let (segment, bytes) = Segment::open(&dir.0.path().join("log"), 1, &DataKey::new([8; 32])).unwrap();
+    let (segment, bytes) = Segment::open(&dir.0.path().join("log"), 1, &super::super::key::DataKey::new([8; 32]).into()).unwrap();
     assert!(matches!(segment.scan(&bytes, None, true), Err(DiskError::Corrupt { .. })));
 }
 

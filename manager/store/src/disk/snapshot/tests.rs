@@ -20,8 +20,8 @@ fn written(dir: &Path, tables: &Tables) -> (PathBuf, SnapshotHead) {
     (path, head)
 }
 
-fn key() -> DataKey {
-    DataKey::new([5; 32])
+fn key() -> Keys {
+    super::super::key::DataKey::new([5; 32]).into()
 }
 
 #[test]
