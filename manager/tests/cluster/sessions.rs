@@ -119,7 +119,8 @@ async fn sessions_end_with_a_last_word_and_the_node_s_at_once() {
     control.remove_node(v1::RemoveNodeRequest { node_id: node.to_string(), force: true }).await.unwrap();
     let begin = tokio::time::Instant::now();
     let ended = tokio::time::timeout(PATIENCE, async { while stream.message().await?.is_some() {} Ok::<_, tonic::Status>(()) }).await;
-    assert_eq!(ended.unwrap().unwrap_err().code(), Code::NotFound);
+    // The session or the connection, whichever is cut first.
+    assert!(matches!(ended.unwrap().unwrap_err().code(), Code::NotFound | Code::PermissionDenied));
     assert!(assignments.message().await.is_err());
     assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
 
