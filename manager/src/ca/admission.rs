@@ -26,9 +26,11 @@ const WAITING: usize = 1024;
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Nodes in one transaction: with requests of usual size some 300 KiB.
 const BATCH: usize = 128;
-/// When a batch had so many nodes, more are coming: the next one waits a little for them. A single node never waits.
-const BUSY: usize = 8;
-const GATHER: Duration = Duration::from_millis(60);
+/// When so many came together, more are coming: the batch waits for them, but not longer than they leave between each other, and
+/// not for ever. A single node never waits.
+const BUSY: usize = 3;
+const GAP: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(200);
 /// A new id that is taken is drawn again this often (`SK/ca/server.go`).
 const ID_ATTEMPTS: usize = 3;
 
@@ -86,10 +88,11 @@ pub(super) async fn admit(shared: &Shared) -> Result<(), DriveError> {
         if queue.recv_many(&mut batch, BATCH).await == 0 {
             return Ok(()); // never: the desk holds a sender
         }
-        let gathered = Instant::now() + GATHER;
+        let end = Instant::now() + GATHER;
+        busy |= batch.len() >= BUSY;
         while busy && batch.len() < BATCH {
             let free = BATCH - batch.len();
-            if timeout_at(gathered, queue.recv_many(&mut batch, free)).await.is_err() {
+            if timeout_at(end.min(Instant::now() + GAP), queue.recv_many(&mut batch, free)).await.is_err() {
                 break;
             }
         }

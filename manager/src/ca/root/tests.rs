@@ -172,3 +172,51 @@ fn certificates_do_not_outlive_roots() {
     assert!(life(2160 * 3600).is_ok() && life(ROOT_LIFETIME.as_secs()).is_ok());
     assert_eq!(life(u64::MAX).unwrap_err().field, "ca_config.node_cert_expiry");
 }
+
+fn external(url: &str, root: Option<&RootCa>) -> ExternalCa {
+    let ca_cert = root.map(|root| root.bundle().pem().as_bytes().to_vec()).unwrap_or_default();
+    ExternalCa { url: url.to_owned(), ca_cert, ..ExternalCa::default() }
+}
+
+#[test]
+fn a_root_whose_key_is_outside_needs_somebody_there_who_signs() {
+    let (old, new, other) = (root(), root(), root());
+    let mut cluster = cluster(&old);
+    let without_key = |entries: Vec<ExternalCa>| CaConfig { external_cas: entries, ..config(new.bundle().pem(), "", 0) };
+    // An entry of another root, or of the present one, does not help.
+    for entry in [external("https://a.example/", Some(&other)), external("https://a.example/", None)] {
+        assert_eq!(refused(&cluster, &without_key(vec![entry])).0, KEY);
+    }
+    let entries = vec![external("https://a.example/", Some(&new)), external("https://b.example/", None)];
+    let wanted = without_key(entries);
+    cluster.root_ca = wanted_root(&cluster, &wanted, now()).unwrap().unwrap();
+    assert!(cluster.root_ca.root_rotation.as_ref().unwrap().ca_key.0.is_empty());
+    let (required, signing) = required_external(&cluster.root_ca, &wanted).unwrap().unwrap();
+    assert_eq!((required.len(), required[0].url.as_str()), (1, "https://a.example/"));
+    assert!(signing.is_same(new.bundle()));
+    assert_eq!(required_external(&cluster.root_ca, &CaConfig::default()).unwrap_err().field, "ca_config.external_cas");
+
+    // In its place, it is the one that an entry without certificate belongs to.
+    cluster.root_ca = finished(&cluster.root_ca, [[1; 16], [2; 16]]).unwrap().unwrap();
+    let plain = CaConfig { external_cas: vec![external("https://b.example/", None)], ..CaConfig::default() };
+    assert_eq!(required_external(&cluster.root_ca, &plain).unwrap().unwrap().0.len(), 1);
+    // Nobody here can sign for another root now, until the key is here.
+    let (field, problem) = refused(&cluster, &of(&other, 0));
+    assert_eq!(field, CERT);
+    assert!(problem.contains("external CA"), "{problem}");
+    cluster.root_ca = wanted_root(&cluster, &of(&new, 0), now()).unwrap().unwrap();
+    assert_eq!(required_external(&cluster.root_ca, &CaConfig::default()), Ok(None));
+    assert!(wanted_root(&cluster, &of(&other, 0), now()).unwrap().is_some());
+}
+
+#[test]
+fn a_key_can_be_brought_to_a_rotation_under_way() {
+    let (old, new) = (root(), root());
+    let mut cluster = cluster(&old);
+    let entries = vec![external("https://a.example/", Some(&new))];
+    let without_key = CaConfig { external_cas: entries, ..config(new.bundle().pem(), "", 0) };
+    cluster.root_ca = wanted_root(&cluster, &without_key, now()).unwrap().unwrap();
+    let with_key = wanted_root(&cluster, &of(&new, 0), now()).unwrap().unwrap().root_rotation.unwrap();
+    assert_eq!(secret(&with_key.ca_key), new.key_pem());
+    assert_eq!(required_external(&ClusterRootCa { root_rotation: Some(with_key), ..cluster.root_ca }, &CaConfig::default()), Ok(None));
+}
