@@ -76,9 +76,10 @@ pub fn reconsider(node: &mut NodeFile, config: &Config, is_here: impl Fn(IpAddr)
     let before = (node.listen_addr, node.advertise_addr, node.configured.clone());
     let now = configured(config);
     if let Some(listen) = now.listen_addr.filter(|_| now.listen_addr != node.configured.listen_addr) {
-        let follows = node.advertise_addr.port() == node.listen_addr.port();
-        node.listen_addr = listen;
-        if follows {
+        let old = std::mem::replace(&mut node.listen_addr, listen);
+        if node.advertise_addr == old {
+            node.advertise_addr = advertised("", listen)?;
+        } else if node.advertise_addr.port() == old.port() {
             node.advertise_addr.set_port(listen.port());
         }
     }
@@ -182,6 +183,9 @@ mod tests {
         assert!(!reconsider(&mut node, &config(None, Some("10.0.0.7")), |_| false).unwrap());
         assert!(reconsider(&mut node, &config(Some("0.0.0.0:99"), Some("10.0.0.7")), |_| false).unwrap());
         assert_eq!((node.listen_addr.port(), node.advertise_addr), (99, "10.0.0.7:99".parse().unwrap()));
+        let mut bound = self::node("127.0.0.1:2377", "127.0.0.1:2377", false);
+        assert!(reconsider(&mut bound, &config(Some("127.0.0.5:99"), None), |_| true).unwrap());
+        assert_eq!(bound.advertise_addr, "127.0.0.5:99".parse().unwrap());
     }
 
     #[test]

@@ -15,6 +15,7 @@ use skep_netlb::Netlb;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::net::UnixStream;
 use tokio_util::sync::CancellationToken;
 
 /// A task that does not end keeps a leaving node this long at most; what is left is removed at the next start.
@@ -69,27 +70,41 @@ impl AgentParts {
     pub async fn clear(&self) {
         let records = self.config.data_dir.join("agent");
         if !debris(&records).is_empty() {
-            let stop = CancellationToken::new();
-            let cleared = tokio::time::timeout(LEAVE_LIMIT, async { self.start(&stop).await?.leave().await }).await;
-            stop.cancel();
-            match cleared {
-                Ok(Ok(())) => {
+            match self.remove_tasks(&records).await {
+                Ok(()) => {
                     for path in debris(&records) {
                         if let Err(error) = remove(&path) {
                             tracing::warn!(%error, path = %path.display(), "could not remove");
                         }
                     }
                 }
-                Ok(Err(error)) => {
-                    tracing::warn!(error = %chain(&error), "tasks of an earlier cluster may be left; the next start tries again")
-                }
-                Err(_) => tracing::warn!("tasks of an earlier cluster take too long to end; the next start tries again"),
+                Err(why) => tracing::warn!(why, "tasks of an earlier cluster may be left; the next start tries again"),
             }
         }
         if let Err(error) = self.network.remove_everything().await {
             tracing::warn!(error = %chain(&error), "network objects may be left; the next start tries again");
         }
     }
+
+    /// Why not, if it cannot be done.
+    async fn remove_tasks(&self, records: &std::path::Path) -> Result<(), String> {
+        // A containerd that is only late is waited for where there is something to remove.
+        if !has_tasks(records) && UnixStream::connect(&self.config.containerd).await.is_err() {
+            return Err("containerd does not answer, and no tasks are known".into());
+        }
+        let stop = CancellationToken::new();
+        let cleared = tokio::time::timeout(LEAVE_LIMIT, async { self.start(&stop).await?.leave().await }).await;
+        stop.cancel();
+        match cleared {
+            Ok(outcome) => outcome.map_err(|error| chain(&error)),
+            Err(_) => Err("they take too long to end".into()),
+        }
+    }
+}
+
+/// Whether an agent noted tasks here that it has not removed yet.
+fn has_tasks(records: &std::path::Path) -> bool {
+    std::fs::read_dir(records.join("tasks")).is_ok_and(|mut tasks| tasks.next().is_some())
 }
 
 /// What an agent of an earlier cluster left in its directory, other than volumes.

@@ -73,6 +73,7 @@ fn key(text: &str) -> Result<UnlockKey, Status> {
 impl LocalNode for LocalNodeService {
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let (board, replica) = (self.board.clone(), request.get_ref().replica);
+        board.started().await;
         // Hashing every object takes a while.
         let status = tokio::task::spawn_blocking(move || board.status(replica)).await;
         status.map(Response::new).map_err(|_| Status::internal("the status could not be put together"))

@@ -83,6 +83,13 @@ impl NodeParts {
                 remove_dir(&entry.path())?;
             }
         }
+        // The managers of one cluster are strangers to the next.
+        match std::fs::remove_file(self.managers_file()) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove {}", self.managers_file().display()));
+            }
+            _ => {}
+        }
         self.security.clear()?;
         Ok(())
     }

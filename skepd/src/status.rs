@@ -12,7 +12,7 @@ use skep_store::Store;
 use skep_types::{ClusterView as _, NodeRole};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
 /// What of a node in a cluster may be told.
@@ -37,20 +37,37 @@ struct Inner {
     security: SecurityConfig,
     started_at: SystemTime,
     shown: Mutex<Option<Arc<Shown>>>,
+    /// Nothing was shown yet: what this node is, is still being found out.
+    starting: watch::Sender<bool>,
 }
+
+/// Who asks while the daemon starts is answered when it has started, or after this time.
+const START_LIMIT: Duration = Duration::from_secs(20);
 
 impl Board {
     pub fn new(security: &SecurityConfig) -> Self {
-        Self(Arc::new(Inner { security: security.clone(), started_at: SystemTime::now(), shown: Mutex::default() }))
+        Self(Arc::new(Inner {
+            security: security.clone(),
+            started_at: SystemTime::now(),
+            shown: Mutex::default(),
+            starting: watch::Sender::new(true),
+        }))
     }
 
     /// `None`: the node is in no cluster.
     pub fn show(&self, shown: Option<Shown>) {
         *self.0.shown.lock().unwrap_or_else(PoisonError::into_inner) = shown.map(Arc::new);
+        self.0.starting.send_replace(false);
     }
 
     fn shown(&self) -> Option<Arc<Shown>> {
         self.0.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until there is something to tell, within limits.
+    pub async fn started(&self) {
+        let mut starting = self.0.starting.subscribe();
+        let _ = tokio::time::timeout(START_LIMIT, starting.wait_for(|starting| !starting)).await;
     }
 
     /// In three words or fewer, for systemd.
@@ -71,7 +88,12 @@ impl Board {
             started_at: Some(wire_time(self.0.started_at)),
             ..StatusResponse::default()
         };
-        let Some(shown) = self.shown() else { return status };
+        let Some(shown) = self.shown() else {
+            if *self.0.starting.borrow() {
+                status.problem = "the daemon is starting: it looks at what it had and clears away what it left".into();
+            }
+            return status;
+        };
         let node = &shown.node;
         let role = match &identity {
             Some(identity) => Some(identity.role()),
@@ -107,6 +129,10 @@ fn replica_of(store: &Store) -> Replica {
 
 /// The cause before its consequences.
 fn problem(shown: &Shown, agent: &str) -> String {
+    if shown.locked {
+        // That nothing else works is no news.
+        return shown.problem.clone();
+    }
     let announced = shown.announced.as_ref().map(|told| told.borrow().problem().to_owned()).unwrap_or_default();
     let announced = if announced.is_empty() { announced } else { format!("the other managers do not have this one yet: {announced}") };
     let renewer = shown.renewer.as_ref().map(|state| state.borrow().problem.clone()).unwrap_or_default();

@@ -1,7 +1,7 @@
 //! One renewal: a new key, a new certificate, shown the one before (wire-behaviour 4.5).
 
 use crate::certificate::error::CertificateError;
-use crate::certificate::request::{Wish, download_roots, request, unlock_key};
+use crate::certificate::request::{Wish, ask_roots, request, unlock_key};
 use crate::vault::{AdoptError, Vault};
 use skep_ca::{BadIdentity, Connector, Identity, NodeKey, NodeRole, SecurityConfig};
 use std::sync::Arc;
@@ -42,8 +42,9 @@ async fn by_one(security: &SecurityConfig, vault: &Vault, address: &str, others:
     let identity = match Identity::new(key.clone(), &chain, before.roots().clone(), now) {
         // A manager trusts nobody here: its roots come with its own log.
         Err(BadIdentity::Untrusted(_)) if before.role() == NodeRole::Worker => {
-            let roots = download_roots(address).await?;
-            // Whoever gave them is not verified, but it must know an authority that certified this node.
+            // Over a connection that holds under the present roots, unlike the original, which asks anybody: a bundle with the
+            // right root and a wrong one would pass the check that follows.
+            let roots = ask_roots(&connector, address).await?;
             let trusted = before.with_roots(roots.clone(), now).map_err(|source| issued(source.into()))?;
             vault.save_roots(trusted.roots()).await?;
             security.install_roots(roots.clone(), now)?;

@@ -3,11 +3,12 @@
 use crate::certificate::dial::{dial, is_reached};
 use crate::certificate::error::CertificateError;
 use crate::certificate::poll::{Next, Poll, words};
-use skep_ca::{Connector, Identity, RootBundle, SecurityConfig, UnlockKey};
+use skep_ca::{Connector, RootBundle, UnlockKey};
 use skep_proto::v1::ca_client::CaClient;
 use skep_proto::v1::node_ca_client::NodeCaClient;
 use skep_proto::v1::{GetRootCaCertificateRequest, GetUnlockKeyRequest, IssueNodeCertificateRequest, NodeCertificateStatusRequest};
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
@@ -23,11 +24,20 @@ async fn limited<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, 
 
 /// Downloads the roots from a server that is not verified: the caller must compare them with something it trusts.
 pub async fn download_roots(address: &str) -> Result<RootBundle, CertificateError> {
-    let not_a_manager = |reason: String| CertificateError::NotAManager { address: address.to_owned(), reason };
     let channel = dial(&Connector::fetch_root()?, address).await.map_err(|error| match is_reached(&error) {
-        true => not_a_manager(crate::agent::chain(&error)),
+        true => CertificateError::NotAManager { address: address.to_owned(), reason: crate::agent::chain(&error) },
         false => error.into(),
     })?;
+    roots_of(channel, address).await
+}
+
+/// The roots as a manager has them that this node trusts already.
+pub async fn ask_roots(connector: &Connector, address: &str) -> Result<RootBundle, CertificateError> {
+    roots_of(dial(connector, address).await?, address).await
+}
+
+async fn roots_of(channel: Channel, address: &str) -> Result<RootBundle, CertificateError> {
+    let not_a_manager = |reason: String| CertificateError::NotAManager { address: address.to_owned(), reason };
     let answer = limited(CaClient::new(channel).get_root_ca_certificate(GetRootCaCertificateRequest {})).await;
     let answer = answer.map_err(|status| match status.code() {
         Code::DeadlineExceeded => CertificateError::TimedOut { address: address.to_owned(), step: "show its roots", limit: CALL_LIMIT },
@@ -128,9 +138,7 @@ pub async fn unlock_key(connector: &Connector, address: &str) -> Result<Option<U
     }
 }
 
-/// Whether a manager of the identity's cluster answers there. `false` also for silence.
-pub async fn is_manager_at(identity: &Identity, address: &str) -> bool {
-    let Ok(security) = SecurityConfig::new(identity.clone()) else { return false };
-    // A server that verifies as `swarm-manager` under the cluster's roots is one.
-    dial(&Connector::node(&security), address).await.is_ok()
+/// Whether anything at all answers there, be it a manager or not.
+pub async fn somebody_answers(address: &str) -> bool {
+    timeout(CALL_LIMIT, TcpStream::connect(address)).await.is_ok_and(|tcp| tcp.is_ok())
 }

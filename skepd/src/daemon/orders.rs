@@ -122,10 +122,6 @@ impl Daemon {
     }
 
     async fn recover(&mut self, request: RecoverRequest) -> Result<RecoverResponse, Status> {
-        if request.confirm {
-            // The store is about to be opened by somebody else.
-            self.board.show(None);
-        }
         let swarm = self.swarm.as_mut().ok_or_else(|| Status::failed_precondition(super::NOT_IN_A_SWARM))?;
         if swarm.is_locked() {
             return Err(Status::failed_precondition(LOCKED));

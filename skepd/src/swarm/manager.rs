@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 const HAND_OVER: Duration = Duration::from_secs(1);
 /// Commits come in bursts; the unlock key is looked at this long after the first of them.
 const SETTLE: Duration = Duration::from_millis(200);
+/// How often it is looked whether a store that was opened is where it was.
+const CATCH_UP: Duration = Duration::from_millis(50);
 /// A key that could not be written (a full disk) is tried again after this time.
 const RESEAL_AGAIN: Duration = Duration::from_secs(5);
 
@@ -73,6 +75,10 @@ impl ManagerPart {
                 }
             }
             // Not before: a store that catches up shows keys of the past.
+            tokio::select! {
+                () = ending.cancelled() => return,
+                () = caught_up(&followed) => {}
+            }
             follow_unlock_key(parts, followed, ending).await;
         });
         Ok(Self { store, handle, servers, helpers, announced, stop })
@@ -132,6 +138,18 @@ impl ManagerPart {
         self.handle.stop().await;
         while self.servers.join_next().await.is_some() {}
         self.store.shutdown().await;
+    }
+}
+
+/// Waits until all of the log is applied that there is now. If another leader cuts its end off, less of it is left to wait for.
+async fn caught_up(store: &Store) {
+    let wanted = store.status().last_log_index;
+    loop {
+        let status = store.status();
+        if status.leader.is_some() && status.applied_index >= wanted.min(status.last_log_index) {
+            return;
+        }
+        tokio::time::sleep(CATCH_UP).await;
     }
 }
 

@@ -10,23 +10,23 @@ use super::role::{manager_of, new_raft_id};
 use super::{BadRequest, Next, Seat, Swarm};
 use crate::address;
 use crate::agent::chain;
-use crate::certificate::is_manager_at;
+use crate::certificate::somebody_answers;
 use crate::local::Restoration;
 use crate::parts::NodeParts;
 use anyhow::{Context, Result, anyhow};
 use skep_ca::{Identity, NodeRole, RootBundle, RootCa, Secret};
 use skep_manager::PeerTransport;
 use skep_proto::skep::{RecoverRequest, RestoreResponse};
-use skep_store::{Member, Recovery, Store};
+use skep_store::{BackupHead, Member, Recovery, Store, StoreStatus};
 use skep_types::{Action, Certificate, Cluster, ClusterView as _, IssuanceState, Membership, Node, NodeId, NodeSpec, Object, Sensitive};
-use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::io::Seek;
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 use tokio::task::JoinSet;
 
-/// Of managers that were not told otherwise.
-const USUAL_PORT: u16 = 2377;
+/// A leader that no majority has answered for so long has none.
+const QUORUM_AGE: Duration = Duration::from_secs(2);
 
 impl Swarm {
     /// Makes this node, which is in no cluster, the only manager of the one in the backup. `node.json` is written last.
@@ -34,16 +34,19 @@ impl Swarm {
     /// # Errors
     /// [`BadRequest`] for a wrong key, a file that is no backup, and a manager of this cluster that is alive, unless forced.
     pub async fn restore(parts: &NodeParts, restoration: Restoration) -> Result<(Self, RestoreResponse)> {
-        let Restoration { start, key, backup } = restoration;
+        let Restoration { start, key, mut backup } = restoration;
         let addresses = address::choose(&parts.config, &start.listen_addr, &start.advertise_addr).map_err(BadRequest)?;
         let listener = bind(addresses.listen).await.map_err(BadRequest)?;
         let (raft_id, node_id) = (new_raft_id(), NodeId::from_random(rand::random()));
         let member = Member { node_id: node_id.to_string(), addr: addresses.advertise.to_string() };
         let transport = PeerTransport::new(&parts.security);
+        let head = BackupHead::read(&mut backup).map_err(|error| BadRequest(error.into()))?;
+        backup.rewind()?;
         let restored = Store::restore(store_config(parts, None), raft_id, member, transport.clone(), backup, &key).await;
         let store = restored.map_err(|error| BadRequest(error.into()))?;
         skep_failpoint::failpoint!("skepd.restore.store");
-        let outcome = Self::restored(parts, &store, addresses, raft_id, &node_id, start.force).await;
+        let gone = if start.force { Vec::new() } else { head.managers };
+        let outcome = Self::restored(parts, &store, addresses, raft_id, &node_id, gone).await;
         let (node, response) = match outcome {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -55,13 +58,14 @@ impl Swarm {
         Ok((Self::new(parts, node, Seat::Manager(Box::new(part))), response))
     }
 
+    /// `gone`: managers that must not be there any more.
     async fn restored(
         parts: &NodeParts,
         store: &Store,
         addresses: address::Addresses,
         raft_id: u64,
         node_id: &NodeId,
-        force: bool,
+        gone: Vec<String>,
     ) -> Result<(crate::state::NodeFile, RestoreResponse)> {
         let cluster = store.view().cluster().cloned().context("the backup holds no cluster")?;
         let root = authority(&cluster).context(
@@ -70,10 +74,10 @@ impl Swarm {
         )?;
         let lifetime = cluster.spec.ca_config.node_cert_expiry.unwrap_or(skep_ca::DEFAULT_LIFETIME);
         let identity = Identity::of_first_manager(&root, node_id.clone(), cluster.id.clone(), lifetime, SystemTime::now())?;
-        let alive = managers_alive(store, &identity, addresses.listen.port()).await;
-        if !force && !alive.is_empty() {
+        let alive = alive(gone, &addresses).await;
+        if !alive.is_empty() {
             let reason = anyhow!(
-                "a manager of this cluster answers at {}: restoring beside it makes two clusters out of one. Join this node to it, or \
+                "a manager of this cluster seems to answer at {}: restoring beside it makes two clusters out of one. Join this node to it, or \
                  repeat with --force if the old managers are to be given up",
                 alive.join(", ")
             );
@@ -122,11 +126,22 @@ impl Swarm {
         skep_failpoint::failpoint!("skepd.recover.store");
         let mut report = describe(&store);
         report.extend(report_of(&recovery));
-        report.extend(retire_others(&store, &node_id, None).await?);
         (self.node.raft_id, self.node.joining) = (raft_id, false);
         (self.node.listen_addr, self.node.advertise_addr) = (listen, advertise);
-        self.save_node()?;
-        skep_failpoint::failpoint!("skepd.recover.noted");
+        let retired = match self.save_node() {
+            Ok(()) => {
+                skep_failpoint::failpoint!("skepd.recover.noted");
+                retire_others(&store, &node_id, None).await
+            }
+            Err(error) => Err(error),
+        };
+        match retired {
+            Ok(retired) => report.extend(retired),
+            Err(error) => {
+                store.shutdown().await;
+                return Err(error);
+            }
+        }
         self.seat_manager(store, transport).await?;
         tracing::warn!(raft_id, "recovered the cluster with this manager as its only one");
         Ok(report)
@@ -182,30 +197,39 @@ fn before_recovery(store: &Store) -> Vec<String> {
     let mut report = describe(store);
     let recovery = store.recovery();
     report.extend(report_of(&recovery));
-    if store.status().leader.is_some() && !recovery.members_dropped.is_empty() {
+    if has_majority(&store.status()) && !recovery.members_dropped.is_empty() {
         report.push(
-            "The managers have a leader, so a majority of them is there: recovering now takes this one away from them and makes a second              cluster. Demote or remove single managers instead."
+            "The managers have a leader, so a majority of them is there: recovering now takes this one away from them and makes a second cluster. Demote or remove single managers instead."
                 .into(),
         );
     }
     report
 }
 
-/// Managers of the cluster that can be spoken to, by the identity that the restored cluster gives this node. Nodes are known
-/// without their ports: the usual one and this node's own are tried.
-async fn managers_alive(store: &Store, identity: &Identity, port: u16) -> Vec<String> {
-    let old: Vec<IpAddr> = {
-        let view = store.view();
-        let managers = view.nodes().filter(|node| node.role == NodeRole::Manager);
-        managers.filter_map(|node| node.status.addr.parse().ok()).collect()
-    };
-    let ports = BTreeSet::from([USUAL_PORT, port]);
+/// Whether the group works, as far as this member can tell.
+fn has_majority(status: &StoreStatus) -> bool {
+    match status.leader {
+        None => false,
+        // A leader is told by the others' answers.
+        Some(leader) if leader == status.raft_id => status.quorum_age.is_some_and(|age| age < QUORUM_AGE),
+        Some(_) => true,
+    }
+}
+
+/// Where something still answers of the managers of a backup. It need not be a manager that verifies: the root may have been
+/// rotated since.
+async fn alive(managers: Vec<String>, own: &address::Addresses) -> Vec<String> {
     let mut asked = JoinSet::new();
-    for address in old.into_iter().flat_map(|ip| ports.iter().map(move |port| SocketAddr::new(ip, *port))) {
-        let identity = identity.clone();
-        asked.spawn(async move { is_manager_at(&identity, &address.to_string()).await.then(|| address.to_string()) });
+    for address in managers.into_iter().filter(|address| !is_own(address, own)) {
+        asked.spawn(async move { somebody_answers(&address).await.then_some(address) });
     }
     asked.join_all().await.into_iter().flatten().collect()
+}
+
+/// A cluster is often restored where its manager was.
+fn is_own(address: &str, own: &address::Addresses) -> bool {
+    let parsed: Option<SocketAddr> = address.parse().ok();
+    parsed.is_some_and(|parsed| parsed == own.advertise || (parsed.port() == own.listen.port() && address::is_of_this_machine(parsed.ip())))
 }
 
 /// Takes the managers' rights from all nodes but this one, in one transaction, and puts this one in if it is new. Says who they were.
@@ -252,6 +276,18 @@ fn own_node(id: &NodeId, identity: &Identity) -> Node {
 mod tests {
     use super::*;
     use skep_types::ClusterId;
+
+    #[test]
+    fn the_place_of_the_new_manager_is_not_taken_for_an_old_one() {
+        let own = address::Addresses {
+            listen: "0.0.0.0:2377".parse().unwrap(),
+            advertise: "192.0.2.7:2377".parse().unwrap(),
+            found: false,
+            configured: crate::state::Configured::default(),
+        };
+        assert!(is_own("192.0.2.7:2377", &own) && is_own("127.0.0.1:2377", &own));
+        assert!(!is_own("127.0.0.1:2378", &own) && !is_own("192.0.2.8:2377", &own) && !is_own("manager:2377", &own));
+    }
 
     #[test]
     fn the_authority_of_a_backup_certifies_for_its_cluster() {

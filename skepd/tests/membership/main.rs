@@ -86,6 +86,25 @@ async fn what_is_wrong_with_an_invitation_is_said() {
 }
 
 #[tokio::test]
+async fn a_join_that_was_cut_short_leaves_nothing() {
+    if !is_possible() {
+        return;
+    }
+    let (mut first, mut guest) = (Node::new("whole"), Node::new("half"));
+    first.start().await;
+    guest.start().await;
+    let made = first.client().await.init(InitRequest::default()).await.unwrap().into_inner();
+    guest.client().await.join(invitation(&made.worker_token, &[&first])).await.unwrap();
+    // As a crash leaves it between the certificate and the note that it counts.
+    guest.kill();
+    std::fs::remove_file(guest.data().join("node.json")).unwrap();
+    guest.start().await;
+    assert_eq!(guest.status().await.role(), Role::None);
+    assert!(!guest.data().join("identity/swarm-node.key").exists());
+    guest.client().await.join(invitation(&made.worker_token, &[&first])).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_locked_manager_waits_for_its_key() {
     if !is_possible() {
         return;
@@ -116,7 +135,7 @@ async fn a_locked_manager_waits_for_its_key() {
     }
     first.wait("one of them leads", |_| true).await;
     let refused = client.unlock(UnlockRequest { key: made.unlock_key.clone() }).await.unwrap_err();
-    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
 }
 
 #[tokio::test]
