@@ -4,4 +4,5 @@ mod attacks;
 mod forwarding;
 mod joining;
 mod roles;
+mod sessions;
 mod support;
