@@ -100,6 +100,10 @@ impl Facts for Shared {
         self.local.id.clone()
     }
 
+    fn is_local(&self, node: &NodeId) -> bool {
+        *node == self.local.id
+    }
+
     fn local_addr(&self) -> IpAddr {
         self.local.addr
     }

@@ -14,6 +14,7 @@ use futures_util::future::{BoxFuture, Either};
 use http::{HeaderMap, Request, Response};
 use skep_ca::PeerIdentity;
 use skep_types::{ClusterId, NodeId, NodeRole};
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::net::{IpAddr, SocketAddr};
@@ -65,6 +66,9 @@ pub(crate) trait Facts: Send + Sync + 'static {
     fn standing(&self, node: &NodeId) -> Standing;
     /// This node, whose rights the local socket gives.
     fn local_node(&self) -> NodeId;
+    fn is_local(&self, node: &NodeId) -> bool {
+        *node == self.local_node()
+    }
     fn local_addr(&self) -> IpAddr;
 }
 
@@ -104,7 +108,7 @@ fn authorise(
     }
     let addr = connection.and_then(|connection| connection.addr).map(|addr| addr.ip());
     let peer = connection.and_then(|connection| connection.peer.as_deref());
-    let direct = peer.map(|peer| Claim { node: peer.node_id.clone(), units: peer.units.clone(), cluster: peer.cluster_id.clone() });
+    let direct = peer.map(Claim::from);
     let is_forwarded = headers.contains_key("forwarded_cert");
     let mut forwarder = None;
     let claim = if is_forwarded {
@@ -114,7 +118,7 @@ fn authorise(
         // Only a manager may speak for another: whoever else sends these headers is refused.
         let speaker = direct.ok_or_else(|| denied(rule, "the call came without a certificate"))?;
         check(facts, Rule::Manager, &speaker)?;
-        forwarder = Some(speaker.node);
+        forwarder = Some(speaker.node.into_owned());
         Claim::forwarded(headers)?
     } else {
         direct
@@ -122,7 +126,7 @@ fn authorise(
     let addr = match &claim {
         _ if is_forwarded => forwarded_addr(headers).or(addr),
         // The agent beside this manager comes by way of the loopback; others reach the node at its own address.
-        Some(claim) if claim.node == facts.local_node() => Some(facts.local_addr()),
+        Some(claim) if facts.is_local(&claim.node) => Some(facts.local_addr()),
         _ => addr,
     };
     let nobody = Caller { node: None, role: None, addr, local: false, forwarder: forwarder.clone() };
@@ -133,7 +137,7 @@ fn authorise(
         };
     };
     match check(facts, rule, &claim) {
-        Ok(role) => Ok(Caller { node: Some(claim.node), role, addr, local: false, forwarder }),
+        Ok(role) => Ok(Caller { node: Some(claim.node.into_owned()), role, addr, local: false, forwarder }),
         // A stranger may still ask for the roots; its certificate gives it nothing.
         Err(_) if rule == Rule::Anyone => Ok(nobody),
         Err(refusal) => Err(refusal),
@@ -141,13 +145,19 @@ fn authorise(
 }
 
 /// What a certificate says, of the caller itself or of the one it speaks for.
-struct Claim {
-    node: NodeId,
-    units: Vec<String>,
-    cluster: ClusterId,
+struct Claim<'a> {
+    node: Cow<'a, NodeId>,
+    units: Cow<'a, [String]>,
+    cluster: Cow<'a, ClusterId>,
 }
 
-impl Claim {
+impl<'a> From<&'a PeerIdentity> for Claim<'a> {
+    fn from(peer: &'a PeerIdentity) -> Self {
+        Self { node: Cow::Borrowed(&peer.node_id), units: Cow::Borrowed(&peer.units), cluster: Cow::Borrowed(&peer.cluster_id) }
+    }
+}
+
+impl Claim<'_> {
     /// The certificate a follower passes on in metadata; `None` if the caller had none.
     fn forwarded(headers: &HeaderMap) -> Result<Option<Self>, Status> {
         let refuse = || Status::permission_denied("the forwarded identity is not complete");
@@ -168,7 +178,8 @@ impl Claim {
         match (nodes.as_slice(), clusters.first(), units.is_empty()) {
             ([], None, true) => Ok(None),
             ([node], Some(cluster), false) => {
-                Ok(Some(Self { node: node.parse().map_err(|_| refuse())?, cluster: cluster.parse().map_err(|_| refuse())?, units }))
+                let (node, cluster) = (node.parse().map_err(|_| refuse())?, cluster.parse().map_err(|_| refuse())?);
+                Ok(Some(Self { node: Cow::Owned(node), cluster: Cow::Owned(cluster), units: Cow::Owned(units) }))
             }
             _ => Err(refuse()),
         }
@@ -179,7 +190,7 @@ fn forwarded_addr(headers: &HeaderMap) -> Option<IpAddr> {
     headers.get("remote_addr")?.to_str().ok()?.parse::<SocketAddr>().ok().map(|addr| addr.ip())
 }
 
-fn check(facts: &dyn Facts, rule: Rule, claim: &Claim) -> Result<Option<NodeRole>, Status> {
+fn check(facts: &dyn Facts, rule: Rule, claim: &Claim<'_>) -> Result<Option<NodeRole>, Status> {
     let has = |role| claim.units.iter().any(|unit| unit == skep_ca::role_name(role));
     let role = if has(NodeRole::Manager) {
         Some(NodeRole::Manager)
@@ -196,7 +207,7 @@ fn check(facts: &dyn Facts, rule: Rule, claim: &Claim) -> Result<Option<NodeRole
     if !role_is_enough {
         return Err(denied(rule, "the caller's certificate gives another role"));
     }
-    if facts.cluster_id().is_none_or(|cluster| cluster != claim.cluster) {
+    if facts.cluster_id().is_none_or(|cluster| cluster != *claim.cluster) {
         return Err(denied(rule, "the caller's certificate belongs to another cluster"));
     }
     match (rule, facts.standing(&claim.node)) {

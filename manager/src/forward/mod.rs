@@ -20,7 +20,7 @@ use futures_util::future::{BoxFuture, Either};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
-use skep_store::{Leadership, Member, RaftId, StoreError};
+use skep_store::{Leadership, Member, RaftId};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -173,7 +173,7 @@ impl Forwarder {
                     Leader::Here if is_read(&path) && self.has_peers() => match self.barrier.pass(&self.shared.store).await {
                         Ok(()) => return Ok(self.answer_here(&mut inner, &parts, &mut kept).await),
                         Err(error) => {
-                            self.again(by, not_confirmed(&error)).await?;
+                            self.again(by, Status::unavailable(format!("{error}; try again"))).await?;
                             continue;
                         }
                     },
@@ -291,10 +291,6 @@ fn refuse_second_hop() -> Response<Body> {
     let mut answer: Response<Body> = refusal.into_http();
     answer.headers_mut().insert(NOT_LEADER, HeaderValue::from_static("true"));
     answer
-}
-
-fn not_confirmed(error: &StoreError) -> Status {
-    Status::unavailable(format!("this manager cannot make sure that it still leads: {}; try again", crate::drive::chain(error)))
 }
 
 fn nobody_leads() -> Status {

@@ -9,6 +9,7 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use skep_ca::{ConnectError, Connector, SecurityConfig};
+use skep_store::Member;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -208,8 +209,9 @@ impl Links {
         Self { target, security: security.clone(), state: Mutex::default() }
     }
 
-    pub(crate) fn target(&self) -> &Target {
-        &self.target
+    /// Whether it is meant for this member, where it is now.
+    pub(crate) fn leads_to(&self, member: &Member) -> bool {
+        self.target.addr == member.addr && self.target.node.as_ref() == Some(&member.node_id)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -78,13 +78,15 @@ impl PeerTransport {
     pub(crate) async fn link(&self, purpose: Purpose, peer: RaftId, member: &Member) -> Result<Link, Arc<DialError>> {
         let links = {
             let mut peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-            let target = Target { node: Some(member.node_id.clone()), addr: member.addr.clone() };
-            let fresh = || Arc::new(Links::new(&self.security, target.clone()));
-            let links = peers.entry((purpose, peer)).or_insert_with(fresh);
-            if *links.target() != target {
-                *links = fresh();
+            match peers.get(&(purpose, peer)) {
+                Some(links) if links.leads_to(member) => links.clone(),
+                _ => {
+                    let target = Target { node: Some(member.node_id.clone()), addr: member.addr.clone() };
+                    let links = Arc::new(Links::new(&self.security, target));
+                    peers.insert((purpose, peer), links.clone());
+                    links
+                }
             }
-            links.clone()
         };
         let link = links.get().await;
         if link.is_err() {
