@@ -137,3 +137,30 @@ async fn a_new_manager_that_nobody_reaches_is_refused() {
     create(&mut lab.control(0).await, "web").await.unwrap();
     lab.stop_all().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn managers_come_in_while_the_leader_is_killed() {
+    let mut lab = Lab::of(3).await;
+    let mut newcomers = Vec::new();
+    for _ in 0..2 {
+        let security = lab.certify(skep_types::NodeRole::Manager).await;
+        newcomers.push(lab.prepare(security, rand::random::<u64>() | 1).await);
+    }
+    let (managers, leader) = (lab.addrs(), lab.leader().await);
+    let join = |host: &crate::support::Host| {
+        let (security, managers, raft_id, addr) = (host.security.clone(), managers.clone(), host.raft_id, host.addr);
+        async move { join_managers(&security, &managers, raft_id, addr).await }
+    };
+    let kill = async {
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..100))).await;
+        lab.hosts[leader].kill().await;
+    };
+    let (first, second, ()) = tokio::join!(join(&newcomers[0]), join(&newcomers[1]), kill);
+    first.unwrap();
+    second.unwrap();
+    lab.hosts.extend(newcomers);
+    let next = lab.leader().await;
+    eventually("five with a vote", async || voters(&lab.hosts[next].status()).len(), |voters| *voters == 5).await;
+    create(&mut lab.control(next).await, "web").await.unwrap();
+    lab.stop_all().await;
+}

@@ -151,3 +151,25 @@ async fn a_removed_node_is_out_within_a_second() {
     }
     lab.stop_all().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manager_demoted_while_it_was_away_learns_it_and_disturbs_nobody() {
+    let mut lab = Lab::of(3).await;
+    let away = lab.followers().await[0];
+    let id = lab.hosts[away].node_id.clone();
+    lab.hosts[away].stop().await;
+    let leader = lab.leader().await;
+    wish_role(&mut lab.control(leader).await, &id, WORKER).await.unwrap();
+    eventually("it is a worker", async || role_of(&lab, leader, &id).await, |role| *role == WORKER as i32).await;
+    let term = lab.hosts[leader].status().term;
+
+    lab.hosts[away].start_elsewhere().await;
+    let back = Instant::now();
+    tokio::time::timeout(Duration::from_secs(10), lab.hosts[away].manager().removed()).await.expect("it learns that it is out");
+    println!("a manager demoted while it was away knew after {:?}", back.elapsed());
+    let mut control = ControlClient::new(lab.hosts[leader].channel(&lab.hosts[away].security).await);
+    assert_eq!(control.list_nodes(v1::ListNodesRequest::default()).await.unwrap_err().code(), Code::PermissionDenied);
+    create(&mut lab.control(leader).await, "web").await.unwrap();
+    assert_eq!((lab.hosts[leader].status().term, lab.hosts[leader].leads()), (term, true));
+    lab.stop_all().await;
+}

@@ -103,17 +103,22 @@ impl Lab {
 
     /// Starts a manager for a node that has its certificate, and brings it into the group.
     pub async fn admit(&mut self, security: SecurityConfig, raft_id: u64) -> usize {
+        let host = self.prepare(security, raft_id).await;
+        join_managers(&host.security, &self.addrs(), raft_id, host.addr).await.unwrap();
+        self.hosts.push(host);
+        self.hosts.len() - 1
+    }
+
+    /// A manager that serves and is no member yet.
+    pub async fn prepare(&self, security: SecurityConfig, raft_id: u64) -> Host {
         let node_id = security.identity().unwrap().node_id().clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let index = self.hosts.len();
-        let mut host = Host { security, node_id, raft_id, addr, dir: self.dir.path().join(index.to_string()), running: None };
+        let mut host = Host { security, node_id, raft_id, addr, dir: self.dir.path().join(raft_id.to_string()), running: None };
         let transport = PeerTransport::new(&host.security);
         let store = Store::join(StoreConfig::new(host.dir.join("raft")), raft_id, transport.clone()).await.unwrap();
         host.run(store, transport, listener);
-        join_managers(&host.security, &self.addrs(), raft_id, addr).await.unwrap();
-        self.hosts.push(host);
-        index
+        host
     }
 
     /// Of the managers that run.
