@@ -235,7 +235,14 @@ impl Host {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn_skepd(&mut self) -> Result<()> {
-        let mut command = self.host_command(binary("skepd")?);
+        let mut command = if self.outlives_us {
+            // People want names to tell the hosts apart by; the process stays the same one through all of this.
+            let mut command = self.host_command("unshare");
+            command.args(["--uts", "--", "sh", "-c", "hostname \"$0\" && exec \"$@\"", &self.name]).arg(binary("skepd")?);
+            command
+        } else {
+            self.host_command(binary("skepd")?)
+        };
         command.arg("--data-dir").arg(self.data_dir()).arg("--run-dir").arg(self.run_dir());
         command.arg("--containerd").arg(self.containerd_socket()).arg("--cgroup-parent").arg(format!("/{}", self.cgroup));
         command.args(["--log-level", self.log_level]).args(&self.flags).envs(self.environment.iter().cloned());

@@ -4,9 +4,6 @@ use anyhow::{Context, Result, ensure};
 use std::fmt::Write;
 use std::path::PathBuf;
 
-/// Begins the names of its namespaces and cgroups.
-const PREFIX: &str = "skep-";
-
 /// A cluster of hosts on this machine that stays until it is stopped, for people to play with.
 #[derive(Debug, Clone)]
 pub struct Standing {
@@ -20,15 +17,27 @@ impl Standing {
         Self { dir }
     }
 
+    /// Begins the names of namespaces and cgroups: several clusters can stand beside each other.
+    fn prefix(&self) -> String {
+        match self.dir.file_name().and_then(|name| name.to_str()) {
+            None | Some("skep-cluster") => "skep-".to_owned(),
+            Some(name) => format!("{name}-"),
+        }
+    }
+
     /// Makes the hosts and the cluster; says how to talk to each.
     ///
     /// # Errors
     /// If there is one already, or it cannot be made; then nothing is left of it.
     pub fn start(&self, size: Size) -> Result<String> {
         ensure!(size.managers > 0, "a cluster has at least one manager");
-        ensure!(!self.dir.exists(), "{} exists: a cluster is there already; `make cluster-stop` removes it", self.dir.display());
+        ensure!(
+            !self.dir.exists(),
+            "{} exists: a cluster is there already; `make cluster-stop` removes it, and SKEP_CLUSTER_DIR names another place",
+            self.dir.display()
+        );
         std::fs::create_dir_all(&self.dir)?;
-        let made = Cluster::that_stays(size, PREFIX, self.dir.clone()).and_then(|mut cluster| {
+        let made = Cluster::that_stays(size, &self.prefix(), self.dir.clone()).and_then(|mut cluster| {
             cluster.start_all()?;
             cluster.form(&[])?;
             let how = how_to_talk(&cluster)?;
@@ -45,9 +54,9 @@ impl Standing {
     pub fn stop(&self) -> Result<()> {
         ensure!(self.dir.exists(), "there is no cluster in {}", self.dir.display());
         let hosts: Vec<PathBuf> = sweep::host_dirs(&self.dir).into_iter().skip(1).collect();
-        let named = hosts.iter().filter_map(|host| Some(format!("{PREFIX}{}", host.file_name()?.to_str()?)));
-        let names: Vec<String> = named.collect();
-        let namespaces = names.iter().cloned().chain([format!("{PREFIX}switch")]).collect();
+        let prefix = self.prefix();
+        let names: Vec<String> = hosts.iter().filter_map(|host| Some(format!("{prefix}{}", host.file_name()?.to_str()?))).collect();
+        let namespaces = names.iter().cloned().chain([format!("{prefix}switch")]).collect();
         let problems = sweep::sweep(&Debris { dir: self.dir.clone(), hosts, namespaces, cgroups: names });
         ensure!(problems.is_empty(), "{}", problems.join("\n"));
         std::fs::remove_dir_all(&self.dir).with_context(|| format!("cannot remove {}", self.dir.display()))

@@ -6,8 +6,20 @@
 use anyhow::{Context, Result, bail};
 use skep_kit::{Size, Standing, need_root};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes: Vec<String> = error.chain().map(ToString::to_string).collect();
+            eprintln!("skep-cluster: {}", causes.join(": "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let dir = std::env::var_os("SKEP_CLUSTER_DIR").map_or_else(|| PathBuf::from("/var/lib/skep-cluster"), PathBuf::from);
     if !need_root("a cluster of hosts") {
