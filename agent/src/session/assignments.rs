@@ -18,13 +18,25 @@ pub struct Sorted {
     pub removed_secrets: Vec<String>,
     pub removed_configs: Vec<String>,
     pub removed_tasks: Vec<TaskId>,
-    /// Tasks this version cannot understand, and why.
+    /// Tasks that cannot run here whatever is done, and why.
     pub refused: Vec<(TaskId, String)>,
+}
+
+/// Where tasks of an overlay network are is told by gossip among genuine nodes, which we do not speak. Alone on such a network a
+/// task would look as if it ran and reach nobody, so it is refused.
+fn cut_off_overlay(task: &Task) -> Option<String> {
+    let overlay = task.networks.iter().find(|attachment| !attachment.network.is_predefined())?;
+    Some(format!(
+        "network {} is an overlay network of a cluster with managers of another kind, which skepd cannot join; use the network host, or ports published with mode=host",
+        overlay.network.spec.annotations.name
+    ))
 }
 
 /// Sorts a message. What cannot be understood costs its own task only.
 pub fn sort(message: v1::AssignmentsMessage) -> Sorted {
     let mut sorted = Sorted { complete: message.r#type == Type::Complete as i32, ..Sorted::default() };
+    // Ours name the state that a message leads to, `<counter>@<revision>`; genuine ones only count.
+    let genuine = !message.results_in.contains('@');
     for change in message.changes {
         let remove = change.action == AssignmentAction::Remove as i32;
         match change.assignment.and_then(|assignment| assignment.item) {
@@ -38,8 +50,11 @@ pub fn sort(message: v1::AssignmentsMessage) -> Sorted {
                     continue;
                 }
                 match Task::from_wire(task) {
-                    Ok(task) => sorted.tasks.push(task),
-                    Err(error) => sorted.refused.push((id, error.to_string())),
+                    Ok(task) => match cut_off_overlay(&task).filter(|_| genuine) {
+                        Some(reason) => sorted.refused.push((id, reason)),
+                        None => sorted.tasks.push(task),
+                    },
+                    Err(error) => sorted.refused.push((id, format!("this node does not understand the task: {error}"))),
                 }
             }
             Some(Item::Secret(secret)) if remove => sorted.removed_secrets.push(secret.id),
@@ -78,7 +93,7 @@ pub async fn apply(sorted: Sorted, name: Option<String>, engine: &Engine) -> boo
             timestamp: crate::task::drive::now(),
             state: TaskState::Rejected,
             message: "rejected".into(),
-            err: format!("this node does not understand the task: {reason}"),
+            err: reason,
             ..TaskStatus::default()
         };
         engine.reports.put(&id, status);
@@ -112,6 +127,7 @@ mod tests {
     use super::*;
     use crate::testing::task;
     use skep_proto::ToWire;
+    use skep_types::NetworkAttachment;
 
     fn change(item: Item, action: AssignmentAction) -> v1::AssignmentChange {
         v1::AssignmentChange { assignment: Some(v1::Assignment { item: Some(item) }), action: action as i32 }
@@ -139,5 +155,23 @@ mod tests {
         assert_eq!(sorted.refused[0].0, TaskId::for_test(2));
         assert_eq!(sorted.removed_tasks, [TaskId::for_test(3)]);
         assert_eq!(sorted.removed_secrets, ["s1"]);
+    }
+
+    #[test]
+    fn an_overlay_network_of_genuine_managers_is_refused_and_one_of_ours_is_not() {
+        let mut on_overlay = task(1, "busybox");
+        on_overlay.networks = vec![NetworkAttachment::default()];
+        for (name, refused) in [("1", 1), ("1@7.a", 0)] {
+            let message = v1::AssignmentsMessage {
+                results_in: name.into(),
+                changes: [on_overlay.to_wire(), task(2, "busybox").to_wire()]
+                    .map(|task| change(Item::Task(task), AssignmentAction::Update))
+                    .into(),
+                ..v1::AssignmentsMessage::default()
+            };
+            let sorted = sort(message);
+            assert_eq!((sorted.refused.len(), sorted.tasks.len()), (refused, 2 - refused));
+            assert!(sorted.refused.iter().all(|(_, reason)| reason.contains("overlay")));
+        }
     }
 }
