@@ -2,7 +2,7 @@
 //!
 //! `schedule_us` is the decision with the finished actions, `observe_us` feeding the tasks and the committed result back. Both are
 //! CPU time of this thread per task. Shapes: tasks/nodes of one service, then with constraints, resources, ports and spread,
-//! then one task at a time.
+//! then one task at a time. `sched_bench TEXT` runs only the shapes whose name has it.
 #![allow(unsafe_code, reason = "one call of clock_gettime, which the standard library has no form of")]
 
 use skep_plan::Scheduler;
@@ -136,8 +136,12 @@ impl Bench {
 }
 
 fn main() {
+    let wanted = std::env::args().nth(1).unwrap_or_default();
     for (tasks, nodes) in [(1_000, 1_000), (10_000, 1_000), (100_000, 1_000), (10_000, 10_000), (100_000, 100_000)] {
         for (shape, rich) in [("plain", false), ("constraints+resources+spread", true)] {
+            if !shape.contains(&wanted) {
+                continue;
+            }
             let spec = Arc::new(task_spec(rich));
             let mut sum = Bench::new(0);
             while sum.placed < 30_000 {
@@ -151,7 +155,11 @@ fn main() {
         }
     }
     // New services of ten tasks each, and one task more for a large service, on a cluster in use.
+    let (small, large) = ("services of ten", "one more of a large service");
     for nodes in [1_000, 10_000, 100_000] {
+        if !small.contains(&wanted) && !large.contains(&wanted) {
+            continue;
+        }
         let spec = Arc::new(task_spec(false));
         let mut bench = Bench::new(nodes);
         bench.run((0..2 * nodes).map(|number| task(number, 1, &spec)).collect());
@@ -159,11 +167,11 @@ fn main() {
         for service in 0..1_000 {
             bench.run((0..10).map(|number| task(1_000_000 + service * 10 + number, 10 + service, &spec)).collect());
         }
-        bench.print("services of ten", 10_000, nodes);
+        bench.print(small, 10_000, nodes);
         (bench.schedule, bench.observe, bench.placed) = (0.0, 0.0, 0);
         for number in 0..1_000 {
             bench.run(vec![task(2_000_000 + number, 1, &spec)]);
         }
-        bench.print("one more of a large service", 1_000, nodes);
+        bench.print(large, 1_000, nodes);
     }
 }

@@ -1,7 +1,7 @@
 //! How a service's tasks are spread over the nodes, and where they failed.
 
 use super::class::Class;
-use super::log::{Log, Number};
+use super::log::{ByNumber, Log, Number};
 use super::node::Place;
 use skep_types::{Timestamp, Version};
 use std::collections::{BTreeSet, HashMap};
@@ -11,15 +11,18 @@ use std::time::Duration;
 const MANY_FAILURES: usize = 5;
 const FAILURE_WINDOW: Duration = Duration::from_secs(5 * 60);
 
-/// Below this many nodes it is cheaper to sort anew than to keep the order.
-const WORTH_KEEPING: usize = 256;
+/// Below this many nodes it is cheaper to sort anew than to keep the order. Debug builds always keep it, so that tests with few nodes
+/// go that way too.
+const WORTH_KEEPING: usize = if cfg!(debug_assertions) { 1 } else { 256 };
 
 #[derive(Debug, Default)]
 pub(crate) struct Load {
     /// Active tasks of the service by node.
-    pub here: HashMap<Number, u32>,
+    pub here: ByNumber<u32>,
     failures: HashMap<(Option<Version>, Number), Vec<Timestamp>>,
     standing: Option<(usize, Standing)>,
+    /// Nodes where `here` changed since `standing` was used; empty without one.
+    moved: Vec<Number>,
 }
 
 impl Load {
@@ -29,6 +32,7 @@ impl Load {
 
     pub fn add(&mut self, node: Number) {
         *self.here.entry(node).or_default() += 1;
+        self.note_move(node);
     }
 
     pub fn subtract(&mut self, node: Number) {
@@ -37,6 +41,18 @@ impl Load {
             if *count == 0 {
                 self.here.remove(&node);
             }
+            self.note_move(node);
+        }
+    }
+
+    fn note_move(&mut self, node: Number) {
+        if self.standing.is_none() {
+            return;
+        }
+        self.moved.push(node);
+        if self.moved.len() > self.here.len() + WORTH_KEEPING {
+            // Sorting anew is cheaper by now.
+            self.drop_standing();
         }
     }
 
@@ -57,8 +73,8 @@ impl Load {
     }
 
     /// Nodes that come last, with how often the tasks of this version failed there lately.
-    pub fn failing_nodes(&mut self, version: Option<Version>, now: Timestamp) -> HashMap<Number, usize> {
-        let mut failing = HashMap::new();
+    pub fn failing_nodes(&mut self, version: Option<Version>, now: Timestamp) -> ByNumber<usize> {
+        let mut failing = ByNumber::default();
         self.failures.retain(|(of, node), times| {
             times.retain(|time| now.since(*time) <= FAILURE_WINDOW);
             if *of == version && times.len() >= MANY_FAILURES {
@@ -71,9 +87,10 @@ impl Load {
 
     /// The nodes that have tasks of the service, in order. To be given back by [`Load::put_standing`].
     pub fn take_standing(&mut self, class_id: usize, class: &Class, places: &[Place], log: &Log) -> Standing {
+        let moved = std::mem::take(&mut self.moved);
         match self.standing.take().filter(|(of, _)| *of == class_id) {
             Some((_, mut standing)) => {
-                standing.catch_up(class, places, &self.here, log);
+                standing.catch_up(class, places, &self.here, log, &moved);
                 standing
             }
             None => Standing::build(class, places, &self.here, log),
@@ -88,6 +105,7 @@ impl Load {
 
     pub fn drop_standing(&mut self) {
         self.standing = None;
+        self.moved = Vec::new();
     }
 }
 
@@ -100,9 +118,13 @@ struct Known {
 }
 
 /// The order among the nodes that already run tasks of a service: by those, then by all tasks.
+///
+/// Tasks that other services got meanwhile are not looked for: a node may stand further to the front than it should, never further
+/// back. Whoever takes the first asks [`Standing::is_right`], and puts it in its place with [`Standing::refresh`]. So a service on all
+/// nodes does not pay for every task of the others.
 #[derive(Debug, Default)]
 pub(crate) struct Standing {
-    known: HashMap<Number, Known>,
+    known: ByNumber<Known>,
     /// Per leaf: (tasks of the service, all tasks, node).
     pub leaves: Vec<BTreeSet<(u32, u32, Number)>>,
     /// Per leaf: all tasks of the service there, also on nodes that take no new ones.
@@ -111,7 +133,7 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
-    fn build(class: &Class, places: &[Place], here: &HashMap<Number, u32>, log: &Log) -> Self {
+    fn build(class: &Class, places: &[Place], here: &ByNumber<u32>, log: &Log) -> Self {
         let mut this = Self { position: log.end(), ..Self::default() };
         this.grow(class);
         for number in here.keys() {
@@ -125,11 +147,14 @@ impl Standing {
         self.totals.resize(class.leaves.len(), 0);
     }
 
-    fn catch_up(&mut self, class: &Class, places: &[Place], here: &HashMap<Number, u32>, log: &Log) {
-        match log.since(self.position) {
-            Some(news) if news.len() <= here.len() => {
+    /// Nodes where something ended may stand too far back, and so may those where the service itself came or went; a node that does not
+    /// suit any more, or does again, is logged as one that gained.
+    fn catch_up(&mut self, class: &Class, places: &[Place], here: &ByNumber<u32>, log: &Log, moved: &[Number]) {
+        let gained = log.since(self.position).map(|news| news.filter(|(_, gained)| *gained).map(|(number, _)| number));
+        match gained.map(|gained| gained.chain(moved.iter().copied()).collect::<Vec<_>>()) {
+            Some(stale) if stale.len() <= here.len() => {
                 self.grow(class);
-                for (number, _) in news {
+                for number in stale {
                     self.refresh(number, class, places, here);
                 }
                 self.position = log.end();
@@ -138,7 +163,12 @@ impl Standing {
         }
     }
 
-    pub fn refresh(&mut self, number: Number, class: &Class, places: &[Place], here: &HashMap<Number, u32>) {
+    /// Whether a node stands where it should.
+    pub fn is_right(&self, (_, active, number): (u32, u32, Number), places: &[Place]) -> bool {
+        places[number as usize].active == active
+    }
+
+    pub fn refresh(&mut self, number: Number, class: &Class, places: &[Place], here: &ByNumber<u32>) {
         let count = here.get(&number).copied().unwrap_or(0);
         let leaf = class.leaf_of(number).filter(|_| count > 0);
         let new = leaf.map(|leaf| Known { count, active: places[number as usize].active, leaf, is_member: class.is_member(number) });

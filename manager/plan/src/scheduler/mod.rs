@@ -353,6 +353,7 @@ fn group_key(task: &Task) -> GroupKey {
     }
 }
 
+/// The task on its node. Field by field: a clone would copy the old status only to drop it.
 fn assigned(task: &Task, node: NodeId, given: Vec<GenericResource>, now: Timestamp) -> Task {
     let status = TaskStatus {
         timestamp: now,
@@ -361,5 +362,22 @@ fn assigned(task: &Task, node: NodeId, given: Vec<GenericResource>, now: Timesta
         applied_at: Some(now),
         ..TaskStatus::default()
     };
-    Task { node_id: Some(node), status, assigned_generic_resources: given, ..task.clone() }
+    Task {
+        id: task.id.clone(),
+        meta: task.meta,
+        spec: Arc::clone(&task.spec),
+        spec_version: task.spec_version,
+        service_id: task.service_id.clone(),
+        slot: task.slot,
+        node_id: Some(node),
+        annotations: task.annotations.clone(),
+        service_annotations: task.service_annotations.clone(),
+        status,
+        desired_state: task.desired_state,
+        networks: task.networks.clone(),
+        endpoint: task.endpoint.clone(),
+        log_driver: task.log_driver.clone(),
+        assigned_generic_resources: given,
+        job_iteration: task.job_iteration,
+    }
 }

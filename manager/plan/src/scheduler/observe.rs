@@ -3,7 +3,7 @@
 use super::log::Number;
 use super::node::{Place, is_active, takes_room};
 use super::{Scheduler, group_key};
-use skep_types::{Node, NodeId, Task, TaskState};
+use skep_types::{Node, NodeId, Object, Task, TaskState};
 use std::sync::Arc;
 
 impl Scheduler {
@@ -78,6 +78,22 @@ impl Scheduler {
         }
     }
 
+    /// Takes over how a change that was observed before it was written was written in the end: the same object under the version that
+    /// the store gave it. What is proposed about it next is measured by that version.
+    pub fn confirm(&mut self, written: &Object) {
+        let Object::Task(task) = written else { return };
+        if task.status.state != TaskState::Pending {
+            return;
+        }
+        let known = match self.bound.get_mut(&task.id) {
+            Some(known) => Some(known),
+            None => self.groups.get_mut(&group_key(task)).and_then(|group| group.tasks.get_mut(&(task.slot, task.id.clone()))),
+        };
+        if let Some(known) = known {
+            *known = Arc::clone(task);
+        }
+    }
+
     fn add(&mut self, task: &Task) {
         let Some(number) = task.node_id.as_ref().and_then(|node| self.numbers.get(node)).copied() else { return };
         self.places[number as usize].add(task);
@@ -124,9 +140,11 @@ impl Scheduler {
             let key = group_key(task);
             let group = self.groups.entry(key.clone()).or_default();
             let place = (task.slot, task.id.clone());
-            match group.refusal.as_ref().is_some_and(|(reason, _)| **reason == *task.status.err) {
-                true => drop(group.untold.remove(&place)),
-                false => drop(group.untold.insert(place.clone())),
+            match &group.refusal {
+                Some((reason, _)) if **reason == *task.status.err => drop(group.untold.remove(&place)),
+                Some(_) => drop(group.untold.insert(place.clone())),
+                // Most are placed at once; an attempt that leaves some over notes who is to be told.
+                None => {}
             }
             group.tasks.insert(place, Arc::clone(task));
             if is_news || group.refusal.is_none() {

@@ -2,11 +2,11 @@
 
 use super::class::{Class, Leaf};
 use super::load::{Load, Standing};
-use super::log::{Log, Number};
+use super::log::{ByNumber, Log, Number};
 use super::need::Need;
 use super::node::Place;
 use skep_types::GenericResource;
-use std::collections::{BTreeSet, HashMap, btree_set};
+use std::collections::{BTreeSet, btree_set};
 use std::ops::Bound;
 
 /// One run over the candidates of a group. All its tasks need the same, so a node that has no room for one is not asked again.
@@ -17,7 +17,7 @@ pub(crate) struct Pass<'a> {
     standing: &'a mut Standing,
     need: &'a Need,
     log: &'a mut Log,
-    failing: HashMap<Number, usize>,
+    failing: ByNumber<usize>,
     leaves: Vec<LeafPass<'a>>,
     /// Per branch: its open children by tasks of the service.
     tree: Vec<BTreeSet<(u64, usize)>>,
@@ -41,7 +41,7 @@ impl<'a> Pass<'a> {
         standing: &'a mut Standing,
         need: &'a Need,
         log: &'a mut Log,
-        failing: HashMap<Number, usize>,
+        failing: ByNumber<usize>,
     ) -> Self {
         let of_leaf = |(leaf, standing): (&'a Leaf, &BTreeSet<_>)| {
             // If every candidate has a task of the service, there is nothing to find among the empty ones.
@@ -83,6 +83,10 @@ impl<'a> Pass<'a> {
             loop {
                 let from = self.leaves[leaf].refused.map_or(Bound::Unbounded, Bound::Excluded);
                 let Some(key) = self.standing.leaves[leaf].range((from, Bound::Unbounded)).next().copied() else { break };
+                if !self.standing.is_right(key, self.places) {
+                    self.standing.refresh(key.2, self.class, self.places, &self.load.here);
+                    continue;
+                }
                 if !self.failing.contains_key(&key.2) && self.has_room(key.2, key.0) {
                     return Some(key.2);
                 }
