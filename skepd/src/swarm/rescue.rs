@@ -107,7 +107,7 @@ impl Swarm {
             let part =
                 self.manager().ok_or_else(|| anyhow!("the manager of this node does not run; only recovering itself can tell more"))?;
             let mut report = before_recovery(part.store());
-            report.push("nothing was changed; repeat with --yes to make this manager the only one".into());
+            report.push("nothing was changed".into());
             return Ok(report);
         }
         let chosen = |asked: &str, present: SocketAddr| if asked.is_empty() { present.to_string() } else { asked.to_owned() };
@@ -212,7 +212,8 @@ fn has_majority(status: &StoreStatus) -> bool {
         None => false,
         // A leader is told by the others' answers.
         Some(leader) if leader == status.raft_id => status.quorum_age.is_some_and(|age| age < QUORUM_AGE),
-        Some(_) => true,
+        // It may have died since; the store names it until there is another.
+        Some(_) => status.leader_heard.is_some_and(|age| age < QUORUM_AGE),
     }
 }
 
