@@ -1,5 +1,6 @@
 //! What went wrong, in words, and the exit status that goes with it.
 
+use crate::connect::NOTHING_CHANGED;
 use std::fmt;
 use std::path::Path;
 use tonic::Code;
@@ -78,15 +79,16 @@ fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std:
 }
 
 /// What to do when nobody answered.
-const NO_ANSWER: &str = "a change may have been made nevertheless, so look before it is repeated. If this lasts, the managers have lost \
-                         their majority: start those that are down, or see `swarmctl cluster recover --help`";
+const NO_ANSWER: &str =
+    "if this lasts, the managers have lost their majority: start those that are down, or see `swarmctl cluster recover --help`";
+const PERHAPS_DONE: &str = "a change may have been made nevertheless, so look before it is repeated";
 
 impl From<tonic::Status> for Failure {
     fn from(status: tonic::Status) -> Self {
         let message = status.message();
         // Made here, not by the other side.
         if let Some(cause) = std::error::Error::source(&status) {
-            let text = format!("the connection to skepd broke: {}; a change may have been made nevertheless", root_cause(cause));
+            let text = format!("the connection to skepd broke: {}; {PERHAPS_DONE}", root_cause(cause));
             return Self::new(Exit::Unreachable, text);
         }
         match status.code() {
@@ -97,7 +99,11 @@ impl From<tonic::Status> for Failure {
             }
             // Reads were repeated for a while by then (`connect/patient.rs`).
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
-                Self::new(Exit::Unreachable, format!("no manager answered: {message}; {NO_ANSWER}"))
+                let perhaps = match status.metadata().contains_key(NOTHING_CHANGED) {
+                    true => String::new(),
+                    false => format!("{PERHAPS_DONE}; "),
+                };
+                Self::new(Exit::Unreachable, format!("no manager answered: {message}; {perhaps}{NO_ANSWER}"))
             }
             Code::Unimplemented if message.is_empty() => {
                 Self::new(Exit::Failed, "this node does not offer that; is it a manager? See `swarmctl cluster inspect`")

@@ -4,6 +4,7 @@ mod patient; // reads are repeated while there is no leader
 
 use crate::failure::Failure;
 use hyper_util::rt::TokioIo;
+pub use patient::NOTHING_CHANGED;
 use patient::Patient;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};

@@ -11,6 +11,9 @@ use tonic::body::Body;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
+/// Marks the answer to a read that nobody gave in time.
+pub const NOTHING_CHANGED: &str = "skep-nothing-changed";
+
 /// A manager's death is over within two seconds; a cluster that has no leader for longer has lost its majority, and whoever asked
 /// wants to know.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -74,13 +77,16 @@ where
     let mut pause = first_pause;
     loop {
         let again = http::Request::from_parts(head.clone(), Body::new(Full::new(body.clone())));
-        let answer = service.call(again).await.map_err(Into::into);
+        let mut answer = service.call(again).await.map_err(Into::into);
         let nobody = match &answer {
             Ok(response) => is_unavailable(response),
             // The connection broke: skepd went away, and often comes back.
             Err(_) => true,
         };
         if !nobody || since.elapsed() + pause > limit {
+            if let Ok(response) = &mut answer {
+                response.headers_mut().insert(NOTHING_CHANGED, http::HeaderValue::from_static("1"));
+            }
             return answer;
         }
         if pause == first_pause * 8 {

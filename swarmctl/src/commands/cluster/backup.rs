@@ -182,7 +182,7 @@ pub async fn recover(flags: Recover, connection: &Connection) -> Result<(), Fail
         let found = connection.node().recover(request(false)).await.map_err(Failure::of_daemon)?.into_inner();
         output::put(&output::plain_lines(&lines(&found.report)))?;
         if !std::io::stdin().is_terminal() {
-            return Err(Failure::failed("nothing was changed; repeat it with --yes to go on"));
+            return Err(Failure::failed("recovering needs a yes; repeat it with --yes"));
         }
         eprint!("\nMake this node the only manager? Other managers of this cluster must never run again with their old state. [yes/no] ");
         let mut answer = String::new();

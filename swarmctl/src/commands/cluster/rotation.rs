@@ -33,16 +33,19 @@ struct Snapshot {
     trusting: usize,
     /// Who is waited for.
     missing: Vec<String>,
+    /// Nobody else will come without help.
+    all_down: bool,
 }
 
 impl Snapshot {
     fn line(&self) -> String {
         let Self { total, renewed, trusting, missing, .. } = self;
         let names = missing.iter().take(MOST_NAMES).map(|name| plain(name)).collect::<Vec<_>>().join(", ");
+        let help = if self.all_down { "; `swarmctl node rm` gives up what is gone" } else { "" };
         let names = match missing.len() {
             0 => String::new(),
-            more if more > MOST_NAMES => format!(" (waiting for {names} and {} more)", more - MOST_NAMES),
-            _ => format!(" (waiting for {names})"),
+            more if more > MOST_NAMES => format!(" (waiting for {names} and {} more{help})", more - MOST_NAMES),
+            _ => format!(" (waiting for {names}{help})"),
         };
         format!("root rotation: {renewed} of {total} nodes have their new certificate, {trusting} trust the new root{names}")
     }
@@ -64,17 +67,20 @@ fn look(cluster: &Cluster, nodes: &[Node]) -> Snapshot {
         issuer.as_ref().is_some_and(|(subject, key)| tls.cert_issuer_subject == *subject && tls.cert_issuer_public_key == *key)
     };
     let is_trusting = |tls: &TlsInfo| tls.trust_root.trim_ascii() == wanted.trim_ascii();
-    let missing = nodes.iter().filter(|node| match rotation {
+    let is_missing = |node: &&Node| match rotation {
         // Also nodes that are down: a rotation does not end without them.
         Some(_) => !is_renewed(&tls(node)),
         None => node.status.state == NodeState::Ready && !is_trusting(&tls(node)),
-    });
+    };
+    let missing: Vec<&Node> = nodes.iter().filter(is_missing).collect();
     Snapshot {
         rotating: rotation.is_some(),
         total: nodes.len(),
         renewed: nodes.iter().filter(|node| is_renewed(&tls(node))).count(),
         trusting: nodes.iter().filter(|node| is_trusting(&tls(node))).count(),
+        all_down: !missing.is_empty() && missing.iter().all(|node| node.status.state == NodeState::Down),
         missing: missing
+            .iter()
             .map(|node| match node.status.state {
                 NodeState::Down => format!("{} (down)", node.display_name()),
                 _ => node.display_name().to_owned(),
@@ -193,6 +199,8 @@ szQKb1hexGGW81seygIhAJ6LORAiASUdcm0hQ6u2D5GDF6FhsZZYB74oUXwizsK3\n\
             snapshot.line(),
             "root rotation: 1 of 3 nodes have their new certificate, 0 trust the new root (waiting for n2, n3 (down))"
         );
+        nodes.remove(1);
+        assert!(look(&rotating(), &nodes).line().ends_with("(waiting for n3 (down); `swarmctl node rm` gives up what is gone)"));
     }
 
     #[test]
