@@ -403,7 +403,15 @@ impl Store {
     /// # Errors
     /// The caller gets no answer and will try again.
     pub async fn answer(&self, call: RaftCall, request: &[u8]) -> Result<Vec<u8>, AnswerError> {
-        network::answer(&self.0.raft, self.0.log.shared(), &self.0.polls, call, request).await
+        network::answer(&self.0.raft, self.0.log.shared(), &self.0.polls, None, call, request).await
+    }
+
+    /// The same for a caller that proved to be `from`: what it says in the name of another member is refused.
+    ///
+    /// # Errors
+    /// [`AnswerError::Forged`], and what [`Self::answer`] says.
+    pub async fn answer_from(&self, from: RaftId, call: RaftCall, request: &[u8]) -> Result<Vec<u8>, AnswerError> {
+        network::answer(&self.0.raft, self.0.log.shared(), &self.0.polls, Some(from), call, request).await
     }
 
     /// Adds a manager without a vote; returns when it has caught up. One that is a member already stays as it is: for a new
@@ -597,6 +605,8 @@ impl Store {
         if let Err(error) = self.0.raft.shutdown().await {
             tracing::warn!(%error, "raft did not end in order");
         }
+        let published = Arc::clone(&self.0.published);
+        let _ = tokio::task::spawn_blocking(move || published.snapshots.end()).await;
         let writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer {
             if let Err(error) = self.0.log.close().await {

@@ -14,7 +14,7 @@ use std::io::{self, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
@@ -46,6 +46,14 @@ pub(crate) struct SnapshotProgress {
     /// One was made or taken in.
     pub(crate) made: Notify,
     pub(crate) keep_entries: AtomicU64,
+    /// Held by whoever changes the directory of snapshots; `true`: nobody does any more.
+    ended: Mutex<bool>,
+}
+
+/// The store is being shut down, and its directory belongs to the next one.
+fn ended(dir: &Path) -> DiskError {
+    let source = io::Error::new(io::ErrorKind::Interrupted, "the store is being shut down");
+    DiskError::Io { step: "change the snapshots in", path: dir.to_owned(), source }
 }
 
 impl SnapshotProgress {
@@ -61,7 +69,18 @@ impl SnapshotProgress {
             every_bytes,
             made: Notify::new(),
             keep_entries: AtomicU64::new(keep_entries),
+            ended: Mutex::new(false),
         }
+    }
+
+    fn hold(&self, dir: &Path) -> Result<MutexGuard<'_, bool>, DiskError> {
+        let held = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        if *held { Err(ended(dir)) } else { Ok(held) }
+    }
+
+    /// Waits for a snapshot that is being written and lets none begin. openraft does not wait for it when it ends. Blocking.
+    pub(crate) fn end(&self) {
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
     /// Index of the last entry in the newest snapshot.
@@ -234,8 +253,9 @@ impl RaftStateMachine<RaftTypes> for Machine {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Box<SnapshotStream>) -> Result<(), StorageError> {
         let failed = |error: &DiskError| StorageError::from(StorageIOError::read_snapshot(Some(meta.signature()), AnyError::new(error)));
-        let (snapshots, wanted) = (self.snapshots.clone(), meta.last_log_id);
+        let (snapshots, wanted, published) = (self.snapshots.clone(), meta.last_log_id, Arc::clone(&self.published));
         let loaded = tokio::task::spawn_blocking(move || {
+            let _held = published.snapshots.hold(&snapshots.dir)?;
             let SnapshotStream::Receiving { path, .. } = *snapshot else {
                 return Err(DiskError::MissingFile { path: snapshots.temporary("received") });
             };
@@ -295,6 +315,7 @@ pub(crate) struct Builder {
 impl Builder {
     fn write(&self) -> Result<(), DiskError> {
         let Some(last) = self.last else { return Ok(()) };
+        let _held = self.published.snapshots.hold(&self.snapshots.dir)?;
         let head = SnapshotHead {
             last: self.last,
             membership: self.membership.clone(),

@@ -3,7 +3,7 @@
 use crate::codec;
 use crate::disk::log::LogShared;
 use crate::raft::lines::Lines;
-use crate::raft::polls::Polls;
+use crate::raft::polls::{Polls, PreVoteRequest, TimeoutNow};
 use crate::raft::types::{Member, Raft, RaftId, RaftTypes};
 use async_trait::async_trait;
 use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable};
@@ -168,6 +168,9 @@ pub enum AnswerError {
     /// The request would leave a gap in the log.
     #[error(transparent)]
     Gap(#[from] Gap),
+    /// The message speaks for another manager than the one that sent it.
+    #[error("raft member {from} speaks for member {claimed}")]
+    Forged { from: RaftId, claimed: RaftId },
     /// There is no room for the entries; the leader tries again.
     #[error("the log has no room")]
     Disk(#[source] Arc<crate::DiskError>),
@@ -179,19 +182,38 @@ pub enum AnswerError {
 /// How long an answer waits for the disk. The leader gives up much earlier, asks again and finds it done.
 const DURABLE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Answers a call of another manager.
+/// Candidates and leaders speak for themselves only.
+fn check_speaker(from: Option<RaftId>, claimed: Option<RaftId>) -> Result<(), AnswerError> {
+    match (from, claimed.unwrap_or_default()) {
+        (Some(from), claimed) if from != claimed => Err(AnswerError::Forged { from, claimed }),
+        _ => Ok(()),
+    }
+}
+
+/// Answers a call of another manager; `from` is who it proved to be, where that is known.
 pub(crate) async fn answer(
     raft: &Raft,
     log: &Arc<LogShared>,
     polls: &Polls,
+    from: Option<RaftId>,
     call: RaftCall,
     request: &[u8],
 ) -> Result<Vec<u8>, AnswerError> {
     let bytes = match call {
-        RaftCall::PreVote => codec::encode("raft answer", &polls.promise(raft, &codec::decode("raft request", request)?)),
-        RaftCall::TimeoutNow => codec::encode("raft answer", &polls.order(raft, codec::decode("raft request", request)?)),
+        RaftCall::PreVote => {
+            let asked: PreVoteRequest = codec::decode("raft request", request)?;
+            check_speaker(from, Some(asked.candidate))?;
+            codec::encode("raft answer", &polls.promise(raft, &asked))
+        }
+        RaftCall::TimeoutNow => {
+            let order: TimeoutNow = codec::decode("raft request", request)?;
+            check_speaker(from, Some(order.leader))?;
+            codec::encode("raft answer", &polls.order(raft, order))
+        }
         RaftCall::Vote => {
-            let answer = raft.vote(codec::decode("raft request", request)?).await;
+            let asked: VoteRequest<RaftId> = codec::decode("raft request", request)?;
+            check_speaker(from, asked.vote.leader_id().voted_for())?;
+            let answer = raft.vote(asked).await;
             if answer.as_ref().is_ok_and(|answer| answer.vote_granted) {
                 polls.voted();
             }
@@ -199,11 +221,13 @@ pub(crate) async fn answer(
         }
         RaftCall::InstallSnapshot => {
             let part: InstallSnapshotRequest<RaftTypes> = codec::decode("raft request", request)?;
+            check_speaker(from, part.vote.leader_id().voted_for())?;
             polls.hear(raft, &part.vote);
             codec::encode("raft answer", &raft.install_snapshot(part).await)
         }
         RaftCall::AppendEntries => {
             let entries: AppendEntriesRequest<RaftTypes> = codec::decode("raft request", request)?;
+            check_speaker(from, entries.vote.leader_id().voted_for())?;
             check_gap(&entries)?;
             polls.hear(raft, &entries.vote);
             if !entries.entries.is_empty() {
