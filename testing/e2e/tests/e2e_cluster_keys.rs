@@ -98,6 +98,31 @@ fn a_locked_manager_waits_for_its_key_and_no_other_opens_it() -> Result<()> {
             std::fs::write(&key_file, format!("{key}\n"))?;
             cluster.ctl(host, &["cluster", "unlock", "--key-file", &key_file.to_string_lossy()])
         };
+        let node_key = |cluster: &Cluster, host: usize| -> Result<String> {
+            Ok(std::fs::read_to_string(cluster[host].data_dir().join("identity/swarm-node.key"))?)
+        };
+        // Managers seal their keys anew when they hear of a change.
+        let heard = |cluster: &Cluster, hosts: &[usize], old: &[String], sealed: bool| {
+            eventually(SOON, "the keys are sealed anew", || {
+                for (host, old) in hosts.iter().zip(old) {
+                    let now = node_key(cluster, *host)?;
+                    ensure!(now != *old && now.contains("SEALED") == sealed, "{}'s is not", cluster[*host].name());
+                }
+                Ok(())
+            })?;
+            // In the middle of a change two keys open it.
+            std::thread::sleep(Duration::from_millis(500));
+            Ok::<_, anyhow::Error>(())
+        };
+        let restart = |cluster: &mut Cluster, host: usize, locked: bool| -> Result<()> {
+            cluster[host].kill_skepd();
+            cluster[host].start_skepd()?;
+            ensure!(cluster.api(host)?.status(false)?.locked == locked, "locked should be {locked}");
+            Ok(())
+        };
+        let managers: Vec<usize> = cluster.managers().collect();
+        let keys = |cluster: &Cluster| cluster.managers().map(|host| node_key(cluster, host)).collect::<Result<Vec<_>>>();
+        let bare = keys(cluster)?;
         cluster.ctl(0, &["cluster", "update", "--autolock"])?.success()?;
         let first = cluster.ctl(1, &["cluster", "unlock-key", "-q"])?.success()?.trim().to_owned();
         ensure!(first.starts_with("SWMKEY-1-"), "{first:?}");
@@ -105,18 +130,9 @@ fn a_locked_manager_waits_for_its_key_and_no_other_opens_it() -> Result<()> {
             let last = if first.ends_with('A') { 'Q' } else { 'A' };
             format!("{}{last}", &first[..first.len() - 1])
         };
-        let locked = |cluster: &mut Cluster, host: usize| -> Result<()> {
-            // Managers seal their keys when they hear of it.
-            eventually(SOON, "it starts locked", || {
-                cluster[host].kill_skepd();
-                cluster[host].start_skepd()?;
-                let status = cluster.api(host)?.status(false)?;
-                ensure!(status.locked, "not locked");
-                Ok(())
-            })
-        };
+        heard(cluster, &managers, &bare, true)?;
         let follower = cluster.follower()?;
-        locked(cluster, follower)?;
+        restart(cluster, follower, true)?;
         let said = cluster.ctl(follower, &["cluster", "status"])?.success()?;
         ensure!(said.contains("locked") && said.contains("unlock"), "{said}");
         let refused = cluster.ctl(follower, &["node", "ls"])?;
@@ -127,10 +143,11 @@ fn a_locked_manager_waits_for_its_key_and_no_other_opens_it() -> Result<()> {
         cluster.wait_converged(cluster.managers(), SOON)?;
 
         // Another key: the old one opens nothing any more, once the managers heard of it.
+        let sealed = keys(cluster)?;
         let second = cluster.ctl(0, &["cluster", "unlock-key", "--rotate", "-q"])?.success()?.trim().to_owned();
         ensure!(second != first);
-        std::thread::sleep(Duration::from_secs(2));
-        locked(cluster, follower)?;
+        heard(cluster, &managers, &sealed, true)?;
+        restart(cluster, follower, true)?;
         ensure!(unlock(cluster, follower, &first)?.status != 0, "the old key opened it");
         unlock(cluster, follower, &second)?.success()?;
         cluster.wait_converged(cluster.managers(), SOON)?;
@@ -158,13 +175,10 @@ fn a_locked_manager_waits_for_its_key_and_no_other_opens_it() -> Result<()> {
             }
         }
 
+        let sealed = keys(cluster)?;
         cluster.ctl(0, &["cluster", "update", "--autolock=false"])?.success()?;
-        eventually(SOON, "it starts by itself", || {
-            cluster[follower].kill_skepd();
-            cluster[follower].start_skepd()?;
-            ensure!(!cluster.api(follower)?.status(false)?.locked, "still locked");
-            Ok(())
-        })?;
+        heard(cluster, &managers, &sealed, false)?;
+        restart(cluster, follower, false)?;
         cluster.wait_converged(cluster.managers(), SOON)?;
         Ok(())
     })

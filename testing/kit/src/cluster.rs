@@ -483,6 +483,29 @@ impl Cluster {
         self.hosts.iter().map(Inventory::take).collect()
     }
 
+    /// Makes every host leave, workers first, and looks whether anything is left that was not there before (`empty`, for each host).
+    ///
+    /// # Errors
+    /// If a host cannot leave, or something is left.
+    pub(crate) fn everybody_leaves(&mut self, empty: &[Inventory]) -> Result<()> {
+        for host in self.workers().chain(self.managers()).filter(|host| self.hosts[*host].is_up()) {
+            let status = self.api(host)?.status(false)?;
+            if !status.node_id.is_empty() {
+                self.ctl(host, &["cluster", "leave", "--force"])?
+                    .success()
+                    .with_context(|| format!("{} leaves", self.hosts[host].name()))?;
+            }
+        }
+        for (host, empty) in self.hosts.iter().zip(empty).filter(|(host, _)| host.is_up()) {
+            eventually(SOON, &format!("nothing is left on {}", host.name()), || {
+                let leaked = Inventory::take(host)?.leaked_since(empty);
+                ensure!(leaked.is_empty(), "{leaked:#?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
     /// A dockerd with a host of its own on the switch, in no cluster. `program` is the demonstration program, which becomes its image.
     ///
     /// # Errors

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 /// A test on a cluster of its own.
 ///
 /// When the script is through, the questions follow that are asked of every scenario: do all managers that run hold the same
-/// state, does no slot run twice. If anything went wrong, the ends of all logs are printed.
+/// state, does no slot run twice, and, when every host has left the cluster, is nothing left on any of them. If anything went wrong,
+/// the ends of all logs are printed.
 #[derive(Debug, Clone, Copy)]
 pub struct Scenario {
     name: &'static str,
@@ -52,8 +53,11 @@ impl Scenario {
     }
 
     fn play(self, cluster: &mut Cluster, script: impl FnOnce(&mut Cluster) -> Result<()>) -> Result<()> {
+        let mut empty = Vec::new();
         if self.formed {
             cluster.form(&[]).context("the cluster is made")?;
+            // Images are there, and nothing runs yet.
+            empty = cluster.inventories()?;
         }
         script(cluster)?;
         let managers: Vec<usize> = cluster.replicas().iter().map(|replica| replica.host).collect();
@@ -61,7 +65,7 @@ impl Scenario {
             let leader = cluster.wait_converged(managers, Duration::from_secs(30))?;
             cluster.no_slot_runs_twice(leader.host)?;
         }
-        Ok(())
+        cluster.everybody_leaves(&empty)
     }
 
     /// Says so, and writes it to the file named by `SKEP_LEFT_OUT`: what a passing test prints is not seen.
