@@ -14,6 +14,8 @@ mod dial; // TLS channels
 mod link; // one session
 mod logs; // subscriptions to logs
 mod remotes; // known managers and their weights
+#[cfg(test)]
+mod tests;
 
 pub use dial::{Dial, DialError, TlsDial};
 pub use remotes::ManagerAddress;

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// Remembers what it was asked and ends processes when told.
 #[derive(Default)]
-struct Fake {
+pub(crate) struct Fake {
     calls: Mutex<Vec<String>>,
     ends: Mutex<HashMap<TaskId, oneshot::Sender<Outcome>>>,
     found: Mutex<BTreeMap<TaskId, Found>>,
