@@ -3,7 +3,10 @@
 mod a_service_lives;
 mod burst;
 mod control_api;
+mod joining;
 mod many_at_once;
 mod nodes_and_logs;
+mod root_rotation;
+mod sessions;
 mod support;
 mod who_may_call;
