@@ -206,7 +206,7 @@ impl External {
             Some(Arc::new(Node { certificate, ..Node::clone(&node) }))
         };
         let decided: Vec<_> =
-            futures_util::stream::iter(nodes).map(decide).buffer_unordered(AT_ONCE).filter_map(async |one| one).collect().await;
+            futures_util::stream::iter(nodes).map(decide).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await;
         let all = decided.len() == count;
         (decided, all)
     }

@@ -1,9 +1,10 @@
 //! How refusals look to clients: each of ours has one code, mapped here and nowhere else.
 
 use crate::drive::chain;
+use crate::forward::not_leader;
 use skep_store::{ApplyError, ProposeError};
 use skep_types::{BadId, FieldError, Kind};
-use tonic::Status;
+use tonic::{Code, Status};
 
 /// Clients match this text (spec wire-behaviour 18.1).
 pub(crate) const OUT_OF_SEQUENCE: &str = "update out of sequence";
@@ -55,8 +56,7 @@ pub(crate) fn propose(error: ProposeError) -> Status {
             ApplyError::Missing { kind, id } => missing(kind, &id),
         },
         ProposeError::TooLarge { .. } => Status::invalid_argument(error.to_string()),
-        // Nothing was proposed: the forwarder of any manager finds the next leader.
-        ProposeError::NotLeader { .. } => Status::unavailable(format!("{error} any more; try again")),
+        ProposeError::NotLeader { .. } => not_leader(Code::Unavailable, format!("{error} any more; try again")),
         ProposeError::LeadershipLost { .. } | ProposeError::Timeout(_) | ProposeError::Disk(_) | ProposeError::Stopped => {
             tracing::warn!(error = %chain(&error), "a write failed");
             Status::unavailable(chain(&error))

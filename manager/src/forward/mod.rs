@@ -18,7 +18,7 @@ use crate::shared::Shared;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either};
 use http::request::Parts;
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
 use skep_store::{Leadership, Member, RaftId};
 use std::convert::Infallible;
@@ -27,9 +27,10 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::Status;
 use tonic::body::Body;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::server::NamedService;
+use tonic::{Code, Status};
 use tower::Service;
 
 /// How long a call waits for a leader that can be reached; its own deadline may be sooner (spec wire-behaviour 6).
@@ -40,8 +41,15 @@ const RETRY: Duration = Duration::from_millis(100);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Longest request: 4 MiB and the frame's head (spec wire-behaviour 2.1).
 const MAX_REQUEST: usize = (4 << 20) + 5;
-/// Marks the answer of a manager that was taken for the leader.
+/// Marks the answer of a manager that was taken for the leader and did nothing.
 const NOT_LEADER: &str = "skep-not-leader";
+
+/// The refusal of a call that somebody else has to answer. Nothing was done: the forwarder goes on to the next leader.
+pub(crate) fn not_leader(code: Code, text: impl Into<String>) -> Status {
+    let mut metadata = MetadataMap::new();
+    metadata.insert(NOT_LEADER, MetadataValue::from_static("true"));
+    Status::with_metadata(code, text, metadata)
+}
 
 /// A service that only the leader answers.
 #[derive(Clone)]
@@ -139,6 +147,11 @@ fn is_read(path: &str) -> bool {
     method.is_some_and(|method| method.starts_with("Get") || method.starts_with("List"))
 }
 
+/// Calls whose callers expect an answer and not another try: they wait while the leadership moves away from here.
+fn is_awaited(path: &str) -> bool {
+    path.starts_with("/docker.swarmkit.v1.Control/") || path == "/docker.swarmkit.v1.NodeCA/IssueNodeCertificate"
+}
+
 /// Finds the leader and carries calls there.
 pub(crate) struct Forwarder {
     shared: Arc<Shared>,
@@ -152,7 +165,7 @@ impl Forwarder {
 
     /// Whether the call needs nothing from anybody else.
     fn answers_here(&self, path: &str) -> bool {
-        self.shared.store.leadership().borrow().is_leader && !(is_read(path) && self.has_peers())
+        self.shared.store.leadership().borrow().is_leader && !(is_awaited(path) && self.has_peers())
     }
 
     fn has_peers(&self) -> bool {
@@ -170,15 +183,23 @@ impl Forwarder {
             let mut kept = Kept::of(&path, body).await?;
             loop {
                 let (leader, member) = match self.leader(by).await? {
-                    Leader::Here if is_read(&path) && self.has_peers() => match self.barrier.pass(&self.shared.store).await {
-                        Ok(()) => return Ok(self.answer_here(&mut inner, &parts, &mut kept).await),
-                        Err(error) => {
+                    Leader::Here => {
+                        if is_read(&path)
+                            && self.has_peers()
+                            && let Err(error) = self.barrier.pass(&self.shared.store).await
+                        {
                             self.again(by, Status::unavailable(format!("{error}; try again"))).await?;
                             continue;
                         }
-                    },
-                    Leader::Here => return Ok(self.answer_here(&mut inner, &parts, &mut kept).await),
-                    Leader::There(..) if metadata::was_forwarded(&parts.headers) => return Ok(refuse_second_hop()),
+                        let Some(body) = kept.take() else { return Err(lost()) };
+                        let Ok(answer) = inner.call(Request::from_parts(parts.clone(), body)).await;
+                        if answer.headers().contains_key(NOT_LEADER) && kept.is_there() {
+                            self.again(by, changing()).await?;
+                            continue;
+                        }
+                        return Ok(answer);
+                    }
+                    Leader::There(..) if metadata::was_forwarded(&parts.headers) => return Err(second_hop()),
                     Leader::There(leader, member) => (leader, member),
                 };
                 let link = match self.shared.transport.link(Purpose::Forward, leader, &member).await {
@@ -195,7 +216,7 @@ impl Forwarder {
                         if !kept.is_there() {
                             return Err(lost());
                         }
-                        self.again(by, Status::unavailable("the managers are changing their leader; try again")).await?;
+                        self.again(by, changing()).await?;
                     }
                     Ok(answer) => return Ok(cut_with(answer, self.gone(leader), Some(lost))),
                     Err(Lost { unsent }) if kept.is_there() && (unsent || is_repeatable(&path)) => self.again(by, lost()).await?,
@@ -204,15 +225,6 @@ impl Forwarder {
             }
         };
         outcome.await.unwrap_or_else(|status: Status| status.into_http())
-    }
-
-    async fn answer_here<S>(&self, inner: &mut S, parts: &Parts, kept: &mut Kept) -> Response<Body>
-    where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    {
-        let Some(body) = kept.take() else { return lost().into_http() };
-        let Ok(answer) = inner.call(Request::from_parts(parts.clone(), body)).await;
-        answer
     }
 
     /// Waits until somebody leads.
@@ -286,11 +298,12 @@ async fn somebody_else(mut leadership: watch::Receiver<Leadership>, leader: Raft
     }
 }
 
-fn refuse_second_hop() -> Response<Body> {
-    let refusal = Status::resource_exhausted("the call was passed on once already, and this manager does not lead; try again");
-    let mut answer: Response<Body> = refusal.into_http();
-    answer.headers_mut().insert(NOT_LEADER, HeaderValue::from_static("true"));
-    answer
+fn second_hop() -> Status {
+    not_leader(Code::ResourceExhausted, "the call was passed on once already, and this manager does not lead; try again")
+}
+
+fn changing() -> Status {
+    Status::unavailable("the managers are changing their leader; try again")
 }
 
 fn nobody_leads() -> Status {

@@ -15,6 +15,7 @@ pub(crate) async fn announce(shared: Arc<Shared>) {
     let own = shared.store.raft_id();
     let wanted = shared.local.advertise;
     let mut group = shared.store.members();
+    let mut leadership = shared.store.leadership();
     loop {
         let members = group.borrow_and_update().clone();
         let known = members.iter().find(|member| member.raft_id == own).map(|member| member.member.addr.clone());
@@ -27,8 +28,9 @@ pub(crate) async fn announce(shared: Arc<Shared>) {
                 },
             }
         }
+        let leads = leadership.borrow_and_update().is_leader;
         let telling = async {
-            if shared.store.leadership().borrow().is_leader {
+            if leads {
                 let service = MembershipService::new(shared.clone());
                 service.admit(&shared.local.id, own, &wanted.to_string()).await.map_err(|status| status.message().to_owned())
             } else {
@@ -39,6 +41,8 @@ pub(crate) async fn announce(shared: Arc<Shared>) {
         };
         tokio::select! {
             () = shared.stop.cancelled() => return,
+            // The others pass the call on to the leader; if that is this manager by now, to its former address.
+            true = async { leadership.wait_for(|now| now.is_leader != leads).await.is_ok() } => continue,
             told = telling => match told {
                 Ok(()) => tracing::info!(addr = %wanted, "the managers know this one's address"),
                 Err(why) => tracing::warn!(addr = %wanted, why, "the managers could not be told this one's address"),

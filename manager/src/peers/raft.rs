@@ -66,9 +66,13 @@ impl Raft for RaftService {
         let kind = Kind::try_from(request.get_ref().kind)
             .map_err(|_| Status::unimplemented(format!("kind: this manager knows no raft call {}", request.get_ref().kind)))?;
         self.admit(&request, kind)?;
-        let payload = request.into_inner().payload;
-        match self.shared.store.answer(call_of(kind), &payload).await {
+        let RaftCallRequest { from, payload, .. } = request.into_inner();
+        match self.shared.store.answer_from(from, call_of(kind), &payload).await {
             Ok(payload) => Ok(Response::new(RaftCallResponse { payload })),
+            Err(error @ AnswerError::Forged { .. }) => {
+                tracing::warn!(%error, "raft call refused");
+                Err(Status::permission_denied(error.to_string()))
+            }
             Err(error @ (AnswerError::Codec(_) | AnswerError::Gap(_))) => {
                 tracing::warn!(error = %chain(&error), "a raft call could not be understood");
                 Err(Status::invalid_argument(chain(&error)))

@@ -51,6 +51,8 @@ pub struct StoreStatus {
     /// A leader has said that this manager is not a member of the group any more.
     pub removed: bool,
     pub members: Vec<MemberStatus>,
+    /// A change of voters is half-way: both the old and the new ones have to agree to everything until it is finished.
+    pub changing: bool,
     /// Why the last snapshot could not be written, until one is.
     pub snapshot_error: Option<String>,
     /// Why nothing can be written any more.
@@ -358,6 +360,7 @@ impl Store {
             leader_heard: self.0.polls.leader_heard(),
             removed: *self.0.polls.removed().borrow(),
             members,
+            changing: metrics.membership_config.membership().get_joint_config().len() > 1,
             snapshot_error: self.0.published.snapshots.error.borrow().as_ref().map(ToString::to_string),
             broken: broken.or_else(|| metrics.running_state.as_ref().err().map(ToString::to_string)),
             syncs: crate::disk::syncs(),

@@ -149,6 +149,20 @@ async fn nothing_waits_long_when_the_leader_hands_over() {
     println!("handing over and the next write took {:?}", handing.elapsed());
     let next = lab.leader().await;
     assert_ne!(next, leader);
+
+    // Whoever asks the leader itself while it hands over does not notice either.
+    let mut control = lab.control(next).await;
+    let writing = async {
+        for number in 0..20 {
+            create(&mut control, &format!("meanwhile-{number}")).await.unwrap();
+        }
+    };
+    let handing = async {
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        lab.hosts[next].manager().hand_over(Duration::from_secs(5)).await;
+    };
+    tokio::join!(writing, handing);
+    assert!(!lab.hosts[next].leads());
     lab.stop_all().await;
 }
 
