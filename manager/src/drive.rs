@@ -10,6 +10,8 @@
 
 mod deciders;
 mod draft;
+#[cfg(test)]
+mod tests;
 
 use crate::clock::sleep_until;
 use crate::shared::Shared;
