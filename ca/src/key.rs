@@ -114,6 +114,17 @@ pub fn check_request(pem: &[u8]) -> Result<(), BadCsr> {
     public_key_of_request(pem).map(drop)
 }
 
+/// DER of the SubjectPublicKeyInfo in a request, for finding one that came before. That whoever sent it has the key is not looked at.
+#[must_use]
+pub fn key_of_request(pem: &[u8]) -> Option<Vec<u8>> {
+    if pem.len() > MAX_CSR {
+        return None;
+    }
+    let der = rustls::pki_types::CertificateSigningRequestDer::from_pem_slice(pem).ok()?;
+    let (_, request) = X509CertificationRequest::from_der(&der).ok()?;
+    Some(request.certification_request_info.subject_pki.raw.to_vec())
+}
+
 /// Takes the public key out of a request and nothing else, after checking that whoever made it holds the private key.
 ///
 /// Everything else a request may ask for (CA rights, names, usages) is not looked at: the CA decides it.
@@ -225,6 +236,8 @@ mod tests {
         assert!(request.requested_extensions().is_none());
         let taken = public_key_of_request(pem.as_bytes()).unwrap();
         assert_eq!(rcgen::PublicKeyData::subject_public_key_info(&taken), key.public_key_info());
+        assert_eq!(key_of_request(pem.as_bytes()), Some(key.public_key_info()));
+        assert_eq!(key_of_request(b"junk"), None);
     }
 
     #[test]

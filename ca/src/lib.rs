@@ -42,7 +42,7 @@ pub use connect::{CONNECT_TIMEOUT, ConnectError, Connector, connect_outside};
 pub use files::FileError;
 pub use identity::{BadIdentity, Expected, FirstManager, Identity, TlsInfo, renewal_moment};
 pub use incoming::{Listener, TlsIncoming, serve_local, serve_remote};
-pub use key::{BadCsr, BadKey, MAX_CSR, NodeKey, check_request};
+pub use key::{BadCsr, BadKey, MAX_CSR, NodeKey, check_request, key_of_request};
 pub use peer::{BadSubject, PeerIdentity};
 pub use provider::install_crypto_provider;
 pub use root::{

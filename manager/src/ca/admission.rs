@@ -5,12 +5,13 @@
 //! somebody outside has to be asked, the nodes are written as waiting, and the signer's loop comes to them.
 
 use super::authority::Authority;
+use super::unheard::Unheard;
 use crate::control::errors;
-use crate::drive::{DriveError, Failed, after_failure};
+use crate::drive::{DriveError, Failed, after_failure, chain};
 use crate::shared::Shared;
-use skep_ca::NodeRole;
+use skep_ca::{NodeRole, check_request, key_of_request};
 use skep_failpoint::failpoint;
-use skep_store::{ApplyError, ProposeError};
+use skep_store::{ProposeError, View};
 use skep_types::{
     Action, Availability, Certificate, Cluster, ClusterView as _, IssuanceState, Membership, Node, NodeId, NodeSpec, Object, Timestamp,
 };
@@ -31,8 +32,8 @@ const BATCH: usize = 128;
 const BUSY: usize = 3;
 const GAP: Duration = Duration::from_millis(10);
 const GATHER: Duration = Duration::from_millis(200);
-/// A new id that is taken is drawn again this often (`SK/ca/server.go`).
-const ID_ATTEMPTS: usize = 3;
+/// A write that is refused, for an id is taken or a node changed, is drafted again this often (`SK/ca/server.go`).
+const ATTEMPTS: usize = 3;
 
 /// A node that wants to join, with a token that was right.
 #[derive(Debug)]
@@ -81,6 +82,8 @@ impl Admissions {
 /// Lets nodes in until the term ends.
 pub(super) async fn admit(shared: &Shared) -> Result<(), DriveError> {
     let mut queue = shared.ca.admissions.waiting.lock().await;
+    let view = shared.store.view();
+    let mut unheard = tokio::task::spawn_blocking(move || Unheard::of(&view)).await.map_err(|_| DriveError::Panicked("CA"))?;
     let mut authority = None;
     let mut busy = false;
     loop {
@@ -102,7 +105,7 @@ pub(super) async fn admit(shared: &Shared) -> Result<(), DriveError> {
         let mut size = BATCH;
         while !batch.is_empty() {
             let rest = batch.split_off(batch.len().min(size));
-            match admit_batch(shared, batch, &mut authority).await? {
+            match admit_batch(shared, batch, &mut authority, &mut unheard).await? {
                 Batch::Done => batch = rest,
                 Batch::TooLarge(mut again) => {
                     size = (again.len() / 2).max(1);
@@ -119,7 +122,12 @@ enum Batch {
     TooLarge(Vec<Waiting>),
 }
 
-async fn admit_batch(shared: &Shared, batch: Vec<Waiting>, authority: &mut Option<Arc<Authority>>) -> Result<Batch, DriveError> {
+async fn admit_batch(
+    shared: &Shared,
+    batch: Vec<Waiting>,
+    authority: &mut Option<Arc<Authority>>,
+    unheard: &mut Unheard,
+) -> Result<Batch, DriveError> {
     let Some(cluster) = shared.store.view().cluster().cloned() else {
         batch.into_iter().for_each(|waiting| drop(waiting.answer.send(Err(Status::aborted("the CA has not started yet")))));
         return Ok(Batch::Done);
@@ -134,36 +142,43 @@ async fn admit_batch(shared: &Shared, batch: Vec<Waiting>, authority: &mut Optio
     let mut attempt = 0;
     let mut batch = batch;
     loop {
-        let (drafts, refused) = draft(batch, authority.clone(), &cluster, shared.now()).await?;
+        let view = shared.store.view();
+        let candidates = batch.into_iter().map(|waiting| Candidate::of(waiting, unheard, &view)).collect();
+        let (drafts, refused) = draft(candidates, authority.clone(), &cluster, shared.now()).await?;
         for (waiting, refusal) in refused {
             let _ = waiting.answer.send(Err(refusal));
         }
         if drafts.is_empty() {
             return Ok(Batch::Done);
         }
-        let actions = drafts.iter().map(|(_, node)| Action::Create(Object::Node(node.clone()))).collect();
+        // Before the write: nobody may hear of its outcome.
+        for Draft { key, node, .. } in &drafts {
+            unheard.note(key.clone(), node, &view);
+        }
+        drop(view);
         failpoint!("manager.ca.drafted");
-        match shared.propose(actions).await {
+        match shared.propose(drafts.iter().map(Draft::action).collect()).await {
             Ok(_) => {
                 failpoint!("manager.ca.admitted");
-                let nodes: Vec<_> = drafts.iter().map(|(_, node)| node.clone()).collect();
+                let nodes: Vec<_> = drafts.iter().map(|draft| draft.node.clone()).collect();
                 renew_if_root_moved(shared, authority.as_deref(), &nodes).await?;
-                for (waiting, node) in drafts {
-                    tracing::info!(node = %node.id, role = %node.role, state = ?node.certificate.state, "node admitted");
+                for Draft { waiting, node, is_new, .. } in drafts {
+                    tracing::info!(node = %node.id, role = %node.role, state = ?node.certificate.state, again = !is_new, "node admitted");
                     let _ = waiting.answer.send(Ok(node.id.clone()));
                 }
                 return Ok(Batch::Done);
             }
-            Err(ProposeError::Refused(ApplyError::IdTaken { .. })) if attempt < ID_ATTEMPTS => {
+            // An id that is taken is drawn again, a node that changed meanwhile is looked at again.
+            Err(ProposeError::Refused(_)) if attempt < ATTEMPTS => {
                 attempt += 1;
-                batch = drafts.into_iter().map(|(waiting, _)| waiting).collect();
+                batch = drafts.into_iter().map(|draft| draft.waiting).collect();
             }
             // Long requests: fewer at a time. No single node comes near the limit.
             Err(ProposeError::TooLarge { .. }) if drafts.len() > 1 => {
-                return Ok(Batch::TooLarge(drafts.into_iter().map(|(waiting, _)| waiting).collect()));
+                return Ok(Batch::TooLarge(drafts.into_iter().map(|draft| draft.waiting).collect()));
             }
             Err(error) => {
-                for (waiting, _) in drafts {
+                for Draft { waiting, .. } in drafts {
                     let _ = waiting.answer.send(Err(errors::propose(error.clone())));
                 }
                 return match after_failure(error) {
@@ -175,46 +190,87 @@ async fn admit_batch(shared: &Shared, batch: Vec<Waiting>, authority: &mut Optio
     }
 }
 
-type Drafts = Vec<(Waiting, Arc<Node>)>;
+/// A node that waits, and the one that it is if it asked before.
+struct Candidate {
+    waiting: Waiting,
+    key: Vec<u8>,
+    known: Option<Arc<Node>>,
+}
+
+impl Candidate {
+    fn of(waiting: Waiting, unheard: &Unheard, view: &View) -> Self {
+        // What has no key is refused when it is to be signed.
+        let key = key_of_request(&waiting.admission.csr).unwrap_or_default();
+        let known = unheard.find(&key, waiting.admission.role, view);
+        Self { waiting, key, known }
+    }
+
+    /// The node to be, without a certificate. One that is known stays who it is, with the new request.
+    fn node(&self, vxlan_port: u32) -> Node {
+        let Admission { csr, role, availability } = &self.waiting.admission;
+        let id = self.known.as_ref().map_or_else(|| NodeId::from_random(rand::random()), |known| known.id.clone());
+        let certificate =
+            Certificate { role: *role, csr: csr.clone(), state: IssuanceState::Pending, cn: id.to_string(), ..Certificate::default() };
+        match &self.known {
+            Some(known) => {
+                let spec = NodeSpec { availability: *availability, ..known.spec.clone() };
+                Node { spec, certificate, ..Node::clone(known) }
+            }
+            None => {
+                let spec =
+                    NodeSpec { desired_role: *role, membership: Membership::Accepted, availability: *availability, ..NodeSpec::default() };
+                Node { spec, certificate, role: *role, vxlan_port, ..Node::new(id) }
+            }
+        }
+    }
+}
+
+/// What is to be written for a node that waits.
+struct Draft {
+    waiting: Waiting,
+    key: Vec<u8>,
+    node: Arc<Node>,
+    is_new: bool,
+}
+
+impl Draft {
+    fn action(&self) -> Action {
+        let object = Object::Node(self.node.clone());
+        if self.is_new { Action::Create(object) } else { Action::Update(object) }
+    }
+}
 
 /// The nodes to be, with certificates if they can be had now; and the refusals of requests that nobody can sign.
 async fn draft(
-    batch: Vec<Waiting>,
+    candidates: Vec<Candidate>,
     authority: Option<Arc<Authority>>,
     cluster: &Cluster,
     now: Timestamp,
-) -> Result<(Drafts, Vec<(Waiting, Status)>), DriveError> {
+) -> Result<(Vec<Draft>, Vec<(Waiting, Status)>), DriveError> {
     let vxlan_port = cluster.vxlan_port;
     let work = move || {
-        let (mut drafts, mut refused) = (Vec::with_capacity(batch.len()), Vec::new());
-        for waiting in batch {
-            let mut node = new_node(NodeId::from_random(rand::random()), &waiting.admission, vxlan_port);
-            if let Some(Ok(certificate)) = authority.as_ref().and_then(|authority| authority.certify(&node, now)) {
-                if certificate.state == IssuanceState::Failed {
-                    refused.push((waiting, Status::invalid_argument(format!("csr: {}", certificate.err))));
-                    continue;
+        let (mut drafts, mut refused) = (Vec::with_capacity(candidates.len()), Vec::new());
+        for candidate in candidates {
+            let mut node = candidate.node(vxlan_port);
+            let problem = match authority.as_ref().and_then(|authority| authority.certify(&node, now)) {
+                Some(Ok(certificate)) if certificate.state == IssuanceState::Failed => Some(certificate.err),
+                Some(Ok(certificate)) => {
+                    node.certificate = certificate;
+                    None
                 }
-                node.certificate = certificate;
+                // Signed later; that it can be is settled now.
+                Some(Err(_)) | None => check_request(&node.certificate.csr).err().map(|error| chain(&error)),
+            };
+            let Candidate { waiting, key, known } = candidate;
+            match problem {
+                Some(problem) => refused.push((waiting, Status::invalid_argument(format!("csr: {problem}")))),
+                None => drafts.push(Draft { waiting, key, node: Arc::new(node), is_new: known.is_none() }),
             }
-            drafts.push((waiting, Arc::new(node)));
         }
         (drafts, refused)
     };
     // A batch takes some 20 ms of computing, in which heartbeats must go on.
     tokio::task::spawn_blocking(work).await.map_err(|_| DriveError::Panicked("CA"))
-}
-
-fn new_node(id: NodeId, admission: &Admission, vxlan_port: u32) -> Node {
-    let Admission { csr, role, availability } = admission;
-    let certificate =
-        Certificate { role: *role, csr: csr.clone(), state: IssuanceState::Pending, cn: id.to_string(), ..Certificate::default() };
-    Node {
-        spec: NodeSpec { desired_role: *role, membership: Membership::Accepted, availability: *availability, ..NodeSpec::default() },
-        certificate,
-        role: *role,
-        vxlan_port,
-        ..Node::new(id)
-    }
 }
 
 /// A root rotation may have begun and even ended between signing and writing, and nobody waited for nodes that were not there yet.

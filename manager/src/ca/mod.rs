@@ -7,6 +7,7 @@ mod root; // which root the cluster shall have
 mod rotate; // moving to a new root
 mod signer; // what waits for a certificate
 mod throttle; // wrong tokens per address
+mod unheard; // who asks again
 
 pub(crate) use external::{check_entries, check_reachable};
 pub(crate) use root::{check_lifetime, required_external, wanted_root};

@@ -1,6 +1,6 @@
 //! Many nodes at once, wrong tokens, and the key of locked managers.
 
-use crate::support::{Cluster, channel_to};
+use crate::support::{Agent, Cluster, channel_to, eventually};
 use skep_ca::{Connector, Identity, NodeKey};
 use skep_proto::v1::{self, ca_client::CaClient, node_ca_client::NodeCaClient};
 use skep_types::{ClusterView as _, IssuanceState, NodeRole, UnlockKey};
@@ -24,8 +24,6 @@ async fn hundreds_join_at_once_with_few_log_entries() {
     const CONNECTIONS: usize = 4;
     let cluster = Cluster::start().await;
     let token = cluster.token(NodeRole::Worker);
-    let key = NodeKey::generate().unwrap();
-    let csr = key.request().unwrap().into_bytes();
     let entries = || cluster.store.status().last_log_index.unwrap();
     let (before, began) = (entries(), Instant::now());
     let mut joins = JoinSet::new();
@@ -33,16 +31,20 @@ async fn hundreds_join_at_once_with_few_log_entries() {
         let channel = joining(&cluster).await;
         for _ in (number..NODES).step_by(CONNECTIONS) {
             let mut ca = NodeCaClient::new(channel.clone());
-            let request = v1::IssueNodeCertificateRequest { csr: csr.clone(), token: token.clone(), ..Default::default() };
+            let token = token.clone();
             joins.spawn(async move {
+                let key = NodeKey::generate().unwrap();
+                let csr = key.request().unwrap().into_bytes();
+                let request = v1::IssueNodeCertificateRequest { csr, token, ..Default::default() };
                 let node_id = ca.issue_node_certificate(request).await.unwrap().into_inner().node_id;
                 let status = ca.node_certificate_status(v1::NodeCertificateStatusRequest { node_id }).await.unwrap().into_inner();
-                String::from_utf8(status.certificate.unwrap().certificate).unwrap()
+                (key, String::from_utf8(status.certificate.unwrap().certificate).unwrap())
             });
         }
     }
-    while let Some(chain) = joins.join_next().await {
-        Identity::new(key.clone(), &chain.unwrap(), cluster.root.bundle().clone(), SystemTime::now()).unwrap();
+    while let Some(joined) = joins.join_next().await {
+        let (key, chain) = joined.unwrap();
+        Identity::new(key, &chain, cluster.root.bundle().clone(), SystemTime::now()).unwrap();
     }
     let written = entries() - before;
     println!("{NODES} nodes joined with {written} log entries in {:?}", began.elapsed());
@@ -50,6 +52,46 @@ async fn hundreds_join_at_once_with_few_log_entries() {
     assert!(cluster.store.view().nodes().all(|node| node.certificate.state == IssuanceState::Issued));
     // Some are the dispatcher's, which notes that nodes were not heard of yet.
     assert!(written <= NODES as u64 / 8, "{written} log entries for {NODES} nodes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_asks_again_with_its_key_is_the_same_node() {
+    let mut cluster = Cluster::start().await;
+    let (worker, manager) = (cluster.token(NodeRole::Worker), cluster.token(NodeRole::Manager));
+    let key = NodeKey::generate().unwrap();
+    // Each request of a key is signed anew and so has other bytes.
+    let ask = |token: &str| v1::IssueNodeCertificateRequest {
+        csr: key.request().unwrap().into_bytes(),
+        token: token.into(),
+        ..Default::default()
+    };
+    let mut ca = NodeCaClient::new(joining(&cluster).await);
+    let first = ca.issue_node_certificate(ask(&worker)).await.unwrap().into_inner().node_id;
+    let again = ask(&worker);
+    assert_eq!(ca.issue_node_certificate(again.clone()).await.unwrap().into_inner().node_id, first);
+    let status = ca.node_certificate_status(v1::NodeCertificateStatusRequest { node_id: first.clone() }).await.unwrap().into_inner();
+    let certificate = status.certificate.unwrap();
+    assert_eq!(certificate.csr, again.csr, "the last request is echoed");
+    let chain = String::from_utf8(certificate.certificate).unwrap();
+    let identity = Identity::new(key.clone(), &chain, cluster.root.bundle().clone(), SystemTime::now()).unwrap();
+    assert_eq!(identity.node_id().as_str(), first);
+    // Another role is another node.
+    assert_ne!(ca.issue_node_certificate(ask(&manager)).await.unwrap().into_inner().node_id, first);
+    assert_eq!(cluster.store.view().nodes().count(), 3);
+
+    // The next leader knows it too, until it was heard of.
+    cluster.restart_manager().await;
+    let ca = NodeCaClient::new(joining(&cluster).await);
+    let known = || async { ca.clone().issue_node_certificate(ask(&worker)).await.ok().map(|answer| answer.into_inner().node_id) };
+    assert_eq!(eventually("an answer of the next leader", known, Option::is_some).await.unwrap(), first);
+    let security = skep_ca::SecurityConfig::new(identity).unwrap();
+    let _agent = Agent::start(cluster.channel(&security).await, true).await;
+    let heard = || async {
+        let view = cluster.store.view();
+        view.nodes().any(|node| node.id.as_str() == first && node.description.is_some())
+    };
+    eventually("the node's description", heard, |heard| *heard).await;
+    assert_ne!(known().await.unwrap(), first);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
