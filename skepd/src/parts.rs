@@ -11,9 +11,13 @@ use skep_images::{ImageStore, RegistryConfig};
 use skep_netlb::Netlb;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Beside the directory of the manager's store: what a recovery kept, what a crash left.
 const BESIDE_RAFT: &str = "raft.";
+
+/// Before the manager starts; containerd answers within milliseconds if it is there.
+const SWEEP_LIMIT: Duration = Duration::from_secs(1);
 
 /// Images, network, identity, configuration. Clones share them.
 #[derive(Clone)]
@@ -38,11 +42,15 @@ impl NodeParts {
         NodeImages::new(self.images.clone())
     }
 
-    /// Leases of pulls that a crash cut short. containerd may not be there yet; then they expire by themselves.
+    /// Leases of pulls that a crash cut short. A containerd that is late must not keep the manager from its work; then they expire
+    /// by themselves.
     pub async fn sweep(&self) {
-        if let Err(error) = self.images.sweep().await {
-            tracing::debug!(error = %chain(&error), "leases of earlier pulls stay until they expire");
-        }
+        let why = match tokio::time::timeout(SWEEP_LIMIT, self.images.sweep()).await {
+            Ok(Ok(_)) => return,
+            Ok(Err(error)) => chain(&error),
+            Err(_) => "containerd does not answer yet".into(),
+        };
+        tracing::debug!(why, "leases of earlier pulls stay until they expire");
     }
 
     /// The agent of a node that is in a cluster, or of one that clears away what it had there.
