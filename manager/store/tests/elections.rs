@@ -382,3 +382,29 @@ async fn a_leader_that_lost_its_last_writes_does_not_write_others_in_their_place
         cluster.end_all().await;
     }
 }
+
+#[cfg(feature = "failpoints")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_voters_that_was_left_half_way_is_finished() {
+    let cluster = Cluster::of(3).await;
+    let leader = cluster.leader().await;
+    let store = skep_store::Store::join(support::config(cluster.dir.path(), 4), 4, cluster.end(4)).await.unwrap();
+    cluster.net.stores.lock().unwrap().insert(4, store);
+    leader.add_learner(4, support::member(4)).await.unwrap();
+    // Whoever asked for it goes away before the first of the two entries is confirmed.
+    leader.slow_down(Duration::from_millis(400));
+    let change = tokio::spawn({
+        let leader = leader.clone();
+        async move { leader.add_voter(4).await }
+    });
+    until("it has begun", || leader.status().changing).await;
+    change.abort();
+    leader.slow_down(Duration::ZERO);
+    cluster.write(1).await;
+    assert!(leader.status().changing, "nobody else finishes it");
+    until("it is finished", || !leader.status().changing).await;
+    let voters = leader.members().borrow().iter().filter(|member| member.voter).count();
+    assert_eq!(voters, 4);
+    cluster.same_everywhere().await;
+    cluster.end_all().await;
+}

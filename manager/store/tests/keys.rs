@@ -194,6 +194,34 @@ async fn one_manager_of_three_is_enough_to_recover() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_recovery_keeps_what_nobody_confirmed_and_says_so() {
+    let cluster = Cluster::of(3).await;
+    for number in 0..10 {
+        cluster.write(number).await;
+    }
+    let leader = cluster.leader().await;
+    let id = leader.raft_id();
+    cluster.isolate(id);
+    let proposed = tokio::spawn({
+        let leader = leader.clone();
+        async move { leader.propose(create(500)).await }
+    });
+    let applied = leader.status().applied_index;
+    support::until("it is in the log", || leader.status().last_log_index > applied).await;
+    assert_eq!(leader.recovery().uncommitted_kept, 1);
+    cluster.stop(id).await;
+    assert!(proposed.await.unwrap().is_err(), "it was not acknowledged");
+    drop(leader);
+    let (store, recovery) = Store::recover(support::config(cluster.dir.path(), id), 77, member(77), Arc::new(Alone)).await.unwrap();
+    println!("{recovery:?}");
+    assert!(recovery.uncommitted_kept >= 1 && recovery.applied > recovery.committed);
+    assert!(store.view().node(&NodeId::for_test(500)).is_some());
+    assert_eq!(store.view().revision(), recovery.revision);
+    store.shutdown().await;
+    cluster.end_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_in_use_is_not_recovered() {
     let dir = tempfile::tempdir().unwrap();
     let store = filled(config(dir.path()), 3).await;

@@ -1,5 +1,7 @@
 //! Many at once, nobody at all, and no space.
 
+mod support;
+
 use skep_store::{Alone, DiskError, Member, ProposeError, Store, StoreConfig, StoreError};
 use skep_types::{Action, ClusterView, Node, NodeId, Object};
 use std::path::{Path, PathBuf};
@@ -83,7 +85,10 @@ struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     fn mount(dir: &Path, size: &str) -> Option<Self> {
-        let path = dir.join("small");
+        Self::mount_at(dir.join("small"), size)
+    }
+
+    fn mount_at(path: PathBuf, size: &str) -> Option<Self> {
         std::fs::create_dir(&path).unwrap();
         let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "skep-store-test"]).arg(&path).output();
         if done.as_ref().is_ok_and(|done| done.status.success()) {
@@ -193,4 +198,24 @@ async fn a_store_cannot_be_made_on_a_full_disk_and_says_so() {
     assert!(matches!(&full, Err(StoreError::Disk(error)) if error.is_full()), "{full:?}");
     std::fs::remove_file(filler).unwrap();
     bootstrap(config()).await.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_disk_is_full_hands_over() {
+    let _turn = TURN.lock().await;
+    let dir = tempfile::tempdir().unwrap();
+    let Some(small) = SmallDisk::mount_at(dir.path().join("1"), "4m") else { return };
+    let cluster = support::Cluster::new_in(dir).await;
+    cluster.join(2).await;
+    cluster.join(3).await;
+    assert!(cluster.store(1).leadership().borrow().is_leader);
+    let filler = small.fill();
+    // Enough to need more segments than it has.
+    for number in 0..2_000 {
+        cluster.write(number).await;
+    }
+    assert_ne!(cluster.leader().await.raft_id(), 1);
+    std::fs::remove_file(filler).unwrap();
+    cluster.same_everywhere().await;
+    cluster.end_all().await;
 }

@@ -64,6 +64,7 @@ pub(crate) struct SealedWriter {
     key: SealKey,
     chunk: u64,
     plain: Vec<u8>,
+    failed: bool,
     /// Plain bytes so far.
     pub(crate) position: u64,
 }
@@ -80,10 +81,14 @@ impl SealedWriter {
         let (preface, key) = seal_preface(keys);
         let mut file = BufWriter::with_capacity(SEALED, file);
         file.write_all(&preface).map_err(failed("write the snapshot", path))?;
-        Ok(Self { file, path: path.to_owned(), key, chunk: 0, plain: Vec::with_capacity(SEALED), position: 0 })
+        Ok(Self { file, path: path.to_owned(), key, chunk: 0, plain: Vec::with_capacity(SEALED), failed: false, position: 0 })
     }
 
     pub(crate) fn write(&mut self, mut bytes: &[u8]) -> Result<(), DiskError> {
+        if self.failed {
+            let source = std::io::Error::other("a part of it could not be written before");
+            return Err(DiskError::Io { step: "write the snapshot", path: self.path.clone(), source });
+        }
         while !bytes.is_empty() {
             // The last chunk is sealed as such by `finish`, so a full one is written only when more comes.
             if self.plain.len() == CHUNK {
@@ -98,10 +103,13 @@ impl SealedWriter {
     }
 
     fn flush_chunk(&mut self, last: bool) -> Result<(), DiskError> {
+        // What is sealed once cannot be sealed again: without success this is the end of it.
+        self.failed = true;
         self.key.seal(nonce(self.chunk), &[u8::from(last)], &mut self.plain, 0);
         self.file.write_all(&self.plain).map_err(failed("write the snapshot", &self.path))?;
         self.plain.clear();
         self.chunk += 1;
+        self.failed = false;
         Ok(())
     }
 

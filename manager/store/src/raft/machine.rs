@@ -372,7 +372,7 @@ impl RaftSnapshotBuilder<RaftTypes> for Builder {
 /// writes block for the time of one chunk.
 pub(crate) enum SnapshotStream {
     Sending { path: PathBuf, keys: Keys, reader: Option<Box<SealedReader>> },
-    Receiving { path: PathBuf, keys: Keys, writer: Option<Box<SealedWriter>>, position: u64 },
+    Receiving { path: PathBuf, keys: Keys, writer: Option<Box<SealedWriter>>, position: u64, failed: bool },
     Nothing,
 }
 
@@ -382,7 +382,7 @@ fn unfit() -> io::Error {
 
 impl SnapshotStream {
     fn receiving(path: PathBuf, keys: Keys) -> Self {
-        Self::Receiving { path, keys, writer: None, position: 0 }
+        Self::Receiving { path, keys, writer: None, position: 0, failed: false }
     }
 
     fn reader(&mut self) -> io::Result<&mut SealedReader> {
@@ -415,8 +415,16 @@ impl AsyncRead for SnapshotStream {
 
 impl AsyncWrite for SnapshotStream {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Self::Receiving { path, keys, writer, position } = &mut *self else { return Poll::Ready(Err(unfit())) };
-        open_writer(path, keys, writer)?.write(bytes).map_err(io::Error::other)?;
+        let Self::Receiving { path, keys, writer, position, failed } = &mut *self else { return Poll::Ready(Err(unfit())) };
+        if *failed {
+            return Poll::Ready(Err(unfit()));
+        }
+        if let Err(error) = open_writer(path, keys, writer).and_then(|writer| writer.write(bytes).map_err(io::Error::other)) {
+            // The sender begins anew, and says so by going back to the beginning unless it is there.
+            *writer = None;
+            *failed = *position > 0;
+            return Poll::Ready(Err(error));
+        }
         *position += bytes.len() as u64;
         Poll::Ready(Ok(bytes.len()))
     }
@@ -436,7 +444,12 @@ impl AsyncWrite for SnapshotStream {
 
 impl AsyncSeek for SnapshotStream {
     fn start_seek(mut self: Pin<&mut Self>, to: SeekFrom) -> io::Result<()> {
-        if let Self::Receiving { position, .. } = &*self {
+        if let Self::Receiving { writer, position, failed, .. } = &mut *self {
+            if to == SeekFrom::Start(0) {
+                // A transfer that was cut off goes on under the same name from the beginning.
+                (*writer, *position, *failed) = (None, 0, false);
+                return Ok(());
+            }
             // Sealed chunks are written one behind the other.
             return if to == SeekFrom::Start(*position) || to == SeekFrom::Current(0) { Ok(()) } else { Err(unfit()) };
         }
@@ -455,5 +468,44 @@ impl AsyncSeek for SnapshotStream {
             Self::Receiving { position, .. } => Ok(*position),
             Self::Sending { .. } | Self::Nothing => self.reader().map(|reader| reader.position),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncSeekExt, AsyncWriteExt};
+
+    fn keys() -> Keys {
+        crate::disk::key::DataKey::new([1; 32]).into()
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_whose_transfer_was_cut_off_is_received_from_the_beginning() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("received.new");
+        let mut stream = SnapshotStream::receiving(path.clone(), keys());
+        stream.write_all(&[7; 100_000]).await.unwrap();
+        assert!(stream.seek(SeekFrom::Start(50_000)).await.is_err(), "the middle is sealed already");
+        stream.seek(SeekFrom::Start(0)).await.unwrap();
+        stream.write_all(&[8; 70_000]).await.unwrap();
+        stream.seek(SeekFrom::Start(70_000)).await.unwrap();
+        stream.write_all(&[9; 10]).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let mut reader = SealedReader::open(&path, &keys()).unwrap();
+        assert_eq!(reader.length, 70_010);
+        assert_eq!(reader.read(&mut [0; 10]).unwrap(), 10);
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_cannot_be_written_is_received_anew_when_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("missing/received.new");
+        let mut stream = SnapshotStream::receiving(path.clone(), keys());
+        assert!(stream.write_all(b"text").await.is_err());
+        std::fs::create_dir(dir.path().join("missing")).unwrap();
+        stream.write_all(b"text").await.unwrap();
+        stream.shutdown().await.unwrap();
+        assert_eq!(SealedReader::open(&path, &keys()).unwrap().length, 4);
     }
 }

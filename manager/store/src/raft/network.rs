@@ -73,7 +73,7 @@ impl RaftNetworkFactory<RaftTypes> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: RaftId, member: &Member) -> Peer {
-        Peer { target, member: member.clone(), lines: Arc::clone(&self.0) }
+        Peer { target, member: member.clone(), lines: Arc::clone(&self.0), failures: 0 }
     }
 }
 
@@ -81,7 +81,13 @@ pub(crate) struct Peer {
     target: RaftId,
     member: Member,
     lines: Arc<Lines>,
+    /// Calls that failed one after the other.
+    failures: u32,
 }
+
+/// The longest pause before the next entries or snapshot for a manager that does not take them.
+const APPEND_PAUSE: Duration = Duration::from_millis(100);
+const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
 
 type CallError<E> = RPCError<RaftId, Member, RaftError<RaftId, E>>;
 
@@ -104,6 +110,26 @@ impl Peer {
     }
 }
 
+impl Peer {
+    /// openraft tries again at once unless nobody is there; a manager whose disk is full would be sent the same without end.
+    async fn pause(&self, longest: Duration) {
+        if self.failures > 0 {
+            tokio::time::sleep(Duration::from_millis(5 << self.failures.min(10)).min(longest)).await;
+        }
+    }
+
+    fn note<T, E>(&mut self, outcome: Result<T, E>) -> Result<T, E> {
+        match &outcome {
+            Ok(_) => {
+                self.failures = 0;
+                self.lines.note_answer(self.target);
+            }
+            Err(_) => self.failures = self.failures.saturating_add(1),
+        }
+        outcome
+    }
+}
+
 impl RaftNetwork<RaftTypes> for Peer {
     async fn append_entries(
         &mut self,
@@ -112,10 +138,10 @@ impl RaftNetwork<RaftTypes> for Peer {
     ) -> Result<AppendEntriesResponse<RaftId>, RPCError<RaftId, Member, RaftError<RaftId>>> {
         check_gap(&request).map_err(|gap| RPCError::Network(NetworkError::new(&gap)))?;
         self.lines.free().await;
+        self.pause(APPEND_PAUSE).await;
         request.leader_commit = self.lines.committed(request.leader_commit);
-        let answer = self.call(RaftCall::AppendEntries, &request, &option).await?;
-        self.lines.note_answer(self.target);
-        Ok(answer)
+        let answer = self.call(RaftCall::AppendEntries, &request, &option).await;
+        self.note(answer)
     }
 
     async fn install_snapshot(
@@ -124,9 +150,9 @@ impl RaftNetwork<RaftTypes> for Peer {
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<RaftId>, RPCError<RaftId, Member, RaftError<RaftId, InstallSnapshotError>>> {
         self.lines.free().await;
-        let answer = self.call(RaftCall::InstallSnapshot, &request, &option).await?;
-        self.lines.note_answer(self.target);
-        Ok(answer)
+        self.pause(SNAPSHOT_PAUSE).await;
+        let answer = self.call(RaftCall::InstallSnapshot, &request, &option).await;
+        self.note(answer)
     }
 
     async fn vote(

@@ -115,7 +115,16 @@ impl Cluster {
     }
 
     async fn first(timing: Timing) -> Self {
-        let cluster = Self { dir: tempfile::tempdir().unwrap(), net: Arc::default(), timing };
+        Self::first_in(tempfile::tempdir().unwrap(), timing).await
+    }
+
+    /// As [`Cluster::new`]; manager `n` keeps its store in `dir/n`.
+    pub async fn new_in(dir: tempfile::TempDir) -> Self {
+        Self::first_in(dir, TIMING).await
+    }
+
+    async fn first_in(dir: tempfile::TempDir, timing: Timing) -> Self {
+        let cluster = Self { dir, net: Arc::default(), timing };
         let store = Store::bootstrap(cluster.config(1), 1, member(1), cluster.end(1)).await.unwrap();
         cluster.net.stores.lock().unwrap().insert(1, store);
         cluster
