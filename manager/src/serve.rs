@@ -20,6 +20,11 @@ const PING_EVERY: Duration = Duration::from_secs(60);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Calls that one connection may have open: three streams per agent, and what a client does at once.
 const STREAMS_PER_CONNECTION: u32 = 256;
+/// What one call may have sent before it is read.
+pub(crate) const CALL_WINDOW: u32 = 128 << 10;
+/// All calls of a connection together: as much as each may, so that a call nobody reads (lines for a client that went to
+/// lunch) holds up no other, such as the heartbeats beside it.
+pub(crate) const CONNECTION_WINDOW: u32 = STREAMS_PER_CONNECTION * CALL_WINDOW;
 /// After `stop`, calls under way get this long; streams are ended by the manager itself.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -114,6 +119,8 @@ fn server() -> Server {
         .http2_keepalive_interval(Some(PING_EVERY))
         .http2_keepalive_timeout(Some(PING_TIMEOUT))
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        .initial_stream_window_size(CALL_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
 }
 
 /// Accepts nothing more after `stop`.

@@ -1,5 +1,6 @@
 //! Connections to one other manager.
 
+use crate::serve::{CALL_WINDOW, CONNECTION_WINDOW};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
@@ -91,6 +92,7 @@ impl Link {
             }
             let mut builder = Builder::new(TokioExecutor::new());
             builder.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT);
+            builder.initial_stream_window_size(CALL_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
             builder.handshake(TokioIo::new(tls)).await.map_err(|source| DialError::Http { addr: addr(), source })
         };
         let dialled = tokio::time::timeout(DIAL_LIMIT, dialling).await;

@@ -41,7 +41,11 @@ impl RaftService {
         }
         let peer = request.extensions().get::<ConnectionInfo>().and_then(|connection| connection.peer.as_deref());
         let since = peer.map(|peer| peer.not_before).ok_or_else(|| Status::permission_denied("raft calls need a certificate"))?;
-        let (members, view) = (self.shared.group.members(), self.shared.store.view());
+        let members = self.shared.group.members();
+        if members.iter().any(|member| member.raft_id == from && member.member.node_id == node.as_str()) {
+            return Ok(());
+        }
+        let view = self.shared.store.view();
         let stored = view.node(node).map(|node| &**node);
         let known = Known {
             members: &members,
@@ -51,10 +55,16 @@ impl RaftService {
             leader: self.shared.store.leadership().borrow().leader.as_ref().map(|(leader, _)| *leader),
         };
         admit(Calling { call: call_of(kind), from, node, since }, known).map_err(|refusal| {
-            tracing::warn!(%node, from, why = %refusal, "raft call refused");
             match refusal {
-                NotAdmitted::Forged { .. } => Status::permission_denied(refusal.to_string()),
-                NotAdmitted::Replaced { .. } | NotAdmitted::Removed { .. } => Status::not_found(refusal.to_string()),
+                NotAdmitted::Forged { .. } => {
+                    tracing::warn!(%node, from, why = %refusal, "raft call refused");
+                    Status::permission_denied(refusal.to_string())
+                }
+                // Those who do not know it yet ask again and again.
+                NotAdmitted::Replaced { .. } | NotAdmitted::Removed { .. } => {
+                    tracing::debug!(%node, from, why = %refusal, "raft call refused");
+                    Status::not_found(refusal.to_string())
+                }
             }
         })
     }

@@ -6,8 +6,10 @@ use skep_proto::skep::membership_client::MembershipClient;
 use skep_proto::skep::raft_client::RaftClient;
 use skep_proto::skep::{MemberJoinRequest, MemberLeaveRequest, RaftCallRequest, raft_call_request::Kind};
 use skep_proto::v1::{self, control_client::ControlClient};
+use skep_store::{Member, RaftCall, RaftTransport, Store, StoreConfig, TransportError};
 use skep_types::{NodeId, NodeRole};
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 use tonic::{Code, Status};
 
 async fn raft_call(lab: &Lab, to: usize, security: &SecurityConfig, request: RaftCallRequest) -> Result<(), Status> {
@@ -56,6 +58,41 @@ async fn raft_is_for_members_of_this_cluster_only() {
     // Nothing happened.
     assert_eq!(one.status().term, terms);
     create(&mut lab.control(1).await, "web").await.unwrap();
+    lab.stop_all().await;
+}
+
+/// Keeps what raft wanted to say.
+#[derive(Default)]
+struct Tap(Mutex<Vec<(RaftCall, Vec<u8>)>>);
+
+#[async_trait::async_trait]
+impl RaftTransport for Tap {
+    async fn call(&self, target: u64, _: &Member, call: RaftCall, request: Vec<u8>, _: Duration) -> Result<Vec<u8>, TransportError> {
+        self.0.lock().unwrap().push((call, request));
+        Err(TransportError::Unreachable { target, source: None })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_does_not_lead_in_the_name_of_another() {
+    let lab = Lab::of(3).await;
+    let leader = lab.leader().await;
+    let followers = lab.followers().await;
+    let (victim, forger) = (&lab.hosts[followers[0]], &lab.hosts[followers[1]]);
+    // A message of a leader with the real leader's number, made elsewhere.
+    let (dir, tap) = (tempfile::tempdir().unwrap(), Arc::new(Tap::default()));
+    let member = Member { node_id: lab.hosts[leader].node_id.to_string(), addr: lab.hosts[leader].addr.to_string() };
+    let config = StoreConfig::new(dir.path().join("raft"));
+    let elsewhere = Store::bootstrap(config, lab.hosts[leader].raft_id, member.clone(), tap.clone()).await.unwrap();
+    let _ = tokio::time::timeout(Duration::from_millis(500), elsewhere.add_learner(99, member)).await;
+    let (call, payload) = tap.0.lock().unwrap().pop().expect("it wanted to replicate");
+    assert_eq!(call, RaftCall::AppendEntries);
+    let request = RaftCallRequest { kind: Kind::AppendEntries as i32, from: forger.raft_id, target: victim.raft_id, payload };
+    let refused = raft_call(&lab, followers[0], &forger.security, request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
+    assert!(refused.message().contains("speaks for"), "{refused:?}");
+    elsewhere.shutdown().await;
+    create(&mut lab.control(leader).await, "web").await.unwrap();
     lab.stop_all().await;
 }
 

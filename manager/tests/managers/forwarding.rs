@@ -4,7 +4,7 @@ use crate::support::{Lab, PATIENCE, create, description, dial, eventually, node,
 use skep_ca::Connector;
 use skep_proto::v1::{
     self, ca_client::CaClient, control_client::ControlClient, dispatcher_client::DispatcherClient, health_client::HealthClient,
-    watch_client::WatchClient,
+    log_broker_client::LogBrokerClient, logs_client::LogsClient, watch_client::WatchClient,
 };
 use skep_types::NodeRole;
 use std::time::{Duration, Instant};
@@ -207,5 +207,44 @@ async fn many_streams_share_a_followers_connections() {
     }
     let mut control = lab.control(0).await;
     eventually("a call gets through", async || control.list_nodes(v1::ListNodesRequest::default()).await.is_ok(), |ok| *ok).await;
+    lab.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_that_nobody_reads_hold_up_nothing_else() {
+    let lab = Lab::of(2).await;
+    let follower = &lab.hosts[lab.followers().await[0]];
+    let worker = lab.certify(NodeRole::Worker).await;
+    let id = worker.identity().unwrap().node_id().to_string();
+    let channel = follower.channel(&worker).await;
+    let (_messages, first) = session(channel.clone(), description("worker")).await;
+    let mut broker = LogBrokerClient::new(channel.clone());
+    let mut subscriptions = broker.listen_subscriptions(v1::ListenSubscriptionsRequest {}).await.unwrap().into_inner();
+    let selector = v1::LogSelector { node_ids: vec![id.clone()], ..Default::default() };
+    let options = v1::LogSubscriptionOptions { follow: true, ..Default::default() };
+    let ask = v1::SubscribeLogsRequest { selector: Some(selector), options: Some(options) };
+    let unread = LogsClient::new(follower.channel(&follower.security).await).subscribe_logs(ask).await.unwrap();
+    let subscription = tokio::time::timeout(PATIENCE, subscriptions.message()).await.unwrap().unwrap().unwrap();
+    let context = v1::LogContext { node_id: id, ..Default::default() };
+    let line = v1::LogMessage { context: Some(context), stream: v1::LogStream::Stdout as i32, data: vec![b'x'; 64 << 10], ..Default::default() };
+    let batch = v1::PublishLogsMessage { subscription_id: subscription.id, messages: vec![line], close: false };
+    let (lines, published) = tokio::sync::mpsc::channel(1);
+    let mut publisher = LogBrokerClient::new(channel.clone());
+    let publishing = tokio::spawn(async move { publisher.publish_logs(tokio_stream::wrappers::ReceiverStream::new(published)).await });
+    let mut sent = 0;
+    // Until everything between here and the reader is full.
+    while tokio::time::timeout(Duration::from_secs(2), lines.send(batch.clone())).await.is_ok_and(|sent| sent.is_ok()) {
+        sent += 1;
+        assert!(sent < 4_096, "nothing holds the publisher back");
+    }
+    assert!(!publishing.is_finished(), "after {sent} batches: {:?}", publishing.await);
+    for _ in 0..3 {
+        let beat = v1::HeartbeatRequest { session_id: first.session_id.clone() };
+        let mut dispatcher = DispatcherClient::new(channel.clone());
+        let beaten = tokio::time::timeout(Duration::from_secs(10), dispatcher.heartbeat(beat)).await;
+        beaten.expect("a heartbeat gets through").unwrap();
+    }
+    publishing.abort();
+    drop(unread);
     lab.stop_all().await;
 }
