@@ -281,8 +281,6 @@ fn a_clock_that_jumps_changes_nothing() -> Result<()> {
                 eprintln!("SKIPPED: clock jumps: libfaketime is not installed");
                 return Ok(());
             }
-            // Every line has a time: the log proves that the clock was moved.
-            cluster[host].set_log_level("debug");
             cluster[host].start_skepd()?;
         }
         cluster.form(&[])?;
@@ -298,6 +296,8 @@ fn a_clock_that_jumps_changes_nothing() -> Result<()> {
         }
         let record = journal.end()?;
         ensure!(record.failed() == 0, "{:?}", record.problems());
+        let hours: BTreeSet<String> = cluster[leader].log().lines().filter_map(|line| Some(line.get(..13)?.to_owned())).collect();
+        ensure!(hours.iter().filter(|hour| hour.starts_with("20")).count() >= 3, "the leader's clock was not moved: {hours:?}");
         ensure!(cluster.term()? == term, "a clock caused an election: term {term} became {}", cluster.term()?);
         ensure!(cluster.pids(leader, "web")? == before, "tasks were touched");
         // A clock that is years off makes certificates invalid: the others go on, and it comes back when it is right.
@@ -307,9 +307,6 @@ fn a_clock_that_jumps_changes_nothing() -> Result<()> {
         std::thread::sleep(Duration::from_secs(5));
         let years = journal.end()?;
         ensure!(years.failed() == 0, "{:?}", years.problems());
-        let years_in_the_log: BTreeSet<String> =
-            cluster[follower].log().lines().filter_map(|line| Some(line.get(..4)?.to_owned())).collect();
-        ensure!(years_in_the_log.len() > 1, "its clock was not moved: {years_in_the_log:?}");
         cluster[follower].set_clock(0)?;
         cluster.wait_converged(cluster.managers(), SOON)?;
         nothing_lost(cluster, &record)?;

@@ -159,14 +159,23 @@ fn we_are_a_worker_of_a_genuine_dockerd() -> Result<()> {
                 ensure!(states.contains("Failed") && states.contains("Running Running"), "{states}");
                 Ok(())
             })?;
-            // We run no manager for it: promoted, we stay what we are, and say so.
+            // We cannot manage beside a dockerd: promoted, we go on as the worker we are, and say so.
+            docker.docker(&["node", "promote", &id])?.success()?;
+            std::thread::sleep(Duration::from_secs(10));
+            let status = cluster.api(0)?.status(false)?;
+            eprintln!("promoted by dockerd: {status:?}");
+            ensure!(status.connected && !status.problem.is_empty(), "{status:?}");
+            let states = ps("hostnet")?;
+            ensure!(states.contains("Running Running"), "{states}");
+            // dockerd itself knows no way back: it looks for the manager to be demoted in its raft group, where we never were.
+
             docker.docker(&["service", "rm", "hostnet", "overlay"])?.success()?;
             eventually(SOON, "nothing runs here", || {
                 let left = cluster[0].ctr(&["tasks", "ls", "-q"])?.success()?;
                 ensure!(left.trim().is_empty(), "{left}");
                 Ok(())
             })?;
-            cluster.ctl(0, &["cluster", "leave"])?.success()?;
+            cluster.ctl(0, &["cluster", "leave", "--force"])?.success()?;
             eventually(SOON, "docker node ls has it down", || {
                 let nodes = docker.docker(&["node", "ls", "--format", "{{.ID}} {{.Status}}"])?.success()?;
                 ensure!(nodes.lines().any(|line| line == format!("{id} Down")), "{nodes}");
