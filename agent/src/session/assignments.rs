@@ -127,7 +127,8 @@ mod tests {
     use super::*;
     use crate::testing::task;
     use skep_proto::ToWire;
-    use skep_types::NetworkAttachment;
+    use skep_types::{Labels, Network, NetworkAttachment, NetworkId, NetworkSpec};
+    use std::sync::Arc;
 
     fn change(item: Item, action: AssignmentAction) -> v1::AssignmentChange {
         v1::AssignmentChange { assignment: Some(v1::Assignment { item: Some(item) }), action: action as i32 }
@@ -160,7 +161,9 @@ mod tests {
     #[test]
     fn an_overlay_network_of_genuine_managers_is_refused_and_one_of_ours_is_not() {
         let mut on_overlay = task(1, "busybox");
-        on_overlay.networks = vec![NetworkAttachment::default()];
+        let network = Arc::new(Network::new(NetworkId::for_test(1), NetworkSpec::default()));
+        on_overlay.networks =
+            vec![NetworkAttachment { network, addresses: Vec::new(), aliases: Vec::new(), driver_attachment_opts: Labels::new() }];
         for (name, refused) in [("1", 1), ("1@7.a", 0)] {
             let message = v1::AssignmentsMessage {
                 results_in: name.into(),
