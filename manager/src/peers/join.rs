@@ -1,5 +1,6 @@
 //! The client's side of coming in.
 
+use super::Purpose;
 use super::link::{Link, LinkService, Target};
 use crate::drive::chain;
 use rand::seq::SliceRandom as _;
@@ -77,7 +78,7 @@ pub async fn join_managers(security: &SecurityConfig, managers: &[String], raft_
 
 async fn ask(security: &SecurityConfig, manager: &str, request: MemberJoinRequest) -> Result<(), Status> {
     let (connector, target) = (Connector::node(security), Target::anyone(manager));
-    let link = Link::dial(&connector, &target, 0).await.map_err(|error| Status::unavailable(chain(&error)))?;
+    let link = Link::dial(&connector, &target, Purpose::Forward.silence(), 0).await.map_err(|error| Status::unavailable(chain(&error)))?;
     let origin = http::Uri::from_static("https://swarm-manager");
     let mut request = tonic::Request::new(request);
     request.set_timeout(CALL_LIMIT);

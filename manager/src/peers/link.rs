@@ -23,9 +23,8 @@ use tonic::body::Body;
 
 /// For a connection to stand, TLS included. Short: while a dead manager is waited for, nobody else is asked.
 const DIAL_LIMIT: Duration = Duration::from_secs(1);
-/// A manager whose machine died is noticed within the sum of these, if something is under way.
+/// How often the other end is asked whether it is there, if something is under way.
 const PING_EVERY: Duration = Duration::from_secs(1);
-const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// Calls on one connection; below what servers allow (256), so that none waits for another's end. More make another connection.
 const MOST_CALLS: usize = 200;
 /// The authority of calls between managers, as genuine nodes name it.
@@ -77,8 +76,8 @@ struct Inner {
 }
 
 impl Link {
-    /// Connects and makes sure of who is there.
-    pub(crate) async fn dial(connector: &Connector, target: &Target, generation: u64) -> Result<Self, DialError> {
+    /// Connects and makes sure of who is there. `silence` is how long it may be quiet before the connection counts as dead.
+    pub(crate) async fn dial(connector: &Connector, target: &Target, silence: Duration, generation: u64) -> Result<Self, DialError> {
         let addr = || target.addr.clone();
         let dialling = async {
             let tcp = TcpStream::connect(&target.addr).await.map_err(|source| DialError::Tcp { addr: addr(), source })?;
@@ -91,7 +90,7 @@ impl Link {
                 return Err(DialError::Stranger { addr: addr(), found, wanted: wanted.clone() });
             }
             let mut builder = Builder::new(TokioExecutor::new());
-            builder.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(PING_TIMEOUT);
+            builder.timer(TokioTimer::new()).keep_alive_interval(PING_EVERY).keep_alive_timeout(silence);
             builder.initial_stream_window_size(CALL_WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
             builder.handshake(TokioIo::new(tls)).await.map_err(|source| DialError::Http { addr: addr(), source })
         };
@@ -195,6 +194,7 @@ type Dialling = Shared<BoxFuture<'static, Result<Link, Arc<DialError>>>>;
 /// The connections to one manager at one address: made when needed, shared by all calls.
 pub(crate) struct Links {
     target: Target,
+    silence: Duration,
     security: SecurityConfig,
     state: Mutex<State>,
 }
@@ -207,8 +207,8 @@ struct State {
 }
 
 impl Links {
-    pub(crate) fn new(security: &SecurityConfig, target: Target) -> Self {
-        Self { target, security: security.clone(), state: Mutex::default() }
+    pub(crate) fn new(security: &SecurityConfig, target: Target, silence: Duration) -> Self {
+        Self { target, silence, security: security.clone(), state: Mutex::default() }
     }
 
     /// Whether it is meant for this member, where it is now.
@@ -244,9 +244,9 @@ impl Links {
     }
 
     fn dial(&self, generation: u64) -> Dialling {
-        let (connector, target) = (Connector::node(&self.security), self.target.clone());
+        let (connector, target, silence) = (Connector::node(&self.security), self.target.clone(), self.silence);
         let addr = target.addr.clone();
-        let task = AbortOnDropHandle::new(tokio::spawn(async move { Link::dial(&connector, &target, generation).await }));
+        let task = AbortOnDropHandle::new(tokio::spawn(async move { Link::dial(&connector, &target, silence, generation).await }));
         async move { task.await.unwrap_or(Err(DialError::GivenUp { addr })).map_err(Arc::new) }.boxed().shared()
     }
 }

@@ -48,6 +48,19 @@ pub(crate) enum Purpose {
     Forward,
 }
 
+impl Purpose {
+    /// How long the other end may be quiet before a connection counts as dead.
+    pub(crate) fn silence(self) -> Duration {
+        match self {
+            // Another connection costs little, and each call has a time-out of its own.
+            Self::Raft => Duration::from_secs(2),
+            // It carries sessions of hundreds of agents: a leader that is only busy must not lose them all. One that is dead is
+            // noticed sooner, by who leads next.
+            Self::Forward => Duration::from_secs(6),
+        }
+    }
+}
+
 /// Calls other managers over mutual TLS. One per manager; raft and the forwarder share it.
 pub struct PeerTransport {
     security: SecurityConfig,
@@ -82,7 +95,7 @@ impl PeerTransport {
                 Some(links) if links.leads_to(member) => links.clone(),
                 _ => {
                     let target = Target { node: Some(member.node_id.clone()), addr: member.addr.clone() };
-                    let links = Arc::new(Links::new(&self.security, target));
+                    let links = Arc::new(Links::new(&self.security, target, purpose.silence()));
                     peers.insert((purpose, peer), links.clone());
                     links
                 }
