@@ -1,7 +1,8 @@
 //! How a service's tasks are spread over the nodes, and where they failed.
 
 use super::class::Class;
-use super::log::{ByNumber, Log, Number};
+use super::hash::ByNumber;
+use super::log::{Log, Number};
 use super::node::Place;
 use skep_types::{Timestamp, Version};
 use std::collections::{BTreeSet, HashMap};

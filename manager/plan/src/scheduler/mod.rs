@@ -7,6 +7,7 @@
 
 mod class; // candidates with the same fixed needs
 mod explain; // why there is no node
+mod hash; // maps by our own numbers and ids
 mod load; // where a service runs and fails
 mod log; // which nodes changed
 mod need; // what a task needs
@@ -21,6 +22,7 @@ use crate::Plan;
 use crate::constraint::Constraints;
 use crate::orphan::set_state;
 use class::Class;
+use hash::ById;
 use load::Load;
 use log::{Log, Number};
 use need::{Fixed, Need};
@@ -63,8 +65,8 @@ struct Group {
 #[derive(Debug, Default)]
 pub struct Scheduler {
     places: Vec<Place>,
-    numbers: HashMap<NodeId, Number>,
-    loads: HashMap<ServiceId, Load>,
+    numbers: ById<NodeId, Number>,
+    loads: ById<ServiceId, Load>,
     classes: HashMap<Fixed, usize>,
     /// By the number in `classes`.
     class: Vec<Option<Class>>,
@@ -82,7 +84,7 @@ pub struct Scheduler {
     /// Pending tasks that are not wanted any more.
     unwanted: BTreeMap<TaskId, Arc<Task>>,
     /// Placed by the last plan, not yet seen in a commit.
-    tentative: HashMap<TaskId, Arc<Task>>,
+    tentative: ById<TaskId, Arc<Task>>,
 }
 
 impl Scheduler {
@@ -152,7 +154,9 @@ impl Scheduler {
 
     /// What the last plan placed and no commit has confirmed is pending again.
     fn expire_tentative(&mut self) {
-        for (id, task) in std::mem::take(&mut self.tentative) {
+        // The table stays as large as it was: the next plan fills it again.
+        let lost: Vec<_> = self.tentative.drain().collect();
+        for (id, task) in lost {
             self.subtract(&task);
             if self.bound.contains_key(&id) {
                 self.fresh_bound.insert(id);
@@ -226,6 +230,8 @@ impl Scheduler {
         if let Some(service) = service.filter(|_| !load.is_idle()) {
             self.loads.insert(service, load);
         }
+        plan.changes.reserve(chosen.len());
+        self.tentative.reserve(chosen.len());
         for (task, number, given) in chosen {
             let node = self.places[number as usize].node.as_ref().expect("members of a class are nodes").id.clone();
             let task = Arc::new(assigned(&task, node, given, now));

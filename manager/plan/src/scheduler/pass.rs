@@ -1,8 +1,9 @@
 //! Placing the tasks of one group: which node is next.
 
 use super::class::{Class, Leaf};
+use super::hash::ByNumber;
 use super::load::{Load, Standing};
-use super::log::{ByNumber, Log, Number};
+use super::log::{Log, Number};
 use super::need::Need;
 use super::node::Place;
 use skep_types::GenericResource;
