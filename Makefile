@@ -51,8 +51,8 @@ test: ## every test but the long scenarios: unit, property, real kernel, real da
 unit: ## tests that need neither root nor daemons
 	scripts/test unit
 
-e2e: ## every scenario with real daemons, one host and many, genuine peers too (root)
-	scripts/test e2e
+e2e: ## every scenario with real daemons, one host and many, genuine peers too; some with NAME=part (root)
+	scripts/test e2e $(NAME)
 
 check: ## formatting, lints, crate arrows, pure crates stay pure
 	scripts/check

@@ -182,14 +182,36 @@ fn live(lab: &Lab) {
     }
 }
 
+/// The fail-points that the life of a service passes, by the daemon's own word, with a kill in the middle of it.
+fn passed(lab: &mut Lab) -> Result<BTreeSet<String>> {
+    let trace = lab.dir().join("trace");
+    lab.stop_skepd()?;
+    lab.set_environment(vec![("SKEP_FAILPOINT_TRACE".into(), trace.to_string_lossy().into_owned())]);
+    lab.start_skepd()?;
+    lab.ctl(&["service", "create", "-d", "--name", "short", "--replicas", "2", "whoami"])?.success()?;
+    lab.kill_skepd();
+    lab.start_skepd()?;
+    lab.ctl(&["service", "rm", "short"])?.success()?;
+    live(lab);
+    lab.stop_skepd()?;
+    lab.set_environment(Vec::new());
+    lab.start_skepd()?;
+    Ok(std::fs::read_to_string(trace)?.lines().map(str::to_owned).collect())
+}
+
 #[test]
 fn a_kill_at_any_fail_point_heals_within_five_seconds_and_leaks_nothing() -> Result<()> {
     if !need_root("fail-points") {
         return Ok(());
     }
-    let points = all_failpoints()?;
+    let mut points = all_failpoints()?;
     ensure!(points.len() >= 60, "only {} fail-points", points.len());
     let mut lab = Lab::swarm(LabOptions::default())?;
+    // With all of them, a kill comes at any time where a point is not on the path; `make e2e` has the time for that.
+    if std::env::var("SKEP_E2E").is_err() {
+        let passed = passed(&mut lab)?;
+        points.retain(|point| passed.contains(point));
+    }
     // A service that must not be touched by anything that follows.
     lab.ctl(&["service", "create", "-q", "--name", "steady", "--replicas", "2", "--publish", "8080:8080", "whoami"])?.success()?;
     let steady = pids(&lab, "steady")?;

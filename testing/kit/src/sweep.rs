@@ -127,7 +127,11 @@ fn tag_of(name: &str) -> Option<&str> {
 
 fn is_dead(tag: &str) -> bool {
     let pid = tag[TAG.len()..].split('-').next().unwrap_or_default();
-    !Path::new("/proc").join(pid).exists()
+    std::fs::read_to_string(Path::new("/proc").join(pid).join("stat")).map_or(true, |stat| is_zombie(&stat))
+}
+
+fn is_zombie(stat: &str) -> bool {
+    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z'))
 }
 
 /// Every process that was started for these hosts: its command line names the directory, it lives in one of the network
@@ -154,8 +158,7 @@ fn processes_of(debris: &Debris) -> Vec<Pid> {
         let named = String::from_utf8_lossy(&command).contains(&needle);
         let inside = inode(&path.join("ns/net")).is_some_and(|net| ours.contains(&net));
         // A zombie has no command line and cannot be killed twice.
-        let zombie =
-            std::fs::read_to_string(path.join("stat")).is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')));
+        let zombie = std::fs::read_to_string(path.join("stat")).is_ok_and(|stat| is_zombie(&stat));
         if (named || inside || init_pids.contains(&pid)) && !zombie {
             found.push(Pid::from_raw(pid));
         }
