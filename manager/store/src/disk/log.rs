@@ -627,6 +627,7 @@ impl Log {
         skep_failpoint::failpoint!("store.roll.written");
         let path = segment::segment_path(&self.dir, number);
         std::fs::rename(&spare.path, &path).map_err(failed("rename the next log segment to", &path))?;
+        self.shared.spare.placed();
         sync_dir(&self.dir)?;
         skep_failpoint::failpoint!("store.roll.renamed");
         self.state.set_newest_segment(number)?;

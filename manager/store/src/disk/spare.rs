@@ -22,6 +22,8 @@ enum Stock {
     Empty,
     Preparing,
     Ready(SpareFile),
+    /// The log is making a segment of it, which has the name `spare` until then: nobody else may touch that file.
+    Taken,
     Failed {
         error: Arc<DiskError>,
         at: Instant,
@@ -60,7 +62,7 @@ impl Spare {
         let mut stock = self.stock();
         match &*stock {
             Stock::Ready(_) => Readiness::Ready,
-            Stock::Preparing => Readiness::Preparing,
+            Stock::Preparing | Stock::Taken => Readiness::Preparing,
             Stock::Failed { error, at } if at.elapsed() < RETRY => Readiness::Failed(Arc::clone(error)),
             Stock::Failed { .. } | Stock::Empty => {
                 *stock = Stock::Preparing;
@@ -94,7 +96,7 @@ impl Spare {
         self.0.changed.notify_all();
     }
 
-    /// Takes the segment, making it first if need be. Waits for it.
+    /// Takes the segment, making it first if need be. Waits for it. No other is made before [`Spare::placed`].
     ///
     /// # Errors
     /// Why it could not be prepared.
@@ -106,14 +108,23 @@ impl Spare {
                 stock = self.0.changed.wait(stock).unwrap_or_else(PoisonError::into_inner);
             }
             match std::mem::replace(&mut *stock, Stock::Empty) {
-                Stock::Ready(file) => return Ok(file),
+                Stock::Ready(file) => {
+                    *stock = Stock::Taken;
+                    return Ok(file);
+                }
                 Stock::Failed { error, at } => {
                     *stock = Stock::Failed { error: Arc::clone(&error), at };
                     return Err(error);
                 }
-                Stock::Empty | Stock::Preparing => {} // taken by another meanwhile: ask again
+                Stock::Empty | Stock::Preparing | Stock::Taken => {} // begin anew
             }
         }
+    }
+
+    /// What was taken has a name of its own now.
+    pub(crate) fn placed(&self) {
+        *self.stock() = Stock::Empty;
+        self.0.changed.notify_all();
     }
 
     /// Waits until no thread is at work.
@@ -128,7 +139,7 @@ impl Spare {
     pub(crate) fn wait_ready(&self, timeout: Duration) -> Readiness {
         let deadline = Instant::now() + timeout;
         let mut stock = self.stock();
-        while matches!(*stock, Stock::Preparing) {
+        while matches!(*stock, Stock::Preparing | Stock::Taken) {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Readiness::Preparing;
@@ -138,7 +149,7 @@ impl Spare {
         match &*stock {
             Stock::Ready(_) => Readiness::Ready,
             Stock::Failed { error, .. } => Readiness::Failed(Arc::clone(error)),
-            Stock::Empty | Stock::Preparing => Readiness::Preparing,
+            Stock::Empty | Stock::Preparing | Stock::Taken => Readiness::Preparing,
         }
     }
 }
@@ -174,4 +185,28 @@ fn prepare(path: &Path, recycled: Option<&Path>, size: u64) -> Result<File, Disk
     file.sync_all().map_err(failed("sync the next log segment", path))?;
     skep_failpoint::failpoint!("store.spare.ready");
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_that_was_taken_is_left_alone_until_it_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let spare = Spare::new(dir.path(), 4096);
+        let taken = spare.take().unwrap();
+        taken.file.write_all_at(b"entries", 0).unwrap();
+        // Somebody asks for room just now.
+        assert!(matches!(spare.ensure(None), Readiness::Preparing));
+        spare.settle();
+        let named = dir.path().join("named");
+        std::fs::rename(&taken.path, &named).unwrap();
+        spare.placed();
+        spare.ensure(None);
+        spare.settle();
+        assert!(matches!(spare.ensure(None), Readiness::Ready));
+        assert!(std::fs::read(&named).unwrap().starts_with(b"entries"));
+        assert_eq!(std::fs::read(dir.path().join("spare")).unwrap(), vec![0; 4096]);
+    }
 }
