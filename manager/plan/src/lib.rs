@@ -8,6 +8,7 @@
 //! is NEW, gets its addresses from the [`Allocator`] (PENDING) and its node from the [`Scheduler`] (ASSIGNED); then it is the
 //! agent's. [`validate`] says what is wrong with a spec before any of this begins.
 
+mod agenda; // what is to be looked at, and when
 mod allocator; // subnets, addresses, virtual IPs, ports
 mod constraint; // the language of placement constraints
 mod dirty; // whether a task is still what its service asks for
@@ -15,6 +16,7 @@ mod enforce; // tasks whose node does not suit any more
 mod global; // one task per node
 mod job; // services that end
 mod orchestrate; // what one service needs now
+mod orchestrator; // which of them are looked at
 mod orphan; // tasks of lost nodes
 mod proposal; // plans and ids
 mod reaper; // history limit, deletion
@@ -33,10 +35,12 @@ pub use allocator::{Allocator, SubnetError, is_ingress, is_overlay, resolve_netw
 pub use constraint::{BadConstraint, Constraint, Constraints};
 pub use dirty::is_task_dirty;
 pub use enforce::plan_enforcement;
-pub use orchestrate::{Concerned, all_services, plan_service, services_of_node};
+pub use agenda::Agenda;
+pub use orchestrate::{Concerned, all_services, plan_service, plan_slot, services_of_node};
+pub use orchestrator::Orchestrator;
 pub use orphan::{NODE_DOWN_PERIOD, plan_orphans, plan_orphans_of_gone_nodes};
 pub use proposal::{Ids, Plan};
-pub use reaper::{is_removable, plan_reaping, plan_reaping_of_strays};
+pub use reaper::{is_removable, plan_reaping, plan_reaping_among, plan_reaping_of_strays};
 pub use resources::{Free, Lack};
 pub use restart::{DEFAULT_DELAY, MAX_STOP_WAIT};
 pub use revise::{new_service, rolled_back_by_user, updated};

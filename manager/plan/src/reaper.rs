@@ -19,11 +19,17 @@ pub fn is_removable(task: &Task) -> bool {
 /// Call it for services whose tasks were created, ended or marked. Works for services that are gone, too.
 #[must_use]
 pub fn plan_reaping(view: &dyn ClusterView, service: &ServiceId) -> Plan {
+    plan_reaping_among(view, service, view.tasks_of_service(service))
+}
+
+/// The same when only these tasks are looked at: all of a slot of a service that is not global, or of several.
+#[must_use]
+pub fn plan_reaping_among<'a>(view: &dyn ClusterView, service: &ServiceId, tasks: impl IntoIterator<Item = &'a Arc<Task>>) -> Plan {
     let mut plan = Plan::default();
     let mut slots = BTreeMap::<(u64, Option<&NodeId>), Vec<&Arc<Task>>>::new();
     let mode = view.service(service).map(|service| &service.spec.mode);
     let is_global = matches!(mode, Some(ServiceMode::Global));
-    for task in view.tasks_of_service(service) {
+    for task in tasks {
         if is_removable(task) || (mode.is_none() && task.status.state.is_terminal()) {
             plan.changes.push(removal(task));
         } else if task.job_iteration.is_none() {

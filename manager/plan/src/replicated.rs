@@ -3,9 +3,10 @@
 use crate::dirty::Dirt;
 use crate::slot::{Context, Run, Slot};
 use crate::{restart, update};
-use skep_types::{NodeId, TaskState};
+use skep_types::{NodeId, Task, TaskState, UpdateState};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 pub(crate) fn plan(context: &mut Context<'_>, replicas: u64) {
     let mut slots = gather(context);
@@ -24,10 +25,35 @@ pub(crate) fn plan(context: &mut Context<'_>, replicas: u64) {
     }
 }
 
+/// One slot of a service that needs nothing else. `None`: the slot is one that only a look at all of them can judge.
+///
+/// Does what [`plan`] does for this slot while all others stay as they are: those are counted, none is surplus and no update runs.
+pub(crate) fn plan_slot(context: &mut Context<'_>, number: u64, tasks: &[Arc<Task>]) -> Option<()> {
+    let status = context.service.update_status.as_ref().map_or(UpdateState::Unknown, |status| status.state);
+    if !matches!(status, UpdateState::Unknown | UpdateState::Completed | UpdateState::RollbackCompleted) {
+        return None;
+    }
+    let mut slots = by_slot(tasks);
+    // Everything in it is being removed, and was when all slots were looked at: it does not count.
+    let Some(mut slot) = slots.remove(&number) else { return Some(()) };
+    let dirt = Dirt::new(context.view, context.service);
+    if slot.live().count() != 1 || slot.live().any(|run| dirt.is_dirty(&run.task)) {
+        return None;
+    }
+    restart::replace_ended(context, &mut slot, number, None, &|run| dirt.is_dirty(&run.task));
+    restart::release_waiting(context, &mut slot);
+    context.settle(slot);
+    Some(())
+}
+
 /// The tasks by slot number, without those that are being removed.
 pub(crate) fn gather(context: &Context<'_>) -> BTreeMap<u64, Slot> {
+    by_slot(context.view.tasks_of_service(&context.service.id))
+}
+
+fn by_slot<'a>(tasks: impl IntoIterator<Item = &'a Arc<Task>>) -> BTreeMap<u64, Slot> {
     let mut slots = BTreeMap::<u64, Slot>::new();
-    for task in context.view.tasks_of_service(&context.service.id) {
+    for task in tasks {
         if task.desired_state < TaskState::Remove {
             slots.entry(task.slot).or_default().runs.push(Run::stored(task));
         }

@@ -4,28 +4,30 @@
 mod world;
 
 use proptest::prelude::*;
-use skep_plan::{Allocator, Concerned, Plan, Scheduler, all_services, plan_enforcement, plan_reaping, plan_service, services_of_node};
+use skep_plan::{Allocator, Orchestrator, Plan, Scheduler, plan_enforcement, plan_service};
 use skep_types::*;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use world::*;
 
 struct Leader {
     allocator: Allocator,
     scheduler: Scheduler,
-    concerned: Concerned,
-    wakes: BTreeMap<ServiceId, Timestamp>,
+    orchestrator: Orchestrator,
+    /// For the constraint enforcer.
+    nodes: BTreeSet<NodeId>,
+    wake: Option<Timestamp>,
     other_wakes: Vec<Timestamp>,
 }
 
 impl Leader {
     fn elected(world: &World) -> Self {
-        let concerned = Concerned { services: all_services(world), nodes: BTreeSet::new() };
         Self {
             allocator: Allocator::new(world),
             scheduler: Scheduler::new(world),
-            concerned,
-            wakes: BTreeMap::new(),
+            orchestrator: Orchestrator::new(world),
+            nodes: BTreeSet::new(),
+            wake: None,
             other_wakes: Vec::new(),
         }
     }
@@ -34,7 +36,10 @@ impl Leader {
         for change in changes {
             self.allocator.observe(change);
             self.scheduler.observe(change);
-            self.concerned.add(change);
+            self.orchestrator.observe(change);
+            if let Object::Node(node) = change.object() {
+                self.nodes.insert(node.id.clone());
+            }
         }
     }
 
@@ -47,22 +52,22 @@ impl Leader {
 
     /// Works until nothing is left to do at this moment.
     fn work(&mut self, world: &mut World) {
+        self.step(world);
+        self.nothing_was_overlooked(world);
+    }
+
+    fn step(&mut self, world: &mut World) {
         for _ in 0..200 {
             let mut busy = false;
-            for node in std::mem::take(&mut self.concerned.nodes) {
-                self.concerned.services.extend(services_of_node(world, &node));
+            for node in std::mem::take(&mut self.nodes) {
                 busy |= self.carry_out(world, plan_enforcement(world, &node, world.now));
             }
-            let due: Vec<_> = self.wakes.iter().filter(|(_, wake)| **wake <= world.now).map(|(id, _)| id.clone()).collect();
-            self.concerned.services.extend(due);
-            for id in std::mem::take(&mut self.concerned.services) {
-                self.wakes.remove(&id);
-                let mut ids = world.ids();
-                let plan = plan_service(&*world, &id, &mut ids, world.now);
-                self.wakes.extend(plan.wake_at.map(|wake| (id.clone(), wake)));
-                busy |= self.carry_out(world, plan);
-                busy |= self.carry_out(world, plan_reaping(world, &id));
-            }
+            let mut ids = world.ids();
+            let plan = self.orchestrator.plan(world, &mut ids, world.now);
+            self.wake = plan.wake_at;
+            busy |= self.carry_out(world, plan);
+            let plan = self.orchestrator.plan_reaping(world);
+            busy |= self.carry_out(world, plan);
             self.other_wakes.clear();
             let plan = self.allocator.plan(world, world.now);
             self.other_wakes.extend(plan.wake_at);
@@ -70,15 +75,28 @@ impl Leader {
             let plan = self.scheduler.schedule(world.now);
             self.other_wakes.extend(plan.wake_at);
             busy |= self.carry_out(world, plan);
-            if !busy && self.concerned == Concerned::default() {
+            if !busy {
                 return;
             }
         }
         panic!("the leader does not come to rest");
     }
 
+    /// Looking at all slots of all services finds nothing that looking at some of them did not.
+    fn nothing_was_overlooked(&self, world: &mut World) {
+        let services: Vec<ServiceId> = world.services().map(|service| service.id.clone()).collect();
+        for id in services {
+            let mut ids = world.ids();
+            let Plan { changes, wake_at } = plan_service(&*world, &id, &mut ids, world.now);
+            assert!(changes.is_empty(), "{id}: {changes:#?}");
+            assert!(wake_at.is_none_or(|wake| self.wake.is_some_and(|known| known <= wake)), "{id}: {wake_at:?}, {:?}", self.wake);
+            let reaping = skep_plan::plan_reaping(&*world, &id).changes;
+            assert!(reaping.is_empty(), "{id}: {reaping:#?}");
+        }
+    }
+
     fn next_wake(&self) -> Option<Timestamp> {
-        self.wakes.values().chain(&self.other_wakes).min().copied()
+        self.wake.iter().chain(&self.other_wakes).min().copied()
     }
 
     fn let_agents_obey(&mut self, world: &mut World) -> bool {
@@ -118,6 +136,45 @@ impl Leader {
         }
         world.now = world.now.max(end);
     }
+}
+
+#[test]
+fn a_task_that_fails_among_many_is_replaced_without_a_look_at_the_others() {
+    let mut world = World::new();
+    (1..=3).for_each(|number| drop(world.add_node(number, |_| {})));
+    world.add_service(1, |spec| {
+        replicas(spec, 20);
+        restart(spec, RestartCondition::Any, secs(1), 0);
+    });
+    let mut leader = Leader::elected(&world);
+    leader.run(&mut world, secs(10));
+    assert_eq!(world.running().len(), 20);
+    for round in 0..8 {
+        let failed = world.running()[3].clone();
+        world.no_walks = true;
+        let changes = world.report(&failed.id, TaskState::Failed);
+        leader.observe(&changes);
+        leader.step(&mut world);
+        assert_eq!(world.task(&failed.id).desired_state, TaskState::Shutdown, "round {round}");
+        world.pass(secs(1));
+        leader.step(&mut world);
+        while leader.let_agents_obey(&mut world) {
+            leader.step(&mut world);
+        }
+        world.no_walks = false;
+        assert_eq!(world.running().len(), 20);
+        let kept = world.all_tasks().into_iter().filter(|task| task.slot == failed.slot).count();
+        assert_eq!(kept, (round + 2).min(5), "history is trimmed as well");
+        leader.nothing_was_overlooked(&mut world);
+    }
+    // A node that goes takes its own tasks with it, not the others.
+    world.no_walks = true;
+    let changes = world.change_node(&NodeId::for_test(1), |node| node.status.state = NodeState::Down);
+    leader.observe(&changes);
+    leader.step(&mut world);
+    world.no_walks = false;
+    leader.run(&mut world, secs(100));
+    assert!(world.running().iter().all(|task| task.node_id != Some(NodeId::for_test(1))) && world.running().len() == 20);
 }
 
 #[derive(Debug, Clone)]

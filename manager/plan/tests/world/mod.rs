@@ -19,6 +19,8 @@ pub struct World {
     secrets: BTreeMap<SecretId, Arc<Secret>>,
     configs: BTreeMap<ConfigId, Arc<Config>>,
     next_id: u64,
+    /// Nobody may walk over all tasks of a service.
+    pub no_walks: bool,
 }
 
 macro_rules! apply_object {
@@ -375,6 +377,7 @@ impl ClusterView for World {
         Box::new(self.tasks.values())
     }
     fn tasks_of_service(&self, id: &ServiceId) -> Objects<'_, Task> {
+        assert!(!self.no_walks, "all tasks of {id} are looked at");
         let id = id.clone();
         Box::new(self.tasks.values().filter(move |task| task.service_id.as_ref() == Some(&id)))
     }

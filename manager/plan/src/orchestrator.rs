@@ -1,0 +1,246 @@
+//! The orchestrators, driven by changes: which services, or which slots of them, are looked at.
+//!
+//! A service is looked at as a whole when it or anything else changed that may concern all of its slots. When such a look finds
+//! nothing to do, the service is *settled*: from then on only those of its slots are looked at whose tasks change. A task that
+//! fails among a hundred thousand then costs what it costs among ten.
+
+use crate::agenda::Agenda;
+use crate::orchestrate::{Concerned, all_services, plan_service, plan_slot, services_of_node};
+use crate::reaper::{is_removable, plan_reaping, plan_reaping_among};
+use crate::{Ids, Plan};
+use skep_types::{Change, ClusterView, NodeId, Object, ServiceId, ServiceMode, Task, TaskId, Timestamp};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+/// Services looked at before a plan is committed: a leader's first look at thousands is cut into pieces.
+const SERVICES_PER_PLAN: usize = 64;
+/// The same for single slots.
+const SLOTS_PER_PLAN: usize = 1_000;
+
+/// What there is to look at for the orchestrators and the reaper, and the memory that makes it little.
+pub struct Orchestrator {
+    services: Agenda<ServiceId>,
+    slots: Agenda<(ServiceId, u64)>,
+    concerned: Concerned,
+    settled: HashSet<ServiceId>,
+    tasks: TasksBySlot,
+    reaping: BTreeSet<ServiceId>,
+    reaping_slots: BTreeSet<(ServiceId, u64)>,
+}
+
+impl Orchestrator {
+    /// As a new leader begins: everything is looked at once.
+    #[must_use]
+    pub fn new(view: &dyn ClusterView) -> Self {
+        let services = all_services(view);
+        let mut this = Self {
+            services: Agenda::default(),
+            slots: Agenda::default(),
+            concerned: Concerned::default(),
+            settled: HashSet::new(),
+            tasks: TasksBySlot::default(),
+            reaping: services.clone(),
+            reaping_slots: BTreeSet::new(),
+        };
+        services.into_iter().for_each(|service| this.services.add(service));
+        view.tasks().for_each(|task| this.tasks.insert(task));
+        this
+    }
+
+    /// Takes a change in: each once, in their order.
+    pub fn observe(&mut self, change: &Change) {
+        self.concerned.add(change);
+        match change {
+            Change::Created(Object::Task(task)) => {
+                self.tasks.insert(task);
+                self.note_for_reaper(task);
+            }
+            Change::Updated { old: Object::Task(old), new: Object::Task(new) } => {
+                let has_ended = new.status.state.is_terminal() && !old.status.state.is_terminal();
+                if has_ended || is_removable(new) {
+                    self.note_for_reaper(new);
+                }
+            }
+            Change::Removed(Object::Task(task)) => self.tasks.remove(task),
+            Change::Removed(Object::Service(service)) => drop(self.reaping.insert(service.id.clone())),
+            _ => {}
+        }
+    }
+
+    fn note_for_reaper(&mut self, task: &Task) {
+        if let Some(service) = &task.service_id {
+            self.reaping_slots.insert((service.clone(), task.slot));
+        }
+    }
+
+    /// What services need now. `wake_at` says when to ask again if nothing changes until then.
+    pub fn plan(&mut self, view: &dyn ClusterView, ids: &mut dyn Ids, now: Timestamp) -> Plan {
+        self.sort_concerned(view);
+        let mut plan = self.plan_slots(view, ids, now);
+        if plan.changes.is_empty() {
+            plan = self.plan_whole(view, ids, now);
+        }
+        plan.wake_at = [self.services.next(now), self.slots.next(now)].into_iter().flatten().min();
+        plan
+    }
+
+    /// Decides for what is concerned whether single slots will do.
+    fn sort_concerned(&mut self, view: &dyn ClusterView) {
+        let Concerned { services, nodes, mut slots } = std::mem::take(&mut self.concerned);
+        for service in services {
+            match slots.remove(&service) {
+                Some(slots) => self.look_at_slots(service, slots),
+                None => self.look_at_all(service),
+            }
+        }
+        for node in nodes {
+            let mut slots = slots_on_node(view, &node);
+            for service in services_of_node(view, &node) {
+                match slots.remove(&service) {
+                    Some(slots) => self.look_at_slots(service, slots),
+                    None => self.look_at_all(service),
+                }
+            }
+        }
+    }
+
+    fn look_at_all(&mut self, service: ServiceId) {
+        self.settled.remove(&service);
+        self.services.add(service);
+    }
+
+    fn look_at_slots(&mut self, service: ServiceId, slots: BTreeSet<u64>) {
+        if self.settled.contains(&service) {
+            slots.into_iter().for_each(|slot| self.slots.add((service.clone(), slot)));
+        } else {
+            self.services.add(service);
+        }
+    }
+
+    fn plan_slots(&mut self, view: &dyn ClusterView, ids: &mut dyn Ids, now: Timestamp) -> Plan {
+        let mut plan = Plan::default();
+        loop {
+            let due = self.slots.take(now, SLOTS_PER_PLAN);
+            if due.is_empty() {
+                return plan;
+            }
+            for (service, slot) in due {
+                // Otherwise all of its slots are looked at, this one too.
+                if !self.settled.contains(&service) {
+                    continue;
+                }
+                let tasks = self.tasks.of(view, &service, slot);
+                match plan_slot(view, &service, (slot, &tasks), ids, now) {
+                    Some(Plan { changes, wake_at }) => {
+                        plan.changes.extend(changes);
+                        if let Some(when) = wake_at {
+                            self.slots.at((service, slot), when);
+                        }
+                    }
+                    None => self.look_at_all(service),
+                }
+            }
+            if !plan.changes.is_empty() {
+                return plan;
+            }
+        }
+    }
+
+    fn plan_whole(&mut self, view: &dyn ClusterView, ids: &mut dyn Ids, now: Timestamp) -> Plan {
+        let mut plan = Plan::default();
+        loop {
+            let due = self.services.take(now, SERVICES_PER_PLAN);
+            if due.is_empty() {
+                return plan;
+            }
+            for service in due {
+                let Plan { changes, wake_at } = plan_service(view, &service, ids, now);
+                if changes.is_empty() && is_replicated(view, &service) {
+                    self.settled.insert(service.clone());
+                } else {
+                    self.settled.remove(&service);
+                }
+                if let Some(when) = wake_at {
+                    self.services.at(service, when);
+                }
+                plan.changes.extend(changes);
+            }
+            if !plan.changes.is_empty() {
+                return plan;
+            }
+        }
+    }
+
+    /// The reaper has to look at everything: the history limit changed.
+    pub fn reap_all(&mut self, view: &dyn ClusterView) {
+        self.reaping = all_services(view);
+    }
+
+    /// Tasks to be deleted.
+    pub fn plan_reaping(&mut self, view: &dyn ClusterView) -> Plan {
+        let mut plan = Plan::default();
+        for (service, slot) in std::mem::take(&mut self.reaping_slots) {
+            if self.reaping.contains(&service) {
+                continue;
+            }
+            if is_replicated(view, &service) {
+                plan.merge(plan_reaping_among(view, &service, &self.tasks.of(view, &service, slot)));
+            } else {
+                self.reaping.insert(service);
+            }
+        }
+        for service in std::mem::take(&mut self.reaping) {
+            plan.merge(plan_reaping(view, &service));
+        }
+        plan
+    }
+}
+
+fn is_replicated(view: &dyn ClusterView, service: &ServiceId) -> bool {
+    view.service(service).is_some_and(|service| matches!(service.spec.mode, ServiceMode::Replicated { .. }))
+}
+
+/// The slots that have a task on a node, by service.
+fn slots_on_node(view: &dyn ClusterView, node: &NodeId) -> BTreeMap<ServiceId, BTreeSet<u64>> {
+    let mut slots = BTreeMap::<ServiceId, BTreeSet<u64>>::new();
+    for task in view.tasks_on_node(node) {
+        if let Some(service) = task.service_id.as_ref().filter(|service| is_replicated(view, service)) {
+            slots.entry(service.clone()).or_default().insert(task.slot);
+        }
+    }
+    slots
+}
+
+/// Ids of the tasks of each slot. Tasks without a slot (those of global services) are not in it.
+#[derive(Debug, Default)]
+struct TasksBySlot(HashMap<ServiceId, HashMap<u64, Vec<TaskId>>>);
+
+impl TasksBySlot {
+    fn insert(&mut self, task: &Task) {
+        let Some(service) = task.service_id.as_ref().filter(|_| task.slot != 0) else { return };
+        // Nearly always one task; the history comes later.
+        let slot = self.0.entry(service.clone()).or_default().entry(task.slot).or_insert_with(|| Vec::with_capacity(1));
+        if !slot.contains(&task.id) {
+            slot.push(task.id.clone());
+        }
+    }
+
+    fn remove(&mut self, task: &Task) {
+        let Some(service) = &task.service_id else { return };
+        let Some(slots) = self.0.get_mut(service) else { return };
+        if let Some(tasks) = slots.get_mut(&task.slot) {
+            tasks.retain(|id| *id != task.id);
+            if tasks.is_empty() {
+                slots.remove(&task.slot);
+            }
+        }
+        if slots.is_empty() {
+            self.0.remove(service);
+        }
+    }
+
+    fn of(&self, view: &dyn ClusterView, service: &ServiceId, slot: u64) -> Vec<Arc<Task>> {
+        let ids = self.0.get(service).and_then(|slots| slots.get(&slot));
+        ids.into_iter().flatten().filter_map(|id| view.task(id).cloned()).collect()
+    }
+}
