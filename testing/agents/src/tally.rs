@@ -175,7 +175,7 @@ mod tests {
         tally.came_back(&mut agent);
         assert_eq!(tally.how_many_back(), 1);
         tally.begin_round();
-        assert_eq!(tally.back(), []);
+        assert!(tally.back().is_empty());
         tally.came_back(&mut agent);
         assert_eq!(tally.how_many_back(), 1);
     }
