@@ -10,8 +10,9 @@ use tracing_subscriber::{EnvFilter, fmt};
 /// # Errors
 /// If the filter does not parse or journald was asked for and is not there.
 pub fn init(config: &Config) -> Result<()> {
-    // The libraries' own chatter stays out of `debug`; naming a module brings it in.
-    let quiet = "h2=warn,hyper=warn,hyper_util=warn,tower=warn,tonic=warn,rustls=warn,openraft=warn,reqwest=warn,netlink_proto=warn";
+    // The libraries' own chatter stays out of `debug`; naming a module brings it in. openraft writes an error for each call that a
+    // dead manager did not answer, several a second; what matters of it the store says.
+    let quiet = "h2=warn,hyper=warn,hyper_util=warn,tower=warn,tonic=warn,rustls=warn,openraft=off,reqwest=warn,netlink_proto=warn";
     let filter = EnvFilter::try_new(format!("{quiet},{}", config.log_level))
         .with_context(|| format!("log_level: {:?} is not a filter", config.log_level))?;
     let registry = tracing_subscriber::registry().with(filter);
