@@ -1,15 +1,56 @@
 //! Our own API, as any client speaks it: gRPC with TLS on the local socket.
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use hyper_util::rt::TokioIo;
 use skep_ca::Connector;
 use skep_proto::v1::control_client::ControlClient;
 use skep_proto::v1::{self, list_tasks_request::Filters};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
+
+/// Connects to a local socket and shakes hands.
+#[derive(Debug, Clone)]
+struct Dial {
+    tls: Connector,
+    path: PathBuf,
+}
+
+impl tower::Service<http::Uri> for Dial {
+    type Response = TokioIo<TlsStream<UnixStream>>;
+    type Error = std::io::Error;
+    type Future = Pin<Box<dyn Future<Output = std::io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: http::Uri) -> Self::Future {
+        let Self { tls, path } = self.clone();
+        Box::pin(async move {
+            let stream = UnixStream::connect(&path).await?;
+            let (stream, _) = tls.connect(stream).await.map_err(std::io::Error::other)?;
+            Ok(TokioIo::new(stream))
+        })
+    }
+}
+
+fn endpoint() -> Endpoint {
+    Endpoint::from_static("http://swarm-manager").connect_timeout(Duration::from_secs(5))
+}
+
+/// A connection to a local socket that is made when it is first used, and again when it broke. Inside a tokio runtime.
+///
+/// # Errors
+/// If TLS cannot be set up.
+pub fn lazy_channel(socket: &Path) -> Result<Channel> {
+    Ok(endpoint().connect_with_connector_lazy(Dial { tls: Connector::local()?, path: socket.to_owned() }))
+}
 
 /// One connection on a runtime of its own; every call blocks.
 #[derive(Debug)]
@@ -24,19 +65,9 @@ impl Api {
     pub fn connect(socket: &Path) -> Result<Self> {
         // A thread of its own answers skepd's pings while others are measured; without it skepd would close the connection.
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-        let tls = Connector::local()?;
-        let path: PathBuf = socket.to_owned();
-        let dial = tower::service_fn(move |_: http::Uri| {
-            let (tls, path) = (tls.clone(), path.clone());
-            async move {
-                let stream = UnixStream::connect(&path).await?;
-                let (stream, _) = tls.connect(stream).await.map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>(TokioIo::new(stream))
-            }
-        });
-        let endpoint = Endpoint::from_static("http://swarm-manager").connect_timeout(Duration::from_secs(5));
-        let channel =
-            runtime.block_on(endpoint.connect_with_connector(dial)).with_context(|| format!("nobody answers on {}", socket.display()))?;
+        let dial = Dial { tls: Connector::local()?, path: socket.to_owned() };
+        let channel = runtime.block_on(endpoint().connect_with_connector(dial));
+        let channel = channel.with_context(|| format!("nobody answers on {}", socket.display()))?;
         Ok(Self { runtime, control: ControlClient::new(channel).max_decoding_message_size(64 << 20) })
     }
 

@@ -2,10 +2,12 @@
 
 mod ctr; // containerd's own client, in a loop
 mod dockerd; // Debian's dockerd 20.10 in swarm mode
+mod etcd; // Debian's etcd 3.4
 mod runc; // the floor: the runtime alone
 
 pub use ctr::{Containerd, Ctr, ctr};
 pub use dockerd::{Dockerd, Network, Peer};
+pub use etcd::{Etcd, EtcdClient, program as etcd_program};
 pub use runc::Runc;
 
 use anyhow::Result;

@@ -278,7 +278,12 @@ pub fn table(dir: &Path) -> Result<String> {
     let mut files: Vec<_> =
         std::fs::read_dir(dir).with_context(|| format!("no results in {}", dir.display()))?.flatten().map(|entry| entry.path()).collect();
     files.retain(|path| path.extension().is_some_and(|kind| kind == "json"));
-    files.sort_by_key(|path| path.file_stem().and_then(|stem| stem.to_str()?.get(1..)?.parse::<u32>().ok()));
+    files.sort_by_key(|path| {
+        // B2 before B13, and both before SC1.
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let digits = stem.find(|letter: char| letter.is_ascii_digit()).unwrap_or(stem.len());
+        (stem[..digits].to_owned(), stem[digits..].parse::<u32>().ok())
+    });
     let mut lines = vec![["", "what", "ours", "peers", "floor", "ratio [95 %]", "goal", "held"].map(str::to_owned).to_vec()];
     let mut words = Vec::new();
     for path in files {

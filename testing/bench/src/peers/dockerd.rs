@@ -35,10 +35,7 @@ impl Peer {
     /// # Errors
     /// If it cannot be started; what was made is removed.
     pub fn start(program: &Path) -> Result<Self> {
-        let mut peer = Self { name: format!("bench{}", std::process::id()), facts: BTreeMap::new() };
-        script(&["start", &peer.name])?;
-        let facts = script(&["env", &peer.name])?;
-        peer.facts = facts.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        let peer = Self::bare()?;
         let mut tar = Command::new("tar");
         tar.arg("-C").arg(program.parent().context("a file has a directory")?).args(["-c", "--owner=0", "--group=0"]);
         let archive = tar.arg(program.file_name().context("a file has a name")?).output()?;
@@ -52,9 +49,27 @@ impl Peer {
         Ok(peer)
     }
 
+    /// Without any image.
+    ///
+    /// # Errors
+    /// If it cannot be started; what was made is removed.
+    pub fn bare() -> Result<Self> {
+        let mut peer = Self { name: format!("bench{}", std::process::id()), facts: BTreeMap::new() };
+        script(&["start", &peer.name])?;
+        let facts = script(&["env", &peer.name])?;
+        peer.facts = facts.lines().filter_map(|line| line.split_once('=')).map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+        Ok(peer)
+    }
+
     #[must_use]
     pub fn path(&self, fact: &str) -> PathBuf {
         self.facts.get(fact).map(PathBuf::from).unwrap_or_default()
+    }
+
+    /// The file of its network namespace.
+    #[must_use]
+    pub fn namespace(&self) -> PathBuf {
+        PathBuf::from(format!("/run/netns/skepd-{}", self.name))
     }
 
     /// Process ids of dockerd and of its containerd.
