@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Which of the calls it is. A transport does not look into any of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -73,7 +74,7 @@ impl RaftNetworkFactory<RaftTypes> for Network {
     type Network = Peer;
 
     async fn new_client(&mut self, target: RaftId, member: &Member) -> Peer {
-        Peer { target, member: member.clone(), lines: Arc::clone(&self.0), failures: 0 }
+        Peer { target, member: member.clone(), lines: Arc::clone(&self.0), failures: 0, not_before: None }
     }
 }
 
@@ -83,6 +84,7 @@ pub(crate) struct Peer {
     lines: Arc<Lines>,
     /// Calls that failed one after the other.
     failures: u32,
+    not_before: Option<Instant>,
 }
 
 /// The longest pause before the next entries or snapshot for a manager that does not take them.
@@ -112,19 +114,25 @@ impl Peer {
 
 impl Peer {
     /// openraft tries again at once unless nobody is there; a manager whose disk is full would be sent the same without end.
-    async fn pause(&self, longest: Duration) {
-        if self.failures > 0 {
-            tokio::time::sleep(Duration::from_millis(5 << self.failures.min(10)).min(longest)).await;
+    ///
+    /// The pause ends at a time rather than after one: openraft bounds the call with the pause in it, and a call that was given
+    /// up during the pause must not find it before it again.
+    async fn pause(&self) {
+        if let Some(until) = self.not_before {
+            tokio::time::sleep_until(until).await;
         }
     }
 
-    fn note<T, E>(&mut self, outcome: Result<T, E>) -> Result<T, E> {
+    fn note<T, E>(&mut self, outcome: Result<T, E>, longest: Duration) -> Result<T, E> {
         match &outcome {
             Ok(_) => {
-                self.failures = 0;
+                (self.failures, self.not_before) = (0, None);
                 self.lines.note_answer(self.target);
             }
-            Err(_) => self.failures = self.failures.saturating_add(1),
+            Err(_) => {
+                self.not_before = Some(Instant::now() + Duration::from_millis(5 << self.failures.min(10)).min(longest));
+                self.failures = self.failures.saturating_add(1);
+            }
         }
         outcome
     }
@@ -138,10 +146,10 @@ impl RaftNetwork<RaftTypes> for Peer {
     ) -> Result<AppendEntriesResponse<RaftId>, RPCError<RaftId, Member, RaftError<RaftId>>> {
         check_gap(&request).map_err(|gap| RPCError::Network(NetworkError::new(&gap)))?;
         self.lines.free().await;
-        self.pause(APPEND_PAUSE).await;
+        self.pause().await;
         request.leader_commit = self.lines.committed(request.leader_commit);
         let answer = self.call(RaftCall::AppendEntries, &request, &option).await;
-        self.note(answer)
+        self.note(answer, APPEND_PAUSE)
     }
 
     async fn install_snapshot(
@@ -150,9 +158,9 @@ impl RaftNetwork<RaftTypes> for Peer {
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<RaftId>, RPCError<RaftId, Member, RaftError<RaftId, InstallSnapshotError>>> {
         self.lines.free().await;
-        self.pause(SNAPSHOT_PAUSE).await;
+        self.pause().await;
         let answer = self.call(RaftCall::InstallSnapshot, &request, &option).await;
-        self.note(answer)
+        self.note(answer, SNAPSHOT_PAUSE)
     }
 
     async fn vote(
