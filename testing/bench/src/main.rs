@@ -190,6 +190,7 @@ fn main() -> Result<()> {
         }
     }
     drop(field);
+    std::fs::create_dir_all(&options.out)?;
     print!("{}", report::table(&options.out)?);
     anyhow::ensure!(failed.is_empty(), "not measured: {}", failed.join(", "));
     Ok(())
@@ -207,6 +208,9 @@ fn many_agents(wanted: &BTreeSet<String>, options: &Options) -> Result<Vec<Repor
         let peer = peers::Peer::bare()?;
         let (namespace, small) = (peer.namespace(), scale.peer());
         let theirs = in_network(&namespace, || async { sessions::measure(wanted, &small, Side::Dockerd(SwarmKit::new(peer)?)).await })?;
+        for row in theirs.iter().flat_map(|report| &report.rows) {
+            eprintln!("dockerd 20.10, {} agents: {}: {:.3} {}", small.agents, row.metric, row.ours.unwrap_or(f64::NAN), row.unit);
+        }
         sessions::beside(&mut ours, &theirs, &small);
     }
     Ok(ours)
