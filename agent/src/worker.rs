@@ -72,16 +72,8 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(context: Arc<Context>, ledger: Ledger, stop: CancellationToken) -> (Self, TaskList) {
         let (list, reader) = watch::channel(Arc::default());
-        let worker = Self {
-            context,
-            ledger,
-            handles: BTreeMap::new(),
-            drivers: JoinSet::new(),
-            strays: BTreeMap::new(),
-            list,
-            leaving: None,
-            stop,
-        };
+        let worker =
+            Self { context, ledger, handles: BTreeMap::new(), drivers: JoinSet::new(), strays: BTreeMap::new(), list, leaving: None, stop };
         (worker, TaskList(reader))
     }
 

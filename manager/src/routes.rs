@@ -21,7 +21,13 @@ use tonic::service::Routes;
 const MAX_REQUEST: usize = 4 << 20;
 
 /// The services of one door. The store of every manager answers `Watch`, `Health` and `Raft`; all else is for the leader.
-pub(crate) fn routes(shared: &Arc<Shared>, dispatcher: &Arc<Dispatcher>, forwarder: &Arc<Forwarder>, health: HealthService, door: Door) -> Routes {
+pub(crate) fn routes(
+    shared: &Arc<Shared>,
+    dispatcher: &Arc<Dispatcher>,
+    forwarder: &Arc<Forwarder>,
+    health: HealthService,
+    door: Door,
+) -> Routes {
     let facts: Arc<dyn Facts> = shared.clone();
     let revocations: Arc<Revocations> = shared.revocations.clone();
     let guard = Guard { facts, revocations, door };

@@ -117,7 +117,9 @@ impl LogWriter {
     async fn ask(&self, request: Request) -> Result<Answer, ExecError> {
         let silent = |_| {
             let seconds = ASK_LIMIT.as_secs_f32();
-            lost(format!("it was silent for {seconds} s; if its process (skepd log-writer) is stopped or hangs, end it: a new one is started"))
+            lost(format!(
+                "it was silent for {seconds} s; if its process (skepd log-writer) is stopped or hangs, end it: a new one is started"
+            ))
         };
         tokio::time::timeout(ASK_LIMIT, self.ask_patiently(request)).await.map_err(silent)?
     }

@@ -112,7 +112,9 @@ impl Manager {
         // A runtime of its own: its connections end with it.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(async { tokio::select! { _ = serving => {}, () = stopped.cancelled() => {} } });
+            runtime.block_on(async {
+                tokio::select! { _ = serving => {}, () = stopped.cancelled() => {} }
+            });
         });
         (address, stop)
     }

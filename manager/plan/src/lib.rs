@@ -24,18 +24,18 @@ mod replicated; // a number of tasks
 mod resources; // what is left of a node
 mod restart; // when a task that ended is replaced
 mod revise; // what a user's create, update and rollback do to a service
-mod rotation; // moving nodes to a new root
 mod roles; // who is a manager
+mod rotation; // moving nodes to a new root
 mod scheduler; // which node
 mod slot; // the model orchestrators work on
 mod update; // rolling updates, rollback
 pub mod validate; // what is wrong with a spec
 
+pub use agenda::Agenda;
 pub use allocator::{Allocator, SubnetError, is_ingress, is_overlay, resolve_network};
 pub use constraint::{BadConstraint, Constraint, Constraints};
 pub use dirty::is_task_dirty;
 pub use enforce::plan_enforcement;
-pub use agenda::Agenda;
 pub use orchestrate::{Concerned, all_services, plan_service, plan_slot, services_of_node};
 pub use orchestrator::Orchestrator;
 pub use orphan::{NODE_DOWN_PERIOD, plan_orphans, plan_orphans_of_gone_nodes};
@@ -44,7 +44,7 @@ pub use reaper::{is_removable, plan_reaping, plan_reaping_among, plan_reaping_of
 pub use resources::{Free, Lack};
 pub use restart::{DEFAULT_DELAY, MAX_STOP_WAIT};
 pub use revise::{new_service, rolled_back_by_user, updated};
-pub use rotation::{ROTATION_BATCH, ROTATION_INTERVAL, Rotation, RotationTarget, plan_rotation};
 pub use roles::{CannotGo, RaftMember, RolePlan, RoleStep, can_go, plan_roles};
+pub use rotation::{ROTATION_BATCH, ROTATION_INTERVAL, Rotation, RotationTarget, plan_rotation};
 pub use scheduler::{Misfit, NodeVerdict, Refusal, Scheduler};
 pub use update::DEFAULT_MONITOR;

@@ -42,7 +42,10 @@ pub struct RolePlan {
 pub enum CannotGo {
     Last,
     /// Of the managers that would be left, too few answer.
-    Quorum { left: usize, reachable: usize },
+    Quorum {
+        left: usize,
+        reachable: usize,
+    },
 }
 
 impl fmt::Display for CannotGo {

@@ -123,7 +123,9 @@ impl AssignmentSet {
         let mut missing = Needs::default();
         let mut doubtful = Needs::default();
         for step in steps {
-            if step.new_needs && let Some(known) = self.tasks.get(&step.task) {
+            if step.new_needs
+                && let Some(known) = self.tasks.get(&step.task)
+            {
                 missing.add(known.needs.clone());
             }
             doubtful.add(step.needs.clone());

@@ -1,10 +1,10 @@
 //! The two streams of a session. Each belongs to its connection and holds all it needs; dropping it ends it.
 
+use super::Dispatcher;
 use super::assignments::{AssignmentSet, Change};
 use super::inbox::{Inbox, quiet_after};
 use super::session::{Ended, Session};
 use super::trail::Name;
-use super::Dispatcher;
 use crate::shared::Shared;
 use futures_util::stream::{self, BoxStream};
 use skep_failpoint::failpoint;

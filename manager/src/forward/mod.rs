@@ -112,7 +112,9 @@ impl Kept {
             return Ok(Self::Streamed(Some(body)));
         }
         let whole = Limited::new(body, MAX_REQUEST).collect().await;
-        whole.map(|whole| Self::Whole(whole.to_bytes())).map_err(|error| Status::out_of_range(format!("the request cannot be read: {error}")))
+        whole
+            .map(|whole| Self::Whole(whole.to_bytes()))
+            .map_err(|error| Status::out_of_range(format!("the request cannot be read: {error}")))
     }
 
     fn take(&mut self) -> Option<Body> {

@@ -83,8 +83,7 @@ impl Link {
             let tcp = TcpStream::connect(&target.addr).await.map_err(|source| DialError::Tcp { addr: addr(), source })?;
             // Small messages back and forth: never wait for more to send.
             tcp.set_nodelay(true).map_err(|source| DialError::Tcp { addr: addr(), source })?;
-            let (tls, peer) =
-                connector.connect(tcp).await.map_err(|source| DialError::Tls { addr: addr(), source: Box::new(source) })?;
+            let (tls, peer) = connector.connect(tcp).await.map_err(|source| DialError::Tls { addr: addr(), source: Box::new(source) })?;
             let found = peer.map(|peer| peer.node_id.to_string()).unwrap_or_default();
             if let Some(wanted) = target.node.as_ref().filter(|wanted| **wanted != found) {
                 return Err(DialError::Stranger { addr: addr(), found, wanted: wanted.clone() });

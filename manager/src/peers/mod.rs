@@ -17,10 +17,10 @@ mod membership;
 mod raft;
 mod reach;
 
-pub use self::join::{JoinError, join_managers};
-pub use self::leave::LeaveError;
 pub(crate) use self::announce::announce;
 pub(crate) use self::group::{Group, follow};
+pub use self::join::{JoinError, join_managers};
+pub use self::leave::LeaveError;
 pub(crate) use self::leave::leave;
 pub(crate) use self::link::{Link, LinkService};
 pub(crate) use self::membership::{Departure, MembershipService, depart};
@@ -130,7 +130,8 @@ impl PeerTransport {
     }
 
     async fn raft_call(&self, peer: RaftId, member: &Member, call: RaftCall, payload: Vec<u8>) -> Result<Vec<u8>, TransportError> {
-        let unreachable = |source: Box<dyn std::error::Error + Send + Sync>| TransportError::Unreachable { target: peer, source: Some(source) };
+        let unreachable =
+            |source: Box<dyn std::error::Error + Send + Sync>| TransportError::Unreachable { target: peer, source: Some(source) };
         let own = self.own.load(Ordering::Relaxed);
         if own == 0 {
             return Err(unreachable(Box::new(NotStarted)));

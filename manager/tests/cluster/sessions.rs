@@ -112,13 +112,16 @@ async fn sessions_end_with_a_last_word_and_the_node_s_at_once() {
     let mut stream = client.session(request).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap().unwrap().session_id, agent.session_id, "the same session");
 
-    let mut assignments =
-        client.assignments(v1::AssignmentsRequest { session_id: agent.session_id.clone() }).await.unwrap().into_inner();
+    let mut assignments = client.assignments(v1::AssignmentsRequest { session_id: agent.session_id.clone() }).await.unwrap().into_inner();
     assignments.message().await.unwrap().unwrap();
     let mut control = cluster.control().await;
     control.remove_node(v1::RemoveNodeRequest { node_id: node.to_string(), force: true }).await.unwrap();
     let begin = tokio::time::Instant::now();
-    let ended = tokio::time::timeout(PATIENCE, async { while stream.message().await?.is_some() {} Ok::<_, tonic::Status>(()) }).await;
+    let ended = tokio::time::timeout(PATIENCE, async {
+        while stream.message().await?.is_some() {}
+        Ok::<_, tonic::Status>(())
+    })
+    .await;
     // The session or the connection, whichever is cut first.
     assert!(matches!(ended.unwrap().unwrap_err().code(), Code::NotFound | Code::PermissionDenied));
     assert!(assignments.message().await.is_err());

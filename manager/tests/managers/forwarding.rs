@@ -235,7 +235,8 @@ async fn lines_that_nobody_reads_hold_up_nothing_else() {
     let unread = LogsClient::new(follower.channel(&follower.security).await).subscribe_logs(ask).await.unwrap();
     let subscription = tokio::time::timeout(PATIENCE, subscriptions.message()).await.unwrap().unwrap().unwrap();
     let context = v1::LogContext { node_id: id, ..Default::default() };
-    let line = v1::LogMessage { context: Some(context), stream: v1::LogStream::Stdout as i32, data: vec![b'x'; 64 << 10], ..Default::default() };
+    let line =
+        v1::LogMessage { context: Some(context), stream: v1::LogStream::Stdout as i32, data: vec![b'x'; 64 << 10], ..Default::default() };
     let batch = v1::PublishLogsMessage { subscription_id: subscription.id, messages: vec![line], close: false };
     let (lines, published) = tokio::sync::mpsc::channel(1);
     let mut publisher = LogBrokerClient::new(channel.clone());

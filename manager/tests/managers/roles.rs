@@ -102,9 +102,8 @@ async fn a_demotion_that_loses_the_majority_is_refused() {
         assert_eq!(refused.code(), Code::FailedPrecondition);
         assert!(refused.message().contains("majority"), "{refused:?}");
     }
-    let is_unreachable = |node: &v1::Node| {
-        node.manager_status.as_ref().unwrap().reachability == v1::raft_member_status::Reachability::Unreachable as i32
-    };
+    let is_unreachable =
+        |node: &v1::Node| node.manager_status.as_ref().unwrap().reachability == v1::raft_member_status::Reachability::Unreachable as i32;
     eventually("it shows as unreachable", async || node(&mut control.clone(), &dead).await, is_unreachable).await;
     // The dead one may go, and then it may be removed.
     wish_role(&mut control, &dead, WORKER).await.unwrap();

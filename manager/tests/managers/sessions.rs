@@ -64,9 +64,8 @@ impl Memory {
                 _ => None,
             });
             let status = v1::TaskStatus { state: v1::TaskState::Running as i32, message: "played".into(), ..Default::default() };
-            let updates: Vec<_> = tasks
-                .map(|task_id| v1::update_task_status_request::TaskStatusUpdate { task_id, status: Some(status.clone()) })
-                .collect();
+            let updates: Vec<_> =
+                tasks.map(|task_id| v1::update_task_status_request::TaskStatusUpdate { task_id, status: Some(status.clone()) }).collect();
             seen += updates.len();
             let request = v1::UpdateTaskStatusRequest { session_id: self.session.clone(), updates };
             link.client.update_task_status(request).await.unwrap();

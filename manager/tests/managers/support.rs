@@ -3,9 +3,7 @@
 use hyper_util::rt::TokioIo;
 use skep_ca::{Connector, DEFAULT_LIFETIME, Identity, NodeKey, RootCa, SecurityConfig, Subject};
 use skep_manager::{Manager, ManagerConfig, ManagerHandle, NewCluster, PeerTransport, initial_objects, join_managers, serve};
-use skep_proto::v1::{
-    self, control_client::ControlClient, dispatcher_client::DispatcherClient, node_ca_client::NodeCaClient,
-};
+use skep_proto::v1::{self, control_client::ControlClient, dispatcher_client::DispatcherClient, node_ca_client::NodeCaClient};
 use skep_store::{Member, Store, StoreConfig, StoreStatus, system_clock};
 use skep_types::{Availability, ClusterId, ClusterView as _, NetworkId, NodeId, NodeRole};
 use std::net::SocketAddr;

@@ -70,8 +70,7 @@ where
         let _ = tcp.set_nodelay(true);
         secure(tcp).await.map_err(|source| DialError::Tls { address: address.to_owned(), source: source.into() })
     };
-    let stream =
-        tokio::time::timeout(DIAL_LIMIT, connecting).await.map_err(|_| DialError::TimedOut { address: address.to_owned() })??;
+    let stream = tokio::time::timeout(DIAL_LIMIT, connecting).await.map_err(|_| DialError::TimedOut { address: address.to_owned() })??;
     let shaken = Builder::new(TokioExecutor::new()).handshake::<_, Body>(TokioIo::new(stream)).await;
     let (sender, connection) = shaken.map_err(|source| DialError::Http { address: address.to_owned(), source })?;
     // Ends when the last sender and the last stream are gone; an error reaches the calls under way by itself.

@@ -6,9 +6,7 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use serde_json::json;
-use skep_agents::{
-    Behaviour, Fleet, FleetOptions, JoinOptions, Member, join, load_members, raise_open_files, save_members, usage_of,
-};
+use skep_agents::{Behaviour, Fleet, FleetOptions, JoinOptions, Member, join, load_members, raise_open_files, save_members, usage_of};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};

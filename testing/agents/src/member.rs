@@ -113,13 +113,7 @@ impl Member {
             .with_client_auth_cert(chain, der)?;
         config.alpn_protocols = vec![H2.to_vec()];
         config.resumption = Resumption::in_memory_sessions(RESUMABLE);
-        Ok(Self {
-            node_id: node_id.into(),
-            trust: trust.clone(),
-            key,
-            chain_pem: chain_pem.into(),
-            config: Arc::new(config),
-        })
+        Ok(Self { node_id: node_id.into(), trust: trust.clone(), key, chain_pem: chain_pem.into(), config: Arc::new(config) })
     }
 
     /// Shakes hands with a manager as this node.
@@ -150,11 +144,8 @@ pub fn save_members(path: &Path, bundle: &RootBundle, members: &[Member]) -> Res
     let mut line = |text: Result<String, serde_json::Error>| writeln!(out, "{}", text.map_err(std::io::Error::other)?);
     line(serde_json::to_string(bundle.pem())).map_err(failed)?;
     for member in members {
-        let kept = Line {
-            node: member.node_id.to_string(),
-            key: member.key.pem().expose().to_owned(),
-            chain: member.chain_pem.to_string(),
-        };
+        let kept =
+            Line { node: member.node_id.to_string(), key: member.key.pem().expose().to_owned(), chain: member.chain_pem.to_string() };
         line(serde_json::to_string(&kept)).map_err(failed)?;
     }
     out.flush().map_err(failed)

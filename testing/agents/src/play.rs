@@ -254,7 +254,10 @@ mod tests {
         v1::Task { id: id.into(), status: Some(status), desired_state: desired as i32, ..v1::Task::default() }
     }
 
-    fn message(kind: v1::assignments_message::Type, changes: Vec<(v1::Task, v1::assignment_change::AssignmentAction)>) -> v1::AssignmentsMessage {
+    fn message(
+        kind: v1::assignments_message::Type,
+        changes: Vec<(v1::Task, v1::assignment_change::AssignmentAction)>,
+    ) -> v1::AssignmentsMessage {
         let change = |(task, action)| v1::AssignmentChange {
             assignment: Some(v1::Assignment { item: Some(v1::assignment::Item::Task(task)) }),
             action: action as i32,

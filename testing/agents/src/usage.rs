@@ -34,12 +34,7 @@ fn parse(status: &str, stat: &str) -> Usage {
     // The name may hold anything, also blanks and brackets; fields are counted after it (proc(5)).
     let after_name: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
     let ticks = |index: usize| after_name.get(index).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
-    Usage {
-        rss_kib: field("VmRSS:"),
-        peak_kib: field("VmHWM:"),
-        cpu_seconds: (ticks(11) + ticks(12)) / TICKS,
-        threads: field("Threads:"),
-    }
+    Usage { rss_kib: field("VmRSS:"), peak_kib: field("VmHWM:"), cpu_seconds: (ticks(11) + ticks(12)) / TICKS, threads: field("Threads:") }
 }
 
 #[cfg(test)]

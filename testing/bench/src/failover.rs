@@ -160,12 +160,8 @@ impl Ring {
 
     async fn grow(&mut self, sessions: usize) -> Result<()> {
         let missing = sessions - self.fleet.size();
-        let joining = JoinOptions {
-            managers: self.managers.addresses(),
-            token: self.managers.worker_token.clone(),
-            at_once: 128,
-            roots_each: false,
-        };
+        let joining =
+            JoinOptions { managers: self.managers.addresses(), token: self.managers.worker_token.clone(), at_once: 128, roots_each: false };
         self.fleet.add(join(joining, missing).await?, Duration::from_millis(missing as u64));
         self.connected(sessions).await
     }

@@ -119,13 +119,8 @@ impl Managers {
     /// If one does not come up, with the end of its log.
     pub async fn start(count: usize) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix(&format!("skm{}-", std::process::id())).tempdir_in("/var/tmp")?;
-        let mut this = Self {
-            daemons: Vec::new(),
-            worker_token: String::new(),
-            manager_token: String::new(),
-            names: AtomicU64::new(0),
-            dir,
-        };
+        let mut this =
+            Self { daemons: Vec::new(), worker_token: String::new(), manager_token: String::new(), names: AtomicU64::new(0), dir };
         for number in 0..count {
             let mut daemon = Daemon::new(this.dir.path().join(format!("m{number}")), number)?;
             daemon.spawn()?;
@@ -146,11 +141,7 @@ impl Managers {
 
     async fn found(&mut self) -> Result<()> {
         let daemon = &self.daemons[0];
-        let request = InitRequest {
-            advertise_addr: daemon.ip.clone(),
-            availability: Availability::Drain as i32,
-            ..InitRequest::default()
-        };
+        let request = InitRequest { advertise_addr: daemon.ip.clone(), availability: Availability::Drain as i32, ..InitRequest::default() };
         let answer = LocalNodeClient::new(daemon.channel.clone()).init(request).await?.into_inner();
         (self.worker_token, self.manager_token) = (answer.worker_token, answer.manager_token);
         Ok(())

@@ -46,8 +46,7 @@ impl Meter {
         let wall = self.begin.elapsed().as_secs_f64();
         let cpu = self.pids.iter().map(|pid| process_seconds(*pid)).sum::<f64>() - self.cpu;
         let own = own_seconds() - self.own;
-        let kernel: f64 =
-            kernel_threads().iter().map(|(pid, used)| (used - self.kernel.get(pid).copied().unwrap_or(0.0)).max(0.0)).sum();
+        let kernel: f64 = kernel_threads().iter().map(|(pid, used)| (used - self.kernel.get(pid).copied().unwrap_or(0.0)).max(0.0)).sum();
         let cpus = std::thread::available_parallelism().map_or(1.0, |count| count.get() as f64);
         let foreign = ((machine_seconds() - self.machine - cpu - own - kernel) / (wall * cpus)).max(0.0);
         Used { wall, cpu, own, foreign }

@@ -115,12 +115,7 @@ impl Arena {
         let options = FleetOptions { managers: side.addresses(), behaviour: Behaviour::default(), spread: Duration::ZERO };
         let mut fleet = Fleet::start(Vec::new(), options);
         let (meter, begin) = (Meter::start(&pids), Instant::now());
-        let joining = JoinOptions {
-            managers: side.addresses(),
-            token: side.worker_token(),
-            at_once: AT_ONCE,
-            roots_each: true,
-        };
+        let joining = JoinOptions { managers: side.addresses(), token: side.worker_token(), at_once: AT_ONCE, roots_each: true };
         let joined = join_each(joining, scale.agents, |member| fleet.add(vec![member], Duration::ZERO)).await;
         joined.map_err(anyhow::Error::from).map_err(|error| error.context(side.log_tails()))?;
         let last_certificate = begin.elapsed().as_secs_f64();
@@ -138,7 +133,12 @@ impl Arena {
             Row::plain("CPU of the managers", "s", Some(used.cpu), None),
             Row::plain("CPU of the agents, in one process", "s", Some(used.own), None),
             Row::plain("transactions, a joining agent", "commits", Some(commits as f64 / agents), None),
-            Row::plain("sessions refused or lost meanwhile", "sessions", Some((count.register_failures + count.lost) as f64), Some(Goal::Value(0.0))),
+            Row::plain(
+                "sessions refused or lost meanwhile",
+                "sessions",
+                Some((count.register_failures + count.lost) as f64),
+                Some(Goal::Value(0.0)),
+            ),
         ];
         report.remarks.push(format!(
             "{} manager(s) of {}; each agent fetches the roots, asks for a certificate and opens its session over a connection of its own, {AT_ONCE} at a time; \
@@ -195,7 +195,12 @@ impl Arena {
         ensure!(beats > 0.0, "no agent beat in {:?}: {}", self.scale.idle, self.fleet.tally().last_problem());
         let own = usage_of(std::process::id());
         report.rows = vec![
-            Row::plain("CPU of the managers for 10,000 agents", "% of a core", Some(self.idle * 100.0 * 1e4 / agents), Some(Goal::Value(5.0))),
+            Row::plain(
+                "CPU of the managers for 10,000 agents",
+                "% of a core",
+                Some(self.idle * 100.0 * 1e4 / agents),
+                Some(Goal::Value(5.0)),
+            ),
             Row::plain("RSS of the managers, an agent", "KiB", Some((rss - self.rss_before) as f64 / agents), Some(Goal::Value(24.0))),
             Row::plain("transactions while idle", "commits", Some(commits as f64), Some(Goal::Value(0.0))),
             Row::plain("files of the log touched while idle", "yes = 1", Some(f64::from(u8::from(touched))), Some(Goal::Value(0.0))),
@@ -254,7 +259,12 @@ impl Arena {
         }
         // The smallest and the largest of a size count once: later ones are steps back.
         costs.sort_by(|a, b| a.0.total_cmp(&b.0));
-        failing.rows.push(Row::plain("growth of a failure's CPU with the number of tasks", "exponent", exponent(&costs), Some(Goal::Value(0.1))));
+        failing.rows.push(Row::plain(
+            "growth of a failure's CPU with the number of tasks",
+            "exponent",
+            exponent(&costs),
+            Some(Goal::Value(0.1)),
+        ));
         let remark = format!(
             "{} agents, {} manager(s), no networks, restart delay 0; a simulated task runs as soon as it is wanted and reports only that",
             self.scale.agents, self.scale.managers

@@ -206,11 +206,16 @@ pub async fn measure(size: &Writes) -> Result<Report> {
                 if !mine && field.etcd.is_none() {
                     continue;
                 }
-                let (stretch, foreign) = field.stretch(mine, *clients, size.seconds).await.map_err(|error| {
-                    error.context(if mine { field.ours.log_tails() } else { "etcd".to_owned() })
-                })?;
+                let (stretch, foreign) = field
+                    .stretch(mine, *clients, size.seconds)
+                    .await
+                    .map_err(|error| error.context(if mine { field.ours.log_tails() } else { "etcd".to_owned() }))?;
                 report.foreign.push(foreign);
-                if mine { ours.push(stretch) } else { etcd.push(stretch) }
+                if mine {
+                    ours.push(stretch)
+                } else {
+                    etcd.push(stretch)
+                }
                 if ours.len() == 1 && samples.floor.len() == round {
                     samples.floor.push(machine(field.ours.dir().to_owned()).await?);
                 }
