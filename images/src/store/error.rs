@@ -54,6 +54,13 @@ impl StoreError {
     pub(crate) fn is_already_exists(&self) -> bool {
         matches!(self, Self::AlreadyExists { .. })
     }
+
+    /// Whether a directory that no snapshot owns has the number of the next one. containerd sends it as `Unknown` with the text of
+    /// errno and of its own step, so the text is all there is to go by.
+    pub(crate) fn is_orphan_in_the_way(&self) -> bool {
+        matches!(self, Self::Refused { source, .. }
+            if source.message().contains("failed to rename") && source.message().contains("file exists"))
+    }
 }
 
 /// `Ok(None)` instead of "not found".

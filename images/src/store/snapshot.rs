@@ -25,6 +25,9 @@ pub(super) const SNAPSHOTTER: &str = "overlayfs";
 /// A snapshot with this label is a root for the garbage collector.
 const GC_ROOT: &str = "containerd.io/gc.root";
 
+/// How many directories without an owner are waited for in one call: each death of containerd leaves one.
+const ORPHANS: usize = 5;
+
 /// A container's snapshot, as the agent's audit wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotInfo {
@@ -70,6 +73,14 @@ impl Containerd {
             let mut client = service!(self, SnapshotsClient<_>);
             async move { client.prepare(request).await }
         };
+        // A containerd that dies between moving a snapshot's directory into place and committing its number gives out that number again.
+        // The attempt that meets the directory fails and removes it (`snapshots/overlay`, `createSnapshot`); the next one succeeds.
+        for _ in 0..ORPHANS {
+            match self.call(step, message.clone(), send).await {
+                Err(error) if error.is_orphan_in_the_way() => tracing::warn!(%error, "what a dying containerd left is out of the way now"),
+                result => return Ok(result?.mounts),
+            }
+        }
         Ok(self.call(step, message, send).await?.mounts)
     }
 

@@ -120,6 +120,11 @@ impl Containerd {
         self.wait();
     }
 
+    /// Where containerd has the files of its snapshots, one directory each, named by number.
+    pub fn snapshot_directories(&self) -> PathBuf {
+        self.folder.path().join("root/io.containerd.snapshotter.v1.overlayfs/snapshots")
+    }
+
     pub fn socket(&self) -> PathBuf {
         self.folder.path().join("sock")
     }

@@ -59,6 +59,31 @@ async fn a_pull_outlives_a_restart_of_containerd() {
 }
 
 #[tokio::test]
+async fn what_a_dying_containerd_left_of_a_snapshot_is_cleared() {
+    if !ready() {
+        return;
+    }
+    let (mut containerd, folder) = (Containerd::start(), TempDir::new().unwrap());
+    let store = containerd.store();
+    let image = store.load_file(&image_archive(folder.path(), "demo:1", 2, 1000)).await.unwrap().remove(0);
+    // It dies after it moved a snapshot's directory into place and before it wrote down the number, which it gives out again.
+    containerd.kill();
+    let directories = containerd.snapshot_directories();
+    let last = directories.read_dir().unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap().parse::<u64>().unwrap()).max();
+    for number in last.unwrap() + 1..last.unwrap() + 4 {
+        std::fs::create_dir_all(directories.join(number.to_string()).join("fs/of nobody")).unwrap();
+    }
+    containerd.start_again();
+    let mounts = store.prepare_snapshot("s", &image, HashMap::new()).await.unwrap();
+    assert_eq!(Mounted::new(&mounts).read("data"), noise(2, 1000));
+    let other = store.load_file(&image_archive(folder.path(), "demo:2", 3, 1000)).await.unwrap().remove(0);
+    store.prepare_snapshot("t", &other, HashMap::new()).await.unwrap();
+    for directory in directories.read_dir().unwrap() {
+        assert!(!directory.unwrap().path().join("fs/of nobody").exists());
+    }
+}
+
+#[tokio::test]
 async fn a_cancelled_pull_goes_on_or_is_swept() {
     if !ready() {
         return;
