@@ -7,6 +7,7 @@ fn main() -> std::io::Result<()> {
     }
     tonic_prost_build::configure()
         .build_transport(true)
+        .codec_path("crate::LeanCodec")
         // The order of `skep_types::Labels`: maps move over without a copy, and equal messages have equal bytes.
         .btree_map(".")
         // Messages that hold keys, tokens or payloads must not be printable by accident.

@@ -16,9 +16,11 @@ pub mod skep {
     tonic::include_proto!("skep.v1");
 }
 
+mod codec; // messages to bytes
 mod convert; // messages to types and back
 mod redact; // what answers leave out
 mod redacted; // no secret in a debug print
 
+pub use codec::{LeanCodec, LeanEncoder};
 pub use convert::{FromWire, ToWire, parse, parse_required};
 pub use redact::{redact_cluster, redact_secret};

@@ -1,0 +1,121 @@
+//! How messages become bytes: as tonic does it, but without room in advance.
+//!
+//! tonic gives every stream a buffer of 8 KiB as soon as it opens. An agent has three streams on which almost nothing is ever said,
+//! and a manager has ten thousand agents.
+
+use prost::Message;
+use std::marker::PhantomData;
+use tonic::Status;
+use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
+use tonic_prost::{ProstCodec, ProstDecoder};
+
+/// Messages of a stream that are ready together go out together up to this size: tonic's own default.
+const GATHERED: usize = 32 * 1024;
+
+/// What the generated clients and servers use.
+#[derive(Debug, Clone)]
+pub struct LeanCodec<T, U>(PhantomData<(T, U)>);
+
+impl<T, U> Default for LeanCodec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> Codec for LeanCodec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = LeanEncoder<T>;
+    type Decoder = ProstDecoder<U>;
+
+    fn encoder(&mut self) -> LeanEncoder<T> {
+        LeanEncoder(PhantomData)
+    }
+
+    fn decoder(&mut self) -> ProstDecoder<U> {
+        ProstCodec::<T, U>::raw_decoder(settings())
+    }
+}
+
+/// No room in advance. tonic also divides by it when it compresses, which we neither offer nor have compiled in.
+fn settings() -> BufferSettings {
+    BufferSettings::new(0, GATHERED)
+}
+
+/// Takes exactly the room that a message needs.
+#[derive(Debug, Clone)]
+pub struct LeanEncoder<T>(PhantomData<T>);
+
+impl<T: Message> Encoder for LeanEncoder<T> {
+    type Item = T;
+    type Error = Status;
+
+    fn encode(&mut self, item: T, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.reserve(item.encoded_len());
+        item.encode(buffer).map_err(|error| Status::internal(format!("a message could not be encoded: {error}")))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        settings()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::v1::watch_client::WatchClient;
+    use crate::v1::watch_server::{Watch, WatchServer};
+    use crate::v1::{self, WatchMessage, WatchRequest};
+    use tonic::codegen::tokio_stream::{self, StreamExt as _};
+    use tonic::{Request, Response};
+
+    /// Sizes on both sides of what is gathered.
+    const SIZES: [usize; 8] = [0, 1, 100, GATHERED - 1, GATHERED, 3 * GATHERED, 5, 0];
+
+    fn message(size: usize) -> WatchMessage {
+        let service = v1::Service { id: "s".repeat(size), ..v1::Service::default() };
+        let object = v1::Object { object: Some(v1::object::Object::Service(service)) };
+        let event = v1::watch_message::Event { object: Some(object), ..v1::watch_message::Event::default() };
+        WatchMessage { events: vec![event], version: None }
+    }
+
+    /// Says messages of all sizes, then what is asked for as an error.
+    struct Sayer;
+
+    #[tonic::async_trait]
+    impl Watch for Sayer {
+        type WatchStream = tokio_stream::Iter<std::vec::IntoIter<Result<WatchMessage, Status>>>;
+
+        async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+            let mut said: Vec<_> = SIZES.into_iter().map(|size| Ok(message(size))).collect();
+            said.push(Err(Status::aborted("enough")));
+            Ok(Response::new(tokio_stream::iter(said)))
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_of_any_size_arrive_and_so_does_the_error_behind_them() {
+        let mut client = WatchClient::new(WatchServer::new(Sayer));
+        let mut stream = client.watch(WatchRequest::default()).await.unwrap().into_inner();
+        for size in SIZES {
+            assert_eq!(stream.next().await.unwrap().unwrap(), message(size));
+        }
+        assert_eq!(stream.next().await.unwrap().unwrap_err().message(), "enough");
+    }
+
+    #[tokio::test]
+    async fn limits_of_message_sizes_stay() {
+        let mut client = WatchClient::new(WatchServer::new(Sayer)).max_decoding_message_size(GATHERED);
+        let mut stream = client.watch(WatchRequest::default()).await.unwrap().into_inner();
+        let error = loop {
+            if let Err(error) = stream.next().await.unwrap() {
+                break error;
+            }
+        };
+        assert_eq!(error.code(), tonic::Code::OutOfRange);
+    }
+}
