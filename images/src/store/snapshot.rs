@@ -28,6 +28,9 @@ const GC_ROOT: &str = "containerd.io/gc.root";
 /// How many directories without an owner are waited for in one call: each death of containerd leaves one.
 const ORPHANS: usize = 5;
 
+/// How often a layer is unpacked when its snapshot vanishes or is there already.
+const UNPACKINGS: usize = 3;
+
 /// A container's snapshot, as the agent's audit wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotInfo {
@@ -157,7 +160,22 @@ impl Containerd {
     }
 
     /// Unpacks one layer onto `parent` and commits it as `chain_id`.
+    ///
+    /// A containerd that dies meanwhile may come back with half of a snapshot: known to its own database and not to the snapshotter's,
+    /// or the other way round. Then all of it is done once more, under another key.
     pub async fn unpack_layer(&self, lease: &str, layer: &Layer, parent: Option<&Digest>, chain_id: &Digest) -> Result<(), StoreError> {
+        for _ in 1..UNPACKINGS {
+            match self.try_unpack(lease, layer, parent, chain_id).await {
+                Err(error) if error.is_not_found() || error.is_already_exists() => {
+                    tracing::warn!(%error, layer = %layer.blob.digest, "unpacking the layer once more");
+                }
+                result => return result,
+            }
+        }
+        self.try_unpack(lease, layer, parent, chain_id).await
+    }
+
+    async fn try_unpack(&self, lease: &str, layer: &Layer, parent: Option<&Digest>, chain_id: &Digest) -> Result<(), StoreError> {
         let key = format!("extract-{:016x}-{chain_id}", rand::random::<u64>());
         let parent = parent.map(ToString::to_string).unwrap_or_default();
         let step = Step::new("unpacking layer", &layer.blob.digest).under(lease);
