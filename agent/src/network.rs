@@ -20,8 +20,6 @@ use std::time::Duration;
 
 /// What a packet may measure on an overlay: 50 bytes less than Ethernet's 1500, for VXLAN's headers.
 const MTU: u32 = 1450;
-/// This node's number while it is the only one; the network-state stream will tell.
-const NODE_INDEX: u32 = 1;
 /// For rules to be in place; a slow kernel must not hold a stop up for ever.
 const APPLY_LIMIT: Duration = Duration::from_secs(3);
 /// Of the bridge; overlays have VXLAN ids from 4096 on, given by the allocator from below.
@@ -160,8 +158,7 @@ pub fn wanted(held: &BTreeMap<TaskId, Held>) -> Wanted {
             let Ok(network) = network(&attachment.network) else { continue };
             let entry = networks.entry(network.id.clone()).or_insert_with(|| WantedNetwork {
                 network,
-                node_index: NODE_INDEX,
-                peers: Vec::new(),
+                overlay: None,
                 endpoints: Vec::new(),
                 vips: Vec::new(),
             });
@@ -180,13 +177,8 @@ pub fn wanted(held: &BTreeMap<TaskId, Held>) -> Wanted {
         if let Some(address) = one.bridge {
             let network = bridge_network(address);
             let (id, task) = (network.id.clone(), task.id.clone());
-            let entry = networks.entry(id).or_insert_with(|| WantedNetwork {
-                network,
-                node_index: NODE_INDEX,
-                peers: Vec::new(),
-                endpoints: Vec::new(),
-                vips: Vec::new(),
-            });
+            let entry =
+                networks.entry(id).or_insert_with(|| WantedNetwork { network, overlay: None, endpoints: Vec::new(), vips: Vec::new() });
             entry.endpoints.push(Endpoint { task, addresses: vec![address.addr()], location: Location::Local });
         }
         let ports = task.endpoint.iter().flat_map(|endpoint| &endpoint.ports).filter(|p| p.publish_mode == WireMode::Ingress);

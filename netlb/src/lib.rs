@@ -27,6 +27,6 @@ pub use handle::{Audit, Config, Generation, Netlb, TaskNetns};
 pub use owner::Oversight;
 pub use port::port_is_taken;
 pub use wanted::{
-    Attachment, Backend, Endpoint, Location, Mac, Network, Peer, Protocol, PublishMode, PublishedPort, Subnet, TaskNetwork, Vip, Wanted,
-    WantedNetwork,
+    Attachment, Backend, Endpoint, Location, Mac, Network, Overlay, Peer, Protocol, PublishMode, PublishedPort, Subnet, TaskNetwork, Vip,
+    Wanted, WantedNetwork,
 };

@@ -81,21 +81,33 @@ pub struct Wanted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WantedNetwork {
     pub network: Network,
-    /// This node's number in the overlay, 1 or more; its link-local address is `fe80::<index>`.
-    pub node_index: u32,
-    /// The other nodes. See [`crate::NetlbError::PeersNotSupported`].
-    pub peers: Vec<Peer>,
+    /// How it spans nodes; `None` for a network of this node only.
+    pub overlay: Option<Overlay>,
+    /// The tasks on it, on whatever node. If an address is remote here, a task of this node that has it gets nothing sent
+    /// to it any more: the latest wanted state tells where an address is.
     pub endpoints: Vec<Endpoint>,
     pub vips: Vec<Vip>,
 }
 
-/// Another node of an overlay.
+/// The nodes that a network spans, as VXLAN joins them.
 #[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overlay {
+    /// This node, as its peers know it.
+    pub this: Peer,
+    /// UDP port of VXLAN, the same on all nodes. 4789 unless other software of the hosts has it.
+    pub port: u16,
+    /// The other nodes. Their underlay addresses are of the family of this node's.
+    pub peers: Vec<Peer>,
+}
+
+/// A node of an overlay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peer {
+    /// Its number in the cluster, 1 or more; its link-local address in every network is `fe80::<index>`.
     pub node_index: u32,
-    /// Where its VXLAN packets go.
+    /// Where packets for it go, and come from: an address of its host.
     pub underlay: IpAddr,
-    /// Of its VXLAN device in this network, given by the manager.
+    /// Of its VXLAN device in this network: given by the manager, never made from an address, which is used again.
     pub mac: Mac,
 }
 
@@ -103,6 +115,7 @@ pub struct Peer {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
     pub task: TaskId,
+    /// At most one per family.
     pub addresses: Vec<IpAddr>,
     pub location: Location,
 }
@@ -111,7 +124,10 @@ pub struct Endpoint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Location {
     Local,
-    Remote { node_index: u32 },
+    /// On that peer. Is it none (it left, or is not known yet), the address is unreachable.
+    Remote {
+        node_index: u32,
+    },
 }
 
 /// A service's address: every new connection goes to one of the backends, whatever its port and protocol.

@@ -190,12 +190,17 @@ fn what_cannot_be_done_is_said_and_the_rest_is_done() {
         let netlb = World::netlb();
         let (ingress, tasks) = three_tasks(&mut world, &netlb).await;
         let mut want = wanted(&[ingress], &tasks, vec![ingress_port(Protocol::Tcp, 8081, &tasks)]);
-        want.networks[0].peers = vec![Peer { node_index: 2, underlay: "198.18.0.7".parse().unwrap(), mac: Mac([2, 0, 0, 0, 0, 7]) }];
+        let node = |index: u8, underlay: &str| Peer {
+            node_index: u32::from(index),
+            underlay: underlay.parse().unwrap(),
+            mac: Mac([2, 0, 0, 0, 0, index]),
+        };
+        want.networks[0].overlay = Some(Overlay { this: node(1, HOST), port: 4789, peers: vec![node(2, "2001:db8::7")] });
         netlb.set_wanted(want.clone());
         let error = netlb.applied().await.unwrap_err().to_string();
         assert!(error.contains("network net1 has other nodes"), "{error}");
         all_three_answer(CLIENT, || within(&World::client(), || tcp(HOST, 8081)));
-        want.networks[0].peers.clear();
+        want.networks[0].overlay = None;
         netlb.set_wanted(want);
         netlb.applied().await.unwrap();
         let mut double = task(7, vec![attach(&network(2, false), 7)]);

@@ -23,7 +23,7 @@ impl Owner {
         let mut errors = Vec::new();
         self.wanted = Some(Arc::clone(&wanted));
         for network in &wanted.networks {
-            if !network.peers.is_empty() {
+            if network.overlay.is_some() {
                 errors.push(NetlbError::PeersNotSupported { network: network.network.name.clone() });
             }
             if let Err(error) = self.ensure_sandbox(&network.network) {

@@ -241,8 +241,7 @@ pub fn ingress_port(protocol: Protocol, port: u16, tasks: &[TaskNetwork]) -> Pub
 pub fn wanted(networks: &[Network], tasks: &[TaskNetwork], published: Vec<PublishedPort>) -> Wanted {
     let on = |network: &Network| WantedNetwork {
         network: network.clone(),
-        node_index: 1,
-        peers: vec![],
+        overlay: None,
         endpoints: tasks
             .iter()
             .flat_map(|task| task.attachments.iter().map(move |attachment| (task, attachment)))
