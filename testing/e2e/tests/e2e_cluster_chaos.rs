@@ -1,44 +1,20 @@
-//! Faults of all kinds in random order and at random moments. `SKEP_SEED` repeats a run, `SKEP_ROUNDS` makes it longer.
+//! Faults of all kinds in random order and at random moments.
 
 use anyhow::{Context, Result, ensure};
-use skep_kit::{Cluster, Journal, Scenario};
+use skep_kit::{Cluster, Dice, Journal, Scenario};
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(60);
-
-/// Marsaglia's xorshift64: the same numbers for the same seed, whatever else changes.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
-    }
-
-    fn host(&mut self, hosts: &std::ops::Range<usize>) -> usize {
-        hosts.start + usize::try_from(self.roll(hosts.len() as u64)).expect("few hosts")
-    }
-
-    fn milliseconds(&mut self, most: u64) -> Duration {
-        Duration::from_millis(self.roll(most))
-    }
-}
-
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
-}
 
 /// One fault, for a while, and its end.
 fn suffer(cluster: &mut Cluster, dice: &mut Dice) -> Result<String> {
     let managers = cluster.managers();
     let everybody = 0..cluster.workers().end;
     // Half of the time it is the leader's turn.
-    let manager = if dice.roll(2) == 0 { cluster.leader()? } else { dice.host(&managers) };
-    let any = if dice.roll(2) == 0 { manager } else { dice.host(&everybody) };
+    let manager = if dice.coin() { cluster.wait_leader(SOON)? } else { dice.one_of(managers.clone()) };
+    let any = if dice.coin() { manager } else { dice.one_of(everybody) };
     let other = (manager + 1) % managers.len();
-    let pause = dice.milliseconds(4000);
+    let pause = dice.moment(0..4000);
     Ok(match dice.roll(8) {
         0 | 1 => {
             cluster[any].kill_skepd();
@@ -87,19 +63,15 @@ fn suffer(cluster: &mut Cluster, dice: &mut Dice) -> Result<String> {
 
 #[test]
 fn whatever_happens_nothing_acknowledged_is_lost_and_no_task_is_touched() -> Result<()> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.subsec_nanos();
-    let seed = number("SKEP_SEED").unwrap_or_else(|| u64::from(now) | 1);
-    let rounds = number("SKEP_ROUNDS").unwrap_or(40);
     Scenario::new("random faults", 3, 2).long().run(|cluster| {
-        eprintln!("SKEP_SEED={seed} SKEP_ROUNDS={rounds}");
-        let mut dice = Dice(seed);
+        let mut dice = Dice::cast("random faults");
         let flags = ["service", "create", "-d", "--name", "web", "--replicas", "4", "--constraint", "node.role==worker", "whoami"];
         cluster.ctl(0, &flags)?.success()?;
         let tasks = cluster.wait_running(0, "web", 4)?;
-        for round in 0..rounds {
+        for round in Dice::rounds(40) {
             let journal = Journal::start(&cluster.sockets(cluster.managers()), 2)?;
             let began = Instant::now();
-            std::thread::sleep(dice.milliseconds(300));
+            dice.pause(0..300);
             let what = suffer(cluster, &mut dice).with_context(|| format!("round {round}"))?;
             cluster.wait_leader(SOON).with_context(|| what.clone())?;
             std::thread::sleep(Duration::from_millis(500));
@@ -111,10 +83,7 @@ fn whatever_happens_nothing_acknowledged_is_lost_and_no_task_is_touched() -> Res
                 record.longest_silence(),
                 began.elapsed()
             );
-            let leader = cluster.wait_converged(cluster.managers(), SOON).with_context(|| what.clone())?;
-            for manager in cluster.managers() {
-                record.all_in(&cluster.api(manager)?.configs()?).with_context(|| format!("{what}, on {}", cluster[manager].name()))?;
-            }
+            let leader = cluster.aftermath(cluster.managers(), &[&record]).with_context(|| what.clone())?;
             cluster.wait_ready(SOON).with_context(|| what.clone())?;
             let now = cluster.pids(leader.host, "web")?;
             ensure!(now == tasks, "{what}: tasks {tasks:?} became {now:?}");

@@ -7,7 +7,7 @@ use skep_kit::{Cluster, Scenario, eventually};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(40);
+const SOON: Duration = Duration::from_secs(60);
 const WORKER: usize = 1;
 
 /// Containers that run on the worker, by containerd's word: id and process.

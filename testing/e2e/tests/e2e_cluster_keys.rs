@@ -1,10 +1,10 @@
 //! Roots, certificates and unlock keys change while the cluster works.
 
 use anyhow::{Context, Result, ensure};
-use skep_kit::{Cluster, Journal, Scenario, eventually, run};
+use skep_kit::{Cluster, Dice, Journal, Scenario, eventually, run};
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(40);
+const SOON: Duration = Duration::from_secs(60);
 
 /// Who signed the certificate that the host has now.
 fn issuer(cluster: &Cluster, host: usize) -> Result<String> {
@@ -16,19 +16,22 @@ fn all(cluster: &Cluster) -> std::ops::Range<usize> {
     0..cluster.workers().end
 }
 
-fn rotate(cluster: &mut Cluster, rounds: usize, kill_the_leader: bool) -> Result<()> {
+/// Rounds of a new root; with dice, the leader is killed at some moment of each.
+fn rotate(cluster: &mut Cluster, rounds: u64, mut kill_the_leader: Option<Dice>) -> Result<()> {
     let flags = ["service", "create", "-d", "--name", "web", "--publish", "published=8080,target=8080,mode=host"];
     cluster.ctl(0, &[&flags[..], &["--constraint", "node.role==worker", "whoami"]].concat())?.success()?;
     let worker = cluster.workers().start;
     let before = cluster.wait_running(0, "web", 1)?;
+    let term = cluster.term()?;
     let journal = Journal::start(&cluster.sockets(cluster.managers()), 2)?;
     for round in 0..rounds {
         let through = cluster.wait_leader(SOON)?;
         let (old_root, old_token) = (cluster.ctl(through, &["cluster", "ca"])?.success()?, cluster.token(through, "worker")?);
         let issuers: Vec<String> = all(cluster).map(|host| issuer(cluster, host)).collect::<Result<_>>()?;
         cluster.ctl(through, &["cluster", "ca", "--rotate", "--detach"])?.success().context("ca --rotate")?;
-        if kill_the_leader {
-            std::thread::sleep(Duration::from_millis(300 * (round as u64 + 1)));
+        if let Some(dice) = &mut kill_the_leader {
+            let into = dice.pause(0..3000);
+            eprintln!("round {round}: the leader is killed {into:?} into the rotation");
             cluster[through].kill_skepd();
             cluster.wait_leader(SOON)?;
             cluster[through].start_skepd()?;
@@ -49,9 +52,9 @@ fn rotate(cluster: &mut Cluster, rounds: usize, kill_the_leader: bool) -> Result
     }
     let record = journal.end()?;
     eprintln!("{} writes while roots changed, {} failed: {:?}", record.acknowledged(), record.failed(), record.problems());
-    ensure!(kill_the_leader || record.failed() == 0, "{:?}", record.problems());
-    let leader = cluster.wait_converged(cluster.managers(), SOON)?;
-    record.all_in(&cluster.api(leader.host)?.configs()?)?;
+    let now = cluster.aftermath(cluster.managers(), &[&record])?;
+    // A write that was under way when the leader changed may fail: on a starved machine that happens without a kill, too.
+    ensure!(record.failed() == 0 || now.term != term, "{:?}", record.problems());
     // What was issued by the last root is enough for a restart of everybody.
     for host in all(cluster) {
         cluster[host].kill_skepd();
@@ -65,12 +68,13 @@ fn rotate(cluster: &mut Cluster, rounds: usize, kill_the_leader: bool) -> Result
 
 #[test]
 fn the_root_is_replaced_under_load_and_everybody_follows() -> Result<()> {
-    Scenario::new("root rotation", 3, 1).run(|cluster| rotate(cluster, 1, false))
+    Scenario::new("root rotation", 3, 1).run(|cluster| rotate(cluster, 1, None))
 }
 
 #[test]
 fn a_root_rotation_survives_its_leader_and_can_be_repeated() -> Result<()> {
-    Scenario::new("root rotation, leader killed", 3, 1).long().run(|cluster| rotate(cluster, 4, true))
+    let scenario = "root rotation, leader killed";
+    Scenario::new(scenario, 3, 1).long().run(|cluster| rotate(cluster, Dice::rounds(8).end, Some(Dice::cast(scenario))))
 }
 
 #[test]

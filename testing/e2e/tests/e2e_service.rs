@@ -5,7 +5,7 @@ use skep_kit::{Inventory, Lab, LabOptions, eventually, need_root};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 
 /// The host names that answer within so many requests.
 fn who_answers(lab: &Lab, url: &str, requests: usize) -> Result<BTreeSet<String>> {

@@ -3,6 +3,7 @@ use crate::sweep::Debris;
 use crate::wait::eventually;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::unix::process::CommandExt;
@@ -13,6 +14,9 @@ use std::time::Duration;
 
 /// Debian's libfaketime, which moves the clock of one process.
 const LIBFAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+
+/// A daemon that starts or stops takes a second or two; on a starved machine it takes longer.
+const STARTED: Duration = Duration::from_secs(60);
 
 /// One machine: a network namespace, directories, a cgroup, and the daemons that run in it.
 ///
@@ -203,7 +207,7 @@ impl Host {
     /// Starts containerd and waits until it answers.
     ///
     /// # Errors
-    /// If it does not within 20 s; its log is in the host's directory.
+    /// If it does not within a minute; its log is in the host's directory.
     pub fn start_containerd(&mut self) -> Result<()> {
         let config = self.dir.join("containerd.toml");
         std::fs::write(&config, "version = 2\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[debug]\n  level = \"warn\"\n")?;
@@ -211,7 +215,7 @@ impl Host {
         command.arg("--config").arg(config).arg("--root").arg(self.dir.join("croot"));
         command.arg("--state").arg(self.containerd_state()).arg("--address").arg(self.containerd_socket());
         self.containerd = Some(self.spawn(command, "containerd.log")?);
-        eventually(Duration::from_secs(20), "containerd answers", || self.ctr(&["version"])?.success())?;
+        eventually(STARTED, "containerd answers", || self.ctr(&["version"])?.success())?;
         Ok(())
     }
 
@@ -223,11 +227,18 @@ impl Host {
     /// Starts skepd and waits until its socket answers.
     ///
     /// # Errors
-    /// If it ends or does not answer within 20 s, with the end of its log.
+    /// If it ends or does not answer within a minute, with the end of its log.
     pub fn start_skepd(&mut self) -> Result<()> {
         self.spawn_skepd()?;
-        let status = eventually(Duration::from_secs(20), "skepd answers", || self.ctl(&["cluster", "status"])?.success());
-        status.map(drop).map_err(|error| error.context(self.log_tail()))
+        let answered = eventually(STARTED, "skepd answers", || match self.ctl(&["cluster", "status"])?.success() {
+            Err(_) if !self.runs() => Ok(false),
+            answer => answer.map(|_| true),
+        });
+        let answered = answered.and_then(|answered| {
+            ensure!(answered, "skepd ended at its start");
+            Ok(())
+        });
+        answered.map_err(|error| error.context(self.log_tail()))
     }
 
     /// Starts skepd without waiting for it.
@@ -259,11 +270,11 @@ impl Host {
     /// Asks skepd to stop (SIGTERM) and waits for it.
     ///
     /// # Errors
-    /// If it does not stop within 15 s or ends badly.
+    /// If it does not stop within a minute or ends badly.
     pub fn stop_skepd(&mut self) -> Result<()> {
         self.signal_skepd(Signal::SIGTERM)?;
         let Some(mut child) = self.skepd.take() else { return Ok(()) };
-        let status = eventually(Duration::from_secs(15), "skepd stops", || child.try_wait()?.context("still there"));
+        let status = eventually(STARTED, "skepd stops", || child.try_wait()?.context("still there"));
         let status = status.inspect_err(|_| drop(child.kill().and_then(|()| child.wait())))?;
         ensure!(status.success(), "skepd ended with {status}: {}", self.log_tail());
         Ok(())
@@ -375,10 +386,20 @@ impl Host {
         run("ctr", &all)
     }
 
+    /// The first processes of the containers that run on this host, by containerd's word.
+    ///
+    /// # Errors
+    /// If containerd does not answer.
+    pub fn running_pids(&self) -> Result<BTreeSet<i32>> {
+        let text = self.ctr(&["tasks", "ls"])?.success()?;
+        let words = text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        Ok(words.filter(|words| words.get(2) == Some(&"RUNNING")).filter_map(|words| words.get(1)?.parse().ok()).collect())
+    }
+
     /// What the host itself gets from a URL.
     ///
     /// # Errors
-    /// If nothing answers within 3 s or the answer is not a success.
+    /// If nothing answers within 10 s or the answer is not a success.
     pub fn curl_on_host(&self, url: &str) -> Result<String> {
         curl_from(&self.namespace, url)
     }
@@ -401,7 +422,7 @@ impl Host {
 
 pub(crate) fn curl_from(namespace: &str, url: &str) -> Result<String> {
     let net = format!("--net=/run/netns/{namespace}");
-    run("nsenter", &[&net, "curl", "-sS", "--fail", "--noproxy", "*", "--max-time", "3", url])?.success()
+    run("nsenter", &[&net, "curl", "-sS", "--fail", "--noproxy", "*", "--max-time", "10", url])?.success()
 }
 
 fn inside(namespace: &str, program: impl AsRef<std::ffi::OsStr>) -> Command {

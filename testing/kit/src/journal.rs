@@ -1,5 +1,5 @@
 use crate::api::{Api, runtime};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use skep_proto::v1;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -113,6 +113,22 @@ impl Record {
     pub fn next_after(&self, at: Instant) -> Option<Duration> {
         let good = self.entries.iter().filter(|entry| entry.problem.is_none() && entry.begun >= at);
         good.map(|entry| entry.ended - at).min()
+    }
+
+    /// Prints what came of it, and tells how long after `at` the next write was acknowledged.
+    ///
+    /// # Errors
+    /// If there was none.
+    pub fn told(&self, what: &str, at: Instant) -> Result<Duration> {
+        let next = self.next_after(at).with_context(|| format!("{what}: no write was acknowledged any more: {:?}", self.problems()))?;
+        eprintln!(
+            "{what}: next write after {next:?}, longest silence {:?}; {} acknowledged, {} failed {:?}",
+            self.longest_silence(),
+            self.acknowledged(),
+            self.failed(),
+            self.problems()
+        );
+        Ok(next)
     }
 
     /// The longest time in which nothing was acknowledged.

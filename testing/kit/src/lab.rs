@@ -86,7 +86,7 @@ impl Lab {
     /// What the client gets from a URL.
     ///
     /// # Errors
-    /// If nothing answers within 3 s or the answer is not a success.
+    /// If nothing answers within 10 s or the answer is not a success.
     pub fn curl(&self, url: &str) -> Result<String> {
         curl_from(&self.client, url)
     }

@@ -6,6 +6,7 @@
 //!   taken away by the next one.
 //! * [`Scenario`] runs a test on a cluster and ends it with the questions that every test asks: do all managers hold the same
 //!   state, is every acknowledged write there.
+//! * [`Dice`] says when a fault comes and whom it hits; [`Cluster::aftermath`] asks what must hold again when it is over.
 //! * [`Journal`] writes while bad things happen and remembers what was acknowledged when.
 //! * [`Inventory`] lists what exists of a host in the kernel and in containerd; two of them compared tell what leaked.
 //! * [`Dockerd`] is Debian's dockerd on a host of its own, to join ours or be joined.
@@ -13,9 +14,11 @@
 //!
 //! Everything is synchronous: a test is a script.
 
+mod aftermath; // what must hold again after a fault
 mod api; // our API, blocking
 mod audit; // what exists of a host
 mod cluster; // hosts on a switch
+mod dice; // seeds, random moments
 mod disk; // disks that are small, full or stuck
 mod dockerd; // genuine peers
 mod host; // one machine
@@ -31,6 +34,7 @@ mod wait; // until something holds
 pub use api::Api;
 pub use audit::Inventory;
 pub use cluster::{Cluster, Replica, Size, Task};
+pub use dice::Dice;
 pub use disk::Stall;
 pub use dockerd::{Dockerd, need_dockerd};
 pub use host::Host;
