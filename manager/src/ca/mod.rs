@@ -3,6 +3,7 @@
 mod admission; // new nodes, many at a time
 mod authority; // what signs at this moment
 mod external; // a CA outside the cluster
+mod ghosts; // who was let in and never came
 mod root; // which root the cluster shall have
 mod rotate; // moving to a new root
 mod signer; // what waits for a certificate
@@ -50,7 +51,8 @@ pub(crate) struct Desk {
 
 /// Lets nodes in, signs certificates and rotates the root until the term ends.
 pub(crate) async fn run(shared: Arc<Shared>, term: Term) -> Result<(), DriveError> {
-    let loops = async { tokio::try_join!(admission::admit(&shared), signer::sign(&shared), rotate::rotate(&shared)) };
+    let loops =
+        async { tokio::try_join!(admission::admit(&shared), signer::sign(&shared), rotate::rotate(&shared), ghosts::clear(&shared)) };
     tokio::select! {
         () = term.stop.cancelled() => Ok(()),
         outcome = loops => outcome.map(|_| ()),

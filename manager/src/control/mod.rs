@@ -13,7 +13,7 @@ mod service;
 mod task;
 mod validate;
 
-pub(crate) use self::node::certificate_start;
+pub(crate) use self::node::{certificate_start, removal};
 use crate::shared::Shared;
 use skep_proto::v1;
 use std::sync::Arc;

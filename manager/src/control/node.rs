@@ -11,7 +11,7 @@ use skep_ca::PeerIdentity;
 use skep_plan::CannotGo;
 use skep_proto::{ToWire as _, parse_required, v1};
 use skep_types::{
-    Action, Cluster, ClusterView as _, Kind, Node, NodeId, NodeRole, NodeSpec, NodeState, Object, Task, TaskState, TaskStatus, Timestamp,
+    Action, Cluster, ClusterView, Kind, Node, NodeId, NodeRole, NodeSpec, NodeState, Object, Task, TaskState, TaskStatus, Timestamp,
     Version,
 };
 use std::sync::Arc;
@@ -121,18 +121,22 @@ pub(super) async fn remove(shared: &Shared, request: v1::RemoveNodeRequest) -> R
         if node.status.state == NodeState::Ready && !request.force {
             return Err(Status::failed_precondition(format!("node {id} is not down and can't be removed; stop it first, or use force")));
         }
-        let cluster = view.cluster().ok_or_else(|| Status::internal("the cluster object is missing"))?;
-        let now = shared.now();
-        let mut actions = vec![
-            Action::Update(Object::Cluster(Arc::new(without(cluster, node, now)))),
-            Action::Remove { kind: Kind::Node, id: id.to_string(), version: None },
-        ];
-        actions.extend(view.tasks_on_node(&id).filter(|task| task.status.state < TaskState::Complete).map(|task| orphaned(task, now)));
-        actions
+        removal(&view, &id, None, shared.now()).ok_or_else(|| Status::internal("the cluster object is missing"))?
     };
     skep_failpoint::failpoint!("manager.control.node.removing");
     shared.write(actions).await?;
     Ok(v1::RemoveNodeResponse {})
+}
+
+/// What takes a node out of the cluster, if it still has that version; `None` if it, or the cluster, is not there.
+pub(crate) fn removal(view: &dyn ClusterView, id: &NodeId, version: Option<Version>, now: Timestamp) -> Option<Vec<Action>> {
+    let (cluster, node) = (view.cluster()?, view.node(id)?);
+    let mut actions = vec![
+        Action::Update(Object::Cluster(Arc::new(without(cluster, node, now)))),
+        Action::Remove { kind: Kind::Node, id: id.to_string(), version },
+    ];
+    actions.extend(view.tasks_on_node(id).filter(|task| task.status.state < TaskState::Complete).map(|task| orphaned(task, now)));
+    Some(actions)
 }
 
 /// The cluster that no longer lets this node in.

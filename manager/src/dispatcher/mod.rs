@@ -14,6 +14,7 @@
 //! of them cost no log entry. Those that do not are UNKNOWN then, all in a few transactions.
 
 mod assignments;
+mod farewell;
 mod heartbeat;
 mod inbox;
 mod pending;

@@ -15,6 +15,12 @@ pub(crate) enum NodeNews {
         addr: String,
     },
     Down,
+    /// It said that it left the cluster.
+    Left,
+    /// It said that its daemon stops and its tasks go on. The original has this state for nodes that look for another manager,
+    /// and never writes it: it is stored while the dispatcher stops, and then nothing is (`SK/manager/dispatcher/dispatcher.go`,
+    /// `disconnectNode`, `isRunningLocked`).
+    Stopping,
     /// A new leader has not heard of it yet.
     Unknown,
 }
@@ -31,6 +37,14 @@ impl NodeNews {
             Self::Down => {
                 new.status.state = NodeState::Down;
                 new.status.message = "heartbeat failure".into();
+            }
+            Self::Left => {
+                new.status.state = NodeState::Down;
+                new.status.message = "the node left the cluster".into();
+            }
+            Self::Stopping => {
+                new.status.state = NodeState::Disconnected;
+                new.status.message = "the node's daemon was stopped; its tasks go on".into();
             }
             Self::Unknown => {
                 new.status.state = NodeState::Unknown;

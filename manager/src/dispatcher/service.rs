@@ -1,5 +1,6 @@
 //! The gRPC service `Dispatcher`.
 
+use super::farewell::Farewell;
 use super::heartbeat::{GRACE_PERIODS, jittered};
 use super::pending::NodeNews;
 use super::session::{Ended, Registrations, Session};
@@ -117,6 +118,10 @@ impl v1::dispatcher_server::Dispatcher for DispatcherService {
     async fn heartbeat(&self, request: Request<v1::HeartbeatRequest>) -> Answer<v1::HeartbeatResponse> {
         let session = self.session(&request, &request.get_ref().session_id)?;
         let period = jittered(self.dispatcher.period(), rand::random());
+        if let Some(farewell) = Farewell::of(request.metadata()) {
+            self.dispatcher.part(&session, farewell).await?;
+            return Ok(Response::new(v1::HeartbeatResponse { period: Some(period.to_wire()) }));
+        }
         let mut state = self.dispatcher.lock();
         // It may have run out while this call waited for the lock.
         if session.is_ended().is_some() {
