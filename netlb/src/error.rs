@@ -20,8 +20,13 @@ pub enum NetlbError {
     Sysctl { path: PathBuf, source: io::Error },
     #[error("all {0} links between this host and sandboxes of networks are taken; remove networks that are not used")]
     SlotsUsedUp(u32),
-    #[error("network {network} has other nodes, which this version cannot reach")]
-    PeersNotSupported { network: String },
+    #[error("network {network} cannot span nodes as asked: {reason}")]
+    BadOverlay { network: String, reason: String },
+    #[error(
+        "could not make the VXLAN device of network {network} (id {vni}, UDP port {port}); \
+         if other software of this host has that id or port, give the cluster another port"
+    )]
+    Vxlan { network: String, vni: u32, port: u16, source: io::Error },
     #[error("task {task} has two addresses of one family in network {network}")]
     TwoAddresses { task: String, network: String },
     #[error("the namespace of task {task} was removed while it was made")]

@@ -10,6 +10,8 @@ use skep_types::{NetworkId, TaskId};
 pub(crate) const GATEWAY_LINK: &str = "gw";
 /// What the sandbox's ends of tasks' links begin with.
 pub(crate) const TASK_LINK_PREFIX: &str = "t";
+/// The VXLAN device of a sandbox, to those of other nodes.
+pub(crate) const OVERLAY_LINK: &str = "vx0";
 /// nf_tables table inside a sandbox.
 pub(crate) const SANDBOX_TABLE: &str = "skep";
 const SANDBOX_PREFIX: &str = "sbx-";

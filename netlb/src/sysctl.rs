@@ -9,17 +9,20 @@ const ROOT: &str = "/proc/sys/net";
 
 /// A sandbox routes, also to where it has no route back, and answers for others.
 ///
-/// `all` before `default`: `ip_forward` sets both. `accept_dad` and `addr_gen_mode` keep the links to tasks, which need
+/// `all` before `default`: `ip_forward` sets both. `accept_local`, because the gateway's address is that of the sandbox of
+/// every node, and one may have to tell the others that a packet does not fit. `accept_dad` and `addr_gen_mode` keep the links to tasks, which need
 /// no addresses, from spending time on them.
 const SANDBOX_V4: &[(&str, &str)] = &[
     ("ipv4/ip_forward", "1"),
     ("ipv4/conf/all/rp_filter", "0"),
     ("ipv4/conf/default/rp_filter", "0"),
+    ("ipv4/conf/default/accept_local", "1"),
     ("ipv4/conf/all/send_redirects", "0"),
     ("ipv4/conf/default/send_redirects", "0"),
     ("ipv4/conf/default/proxy_arp", "1"),
 ];
 const SANDBOX_V6: &[(&str, &str)] = &[
+    ("ipv6/conf/default/disable_ipv6", "0"),
     ("ipv6/conf/all/forwarding", "1"),
     ("ipv6/conf/all/accept_ra", "0"),
     ("ipv6/conf/default/accept_ra", "0"),

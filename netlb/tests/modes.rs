@@ -198,7 +198,7 @@ fn what_cannot_be_done_is_said_and_the_rest_is_done() {
         want.networks[0].overlay = Some(Overlay { this: node(1, HOST), port: 4789, peers: vec![node(2, "2001:db8::7")] });
         netlb.set_wanted(want.clone());
         let error = netlb.applied().await.unwrap_err().to_string();
-        assert!(error.contains("network net1 has other nodes"), "{error}");
+        assert!(error.contains("network net1 cannot span nodes as asked: node 2 has the address 2001:db8::7"), "{error}");
         all_three_answer(CLIENT, || within(&World::client(), || tcp(HOST, 8081)));
         want.networks[0].overlay = None;
         netlb.set_wanted(want);

@@ -2,21 +2,24 @@
 //! where those can say it. Pure.
 //!
 //! Built by hand from the types: addresses (the builder adds a broadcast address, which nobody here wants), rules and
-//! neighbours (`rtnetlink` builds them only behind a connection). Objects for next hops (`RTM_NEWNEXTHOP`) neither crate
-//! has yet; a route's own list of next hops both have.
+//! neighbours (`rtnetlink` builds them only behind a connection). Objects for next hops neither crate has yet: [`super::hop`].
 
+use super::hop;
 use super::socket::{CREATE, EXCL, REPLACE};
-use crate::plan::{Change, Neighbour, Route, RouteKind, Rule};
+use crate::plan::{Change, Forwarding, Neighbour, Route, RouteKind, Rule, Vxlan, Which};
 use crate::wanted::Mac;
 use ipnet::IpNet;
+use netlink_packet_core::DefaultNla;
 use netlink_packet_core::NetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeader, AddressMessage};
 use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourHeader, NeighbourMessage, NeighbourState};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleHeader, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -24,7 +27,20 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 pub(super) const PROTOCOL: u8 = 83;
 
 /// A message, and the flags of its header beyond those that every request has.
-pub(super) type Asked = (Message, u16);
+pub(super) type Asked = (Body, u16);
+
+/// What is asked, in the crate's words or, where it has none, in ours.
+#[derive(Debug)]
+pub(super) enum Body {
+    Message(Message),
+    Hop(hop::Message),
+}
+
+impl From<Message> for Body {
+    fn from(message: Message) -> Self {
+        Self::Message(message)
+    }
+}
 
 /// One end of a veth pair.
 #[derive(Debug, Clone)]
@@ -34,7 +50,11 @@ pub(crate) struct VethEnd<'a> {
 }
 
 /// Writes the message behind those already in `out`.
-pub(super) fn append(out: &mut Vec<u8>, message: Message, flags: u16, sequence: u32) {
+pub(super) fn append(out: &mut Vec<u8>, body: impl Into<Body>, flags: u16, sequence: u32) {
+    let message = match body.into() {
+        Body::Message(message) => message,
+        Body::Hop(hop) => return hop.append(out, flags, sequence),
+    };
     let mut message = NetlinkMessage::from(message);
     message.header.flags = flags;
     message.header.sequence_number = sequence;
@@ -48,7 +68,7 @@ pub(super) fn append(out: &mut Vec<u8>, message: Message, flags: u16, sequence: 
 /// The step as a message; `index` is that of the link it is about, if it is about one.
 pub(super) fn change(change: &Change, index: u32) -> Asked {
     let set = CREATE | REPLACE;
-    match change {
+    let (message, flags) = match change {
         Change::RemoveLink(_) => (Message::DelLink(LinkUnspec::new_with_index(index).build()), 0),
         Change::SetLink { mtu, mac, up, .. } => (Message::NewLink(link(index, *mtu, *mac, *up)), 0),
         Change::AddAddress { address: net, prefix_route, .. } => {
@@ -59,6 +79,10 @@ pub(super) fn change(change: &Change, index: u32) -> Asked {
         Change::RemoveAddress { address: net, .. } => (Message::DelAddress(address(*net, index, AddressFlags::empty())), 0),
         Change::AddNeighbour(wanted) => (Message::NewNeighbour(neighbour(wanted, index)), set),
         Change::RemoveNeighbour(unwanted) => (Message::DelNeighbour(neighbour(unwanted, index)), 0),
+        Change::AddForwarding(wanted) => (Message::NewNeighbour(forwarding(wanted, index)), set),
+        Change::RemoveForwarding(unwanted) => (Message::DelNeighbour(forwarding(unwanted, index)), 0),
+        Change::AddNextHop(wanted) => return (Body::Hop(hop::Message::New { id: wanted.id, gateway: wanted.gateway, link: index }), set),
+        Change::RemoveNextHop(unwanted) => return (Body::Hop(hop::Message::Delete { id: unwanted.id }), 0),
         Change::AddRoute(wanted) => {
             // A local route stands beside the kernel's own of the same address and must not take its place.
             let local = matches!(wanted.kind, RouteKind::Local { .. });
@@ -67,7 +91,8 @@ pub(super) fn change(change: &Change, index: u32) -> Asked {
         Change::RemoveRoute(unwanted) => (Message::DelRoute(route(unwanted, index)), 0),
         Change::AddRule(wanted) => (Message::NewRule(rule(wanted)), CREATE | EXCL),
         Change::RemoveRule(unwanted) => (Message::DelRule(rule(unwanted)), 0),
-    }
+    };
+    (message.into(), flags)
 }
 
 /// A veth pair: one end here and up, the other in the namespace `peer_in` and still down.
@@ -76,11 +101,24 @@ pub(super) fn new_veth(here: &VethEnd<'_>, peer: &VethEnd<'_>, peer_in: Borrowed
     // Not `LinkVeth::new`: its other end has a name and no more.
     let pair = LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth).name(here.name).mtu(mtu).up();
     let pair = with_mac(pair, here.mac).set_info_data(InfoData::Veth(InfoVeth::Peer(other)));
-    (Message::NewLink(pair.build()), CREATE | EXCL)
+    (Message::NewLink(pair.build()).into(), CREATE | EXCL)
+}
+
+/// A VXLAN device, up, in the namespace `place`; its packets go by the namespace this is sent in.
+///
+/// Nothing is learned: who is where is told.
+pub(super) fn new_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32, place: BorrowedFd<'_>) -> Asked {
+    let device = LinkVxlan::new(name, vxlan.vni).port(vxlan.port).learning(false);
+    let device = match vxlan.underlay {
+        IpAddr::V4(address) => device.local(address),
+        IpAddr::V6(address) => device.local6(address),
+    };
+    let device = with_mac(device.mtu(mtu).up(), Some(mac)).setns_by_fd(place.as_raw_fd());
+    (Message::NewLink(device.build()).into(), CREATE | EXCL)
 }
 
 pub(super) fn delete_link(name: &str) -> Asked {
-    (Message::DelLink(LinkUnspec::new_with_name(name).build()), 0)
+    (Message::DelLink(LinkUnspec::new_with_name(name).build()).into(), 0)
 }
 
 /// A link without its counters takes a third of the bytes.
@@ -114,6 +152,13 @@ pub(super) fn get_routes(only: Option<u32>) -> Message {
 pub(super) fn get_neighbours(only: Option<u32>) -> Message {
     let mut message = NeighbourMessage::default();
     message.attributes.extend(only.map(NeighbourAttribute::IfIndex));
+    Message::GetNeighbour(message)
+}
+
+/// Who is behind which end of all VXLAN devices and bridges.
+pub(super) fn get_forwardings() -> Message {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Bridge;
     Message::GetNeighbour(message)
 }
 
@@ -157,11 +202,29 @@ fn neighbour(neighbour: &Neighbour, index: u32) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
     let state = NeighbourState::Permanent;
     message.header = NeighbourHeader { family: family(neighbour.address), ifindex: index, state, ..NeighbourHeader::default() };
-    let destination = match neighbour.address {
+    message.attributes = leads_to(neighbour.address, neighbour.mac);
+    message
+}
+
+fn leads_to(address: IpAddr, mac: Mac) -> Vec<NeighbourAttribute> {
+    let destination = match address {
         IpAddr::V4(address) => NeighbourAddress::Inet(address),
         IpAddr::V6(address) => NeighbourAddress::Inet6(address),
     };
-    message.attributes = vec![NeighbourAttribute::Destination(destination), NeighbourAttribute::LinkLayerAddress(neighbour.mac.0.to_vec())];
+    vec![NeighbourAttribute::Destination(destination), NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())]
+}
+
+fn forwarding(forwarding: &Forwarding, index: u32) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header = NeighbourHeader {
+        family: AddressFamily::Bridge,
+        ifindex: index,
+        state: NeighbourState::Permanent,
+        // Of the device itself, not of a bridge it is in.
+        flags: NeighbourFlags::Own,
+        ..NeighbourHeader::default()
+    };
+    message.attributes = leads_to(forwarding.to, forwarding.mac);
     message
 }
 
@@ -170,7 +233,7 @@ fn route(route: &Route, index: u32) -> RouteMessage {
         RouteKind::Unreachable => (RouteType::Unreachable, RouteScope::Universe),
         RouteKind::Local { .. } => (RouteType::Local, RouteScope::Host),
         RouteKind::Through { gateway: None, .. } => (RouteType::Unicast, RouteScope::Link),
-        RouteKind::Through { gateway: Some(_), .. } => (RouteType::Unicast, RouteScope::Universe),
+        RouteKind::Through { gateway: Some(_), .. } | RouteKind::Next(_) => (RouteType::Unicast, RouteScope::Universe),
     };
     let mut builder = RouteMessageBuilder::<IpAddr>::new()
         .destination_prefix(route.to.addr(), route.to.prefix_len())
@@ -188,19 +251,30 @@ fn route(route: &Route, index: u32) -> RouteMessage {
     if route.metric != 0 {
         builder = builder.priority(route.metric);
     }
-    builder.build()
+    let mut message = builder.build();
+    if let RouteKind::Next(id) = route.kind {
+        message.attributes.push(RouteAttribute::Other(DefaultNla::new(hop::ROUTE_BY_ID, id.to_ne_bytes().to_vec())));
+    }
+    message
 }
 
 fn rule(rule: &Rule) -> RuleMessage {
     let mut message = RuleMessage::default();
-    let (family, src_len) = (family(rule.from.addr()), rule.from.prefix_len());
+    let (family, src_len) = match rule.which {
+        Which::From(from) => (family(from.addr()), from.prefix_len()),
+        Which::Marked { ipv6: false, .. } => (AddressFamily::Inet, 0),
+        Which::Marked { ipv6: true, .. } => (AddressFamily::Inet6, 0),
+    };
     message.header = RuleHeader { family, src_len, action: RuleAction::ToTable, ..RuleHeader::default() };
-    message.attributes = vec![
-        RuleAttribute::Source(rule.from.addr()),
+    message.attributes = match rule.which {
+        Which::From(from) => vec![RuleAttribute::Source(from.addr())],
+        Which::Marked { mark, .. } => vec![RuleAttribute::FwMark(mark), RuleAttribute::FwMask(u32::MAX)],
+    };
+    message.attributes.extend([
         RuleAttribute::Priority(rule.priority),
         RuleAttribute::Table(rule.table),
         RuleAttribute::Protocol(RouteProtocol::Other(PROTOCOL)),
-    ];
+    ]);
     message
 }
 

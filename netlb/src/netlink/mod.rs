@@ -6,8 +6,9 @@
 //! Routing messages are those of `netlink-packet-route`, in part built with `rtnetlink`; those crates are named nowhere
 //! else. nf_tables and conntrack have no such crate and are written with [`wire`].
 
+mod hop; // objects for next hops
 mod message; // changes and questions as messages of the routing family
-pub(crate) mod route; // sending them: links, addresses, routes, neighbours, rules
+pub(crate) mod route; // sending them: links, addresses, routes, neighbours, next hops, rules
 mod route_read; // the same, read back
 pub(crate) mod socket; // one socket, requests and their acknowledgements
 pub(crate) mod wire; // headers and attributes as bytes

@@ -4,11 +4,11 @@
 //! socket of the namespace they are for. `rtnetlink`'s own connections would be a task each, per namespace, and a system
 //! call and a wake-up per message.
 
-use super::message::{self, VethEnd};
+use super::message::{self, Body, VethEnd};
 use super::socket::{ACK, REQUEST, Socket};
 use super::wire;
-use crate::plan::Change;
-use netlink_packet_route::RouteNetlinkMessage;
+use crate::plan::{Change, Vxlan};
+use crate::wanted::Mac;
 use netlink_packet_route::link::LinkHeader;
 use nix::libc;
 use std::collections::BTreeMap;
@@ -32,10 +32,10 @@ impl RouteSocket {
     }
 
     /// Sends one message and waits for its acknowledgement.
-    fn request(&mut self, (message, flags): message::Asked) -> io::Result<()> {
+    fn request(&mut self, (body, flags): message::Asked) -> io::Result<()> {
         let sequence = self.0.next_sequence();
         let mut out = Vec::new();
-        message::append(&mut out, message, REQUEST | ACK | flags, sequence);
+        message::append(&mut out, body, REQUEST | ACK | flags, sequence);
         self.0.acknowledged(&out, sequence, 1)?.remove(0)
     }
 
@@ -54,7 +54,7 @@ impl RouteSocket {
     }
 
     /// Sends a question and calls `each` with every message of the answer.
-    pub(super) fn answers(&mut self, question: RouteNetlinkMessage, flags: u16, each: impl FnMut(wire::Message<'_>)) -> io::Result<()> {
+    pub(super) fn answers(&mut self, question: impl Into<Body>, flags: u16, each: impl FnMut(wire::Message<'_>)) -> io::Result<()> {
         let sequence = self.0.next_sequence();
         let mut out = Vec::new();
         message::append(&mut out, question, flags, sequence);
@@ -65,6 +65,12 @@ impl RouteSocket {
     /// that has no other yet (ENOTCONN), and the other end is made first.
     pub(crate) fn create_veth(&mut self, here: &VethEnd<'_>, peer: &VethEnd<'_>, peer_in: BorrowedFd<'_>, mtu: u32) -> io::Result<()> {
         self.request(message::new_veth(here, peer, peer_in, mtu))
+    }
+
+    /// Makes a VXLAN device, up, in the namespace `place`. Its packets go by this socket's namespace: `EEXIST` if that has
+    /// another one with the same id and port, wherever it is.
+    pub(crate) fn create_vxlan(&mut self, name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32, place: BorrowedFd<'_>) -> io::Result<()> {
+        self.request(message::new_vxlan(name, vxlan, mac, mtu, place))
     }
 
     /// Deletes a link and waits until it is gone (about 20 ms); one that is not there is no error.
@@ -91,8 +97,8 @@ impl RouteSocket {
             let mut out = Vec::with_capacity(sent.len() * USUAL_STEP);
             let first = self.0.take_sequences(sent.len());
             for (sequence, (change, index)) in (first..).zip(&sent) {
-                let (message, flags) = message::change(change, *index);
-                message::append(&mut out, message, REQUEST | ACK | flags, sequence);
+                let (body, flags) = message::change(change, *index);
+                message::append(&mut out, body, REQUEST | ACK | flags, sequence);
             }
             let sent: Vec<&Change> = sent.into_iter().map(|(change, _)| change).collect();
             match self.0.acknowledged(&out, first, sent.len()) {
@@ -125,6 +131,10 @@ pub(crate) fn change_link(change: &Change) -> Option<&str> {
         Change::RemoveLink(name) | Change::SetLink { name, .. } => Some(name),
         Change::RemoveAddress { link, .. } | Change::AddAddress { link, .. } => Some(link),
         Change::AddNeighbour(neighbour) | Change::RemoveNeighbour(neighbour) => Some(&neighbour.link),
+        Change::AddForwarding(forwarding) | Change::RemoveForwarding(forwarding) => Some(&forwarding.link),
+        // To remove it its number is enough.
+        Change::AddNextHop(hop) => Some(&hop.link),
+        Change::RemoveNextHop(_) => None,
         Change::AddRoute(route) | Change::RemoveRoute(route) => route.link(),
         Change::AddRule(_) | Change::RemoveRule(_) => None,
     }
@@ -134,11 +144,13 @@ pub(crate) fn change_link(change: &Change) -> Option<&str> {
 fn is_done(change: &Change, error: &io::Error) -> bool {
     let code = error.raw_os_error().unwrap_or(0);
     match change {
-        Change::SetLink { .. } => false,
+        Change::SetLink { .. } | Change::AddForwarding(_) | Change::AddNextHop(_) => false,
         Change::AddAddress { .. } | Change::AddNeighbour(_) | Change::AddRoute(_) | Change::AddRule(_) => code == libc::EEXIST,
         Change::RemoveLink(_)
         | Change::RemoveRule(_)
         | Change::RemoveRoute(_)
+        | Change::RemoveNextHop(_)
+        | Change::RemoveForwarding(_)
         | Change::RemoveNeighbour(_)
         | Change::RemoveAddress { .. } => [libc::ENODEV, libc::ENOENT, libc::ESRCH, libc::EADDRNOTAVAIL].contains(&code),
     }

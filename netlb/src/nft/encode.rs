@@ -234,16 +234,32 @@ fn constant(out: &mut Writer, kind: u16, value: &[u8]) {
 }
 
 fn encode_step(out: &mut Writer, expr: &Expr) {
+    const LINK_HEADER: u32 = 0;
     const NETWORK_HEADER: u32 = 1;
     const TRANSPORT_HEADER: u32 = 2;
     match expr {
         Expr::Network { offset, length, to } => payload(out, NETWORK_HEADER, *offset, *length, *to),
         Expr::DestinationPort { to } => payload(out, TRANSPORT_HEADER, 2, 2, *to),
+        Expr::SourceMac { to } => payload(out, LINK_HEADER, 6, 6, *to),
+        Expr::TcpFlags { to } => payload(out, TRANSPORT_HEADER, 13, 1, *to),
         Expr::L4Protocol { to } => load(out, "meta", 16, *to),
         Expr::InLinkName { to } => load(out, "meta", 6, *to),
         Expr::OutLinkName { to } => load(out, "meta", 7, *to),
         Expr::CtState { to } => load(out, "ct", 0, *to),
         Expr::CtStatus { to } => load(out, "ct", 2, *to),
+        Expr::CtDirection { to } => load(out, "ct", 1, *to),
+        Expr::CtMark { to } => load(out, "ct", 3, *to),
+        Expr::SetCtMark { from } => step(out, "ct", |out| {
+            out.big_u32(2, 3).big_u32(4, from.number());
+        }),
+        Expr::SetMark { from } => step(out, "meta", |out| {
+            out.big_u32(2, 3).big_u32(3, from.number());
+        }),
+        Expr::ClampSegments { from } => step(out, "exthdr", |out| {
+            // option 2 of TCP, two bytes at offset 2; operation 1: a TCP option, which is written if a source is given and
+            // the kernel never makes larger (net/netfilter/nft_exthdr.c)
+            out.attribute(2, &[2]).big_u32(3, 2).big_u32(4, 2).big_u32(6, 1).big_u32(7, from.number());
+        }),
         Expr::DestinationType { to } => step(out, "fib", |out| {
             // result 3: address type; flag 2: of the destination
             out.big_u32(1, to.number()).big_u32(2, 3).big_u32(3, 2);

@@ -62,6 +62,14 @@ pub(crate) enum Expr {
     DestinationPort {
         to: Register,
     },
+    /// Loads the sender's hardware address: six bytes, two registers.
+    SourceMac {
+        to: Register,
+    },
+    /// Loads the byte of TCP's flags.
+    TcpFlags {
+        to: Register,
+    },
     L4Protocol {
         to: Register,
     },
@@ -76,6 +84,25 @@ pub(crate) enum Expr {
     },
     CtStatus {
         to: Register,
+    },
+    /// Loads a byte: 0 is the direction of a connection's first packet, 1 that of its answers.
+    CtDirection {
+        to: Register,
+    },
+    CtMark {
+        to: Register,
+    },
+    /// Marks the connection.
+    SetCtMark {
+        from: Register,
+    },
+    /// Marks the packet.
+    SetMark {
+        from: Register,
+    },
+    /// Makes the maximum segment size that a SYN announces no larger than the two bytes there, in network byte order.
+    ClampSegments {
+        from: Register,
     },
     /// Loads the type of the destination address (`RTN_LOCAL` is 2).
     DestinationType {
@@ -214,6 +241,7 @@ pub(crate) enum ElementChange {
 pub(crate) mod kind {
     pub(crate) const IPV4: u32 = 7;
     pub(crate) const IPV6: u32 = 8;
+    pub(crate) const ETHER: u32 = 9;
     pub(crate) const PROTOCOL: u32 = 12;
     pub(crate) const PORT: u32 = 13;
     pub(crate) const MARK: u32 = 19;

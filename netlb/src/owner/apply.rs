@@ -1,18 +1,18 @@
 //! Carrying out what is wanted for the whole node.
 
 use super::audit::Depth;
+use super::overlay::remove_file_of_sandbox;
 use super::{Known, Owner, Sandbox, refused};
 use crate::error::NetlbError;
-use crate::names::SANDBOX_TABLE;
+use crate::names::{self, SANDBOX_TABLE};
 use crate::netns;
 use crate::nft::flows::Flow;
 use crate::nft::socket::Nft;
 use crate::nft::{Family, Table};
 use crate::plan::Change;
-use crate::plan::tables::Update;
-use crate::wanted::{Location, Vip, Wanted};
+use crate::plan::tables::{InSandbox, Update};
+use crate::wanted::{Location, Network, TaskNetwork, Wanted, WantedNetwork};
 use skep_failpoint::failpoint;
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tracing::{debug, warn};
@@ -23,21 +23,15 @@ impl Owner {
         let mut errors = Vec::new();
         self.wanted = Some(Arc::clone(&wanted));
         for network in &wanted.networks {
-            if network.overlay.is_some() {
-                errors.push(NetlbError::PeersNotSupported { network: network.network.name.clone() });
-            }
             if let Err(error) = self.ensure_sandbox(&network.network) {
                 errors.push(error);
                 continue;
             }
-            let local: BTreeSet<IpAddr> = network
-                .endpoints
-                .iter()
-                .filter(|endpoint| endpoint.location == Location::Local)
-                .flat_map(|endpoint| endpoint.addresses.iter().copied())
-                .collect();
+            errors.extend(self.follow(&network.network));
+            errors.extend(self.join(network).err());
+            failpoint!("netlb.apply.joined");
             if let Some(sandbox) = self.sandboxes.get_mut(&network.network.id) {
-                errors.extend(sandbox.set_vips(&network.vips, &local).err());
+                errors.extend(sandbox.set_tables(network).err());
             }
             failpoint!("netlb.apply.network");
         }
@@ -45,8 +39,29 @@ impl Owner {
         failpoint!("netlb.apply.routed");
         errors.extend(self.set_ports(&wanted).err());
         failpoint!("netlb.apply.ports");
+        for network in &wanted.networks {
+            errors.extend(self.leave(&network.network.id).err());
+        }
         errors.extend(self.remove_unused_sandboxes());
         NetlbError::all(errors)
+    }
+
+    /// Gives the tasks on a network that changed what is new: the size of packets, say.
+    fn follow(&mut self, network: &Network) -> Vec<NetlbError> {
+        let outdated = |task: &&TaskNetwork| task.attachments.iter().any(|a| a.network.id == network.id && a.network != *network);
+        let tasks: Vec<TaskNetwork> = self.tasks.values().filter(outdated).cloned().collect();
+        tasks.into_iter().filter_map(|task| self.mend_task(task).err()).collect()
+    }
+
+    /// What is wanted of a network counts, not what was when the task began.
+    pub(super) fn up_to_date(&self, mut task: TaskNetwork) -> TaskNetwork {
+        for attachment in &mut task.attachments {
+            let wanted = self.wanted.iter().flat_map(|wanted| &wanted.networks);
+            if let Some(wanted) = wanted.map(|wanted| &wanted.network).find(|network| network.id == attachment.network.id) {
+                attachment.network.clone_from(wanted);
+            }
+        }
+        task
     }
 
     fn set_ports(&mut self, wanted: &Wanted) -> Result<(), NetlbError> {
@@ -98,9 +113,14 @@ impl Owner {
         for pending in self.pending.values_mut() {
             pending.removed = true;
         }
-        self.sandboxes.clear();
+        for sandbox in std::mem::take(&mut self.sandboxes).into_values() {
+            sandbox.take_apart();
+        }
+        failpoint!("netlb.everything.apart");
         for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
-            errors.extend(netns::remove(&entry.path()).err());
+            let is_sandbox = entry.file_name().to_str().is_some_and(names::is_sandbox_file);
+            let remove = if is_sandbox { remove_file_of_sandbox } else { netns::remove };
+            errors.extend(remove(&entry.path()).err());
             failpoint!("netlb.everything.namespace");
         }
         let prefix = self.tag.link_prefix();
@@ -127,15 +147,22 @@ impl Owner {
 }
 
 impl Sandbox {
-    fn place(&self) -> String {
+    pub(super) fn place(&self) -> String {
         format!("the sandbox of network {}", self.network.name)
     }
 
-    fn set_vips(&mut self, vips: &[Vip], local: &BTreeSet<IpAddr>) -> Result<(), NetlbError> {
+    fn set_tables(&mut self, wanted: &WantedNetwork) -> Result<(), NetlbError> {
         let place = self.place();
         let nft = self.namespace.nft.as_mut().expect("a sandbox has a netfilter socket");
+        let here = wanted.endpoints.iter().filter(|endpoint| endpoint.location == Location::Local);
+        let peers = wanted.overlay.iter().flat_map(|overlay| &overlay.peers);
+        let inside = InSandbox {
+            vips: &wanted.vips,
+            local: here.flat_map(|endpoint| endpoint.addresses.iter().copied()).collect(),
+            peers: peers.map(|peer| (peer.mac, peer.node_index)).collect(),
+        };
         for (table, known) in &mut self.tables {
-            let update = table.update(vips, local);
+            let update = table.update(&inside);
             let family = table.table_family();
             tell(nft, SANDBOX_TABLE, known, &update, || table.table(), family)
                 .map_err(|source| table_error(SANDBOX_TABLE, &place, source))?;

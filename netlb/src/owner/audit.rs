@@ -1,6 +1,7 @@
 //! Looking everything over: what differs from what is wanted is mended, what nobody wants is removed.
 
 use super::apply::{audit_table, forget_stale};
+use super::overlay::remove_file_of_sandbox;
 use super::{Owner, refused};
 use crate::error::NetlbError;
 use crate::handle::Audit;
@@ -8,7 +9,7 @@ use crate::names;
 use crate::netns;
 use crate::plan::layout;
 use crate::plan::{State, Unwanted, difference};
-use crate::wanted::{Network, TaskNetwork};
+use crate::wanted::{Network, TaskNetwork, WantedNetwork};
 use skep_failpoint::failpoint;
 use skep_types::NetworkId;
 use std::collections::BTreeSet;
@@ -70,7 +71,8 @@ impl Owner {
             if keep.contains(&name) || (keep_sandboxes && names::is_sandbox_file(&name)) {
                 continue;
             }
-            netns::remove(&entry.path())?;
+            let remove = if names::is_sandbox_file(&name) { remove_file_of_sandbox } else { netns::remove };
+            remove(&entry.path())?;
             removed.push(format!("namespace {name}"));
         }
         Ok(removed)
@@ -102,6 +104,7 @@ impl Owner {
                 self.apply(wanted)?;
             }
         }
+        mended.extend(self.audit_overlay(&network.id)?);
         let wanted = self.sandbox_wanted(&network.id);
         let unwanted = if self.wanted.is_some() { Unwanted::Remove } else { Unwanted::Keep };
         let not_ensured = self.links_not_ensured();
@@ -126,10 +129,35 @@ impl Owner {
         let mut state = layout::sandbox(&sandbox.network, sandbox.slot, self.ipv6);
         for task in self.tasks.values() {
             for attachment in task.attachments.iter().filter(|attachment| attachment.network.id == *id) {
-                state.merge(layout::sandbox_for_task(task, attachment, self.ipv6));
+                state.merge(sandbox.without_moved(layout::sandbox_for_task(task, attachment, self.ipv6)));
             }
         }
+        state.merge(sandbox.told.as_ref().map_or_else(State::default, |told| told.state.clone()));
         state
+    }
+
+    /// Sees to it that the way to other nodes is known to be what is wanted, and that its device is there. The rest is
+    /// compared with all else of the sandbox.
+    fn audit_overlay(&mut self, id: &NetworkId) -> Result<Vec<String>, NetlbError> {
+        let Some(all) = self.wanted.clone() else { return Ok(Vec::new()) };
+        let Some(sandbox) = self.sandboxes.get_mut(id) else { return Ok(Vec::new()) };
+        let place = sandbox.place();
+        // A sandbox that only a task keeps has no part in an overlay.
+        let alone = || WantedNetwork { network: sandbox.network.clone(), overlay: None, endpoints: Vec::new(), vips: Vec::new() };
+        let wanted = all.networks.iter().find(|wanted| wanted.network.id == *id).cloned().unwrap_or_else(alone);
+        let link = sandbox.told.as_ref().and_then(|told| told.state.links.get(names::OVERLAY_LINK)).cloned();
+        let mut mended = Vec::new();
+        if let Some(link) = link {
+            let read = sandbox.namespace.route.read_one(names::OVERLAY_LINK);
+            let is = read.map_err(|source| NetlbError::Netlink { place: place.clone(), source })?;
+            if is.links.get(names::OVERLAY_LINK).is_none_or(|is| is.vxlan != link.vxlan) {
+                sandbox.told = None;
+                mended.push(format!("{place}: the link to other nodes"));
+            }
+        }
+        self.join(&wanted)?;
+        self.leave(id)?;
+        Ok(mended)
     }
 
     /// Links of tasks that are wanted or being made, but of which this process does not know the network.
@@ -179,5 +207,5 @@ impl Owner {
 
 /// Tunnel devices that some kernels put into every namespace, and loopback's likes.
 fn link_of_the_kernel(link: &str) -> bool {
-    !(link == "lo" || link == names::GATEWAY_LINK || link.starts_with('t') && link.len() > 8)
+    !(link == "lo" || link == names::GATEWAY_LINK || link == names::OVERLAY_LINK || link.starts_with('t') && link.len() > 8)
 }

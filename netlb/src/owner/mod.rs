@@ -5,11 +5,13 @@
 
 mod apply; // carrying out what is wanted
 mod audit; // looking everything over
+mod overlay; // joining a sandbox to those of other nodes
 mod oversight; // doing so all the time
 mod sandbox; // a network's namespace and the host's link to it
 mod task; // a task's namespace
 
 use self::audit::Depth;
+use self::overlay::Told;
 pub use self::oversight::Oversight;
 use self::oversight::Watch;
 use crate::error::NetlbError;
@@ -96,6 +98,8 @@ struct Sandbox {
     slot: Slot,
     namespace: Namespace,
     tables: Vec<(SandboxTable, Known)>,
+    /// `None`: to be read from the kernel.
+    told: Option<Told>,
 }
 
 /// See the module's description.

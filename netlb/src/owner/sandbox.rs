@@ -1,6 +1,6 @@
 //! A network's namespace on this node, and the host's link to it.
 
-use super::{Known, Owner, Sandbox, refused};
+use super::{Known, Owner, Sandbox, Told, refused};
 use crate::error::NetlbError;
 use crate::names::{self, GATEWAY_LINK};
 use crate::netlink::VethEnd;
@@ -33,7 +33,13 @@ impl Owner {
     /// Makes or mends the sandbox whether it is known or not.
     pub(super) fn set_up_sandbox(&mut self, network: &Network) -> Result<(), NetlbError> {
         let path = self.sandbox_path(&network.id);
-        let known = self.sandboxes.remove(&network.id).filter(|sandbox| sandbox.namespace.is_mounted());
+        let known = match self.sandboxes.remove(&network.id) {
+            Some(sandbox) if !sandbox.namespace.is_mounted() => {
+                sandbox.take_apart();
+                None
+            }
+            other => other,
+        };
         let (namespace, created) = match known {
             Some(sandbox) => (sandbox.namespace, false),
             None => match Namespace::open(&path, Purpose::Sandbox)? {
@@ -53,7 +59,8 @@ impl Owner {
         failpoint!("netlb.sandbox.addressed");
         let families = if self.ipv6 { vec![Family::V4, Family::V6] } else { vec![Family::V4] };
         let tables = families.into_iter().map(|family| (SandboxTable::new(family, network), Known::No)).collect();
-        let mut sandbox = Sandbox { network: network.clone(), slot, namespace, tables };
+        let told = created.then(Told::default);
+        let mut sandbox = Sandbox { network: network.clone(), slot, namespace, tables, told };
         sandbox.have_tables()?;
         failpoint!("netlb.sandbox.tables");
         if created {
@@ -149,7 +156,10 @@ impl Owner {
         let mut errors = Vec::new();
         for id in unused {
             // Its sockets hold the namespace, so they go first.
-            self.sandboxes.remove(&id);
+            if let Some(sandbox) = self.sandboxes.remove(&id) {
+                sandbox.take_apart();
+                failpoint!("netlb.sandbox.apart");
+            }
             match netns::remove(&self.sandbox_path(&id)) {
                 Ok(()) => info!(network = %id, "sandbox removed"),
                 Err(error) => errors.push(error),

@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 impl Owner {
     /// Answers at once for a namespace that is there; else starts a thread that makes one, and [`Owner::finish`] answers.
     pub(super) fn ensure_task(&mut self, network: TaskNetwork, reply: Reply<TaskNetns>) {
+        let network = self.up_to_date(network);
         if let Some(pending) = self.pending.get_mut(&network.task) {
             // One task has one network, and the latest wish counts: also one to have it after it was to be removed.
             *pending = Pending { network, removed: false, replies: std::mem::take(&mut pending.replies) };
@@ -59,14 +60,15 @@ impl Owner {
     pub(super) fn finish(&mut self, made: Made) {
         let Some(pending) = self.pending.remove(&made.task) else { return };
         let path = task_path(&self.dir, &made.task);
+        let network = self.up_to_date(pending.network);
         let outcome = match made.namespace {
             Ok(_) if pending.removed => Err(NetlbError::Removed { task: made.task.to_string() }),
-            Ok(mut namespace) => self.connect(&pending.network, &mut namespace, Found::Nothing),
+            Ok(mut namespace) => self.connect(&network, &mut namespace, Found::Nothing),
             Err(error) => Err(error),
         };
         if outcome.is_ok() {
             debug!(task = %made.task, "namespace made");
-            self.tasks.insert(made.task, pending.network);
+            self.tasks.insert(made.task, network);
         } else if let Err(error) = netns::remove(&path) {
             warn!(task = %made.task, error = error.chain(), "a namespace that failed was not removed");
         }
@@ -78,6 +80,7 @@ impl Owner {
 
     /// Looks over a namespace that is there. How many things were mended.
     pub(super) fn mend_task(&mut self, network: TaskNetwork) -> Result<usize, NetlbError> {
+        let network = self.up_to_date(network);
         let path = task_path(&self.dir, &network.task);
         let purpose = purpose(&network, self.ipv6);
         let mut namespace = match Namespace::open(&path, purpose)? {
@@ -133,7 +136,7 @@ impl Owner {
         self.ensure_sandbox(&attachment.network)?;
         let sandbox = self.sandboxes.get_mut(&attachment.network.id).expect("it was just ensured");
         let place = format!("the sandbox of network {}", attachment.network.name);
-        let wanted = layout::sandbox_for_task(network, attachment, self.ipv6);
+        let wanted = sandbox.without_moved(layout::sandbox_for_task(network, attachment, self.ipv6));
         let mut before = State::default();
         let there = !known_empty && sandbox.namespace.route.link_index(&outside).map_err(failed)?.is_some();
         if there && is.links.contains_key(&inside) {

@@ -8,11 +8,13 @@
 //!   10.0.1.1        gw 169.254.64.2/30 ─────────────────── sk…g1000 169.254.64.1/30
 //!                   default via 169.254.64.1               10.0.1.0/24 via 169.254.64.2 (ingress only)
 //! ```
+//! What joins the sandboxes of several nodes is in [`super::overlay`].
+//!
 //! Every packet of a task goes to the sandbox, whose hardware address the task knows for good, so neither ARP nor
 //! neighbour discovery is needed between the two; addresses carry the subnet's prefix for people to read, without the
 //! on-link route that the kernel would make of it.
 
-use super::namespace::{LOCAL, Link, Neighbour, Route, RouteKind, Rule, State};
+use super::namespace::{LOCAL, Link, Neighbour, Route, RouteKind, Rule, State, Which};
 use crate::names;
 use crate::wanted::{Attachment, Mac, Network, PublishMode, PublishedPort, TaskNetwork};
 use ipnet::IpNet;
@@ -71,7 +73,7 @@ impl Slot {
 
     fn link(self, network: &Network, end: End, ipv6: bool) -> Link {
         let addresses = self.both(end, ipv6).into_iter().collect();
-        Link { mtu: Some(network.mtu), mac: Some(self.mac(end)), up: true, addresses, prefix_routes: true }
+        Link { mtu: Some(network.mtu), mac: Some(self.mac(end)), up: true, addresses, prefix_routes: true, vxlan: None }
     }
 
     /// The other end, as a link's neighbour.
@@ -98,11 +100,11 @@ impl End {
 }
 
 /// A single address as a prefix.
-fn single(address: IpAddr) -> IpNet {
+pub(super) fn single(address: IpAddr) -> IpNet {
     IpNet::from(address)
 }
 
-fn everywhere(like: IpAddr) -> IpNet {
+pub(super) fn everywhere(like: IpAddr) -> IpNet {
     match like {
         IpAddr::V4(_) => IpNet::new(Ipv4Addr::UNSPECIFIED.into(), 0),
         IpAddr::V6(_) => IpNet::new(Ipv6Addr::UNSPECIFIED.into(), 0),
@@ -161,11 +163,11 @@ pub(crate) fn task_side(task: &TaskNetwork, ipv6: bool) -> State {
             if !network.internal {
                 let table = FIRST_SOURCE_TABLE + u32::try_from(index).expect("a task has few networks");
                 state.routes.insert(Route { table, ..Route::new(everywhere(gateway), through) });
-                state.rules.insert(Rule { from: single(address.addr()), table, priority: SOURCE_RULE_PRIORITY });
+                state.rules.insert(Rule { which: Which::From(single(address.addr())), table, priority: SOURCE_RULE_PRIORITY });
             }
         }
         let mac = Some(mac_of(task, attachment));
-        state.links.insert(link, Link { mtu: Some(network.mtu), mac, up: true, addresses, prefix_routes: false });
+        state.links.insert(link, Link { mtu: Some(network.mtu), mac, up: true, addresses, ..Link::default() });
     }
     state
 }

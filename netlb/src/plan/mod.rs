@@ -3,9 +3,12 @@
 //! [`layout`] says what each namespace should hold, [`difference`] what to change there, [`ports`] and [`vips`]
 //! which map elements of nf_tables come and go. Nothing here touches the kernel.
 
+pub(crate) mod change; // the difference of two states
 pub(crate) mod layout; // a namespace's links, addresses, routes as they should be
-pub(crate) mod namespace; // the words for them, and the difference of two states
+pub(crate) mod namespace; // the words for them
+pub(crate) mod overlay; // what joins a sandbox to those of other nodes
 pub(crate) mod slots; // numbered backends behind a key, changed as little as possible
 pub(crate) mod tables; // the nf_tables of the host and of a sandbox
 
-pub(crate) use namespace::{Change, Link, Neighbour, Route, RouteKind, Rule, State, Unwanted, difference};
+pub(crate) use change::{Change, Unwanted, difference};
+pub(crate) use namespace::{Forwarding, Link, Neighbour, NextHop, Route, RouteKind, Rule, State, Vxlan, Which};

@@ -9,7 +9,7 @@ mod host; // published ports
 mod sandbox; // virtual addresses
 
 pub(crate) use host::HostTable;
-pub(crate) use sandbox::SandboxTable;
+pub(crate) use sandbox::{InSandbox, SandboxTable};
 
 use crate::nft::model::kind;
 use crate::nft::{Chain, ElementChange, Expr, Family, Hook, Register, Rule};
@@ -27,6 +27,8 @@ const DSTNAT: i32 = -100;
 const SRCNAT: i32 = 100;
 /// `NF_IP_PRI_RAW`: before connection tracking.
 const RAW: i32 = -300;
+/// `NF_IP_PRI_MANGLE`: after connection tracking, before a route is chosen.
+const MANGLE: i32 = -150;
 /// `NF_IP_PRI_FILTER`: beside the host's own firewall; a drop of either counts.
 const FILTER: i32 = 0;
 /// `RTN_LOCAL` of rtnetlink, as the fib expression gives it.

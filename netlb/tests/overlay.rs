@@ -1,0 +1,178 @@
+//! Networks that span hosts, against the real kernel: two or three hosts and a client on one cable, see `support/hosts.rs`.
+
+#[path = "support/hosts.rs"]
+mod hosts;
+mod support;
+
+use hosts::*;
+use skep_netlb::*;
+use std::net::{IpAddr, TcpListener, UdpSocket};
+use support::*;
+
+/// Not a test: the program in the tasks' namespaces.
+#[test]
+fn responder() {
+    support::responder();
+}
+
+fn overlay_test<F: Future<Output = ()>>(name: &str, body: impl FnOnce(World) -> F) {
+    on_own_host(name, async |world| {
+        if kernel_has_overlays(name) {
+            body(world).await;
+        }
+    });
+}
+
+fn vip(address: &str, cluster: &Cluster) -> Vip {
+    let address: IpAddr = address.parse().unwrap();
+    let tasks: Vec<TaskNetwork> = cluster.tasks.iter().map(|(task, _)| task.clone()).collect();
+    let backends = backends(&tasks, 80).into_iter().map(|backend| backend.address);
+    Vip { address, backends: backends.filter(|backend| backend.is_ipv4() == address.is_ipv4()).collect() }
+}
+
+fn publish(cluster: &mut Cluster) {
+    let tasks: Vec<TaskNetwork> = cluster.tasks.iter().map(|(task, _)| task.clone()).collect();
+    cluster.ports = vec![ingress_port(Protocol::Tcp, 8080, &tasks), ingress_port(Protocol::Udp, 8080, &tasks)];
+}
+
+#[test]
+fn tasks_reach_each_other_across_hosts() {
+    overlay_test("tasks_reach_each_other_across_hosts", async |mut world| {
+        let hosts = hosts(2);
+        let mut cluster = Cluster::new(2, &[network(2, false)]);
+        let tasks = one_on_each(&mut world, &mut cluster, &hosts).await;
+        cluster.tell(&hosts).await;
+        for (from, to, seen) in [(&tasks[0], 12, 11), (&tasks[1], 11, 12)] {
+            let (to4, to6) = (format!("10.0.2.{to}"), format!("fd00:0:0:2::{to:x}"));
+            let name = format!("T{}", to - 10);
+            assert_eq!(within(from, || ask(&to4, 80)).unwrap(), format!("{name} saw 10.0.2.{seen}"));
+            assert_eq!(within(from, || ask(&to6, 80)).unwrap(), format!("{name} saw fd00:0:0:2::{seen:x}"));
+            assert_eq!(within(from, || ask_udp(&to4, 80)).unwrap(), format!("{name} saw 10.0.2.{seen}"));
+            assert_eq!(within(from, || ask_udp(&to6, 80)).unwrap(), format!("{name} saw fd00:0:0:2::{seen:x}"));
+        }
+        // Neither this host nor, asked by it, the other one knows these: both say so.
+        cluster.tasks.push((task(77, vec![attach(&cluster.networks[0], 77)]), 2));
+        hosts[0].netlb.set_wanted(cluster.for_node(1));
+        hosts[0].applied().await;
+        for nobody in ["10.0.2.99", "10.0.2.77", "fd00:0:0:2::63", "fd00:0:0:2::4d"] {
+            let error = within(&tasks[0], || ask(nobody, 80)).unwrap_err();
+            assert!(error.contains("unreachable") || error.contains("No route"), "{nobody}: {error}");
+        }
+        // The host's own name for the network is not on the cable.
+        assert!(!within(&World::client(), || answers_soon("10.0.2.11", 80)));
+        for host in &hosts {
+            assert!(!host.sh("ip -br link").contains("vx0"), "it is in the sandbox");
+        }
+        cluster.tasks.pop();
+        cluster.tell(&hosts).await;
+        for host in &hosts {
+            host.is_as_wanted().await;
+        }
+    });
+}
+
+#[test]
+fn the_way_between_hosts_may_be_ipv6() {
+    overlay_test("the_way_between_hosts_may_be_ipv6", async |mut world| {
+        let hosts = hosts(2);
+        let mut cluster = Cluster::new(2, &[network(2, false)]);
+        let tasks = one_on_each(&mut world, &mut cluster, &hosts).await;
+        cluster.tell(&hosts).await;
+        assert_eq!(within(&tasks[0], || ask("10.0.2.12", 80)).unwrap(), "T2 saw 10.0.2.11");
+        // The addresses of hosts change: another device, the same tasks.
+        cluster.underlay = Underlay::V6;
+        cluster.tell(&hosts).await;
+        for host in &hosts {
+            host.sh("ip addr del 198.18.0.$(ip -br addr show eth0 | grep -o 198.18.0.. | tail -c2)/24 dev eth0");
+        }
+        assert_eq!(within(&tasks[0], || ask("10.0.2.12", 80)).unwrap(), "T2 saw 10.0.2.11");
+        assert_eq!(within(&tasks[1], || ask("fd00:0:0:2::b", 80)).unwrap(), "T1 saw fd00:0:0:2::c");
+        for host in &hosts {
+            host.is_as_wanted().await;
+        }
+    });
+}
+
+#[test]
+fn a_virtual_address_leads_to_tasks_on_every_host() {
+    overlay_test("a_virtual_address_leads_to_tasks_on_every_host", async |mut world| {
+        let hosts = hosts(3);
+        let mut cluster = Cluster::new(3, &[network(2, false)]);
+        let tasks = one_on_each(&mut world, &mut cluster, &hosts).await;
+        cluster.vips = vec![vip("10.0.2.100", &cluster), vip("fd00:0:0:2::100", &cluster)];
+        let client = cluster.place(&mut world, &hosts[2], 9, vec![attach(&cluster.networks[0].clone(), 99)]).await;
+        cluster.tell(&hosts).await;
+        let names = ["T1", "T2", "T3"];
+        all_answer(&names, "10.0.2.99", || within(&client, || ask("10.0.2.100", 80)));
+        all_answer(&names, "fd00:0:0:2::63", || within(&client, || ask("fd00:0:0:2::100", 80)));
+        all_answer(&names, "10.0.2.99", || within(&client, || ask_udp("10.0.2.100", 80)));
+        // One that is among them sees itself as the gateway, the others see it.
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            seen.insert(within(&tasks[0], || ask("10.0.2.100", 80)).unwrap());
+            if seen.len() == 3 {
+                break;
+            }
+        }
+        assert_eq!(seen, ["T1 saw 10.0.2.1", "T2 saw 10.0.2.11", "T3 saw 10.0.2.11"].map(str::to_owned).into());
+        for host in &hosts {
+            host.is_as_wanted().await;
+        }
+    });
+}
+
+#[test]
+fn every_host_answers_on_a_published_port_and_tasks_see_the_client() {
+    overlay_test("every_host_answers_on_a_published_port_and_tasks_see_the_client", async |mut world| {
+        let hosts = hosts(3);
+        let mut cluster = Cluster::new(3, &[network(1, true)]);
+        let tasks = one_on_each(&mut world, &mut cluster, &hosts[..2]).await; // none on the third
+        publish(&mut cluster);
+        cluster.tell(&hosts).await;
+        let (client, names) = (World::client(), ["T1", "T2"]);
+        for index in 1..=3 {
+            all_answer(&names, CLIENT, || within(&client, || ask(&address(index), 8080)));
+            all_answer(&names, CLIENT6, || within(&client, || ask(&address6(index), 8080)));
+            all_answer(&names, CLIENT, || within(&client, || ask_udp(&address(index), 8080)));
+            all_answer(&names, CLIENT6, || within(&client, || ask_udp(&address6(index), 8080)));
+        }
+        // The hosts themselves, by their address and by loopback; and a task by its host.
+        let third = hosts[2].netns();
+        all_answer(&names, &address(3), || within(&third, || ask(&address(3), 8080)));
+        all_answer(&names, &address6(3), || within(&third, || ask(&address6(3), 8080)));
+        all_answer(&names, "169.254.64.1", || within(&third, || ask("127.0.0.1", 8080)));
+        all_answer(&names, "fd73:6b65:7000::1", || within(&third, || ask("::1", 8080)));
+        all_answer(&names, &address(3), || within(&third, || ask(&address(1), 8080)));
+        all_answer(&names, "169.254.64.1", || within(&tasks[0], || ask(&address(1), 8080)));
+        // To the outside as well, by whichever host the task is on.
+        for (index, task) in [(1, &tasks[0]), (2, &tasks[1])] {
+            for (bind, to, host) in [("0.0.0.0:99", CLIENT, address(index)), ("[::]:99", CLIENT6, address6(index))] {
+                let listener = within(&client, || TcpListener::bind(bind).unwrap());
+                let stream = within(task, || connect(to, 99)).unwrap();
+                assert_eq!(listener.accept().unwrap().1.ip().to_canonical().to_string(), host);
+                drop(stream);
+            }
+        }
+        for host in &hosts {
+            host.is_as_wanted().await;
+        }
+    });
+}
+
+#[test]
+fn a_client_that_keeps_its_port_may_come_by_another_host() {
+    overlay_test("a_client_that_keeps_its_port_may_come_by_another_host", async |mut world| {
+        let hosts = hosts(3);
+        let mut cluster = Cluster::new(3, &[network(1, true)]);
+        one_on_each(&mut world, &mut cluster, &hosts[..1]).await;
+        publish(&mut cluster);
+        cluster.tell(&hosts).await;
+        let v4 = within(&World::client(), || UdpSocket::bind("0.0.0.0:4000").unwrap());
+        let v6 = within(&World::client(), || UdpSocket::bind("[2001:db8::9]:4000").unwrap());
+        // The first is where the task is. `ask_udp_from` refuses an answer of another one than was asked.
+        for index in [1, 2, 3, 2, 1, 3] {
+            assert_eq!(ask_udp_from(&v4, address(index).parse().unwrap(), 8080).unwrap(), format!("T1 saw {CLIENT}"));
+            assert_eq!(ask_udp_from(&v6, address6(index).parse().unwrap(), 8080).unwrap(), format!("T1 saw {CLIENT6}"));
+        }
+    });
+}

@@ -1,0 +1,232 @@
+//! Several hosts and a client on one cable: a network namespace each, joined by a bridge in the test's own.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use crate::support::*;
+use skep_netlb::*;
+use std::collections::BTreeSet;
+use std::io::Read;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// However busy the machine is.
+pub const LONG: Duration = Duration::from_secs(40);
+
+/// A host, and what runs its network.
+pub struct Host {
+    pub index: u8,
+    pub netlb: Netlb,
+}
+
+/// The family of the addresses between which VXLAN packets go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Underlay {
+    V4,
+    V6,
+}
+
+/// Whether the kernel has what an overlay needs; says so loudly if not.
+pub fn kernel_has_overlays(name: &str) -> bool {
+    let probe =
+        "ip link add probe0 type vxlan id 1 dstport 14789 nolearning; ip link set probe0 up; ip nexthop add id 1 via fe80::1 dev probe0
+        ip link del probe0";
+    match run_quietly("sh", &["-ec", probe]) {
+        Ok(_) => true,
+        Err(error) => {
+            assert!(std::env::var("SKEP_REQUIRE_REAL").is_err(), "the kernel has no VXLAN, no IPv6 or no next-hop objects: {error}");
+            eprintln!("SKIPPED: {name}: the kernel has no VXLAN, no IPv6 or no next-hop objects: {error}");
+            false
+        }
+    }
+}
+
+/// Hosts 1 to `count`, on the client's cable.
+pub fn hosts(count: u8) -> Vec<Host> {
+    sh("ip addr flush dev up0; ip link add br0 type bridge; ip link set up0 master br0; ip link set br0 up");
+    (1..=count)
+        .map(|index| {
+            sh(&format!(
+                "ip netns add h{index}; ip -n h{index} link set lo up
+                 ip link add p{index} type veth peer name eth0 netns h{index}; ip link set p{index} master br0 up
+                 ip -n h{index} addr add 198.18.0.{index}/24 dev eth0; ip -n h{index} addr add 2001:db8::{index}/64 dev eth0 nodad
+                 ip -n h{index} link set eth0 up"
+            ));
+            Host::start(index)
+        })
+        .collect()
+}
+
+impl Host {
+    /// One that is there already, such as after a crash.
+    pub fn start(index: u8) -> Self {
+        let run_dir = format!("/run/h{index}");
+        let config = Config { run_dir: run_dir.clone().into(), instance: run_dir };
+        let netlb = within(&netns(index), || Netlb::start_with(config, Oversight::OnDemand).unwrap());
+        Self { index, netlb }
+    }
+
+    /// The output of a line of shell on the host.
+    pub fn sh(&self, line: &str) -> String {
+        run_quietly("nsenter", &[&format!("--net=/run/netns/h{}", self.index), "sh", "-ec", line])
+            .unwrap_or_else(|error| panic!("host {}: {line}: {error}", self.index))
+    }
+
+    pub fn netns(&self) -> PathBuf {
+        netns(self.index)
+    }
+
+    /// Where the network's sandbox is mounted.
+    pub fn sandbox(&self, network: &Network) -> String {
+        format!("/run/h{}/netns/sbx-{}", self.index, network.id)
+    }
+
+    /// The output of a line of shell in the network's sandbox.
+    pub fn in_sandbox(&self, network: &Network, line: &str) -> String {
+        self.sh(&format!("nsenter --net={} sh -ec '{line}'", self.sandbox(network)))
+    }
+
+    pub async fn applied(&self) {
+        self.netlb.applied().await.unwrap_or_else(|error| panic!("host {}: {error}", self.index));
+    }
+
+    pub async fn is_as_wanted(&self) {
+        assert_eq!(self.netlb.audit().await.unwrap(), Audit::default(), "host {}", self.index);
+    }
+}
+
+fn netns(index: u8) -> PathBuf {
+    format!("/run/netns/h{index}").into()
+}
+
+pub fn address(index: u8) -> String {
+    format!("198.18.0.{index}")
+}
+
+pub fn address6(index: u8) -> String {
+    format!("2001:db8::{index}")
+}
+
+/// The tasks of a cluster, where they are, and what leads to them: what a manager knows.
+#[derive(Clone)]
+pub struct Cluster {
+    pub underlay: Underlay,
+    pub nodes: BTreeSet<u8>,
+    pub networks: Vec<Network>,
+    /// With the number of the node.
+    pub tasks: Vec<(TaskNetwork, u8)>,
+    /// On the first network.
+    pub vips: Vec<Vip>,
+    pub ports: Vec<PublishedPort>,
+}
+
+impl Cluster {
+    pub fn new(nodes: u8, networks: &[Network]) -> Self {
+        let nodes = (1..=nodes).collect();
+        Self { underlay: Underlay::V4, nodes, networks: networks.to_vec(), tasks: vec![], vips: vec![], ports: vec![] }
+    }
+
+    fn node(&self, index: u8, network: &Network) -> Peer {
+        let underlay = if self.underlay == Underlay::V4 { address(index) } else { address6(index) };
+        let [.., high, low] = network.vni.to_be_bytes();
+        Peer { node_index: u32::from(index), underlay: underlay.parse().unwrap(), mac: Mac([2, 0xab, high, low, 0, index]) }
+    }
+
+    /// What the manager tells that node.
+    pub fn for_node(&self, index: u8) -> Wanted {
+        let tasks: Vec<TaskNetwork> = self.tasks.iter().map(|(task, _)| task.clone()).collect();
+        let mut all = wanted(&self.networks, &tasks, self.ports.clone());
+        all.tasks = self.tasks.iter().filter(|(_, node)| *node == index).map(|(task, _)| task.task.clone()).collect();
+        for of in &mut all.networks {
+            let others = self.nodes.iter().filter(|node| **node != index);
+            let peers = others.map(|node| self.node(*node, &of.network)).collect();
+            of.overlay = Some(Overlay { this: self.node(index, &of.network), port: 4789, peers });
+            for endpoint in &mut of.endpoints {
+                let (_, node) = self.tasks.iter().find(|(task, _)| task.task == endpoint.task).unwrap();
+                if *node != index {
+                    endpoint.location = Location::Remote { node_index: u32::from(*node) };
+                }
+            }
+        }
+        all.networks[0].vips.clone_from(&self.vips);
+        all
+    }
+
+    /// Tells all of these hosts, and waits until they are so.
+    pub async fn tell(&self, hosts: &[Host]) {
+        for host in hosts.iter().filter(|host| self.nodes.contains(&host.index)) {
+            host.netlb.set_wanted(self.for_node(host.index));
+        }
+        for host in hosts.iter().filter(|host| self.nodes.contains(&host.index)) {
+            host.applied().await;
+        }
+    }
+
+    /// Places a task and starts a responder in it that is called `T<number>`.
+    pub async fn place(&mut self, world: &mut World, host: &Host, number: u8, attachments: Vec<Attachment>) -> PathBuf {
+        let task = task(number, attachments);
+        let path = host.netlb.ensure_task(task.clone()).await.unwrap().path;
+        world.respond(&path, &format!("T{number}"));
+        self.tasks.push((task, host.index));
+        path
+    }
+}
+
+/// A task on each of the hosts with those numbers: `T1` at 10.0.n.11 on the first, and so on.
+pub async fn one_on_each(world: &mut World, cluster: &mut Cluster, hosts: &[Host]) -> Vec<PathBuf> {
+    let mut paths = Vec::new();
+    let network = cluster.networks[0].clone();
+    for host in hosts {
+        let attachments = vec![attach(&network, 10 + host.index)];
+        paths.push(cluster.place(world, host, host.index, attachments).await);
+    }
+    paths
+}
+
+/// The line a TCP port answers with. Waits long, and for one answer.
+pub fn ask(to: &str, port: u16) -> Result<String, String> {
+    let address = SocketAddr::new(to.parse().unwrap(), port);
+    let mut stream = TcpStream::connect_timeout(&address, LONG).map_err(|error| format!("{address}: {error}"))?;
+    stream.set_read_timeout(Some(LONG)).unwrap();
+    let mut buffer = [0; 200];
+    let length = stream.read(&mut buffer).map_err(|error| error.to_string())?;
+    Ok(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
+}
+
+/// What a UDP port answers with; asks again as clients do, for UDP loses.
+pub fn ask_udp(to: &str, port: u16) -> Result<String, String> {
+    let to: IpAddr = to.parse().unwrap();
+    let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+    ask_udp_from(&socket, to, port)
+}
+
+/// The same from a socket that is kept. Only an answer of whom was asked is one.
+pub fn ask_udp_from(socket: &UdpSocket, to: IpAddr, port: u16) -> Result<String, String> {
+    socket.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    let end = Instant::now() + LONG;
+    loop {
+        socket.send_to(b"hello", (to, port)).map_err(|error| error.to_string())?;
+        let mut buffer = [0; 200];
+        match socket.recv_from(&mut buffer) {
+            Ok((length, from)) if from.ip() == to => return Ok(String::from_utf8_lossy(&buffer[..length]).into_owned()),
+            Ok((_, from)) => return Err(format!("{from} answered, and {to} was asked")),
+            Err(error) if Instant::now() > end => return Err(error.to_string()),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Asks until every one of `names` has answered; every answer must name the client so.
+pub fn all_answer(names: &[&str], seen_as: &str, asked: impl Fn() -> Result<String, String>) {
+    let mut answered = BTreeSet::new();
+    for _ in 0..200 {
+        let answer = asked().unwrap_or_else(|error| panic!("{error}"));
+        let (name, seen) = answer.split_once(" saw ").unwrap_or_else(|| panic!("odd answer {answer:?}"));
+        assert_eq!(seen, seen_as, "{answer}");
+        assert!(names.contains(&name), "{answer}");
+        answered.insert(name.to_owned());
+        if answered.len() == names.len() {
+            return;
+        }
+    }
+    panic!("only {answered:?} answered");
+}
