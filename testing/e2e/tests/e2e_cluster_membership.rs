@@ -360,12 +360,12 @@ fn a_join_or_a_promotion_cut_short_anywhere_is_finished_or_undone() -> Result<()
         let mut died = BTreeSet::new();
         for role in ["worker", "manager"] {
             for point in &joins {
-                arm(cluster, 1, Some(point))?;
+                cluster[1].arm(Some(point))?;
                 let _ = cluster.join(1, role);
                 if cluster[1].skepd_died(Duration::from_millis(500)) {
                     died.insert(point.clone());
                 }
-                arm(cluster, 1, None)?;
+                cluster[1].arm(None)?;
                 if cluster.api(1)?.status(false)?.node_id.is_empty() {
                     cluster.join(1, role).with_context(|| point.clone())?;
                 }
@@ -375,13 +375,13 @@ fn a_join_or_a_promotion_cut_short_anywhere_is_finished_or_undone() -> Result<()
         }
         cluster.join(1, "worker")?;
         for point in &promotions {
-            arm(cluster, 1, Some(point))?;
+            cluster[1].arm(Some(point))?;
             let id = cluster.node_id(1)?;
             cluster.ctl(0, &["node", "promote", "--detach", &id])?.success()?;
             if cluster[1].skepd_died(Duration::from_secs(10)) {
                 died.insert(point.clone());
             }
-            arm(cluster, 1, None)?;
+            cluster[1].arm(None)?;
             settled(cluster, true).with_context(|| point.clone())?;
             cluster.ctl(0, &["node", "demote", &id])?.success()?;
             eventually(SOON, "it is a worker again", || {
@@ -398,13 +398,6 @@ fn a_join_or_a_promotion_cut_short_anywhere_is_finished_or_undone() -> Result<()
         );
         Ok(())
     })
-}
-
-/// Starts the host's skepd anew, to die at this fail-point.
-fn arm(cluster: &mut Cluster, host: usize, point: Option<&String>) -> Result<()> {
-    cluster[host].kill_skepd();
-    cluster[host].set_environment(point.into_iter().map(|point| ("SKEP_FAILPOINT".to_owned(), point.clone())).collect());
-    cluster[host].start_skepd()
 }
 
 /// The second host is a ready node in this role, and if it manages, it has the state that the first has.

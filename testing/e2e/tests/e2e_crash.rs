@@ -1,7 +1,9 @@
 //! Processes killed at bad moments: what runs goes on, what was begun is finished or cleaned, nothing leaks.
 
 use anyhow::{Context, Result, ensure};
-use skep_kit::{Inventory, Lab, LabOptions, eventually, need_root};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use skep_kit::{Dice, Inventory, Lab, LabOptions, eventually, need_root};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -139,7 +141,7 @@ fn tasks_do_not_notice_that_containerd_is_killed() -> Result<()> {
     // A task that ends while containerd is away is noticed when it is back.
     let victim = *before.first().context("there are tasks")?;
     lab.kill_containerd();
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(i32::try_from(victim)?), nix::sys::signal::Signal::SIGKILL)?;
+    kill(Pid::from_raw(i32::try_from(victim)?), Signal::SIGKILL)?;
     std::thread::sleep(Duration::from_millis(300));
     lab.start_containerd()?;
     eventually(SOON, "the ended task is replaced", || {
@@ -172,14 +174,6 @@ fn all_failpoints() -> Result<BTreeSet<String>> {
         walk(&root.join(dir), &mut found)?;
     }
     Ok(found)
-}
-
-/// Whether skepd, which may die on the way, is up at last.
-fn answers(lab: &mut Lab) -> Result<bool> {
-    eventually(SOON, "skepd answers or dies", || match lab.ctl(&["cluster", "status"])?.success() {
-        Err(_) if !lab.runs() => Ok(false),
-        answer => answer.map(|_| true),
-    })
 }
 
 /// The life of a service, so short that it can be lived a hundred times. Errors are expected: the daemon may die in the middle.
@@ -240,14 +234,11 @@ fn a_kill_at_any_fail_point_heals_within_five_seconds_and_leaks_nothing() -> Res
     if !need_root("fail-points") {
         return Ok(());
     }
-    let mut points = all_failpoints()?;
-    ensure!(points.len() >= 60, "only {} fail-points", points.len());
     let mut lab = Lab::swarm(LabOptions::default())?;
-    // With all of them, a kill comes at any time where a point is not on the path; `make e2e` has the time for that.
-    if std::env::var("SKEP_E2E").is_err() {
-        let passed = passed(&mut lab)?;
-        points.retain(|point| passed.contains(point));
-    }
+    // Those on other ways are for the tests that go them: of nodes, keys and backups in e2e_cluster_crashes and e2e_cluster_membership,
+    // of images, networks and the store in the crates.
+    let points = passed(&mut lab)?;
+    ensure!(points.is_subset(&all_failpoints()?) && points.len() >= 60, "passed {points:?}");
     // A service that must not be touched by anything that follows.
     lab.ctl(&["service", "create", "-q", "--name", "steady", "--replicas", "2", "--publish", "8080:8080", "whoami"])?.success()?;
     let steady = pids(&lab, "steady")?;
@@ -264,41 +255,45 @@ fn a_kill_at_any_fail_point_heals_within_five_seconds_and_leaks_nothing() -> Res
     let (mut died_at, mut not_reached) = (BTreeSet::new(), BTreeSet::new());
     let mut problems = Vec::new();
     let mut healing = Healing::default();
-    for point in points.iter().filter(|point| only.as_ref().is_none_or(|only| only == *point)) {
-        lab.stop_skepd().or_else(|_| {
+    let mut heal = |lab: &mut Lab, what: &str| {
+        let healed = (|| -> Result<()> {
             lab.kill_skepd();
-            Ok::<_, anyhow::Error>(())
-        })?;
-        lab.set_environment(vec![("SKEP_FAILPOINT".into(), point.clone())]);
-        // It may die before it is ready: that is a kill during the start, and wanted.
-        lab.spawn_skepd()?;
-        if answers(&mut lab)? {
-            live(&mut lab);
-        }
-        if lab.skepd_died(Duration::from_millis(200)) {
-            died_at.insert(point.clone());
-        } else {
-            not_reached.insert(point.clone());
-            lab.kill_skepd();
-        }
-        lab.set_environment(Vec::new());
-        let heal = (|| -> Result<()> {
+            lab.set_environment(Vec::new());
             lab.start_skepd()?;
             let _ = lab.ctl(&["service", "rm", "short"]);
             healing.wait("it heals", || {
-                ensure!(pids(&lab, "steady")? == steady, "the steady service was touched");
-                Inventory::take(&lab)?.same_as(&inventory)
+                ensure!(pids(lab, "steady")? == steady, "the steady service was touched");
+                Inventory::take(lab)?.same_as(&inventory)
             })
         })();
-        eprintln!("{point}: {}", if died_at.contains(point) { "died" } else { "not reached" });
-        if let Err(error) = heal {
-            eprintln!("{point}: {error:#}");
-            problems.push(format!("{point}: {error:#}"));
+        problems.extend(healed.err().map(|error| format!("{what}: {error:#}")));
+    };
+    for point in points.iter().filter(|point| only.as_ref().is_none_or(|only| only == *point)) {
+        // It may die before it is ready: that is a kill during the start, and wanted.
+        if lab.arm(Some(point))? {
+            live(&mut lab);
+        }
+        let died = lab.skepd_died(Duration::from_millis(200));
+        eprintln!("{point}: {}", if died { "died" } else { "not reached" });
+        if died { &mut died_at } else { &mut not_reached }.insert(point.clone());
+        heal(&mut lab, point);
+    }
+    if std::env::var("SKEP_E2E").is_ok_and(|which| which == "all") {
+        let mut dice = Dice::cast("kills at any moment");
+        for round in Dice::rounds(20) {
+            let moment = dice.moment(0..3000);
+            let pid = Pid::from_raw(i32::try_from(lab.skepd_pid().context("skepd runs")?)?);
+            let killer = std::thread::spawn(move || {
+                std::thread::sleep(moment);
+                kill(pid, Signal::SIGKILL)
+            });
+            live(&mut lab);
+            killer.join().expect("no panic in a thread")?;
+            heal(&mut lab, &format!("round {round}, killed after {moment:?}"));
         }
     }
     let (answered, failed) = hammer.end();
-    eprintln!("killed at {} fail-points: {died_at:?}", died_at.len());
-    eprintln!("not on this path, killed anyway: {not_reached:?}");
+    eprintln!("killed at {} fail-points; not reached this time: {not_reached:?}", died_at.len());
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     healing.was_in_time()?;
     ensure!(only.is_some() || died_at.len() >= 60, "died at only {} fail-points; not reached: {not_reached:?}", died_at.len());
@@ -316,7 +311,7 @@ fn a_swarm_that_is_made_or_left_half_way_is_cleared_away() -> Result<()> {
     for point in points {
         let mut lab = Lab::new(LabOptions { environment: vec![("SKEP_FAILPOINT".into(), point.clone())] })?;
         lab.spawn_skepd()?;
-        answers(&mut lab)?;
+        lab.answers_or_dies()?;
         let _ = lab.ctl(&["cluster", "init", "--advertise-addr", Lab::HOST]);
         let _ = lab.ctl(&["cluster", "leave", "--force"]);
         lab.skepd_died(Duration::from_millis(300));

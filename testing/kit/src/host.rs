@@ -138,6 +138,13 @@ impl Host {
         self.skepd.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
+    /// Whether skepd's process is there; what has ended and was not asked for is not.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let stat = self.skepd_pid().and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+        stat.is_some_and(|stat| !stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+    }
+
     /// Whether skepd was started and is meant to answer: nobody killed, stopped or paused it.
     #[must_use]
     pub fn is_up(&self) -> bool {
@@ -230,13 +237,29 @@ impl Host {
     /// If it ends or does not answer within a minute, with the end of its log.
     pub fn start_skepd(&mut self) -> Result<()> {
         self.spawn_skepd()?;
+        ensure!(self.answers_or_dies()?, "skepd ended at its start; {}", self.log_tail());
+        Ok(())
+    }
+
+    /// Starts skepd anew, to kill itself at this fail-point. Whether it is up; `false` if it has died already.
+    ///
+    /// # Errors
+    /// If it neither answers nor dies.
+    pub fn arm(&mut self, failpoint: Option<&str>) -> Result<bool> {
+        self.kill_skepd();
+        self.set_environment(failpoint.into_iter().map(|point| ("SKEP_FAILPOINT".to_owned(), point.to_owned())).collect());
+        self.spawn_skepd()?;
+        self.answers_or_dies()
+    }
+
+    /// Waits for the answer of a daemon that may die on the way.
+    ///
+    /// # Errors
+    /// If it neither answers nor dies within a minute, with the end of its log.
+    pub fn answers_or_dies(&mut self) -> Result<bool> {
         let answered = eventually(STARTED, "skepd answers", || match self.ctl(&["cluster", "status"])?.success() {
             Err(_) if !self.runs() => Ok(false),
             answer => answer.map(|_| true),
-        });
-        let answered = answered.and_then(|answered| {
-            ensure!(answered, "skepd ended at its start");
-            Ok(())
         });
         answered.map_err(|error| error.context(self.log_tail()))
     }
