@@ -143,6 +143,10 @@ impl Scheduler {
         }
         self.explain_waiting(now, &mut plan);
         self.log.trim(2 * self.places.len() + 1024);
+        if self.tentative.capacity() > 64 * self.tentative.len().max(16) {
+            // After a large plan come small ones, which would find each of their few entries far from the others.
+            self.tentative.shrink_to(2 * self.tentative.len());
+        }
         plan
     }
 
@@ -154,6 +158,10 @@ impl Scheduler {
 
     /// What the last plan placed and no commit has confirmed is pending again.
     fn expire_tentative(&mut self) {
+        if self.tentative.is_empty() {
+            // Draining would wipe all of the table.
+            return;
+        }
         // The table stays as large as it was: the next plan fills it again.
         let lost: Vec<_> = self.tentative.drain().collect();
         for (id, task) in lost {
@@ -222,7 +230,7 @@ impl Scheduler {
                 is_full = true;
                 break;
             };
-            chosen.push((Arc::clone(task), number, given));
+            chosen.push((task, number, given));
             placed += 1;
         }
         load.put_standing(class_id, standing);
@@ -233,8 +241,8 @@ impl Scheduler {
         plan.changes.reserve(chosen.len());
         self.tentative.reserve(chosen.len());
         for (task, number, given) in chosen {
-            let node = self.places[number as usize].node.as_ref().expect("members of a class are nodes").id.clone();
-            let task = Arc::new(assigned(&task, node, given, now));
+            let node = self.places[number as usize].id.clone();
+            let task = Arc::new(assigned(task, node, given, now));
             plan.changes.push(Action::Update(Object::Task(Arc::clone(&task))));
             self.tentative.insert(task.id.clone(), task);
         }

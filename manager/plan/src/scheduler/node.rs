@@ -2,12 +2,14 @@
 
 use super::need::{Misfit, Need, host_ports};
 use crate::resources::Free;
-use skep_types::{Availability, GenericResource, Node, NodeState, Protocol, Resources, Task, TaskState};
+use skep_types::{Availability, GenericResource, Node, NodeId, NodeState, Protocol, Resources, Task, TaskState};
 use std::sync::Arc;
 
 /// A node and what is left of it.
 #[derive(Debug)]
 pub(crate) struct Place {
+    /// Beside what else a placement reads: among many nodes the node itself is far away in memory.
+    pub id: NodeId,
     /// `None` = the node was removed; its number is not used again.
     pub node: Option<Arc<Node>>,
     /// Changes whenever a property changes that [`super::need::Fixed::check`] or readiness depends on.
@@ -39,6 +41,7 @@ fn is_ready(node: &Node) -> bool {
 impl Place {
     pub fn new(node: &Arc<Node>) -> Self {
         Self {
+            id: node.id.clone(),
             is_ready: is_ready(node),
             free: Free::of(&resources(node)),
             node: Some(Arc::clone(node)),
