@@ -4,16 +4,24 @@
 //! subscription for all tasks ([`events`]); nothing polls.
 
 mod client; // calls with namespace and deadline
+mod config; // where containers are run
 mod copyup; // filling a new volume from the image
 mod events; // one subscription, who waits for which exit
 mod failure; // runc's words into ours
 mod files; // hosts, resolv.conf, secrets, fifos of one task
+mod host; // what the kernel can do
 mod init; // process 1 of containers that ask for one
+mod prepare; // from a task to a container
+mod probe; // health checks
 mod recover; // what earlier lives left
 mod rootfs; // looking into an image without mounting it
 mod run; // the executor
 mod shims; // processes that containerd lost
+mod signal; // by name and number
 pub(crate) mod spec; // OCI runtime specification, pure
+mod start; // from a container to a process
+mod stop; // and back to nothing
 mod volumes; // the local volume driver
 
-pub use run::{ContainerdConfig, ContainerdExecutor};
+pub use config::ContainerdConfig;
+pub use run::ContainerdExecutor;

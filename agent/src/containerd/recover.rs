@@ -1,8 +1,8 @@
 //! Finds what earlier lives of the agent left: containers, processes, snapshots, directories, logs.
 
 use super::client::{CALL_LIMIT, Client};
+use super::config::{ContainerdConfig, OWNER_LABEL, TASK_LABEL};
 use super::files::TaskDir;
-use super::run::{ContainerdConfig, OWNER_LABEL, TASK_LABEL};
 use crate::error::ExecError;
 use crate::executor::{Found, Started};
 use crate::task::Outcome;

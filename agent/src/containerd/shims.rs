@@ -2,7 +2,7 @@
 //! clean-up runs out of time. Nobody else would ever end them.
 
 use super::client::{CALL_LIMIT, Client};
-use super::run::ContainerdConfig;
+use super::config::ContainerdConfig;
 use crate::error::ExecError;
 use containerd_client::services::v1::ListContainersRequest;
 use nix::sys::signal::{Signal, kill};

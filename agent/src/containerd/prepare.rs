@@ -1,0 +1,221 @@
+//! From a task to a container that is ready to be started: image, network, root file system, files, record.
+
+use super::client::CALL_LIMIT;
+use super::config::{ContainerdConfig, OWNER_LABEL, TASK_LABEL};
+use super::files::{self, Kept};
+use super::run::Shared;
+use super::signal::stop_signal;
+use super::{init, rootfs, spec, volumes};
+use crate::error::ExecError;
+use crate::executor::{ImageReady, Sandbox};
+use crate::health::HealthCheck;
+use crate::logs::{LogOptions, Open};
+use crate::payloads::Payloads;
+use crate::template;
+use containerd_client::services::v1::container::Runtime;
+use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
+use containerd_client::services::v1::{Container, CreateContainerRequest};
+use containerd_client::types::Mount as RootMount;
+use oci_spec::runtime::Spec;
+use prost::Message;
+use prost_types::Any;
+use skep_failpoint::failpoint;
+use skep_types::{ContainerSpec, HealthConfig, Task, TaskId};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use tokio_util::sync::CancellationToken;
+
+/// Keeps a snapshot from containerd's garbage collector while no container names it (dependencies 2a, pitfall 2).
+const GC_ROOT_LABEL: &str = "containerd.io/gc.root";
+const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+
+/// `containerd.runc.v1.Options`, as far as it is used.
+#[derive(Clone, PartialEq, Message)]
+struct RuncOptions {
+    #[prost(string, tag = "6")]
+    binary_name: String,
+}
+
+/// A container that is ready to be started.
+pub(super) struct Prepared {
+    pub mounts: Vec<RootMount>,
+    pub terminal: bool,
+    pub stdin: Option<PathBuf>,
+    pub health: Option<HealthConfig>,
+}
+
+/// What the files of a task gave.
+struct Made {
+    spec: Spec,
+    stdin: Option<PathBuf>,
+}
+
+impl Shared {
+    /// The image and the network, which need nothing of each other.
+    async fn fetch(&self, task: &Task, spec: &ContainerSpec, cancel: &CancellationToken) -> Result<(ImageReady, Sandbox), ExecError> {
+        let image = async {
+            tokio::select! {
+                () = cancel.cancelled() => Err(ExecError::Cancelled),
+                image = self.images.ensure(&spec.image, &spec.registry_auth.0) => Ok(image?),
+            }
+        };
+        let (image, sandbox) = tokio::join!(image, self.network.attach(task));
+        Ok((image?, sandbox?))
+    }
+
+    async fn prepare_snapshot(&self, task: &TaskId, image: &ImageReady) -> Result<Vec<RootMount>, ExecError> {
+        let labels = [(TASK_LABEL, task.to_string()), (OWNER_LABEL, self.config.owner()), (GC_ROOT_LABEL, "1".into())];
+        let message = PrepareSnapshotRequest {
+            snapshotter: image.snapshotter.clone(),
+            key: task.to_string(),
+            parent: image.chain_id.clone(),
+            labels: labels.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        };
+        let request = self.client.request(message);
+        let answer = self.client.call("prepare the root file system", CALL_LIMIT, self.client.snapshots().prepare(request)).await;
+        Ok(answer.map_err(self.explain())?.mounts)
+    }
+
+    pub(super) async fn prepare(&self, task: &Task, payloads: &Payloads, cancel: &CancellationToken) -> Result<(), ExecError> {
+        let spec = template::expand(task.spec.container().ok_or(ExecError::NotAContainer)?, task, &self.config.node)?;
+        let log = LogOptions::of(task.log_driver.as_ref())?;
+        let init = init::wanted(&spec, &self.config.init)?;
+        if !self.touched.lock().expect("no panic while held").insert(task.id.clone()) {
+            self.release(&task.id).await?;
+            self.touched.lock().expect("no panic while held").insert(task.id.clone());
+        }
+        let (image, sandbox) = self.fetch(task, &spec, cancel).await?;
+        failpoint!("agent.prepare.attached");
+        let mounts = self.prepare_snapshot(&task.id, &image).await?;
+        failpoint!("agent.prepare.snapshot");
+        let health = HealthCheck::merge(spec.healthcheck.as_ref(), image.config.health.as_ref())
+            .map_err(|error| ExecError::BadSpec { field: "healthcheck.test", problem: error.to_string() })?
+            .map(|check| check.to_config());
+        let kept = Kept {
+            health: health.clone(),
+            stop_signal: stop_signal(&spec, &image)?,
+            terminal: spec.tty,
+            log,
+            snapshotter: image.snapshotter.clone(),
+            own_volumes: Vec::new(),
+        };
+        let made = self.make_files(task, &spec, &image, &sandbox, payloads, &mounts, init.as_deref(), kept)?;
+        failpoint!("agent.prepare.files");
+        self.logs.open(self.output_of(&task.id, spec.tty, log)).await?;
+        failpoint!("agent.prepare.logs");
+        self.create_container(task, &spec, &image, made.spec).await?;
+        failpoint!("agent.prepare.container");
+        let stdin = made.stdin;
+        self.prepared.lock().expect("no panic while held").insert(task.id.clone(), Prepared { mounts, terminal: spec.tty, stdin, health });
+        Ok(())
+    }
+
+    pub(super) fn output_of(&self, task: &TaskId, terminal: bool, options: LogOptions) -> Open {
+        let dir = self.config.task_dir(task);
+        Open {
+            task: task.clone(),
+            stdout: dir.join("stdout"),
+            stderr: (!terminal).then(|| dir.join("stderr")),
+            dir: self.config.logs_dir().join(task.as_str()),
+            options,
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one container, used once")]
+    fn make_files(
+        &self,
+        task: &Task,
+        container: &ContainerSpec,
+        image: &ImageReady,
+        sandbox: &Sandbox,
+        payloads: &Payloads,
+        root: &[RootMount],
+        init: Option<&Path>,
+        mut kept: Kept,
+    ) -> Result<Made, ExecError> {
+        let dir = self.config.task_dir(&task.id);
+        dir.create()?;
+        failpoint!("agent.files.directory");
+        let hostname = files::hostname(container, task, sandbox, &self.config.node);
+        let etc = self.config.task_etc(&task.id);
+        etc.create()?;
+        failpoint!("agent.files.etc");
+        etc.write("hostname", format!("{hostname}\n"))?;
+        etc.write("hosts", files::hosts(container, &hostname, sandbox)?)?;
+        etc.write("resolv.conf", files::resolv_conf(container, sandbox))?;
+        dir.make_fifo("stdout")?;
+        failpoint!("agent.files.stdout");
+        if !container.tty {
+            dir.make_fifo("stderr")?;
+        }
+        // Nobody ever writes into it: the container's input stays open and empty.
+        let stdin = if container.open_stdin { Some(dir.make_fifo("stdin")?) } else { None };
+        let layers = rootfs::layers(root);
+        let wanted = if container.user.is_empty() { &image.config.user } else { &container.user };
+        let user = rootfs::resolve_user(&layers, wanted, &container.groups)?;
+        let secret_files = files::write_payloads(&dir, task, container, payloads)?;
+        failpoint!("agent.files.payloads");
+        let place = volumes::Place { task: &task.id, volumes: &self.config.volumes_dir(), dir: &dir, root };
+        let ready = volumes::make_ready(container, &image.config.volumes, &secret_files, &place)?;
+        kept.own_volumes = ready.own_volumes;
+        dir.keep(&kept)?;
+        let spec = spec::build(&spec::Input {
+            container,
+            resources: task.spec.resources.as_ref(),
+            individuals: &task.assigned_generic_resources,
+            init,
+            image: &image.config,
+            user: &user,
+            hostname: &hostname,
+            namespace: sandbox.namespace.as_deref(),
+            etc: etc.path(),
+            mounts: &ready.mounts,
+            cgroup: &format!("{}/{}", self.config.cgroup_parent, task.id),
+            host: &self.host,
+        })?;
+        Ok(Made { spec, stdin })
+    }
+
+    async fn create_container(&self, task: &Task, container: &ContainerSpec, image: &ImageReady, spec: Spec) -> Result<(), ExecError> {
+        let text =
+            serde_json::to_vec(&spec).map_err(|error| ExecError::Runtime { step: "encode the container", reason: error.to_string() })?;
+        if let Some(process) = spec.process() {
+            self.processes.lock().expect("no panic while held").insert(task.id.clone(), process.clone());
+        }
+        let options = self.config.runtime_binary.as_ref().map(|binary| Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            value: RuncOptions { binary_name: binary.display().to_string() }.encode_to_vec(),
+        });
+        let record = Container {
+            id: task.id.to_string(),
+            labels: labels(task, container, &self.config),
+            image: container.image.clone(),
+            runtime: Some(Runtime { name: self.config.runtime.clone(), options }),
+            spec: Some(Any { type_url: SPEC_TYPE.into(), value: text }),
+            snapshotter: image.snapshotter.clone(),
+            snapshot_key: task.id.to_string(),
+            ..Container::default()
+        };
+        let request = self.client.request(CreateContainerRequest { container: Some(record) });
+        let answer = self.client.call("create the container", CALL_LIMIT, self.client.containers().create(request)).await;
+        answer.map(drop).map_err(self.explain())
+    }
+}
+
+/// Ours, Swarm's usual ones (wire-behaviour 28), and the user's.
+fn labels(task: &Task, container: &ContainerSpec, config: &ContainerdConfig) -> HashMap<String, String> {
+    let own = [
+        (TASK_LABEL, task.id.to_string()),
+        (OWNER_LABEL, config.owner()),
+        ("com.docker.swarm.task", String::new()),
+        ("com.docker.swarm.task.id", task.id.to_string()),
+        ("com.docker.swarm.task.name", task.name()),
+        ("com.docker.swarm.node.id", config.node.id.clone()),
+        ("com.docker.swarm.service.id", task.service_id.as_ref().map(ToString::to_string).unwrap_or_default()),
+        ("com.docker.swarm.service.name", task.service_annotations.name.clone()),
+    ];
+    // Some tell containerd to run programs of the host (`containerd.io/restart.loguri`), and it refuses long ones.
+    let harmless = |(name, value): &(&String, &String)| !name.starts_with("containerd.io/") && name.len() + value.len() <= 4096;
+    let users = container.labels.iter().filter(harmless).map(|(name, value)| (name.clone(), value.clone()));
+    users.chain(own.into_iter().map(|(name, value)| (name.to_owned(), value))).collect()
+}
