@@ -3,7 +3,7 @@
 use crate::error::{NetworkError, chain};
 use crate::executor::{Network, Sandbox};
 use async_trait::async_trait;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use skep_netlb::{
     Attachment, Backend, Endpoint, Location, Netlb, NetlbError, Protocol, PublishMode, PublishedPort, Subnet, TaskNetwork, Vip, Wanted,
     WantedNetwork,
@@ -13,7 +13,7 @@ use skep_types::{
     VXLAN_IDS_OPTION,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,6 +26,8 @@ const APPLY_LIMIT: Duration = Duration::from_secs(3);
 const BRIDGE_VNI: u32 = 0x00FF_FFFF;
 /// Of the bridge, unless configured: beyond what dockerd takes first.
 const BRIDGE_SUBNET: &str = "172.31.240.0/20";
+/// Of the bridge in IPv6: the /64 behind the one that netlb numbers its links from, out of its unique local range.
+const BRIDGE_RANGE_V6: Ipv6Addr = Ipv6Addr::new(0xfd73, 0x6b65, 0x7001, 0, 0, 0, 0, 0);
 
 /// Where a port is looked for when the node may choose one (as dockerd's range).
 const CHOICE: std::ops::RangeInclusive<u16> = 49153..=65535;
@@ -45,16 +47,25 @@ pub struct Held {
 /// The network of tasks that are on none of the cluster's: a way out, and a way in for host-mode ports, on this node only.
 fn bridge_network(address: IpNet) -> skep_netlb::Network {
     let range = address.trunc();
-    let gateway = range.hosts().next().unwrap_or_else(|| range.addr());
+    let gateway =
+        IpNet::new(range.hosts().next().unwrap_or_else(|| range.addr()), range.prefix_len()).expect("the prefix of the same family");
+    let ranges = both_families(gateway).into_iter();
     skep_netlb::Network {
         id: "node-bridge".parse().expect("letters and a dash make an id"),
         name: "bridge".into(),
         vni: BRIDGE_VNI,
-        subnets: vec![Subnet { range, gateway }],
+        subnets: ranges.map(|gateway| Subnet { range: gateway.trunc(), gateway: gateway.addr() }).collect(),
         mtu: 1500,
         internal: false,
         ingress: false,
     }
+}
+
+/// An address of the bridge, and the IPv6 address that goes with it: as unique, and nothing more to keep.
+fn both_families(address: IpNet) -> Vec<IpNet> {
+    let IpNet::V4(v4) = address else { return vec![address] };
+    let v6 = Ipv6Addr::from(u128::from(BRIDGE_RANGE_V6) | u128::from(u32::from(v4.addr())));
+    vec![address, IpNet::V6(Ipv6Net::new(v6, 64).expect("64 is a prefix length"))]
 }
 
 fn needs_bridge(task: &Task) -> bool {
@@ -116,7 +127,7 @@ pub fn task_network(task: &Task, bridge: Option<IpNet>) -> Result<TaskNetwork, N
     let mut list: Vec<&NetworkAttachment> = overlays(task).collect();
     list.sort_by_key(|attachment| attachment.network.spec.ingress);
     let mut attachments = list.into_iter().map(attach).collect::<Result<Vec<_>, NetworkError>>()?;
-    attachments.extend(bridge.map(|address| Attachment { network: bridge_network(address), addresses: vec![address], mac: None }));
+    attachments.extend(bridge.map(|address| Attachment { network: bridge_network(address), addresses: both_families(address), mac: None }));
     Ok(TaskNetwork { task: task.id.clone(), attachments })
 }
 
@@ -141,7 +152,8 @@ fn entry(task: &Task, bridge: Option<IpNet>) -> Option<(NetworkId, Vec<IpAddr>)>
     let ingress = overlays(task).find(|attachment| attachment.network.spec.ingress);
     let attachment = ingress.or_else(|| overlays(task).find(|attachment| !attachment.network.spec.internal));
     let overlay = attachment.map(|attachment| (attachment.network.id.clone(), bare(attachment)));
-    overlay.or_else(|| bridge.map(|address| (bridge_network(address).id, vec![address.addr()])))
+    let on_bridge = |address| both_families(address).iter().map(IpNet::addr).collect();
+    overlay.or_else(|| bridge.map(|address| (bridge_network(address).id, on_bridge(address))))
 }
 
 /// What the whole node's network should be, given the tasks whose network exists.
@@ -179,7 +191,8 @@ pub fn wanted(held: &BTreeMap<TaskId, Held>) -> Wanted {
             let (id, task) = (network.id.clone(), task.id.clone());
             let entry =
                 networks.entry(id).or_insert_with(|| WantedNetwork { network, overlay: None, endpoints: Vec::new(), vips: Vec::new() });
-            entry.endpoints.push(Endpoint { task, addresses: vec![address.addr()], location: Location::Local });
+            let addresses = both_families(address).iter().map(IpNet::addr).collect();
+            entry.endpoints.push(Endpoint { task, addresses, location: Location::Local });
         }
         let ports = task.endpoint.iter().flat_map(|endpoint| &endpoint.ports).filter(|p| p.publish_mode == WireMode::Ingress);
         let on_ingress = overlays(task).find(|attachment| attachment.network.spec.ingress);
@@ -350,15 +363,17 @@ impl Network for NetlbNetwork {
             return Ok(Sandbox::default());
         }
         // Held from here on: two tasks that want one port cannot both find it free.
-        let network = self.with(|held| {
+        let (network, bridge) = self.with(|held| {
             let host_ports = host_ports(task, held, skep_netlb::port_is_taken)?;
             held.remove(&task.id);
             let bridge = if needs_bridge(task) { Some(self.bridge.take(&task.id, held)?) } else { None };
             let network = task_network(task, bridge)?;
             held.insert(task.id.clone(), Held { task: Arc::new(task.clone()), serving: false, host_ports, bridge });
-            Ok::<_, NetworkError>(network)
+            Ok::<_, NetworkError>((network, bridge))
         })?;
-        let addresses = network.attachments.iter().flat_map(|attachment| &attachment.addresses).map(IpNet::addr).collect();
+        let every = network.attachments.iter().flat_map(|attachment| &attachment.addresses).map(IpNet::addr);
+        // The task's name does not lead to the bridge's IPv6, which a host may not have.
+        let addresses = every.filter(|address| bridge.is_none_or(|bridge| *address == bridge.addr())).collect();
         skep_failpoint::failpoint!("agent.network.held");
         let made = self.netlb.ensure_task(network).await.map_err(kernel("make"))?;
         Ok(Sandbox { namespace: Some(made.path), addresses, nameservers: Vec::new() })
@@ -507,7 +522,12 @@ mod tests {
             Held { task: Arc::new(task), serving: true, host_ports: vec![published(80, 9000, WireMode::Host)], bridge: Some(address) };
         let wanted = wanted(&table(vec![held]));
         assert_eq!(wanted.networks[0].network.name, "bridge");
-        assert!(matches!(&wanted.published[0].mode, PublishMode::Host { backends, .. } if backends[0].address == address.addr()));
+        let PublishMode::Host { backends, .. } = &wanted.published[0].mode else { panic!("{:?}", wanted.published) };
+        let backends: Vec<String> = backends.iter().map(|backend| backend.address.to_string()).collect();
+        assert_eq!(backends, ["172.31.240.5", "fd73:6b65:7001::ac1f:f005"], "both families");
+        assert_eq!(wanted.networks[0].endpoints[0].addresses.len(), 2);
+        let gateways: Vec<String> = network.attachments[0].network.subnets.iter().map(|subnet| subnet.gateway.to_string()).collect();
+        assert_eq!(gateways, ["172.31.240.1", "fd73:6b65:7001::ac1f:f001"]);
     }
 
     #[test]
