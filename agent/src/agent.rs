@@ -5,7 +5,7 @@ use crate::engine::Engine;
 use crate::error::AgentError;
 use crate::executor::{Executor, Images, Network};
 use crate::logs::{LogWriter, LogWriterCommand};
-use crate::session::{Describe, Dial, ManagerAddress, Session, SessionConfig, SessionState};
+use crate::session::{Describe, Dial, Farewell, ManagerAddress, Session, SessionConfig, SessionState};
 use crate::worker::Assign;
 use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
@@ -37,6 +37,7 @@ pub struct Agent {
     executor: ContainerdExecutor,
     session: watch::Receiver<SessionState>,
     local_manager: watch::Sender<Option<String>>,
+    farewell: watch::Sender<Option<Farewell>>,
     work: JoinSet<&'static str>,
     stop: CancellationToken,
 }
@@ -86,13 +87,14 @@ impl Agent {
             node_id,
         };
         let (local_manager, local) = watch::channel(config.local_manager);
-        let (session, state) = Session::new(session, local, engine.clone());
+        let (farewell, going) = watch::channel(None);
+        let (session, state) = Session::new(session, local, engine.clone(), going);
         let token = stop.clone();
         work.spawn(async move {
             session.run(token).await;
             "session"
         });
-        Ok(Self { engine, executor, session: state, local_manager, work, stop })
+        Ok(Self { engine, executor, session: state, local_manager, farewell, work, stop })
     }
 
     /// What is known of the session with a manager.
@@ -120,20 +122,50 @@ impl Agent {
         }
     }
 
-    /// Stops and removes every task and takes no new ones (wire-behaviour 9.3, leaving); ends the agent.
+    /// Stops and removes every task and takes no new ones (wire-behaviour 9.3, leaving), tells a manager if one can be found,
+    /// and ends the agent.
     ///
     /// # Errors
     /// If the agent ended before it was done.
     pub async fn leave(self) -> Result<(), AgentError> {
-        let (done, waiter) = oneshot::channel();
-        let ended = |_| AgentError::PartEnded("tasks");
-        self.engine.assign.send(Assign::Leave(done)).await.map_err(|_| AgentError::PartEnded("tasks"))?;
-        waiter.await.map_err(ended)?;
+        self.remove_tasks().await?;
+        self.part(Farewell::Left).await;
+        Ok(())
+    }
+
+    /// As [`Agent::leave`] in a node that is in no cluster any more: nobody is told.
+    ///
+    /// # Errors
+    /// If the agent ended before it was done.
+    pub async fn clear(self) -> Result<(), AgentError> {
+        self.remove_tasks().await?;
         self.stop().await;
         Ok(())
     }
 
-    /// Ends the agent and leaves the tasks running.
+    async fn remove_tasks(&self) -> Result<(), AgentError> {
+        let (done, waiter) = oneshot::channel();
+        let ended = |_| AgentError::PartEnded("tasks");
+        self.engine.assign.send(Assign::Leave(done)).await.map_err(|_| AgentError::PartEnded("tasks"))?;
+        waiter.await.map_err(ended)
+    }
+
+    /// Tells the manager that this node's daemon stops, if a session stands; ends the agent and leaves the tasks running.
+    pub async fn shut_down(self) {
+        self.part(Farewell::Stopping).await;
+    }
+
+    async fn part(mut self, farewell: Farewell) {
+        self.farewell.send_replace(Some(farewell));
+        // The session's end shows by its last change.
+        let told = async { while self.session.changed().await.is_ok() {} };
+        if tokio::time::timeout(farewell.patience(), told).await.is_err() {
+            tracing::info!("no manager could be told that this node goes; they will notice");
+        }
+        self.stop().await;
+    }
+
+    /// Ends the agent and leaves the tasks running; managers are told nothing.
     pub async fn stop(mut self) {
         self.stop.cancel();
         while self.work.join_next().await.is_some() {}

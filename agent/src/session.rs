@@ -11,6 +11,7 @@ mod assignments; // what a message means for the engine
 mod backoff; // 9.1
 mod describe; // noticing that the node changed
 mod dial; // TLS channels
+mod farewell; // why this node goes
 mod link; // one session
 mod logs; // subscriptions to logs
 mod remotes; // known managers and their weights
@@ -22,6 +23,7 @@ pub use remotes::ManagerAddress;
 
 use crate::engine::Engine;
 use backoff::Backoff;
+pub(crate) use farewell::Farewell;
 use link::{Ended, Link};
 use remotes::Remotes;
 use skep_types::{Node, NodeDescription};
@@ -79,6 +81,8 @@ pub(crate) struct Session {
     /// Between two heartbeats, as the last manager asked for.
     period: Option<Duration>,
     state: watch::Sender<SessionState>,
+    /// Set once, when this node goes.
+    farewell: watch::Receiver<Option<Farewell>>,
 }
 
 impl Session {
@@ -86,13 +90,14 @@ impl Session {
         config: SessionConfig,
         local: watch::Receiver<Option<String>>,
         engine: Engine,
+        farewell: watch::Receiver<Option<Farewell>>,
     ) -> (Self, watch::Receiver<SessionState>) {
         let remotes = Remotes::load(&config.managers_file, &config.managers);
         let (state, reader) = watch::channel(SessionState::default());
-        (Self { config: Arc::new(config), engine, remotes, local, session_id: String::new(), period: None, state }, reader)
+        (Self { config: Arc::new(config), engine, remotes, local, session_id: String::new(), period: None, state, farewell }, reader)
     }
 
-    /// Until `stop`.
+    /// Until `stop`, or until a manager was told that this node goes, or nobody is there to be told.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         let mut lost_at = Instant::now();
@@ -103,6 +108,7 @@ impl Session {
             let delay = backoff.delay(rand::random());
             tokio::select! {
                 () = stop.cancelled() => return,
+                () = self.nobody_to_tell() => return,
                 () = tokio::time::sleep(delay) => {}
             }
             let (address, channel) = match (kept.take(), self.choose()) {
@@ -115,13 +121,16 @@ impl Session {
                 }
             };
             let began = Instant::now();
+            let nobody_to_tell = self.nobody_to_tell();
             let ended = tokio::select! {
                 () = stop.cancelled() => return,
+                () = nobody_to_tell => return,
                 ended = self.once(&address, channel) => ended,
             };
             self.engine.reach.lost(self.period);
             self.state.send_modify(|state| state.connected = false);
             let (registered, loss, channel) = match ended {
+                Ended::Told => return,
                 Ended::Reopen => {
                     backoff.reset();
                     continue;
@@ -143,6 +152,17 @@ impl Session {
         }
     }
 
+    /// Ends when this node goes while no session stands. One that left looks for a manager first, if any knows of it.
+    fn nobody_to_tell(&self) -> impl Future<Output = ()> + use<> {
+        let (mut farewell, state, is_known) = (self.farewell.clone(), self.state.subscribe(), !self.session_id.is_empty());
+        async move {
+            let is_set = farewell.wait_for(Option::is_some).await.is_ok_and(|farewell| *farewell == Some(Farewell::Stopping) || !is_known);
+            if !is_set || state.borrow().connected {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     fn choose(&self) -> Option<String> {
         let failed_last = !self.state.borrow().problem.is_empty();
         match &*self.local.borrow() {
@@ -160,6 +180,7 @@ impl Session {
             session_id: &mut self.session_id,
             state: &self.state,
             period: &mut self.period,
+            farewell: self.farewell.clone(),
         };
         link.run(address, channel).await
     }

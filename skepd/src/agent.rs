@@ -93,7 +93,7 @@ impl AgentParts {
             return Err("containerd does not answer, and no tasks are known".into());
         }
         let stop = CancellationToken::new();
-        let cleared = tokio::time::timeout(LEAVE_LIMIT, async { self.start(&stop).await?.leave().await }).await;
+        let cleared = tokio::time::timeout(LEAVE_LIMIT, async { self.start(&stop).await?.clear().await }).await;
         stop.cancel();
         match cleared {
             Ok(outcome) => outcome.map_err(|error| chain(&error)),

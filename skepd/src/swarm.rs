@@ -245,16 +245,15 @@ impl Swarm {
         self.node.save(&self.parts.config.data_dir).context("cannot note what this node is")
     }
 
-    /// Ends all parts and leaves the tasks running. A leader hands over first, so that the others need not wait for it.
+    /// Ends all parts and leaves the tasks running. The agent first, while the manager beside it can note that; then a leader hands
+    /// over, so that the others need not wait for it.
     pub async fn stop(self) {
-        if let Some(part) = self.manager() {
-            part.hand_over().await;
-        }
         if let Some(renewer) = self.renewer {
             renewer.stop().await;
         }
         self.agent.stop().await;
         if let Seat::Manager(part) = self.seat {
+            part.hand_over().await;
             part.stop().await;
         }
     }

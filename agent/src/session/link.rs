@@ -1,6 +1,7 @@
 //! One session with one manager, from the connection to its end.
 
 use super::assignments::{apply, sort};
+use super::farewell::{self, Farewell};
 use super::remotes::{ManagerAddress, Remotes};
 use super::{SessionConfig, SessionState, describe, logs};
 use crate::engine::Engine;
@@ -33,6 +34,8 @@ const MAX_MESSAGE: usize = i32::MAX as usize;
 pub enum Ended {
     /// By our own wish, to be opened again at once: the node changed.
     Reopen,
+    /// By our own wish, for good: this node goes.
+    Told,
     Lost {
         /// Whether the manager had accepted this node.
         registered: bool,
@@ -73,6 +76,14 @@ pub struct Link<'a> {
     pub state: &'a watch::Sender<SessionState>,
     /// Of the last heartbeat.
     pub period: &'a mut Option<Duration>,
+    pub farewell: watch::Receiver<Option<Farewell>>,
+}
+
+/// What a session that stood ended with.
+enum Cause {
+    Changed,
+    Going(Farewell),
+    Lost(Loss),
 }
 
 type Dispatcher = DispatcherClient<Channel>;
@@ -129,18 +140,24 @@ impl Link<'_> {
         let (config, engine, id) = (Arc::clone(&self.config), self.engine.clone(), self.session_id.clone());
         let mut period = *self.period;
         // Each ends with an error or never; dropping them is how the others end then.
-        let loss = tokio::select! {
-            () = describe::changed(&config.describe, &description, security) => None,
-            loss = heartbeats(dispatcher.clone(), id.clone(), &mut period) => Some(loss),
-            loss = assignments(dispatcher.clone(), id.clone(), &engine) => Some(loss),
-            loss = statuses(dispatcher.clone(), id.clone(), &engine) => Some(loss),
-            loss = logs::subscriptions(channel.clone(), address, &config, &engine) => Some(loss),
-            loss = self.messages(stream) => Some(loss),
+        let going = farewell::said(self.farewell.clone());
+        let cause = tokio::select! {
+            () = describe::changed(&config.describe, &description, security) => Cause::Changed,
+            farewell = going => Cause::Going(farewell),
+            loss = heartbeats(dispatcher.clone(), id.clone(), &mut period) => Cause::Lost(loss),
+            loss = assignments(dispatcher.clone(), id.clone(), &engine) => Cause::Lost(loss),
+            loss = statuses(dispatcher.clone(), id.clone(), &engine) => Cause::Lost(loss),
+            loss = logs::subscriptions(channel.clone(), address, &config, &engine) => Cause::Lost(loss),
+            loss = self.messages(stream) => Cause::Lost(loss),
         };
         *self.period = period;
-        match loss {
-            Some(loss) => lost(true, loss, channel),
-            None => {
+        match cause {
+            Cause::Lost(loss) => lost(true, loss, channel),
+            Cause::Going(farewell) => match farewell.tell(dispatcher, id).await {
+                Ok(()) => Ended::Told,
+                Err(status) => lost(true, Loss::of("last heartbeat", &status), channel),
+            },
+            Cause::Changed => {
                 tracing::info!("the node changed; registering again");
                 Ended::Reopen
             }

@@ -28,6 +28,8 @@ struct Told {
     sessions: Vec<String>,
     /// What they offered to have applied.
     offers: Vec<String>,
+    /// Why they went.
+    farewells: Vec<String>,
     /// So many registrations are refused because nobody leads.
     leaderless: usize,
     /// The first message of each stream of assignments.
@@ -63,7 +65,8 @@ impl v1::dispatcher_server::Dispatcher for Manager {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn heartbeat(&self, _: Request<v1::HeartbeatRequest>) -> Result<Response<v1::HeartbeatResponse>, Status> {
+    async fn heartbeat(&self, request: Request<v1::HeartbeatRequest>) -> Result<Response<v1::HeartbeatResponse>, Status> {
+        self.told.lock().unwrap().farewells.extend(request.metadata().get("skep-farewell").map(|word| word.to_str().unwrap().to_owned()));
         Ok(Response::new(v1::HeartbeatResponse { period: Some(Duration::from_millis(100).to_wire()) }))
     }
 
@@ -143,6 +146,8 @@ struct Bench {
     engine: Engine,
     state: watch::Receiver<SessionState>,
     stop: CancellationToken,
+    farewell: watch::Sender<Option<Farewell>>,
+    session: tokio::task::JoinHandle<()>,
     _dir: tempfile::TempDir,
 }
 
@@ -168,9 +173,10 @@ async fn start(managers: &[SocketAddr]) -> Bench {
         node_id: "n1".into(),
     };
     let (_, local) = watch::channel(None);
-    let (session, state) = Session::new(config, local, engine.clone());
-    tokio::spawn(session.run(stop.clone()));
-    Bench { engine, state, stop, _dir: dir }
+    let (farewell, going) = watch::channel(None);
+    let (session, state) = Session::new(config, local, engine.clone(), going);
+    let session = tokio::spawn(session.run(stop.clone()));
+    Bench { engine, state, stop, farewell, session, _dir: dir }
 }
 
 async fn until(what: &str, check: impl Fn() -> bool) {
@@ -238,4 +244,45 @@ async fn after_a_gap_everything_is_asked_for() {
     until("asked again", || manager.told().offers.len() == 2).await;
     assert_eq!(manager.told().offers, ["", ""], "there is nothing to build on");
     assert_eq!(manager.told().sessions.len(), 1, "in the same session");
+}
+
+#[tokio::test]
+async fn a_node_that_goes_says_why_and_goes() {
+    for (farewell, word) in [(Farewell::Left, "left"), (Farewell::Stopping, "stopping")] {
+        let manager = Manager::default();
+        manager.told().first = Some(message(Type::Complete, "", "1@5.a", &[1]));
+        let (address, _stop) = manager.serve().await;
+        let mut bench = start(&[address]).await;
+        until("applied", || bench.engine.applied.offer().is_some()).await;
+        bench.farewell.send_replace(Some(farewell));
+        tokio::time::timeout(PATIENCE, &mut bench.session).await.expect("the session ends").unwrap();
+        assert_eq!(manager.told().farewells, [word]);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_left_looks_for_a_manager_to_tell() {
+    let manager = Manager::default();
+    manager.told().first = Some(message(Type::Complete, "", "1@5.a", &[1]));
+    let (address, _stop) = manager.serve().await;
+    let mut bench = start(&[address]).await;
+    until("applied", || bench.engine.applied.offer().is_some()).await;
+    {
+        // As if the leadership moved at that very moment.
+        let mut told = manager.told();
+        told.leaderless = 1;
+        told.session.take().unwrap().try_send(Err(Status::aborted("dispatcher is stopped"))).unwrap();
+    }
+    bench.farewell.send_replace(Some(Farewell::Left));
+    tokio::time::timeout(PATIENCE, &mut bench.session).await.expect("the session ends").unwrap();
+    assert_eq!(manager.told().farewells, ["left"]);
+}
+
+#[tokio::test]
+async fn who_never_had_a_session_goes_without_a_word() {
+    for farewell in [Farewell::Left, Farewell::Stopping] {
+        let mut bench = start(&[]).await;
+        bench.farewell.send_replace(Some(farewell));
+        tokio::time::timeout(PATIENCE, &mut bench.session).await.expect("the session ends").unwrap();
+    }
 }

@@ -172,7 +172,7 @@ async fn watch_over(
                     return None;
                 }
                 Some(Order::Stop) | None => {
-                    agent.stop().await;
+                    agent.shut_down().await;
                     return None;
                 }
             },
