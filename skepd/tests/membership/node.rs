@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 /// For anything to come true.
-const LIMIT: Duration = Duration::from_secs(40);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// The daemon looks at the network of this machine, which only root may.
 pub fn is_possible() -> bool {
@@ -33,7 +33,7 @@ pub struct Node {
 impl Node {
     pub fn new(name: &str) -> Self {
         skep_ca::install_crypto_provider();
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         // Short: socket paths have 108 bytes.
         let dir = tempfile::Builder::new().prefix("skepd-").tempdir_in("/tmp").unwrap();
         Self { name: name.into(), dir, port, child: None }
@@ -129,6 +129,19 @@ impl Node {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+}
+
+/// A port that nobody listens on. It is none of those that the kernel gives to whoever connects somewhere (from 32768 on): one of them may
+/// be taken again before the daemon listens, and while it is restarted.
+fn free_port() -> u16 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    (0..10_000)
+        .map(|_| {
+            let number = std::process::id() * 64 + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            20000 + u16::try_from(number % 5_000).expect("below 5,000")
+        })
+        .find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a port is free")
 }
 
 impl Drop for Node {
