@@ -126,3 +126,153 @@ pub(crate) fn leads_away(overlay: &State, route: &Route) -> bool {
     let mut like = overlay.routes.range(route.first_like()..).take_while(|other| other.is_like(route));
     like.any(|other| other.key() == route.key())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Change, Unwanted, difference};
+    use crate::wanted::Mac;
+    use skep_types::{NetworkId, TaskId};
+
+    fn network(ingress: bool) -> Network {
+        Network { id: NetworkId::for_test(1), name: "n".into(), vni: 4097, subnets: vec![], mtu: 1400, internal: false, ingress }
+    }
+
+    fn node(index: u32) -> Peer {
+        let last = u8::try_from(index).unwrap();
+        Peer { node_index: index, underlay: IpAddr::from([198, 18, 0, last]), mac: Mac([2, 0, 0, 0, 0, last]) }
+    }
+
+    fn nodes(peers: impl IntoIterator<Item = u32>) -> Overlay {
+        Overlay { this: node(1), port: 4789, peers: peers.into_iter().map(node).collect() }
+    }
+
+    /// A task with an address of each family.
+    fn at(last: u8, location: Location) -> Endpoint {
+        let addresses = vec![IpAddr::from([10, 0, 0, last]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)])];
+        Endpoint { task: TaskId::for_test(u64::from(last)), addresses, location }
+    }
+
+    fn on(node_index: u32) -> Location {
+        Location::Remote { node_index }
+    }
+
+    fn steps(is: &State, wanted: &State) -> Vec<Change> {
+        difference(is, wanted, Unwanted::Remove)
+    }
+
+    #[test]
+    fn a_peer_is_one_neighbour_one_forwarding_and_one_next_hop() {
+        let (without, with) = (overlay(&network(false), &nodes([2]), &[], true), overlay(&network(false), &nodes([2, 3]), &[], true));
+        let steps = steps(&without, &with);
+        let [Change::AddNeighbour(neighbour), Change::AddForwarding(forwarding), Change::AddNextHop(hop)] = &steps[..] else {
+            panic!("{steps:?}")
+        };
+        assert_eq!((neighbour.address, neighbour.mac), ("fe80::3".parse().unwrap(), node(3).mac));
+        assert_eq!((forwarding.mac, forwarding.to), (node(3).mac, node(3).underlay));
+        assert_eq!((hop.id, hop.gateway), (3, "fe80::3".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_task_elsewhere_is_one_route_per_address_however_many_there_are() {
+        let mut tasks: Vec<Endpoint> = (10..200).map(|last| at(last, on(2))).collect();
+        let before = overlay(&network(true), &nodes([2, 3]), &tasks, true);
+        tasks.push(at(200, on(3)));
+        let after = overlay(&network(true), &nodes([2, 3]), &tasks, true);
+        let v4 = Route::new("10.0.0.200/32".parse().unwrap(), RouteKind::Next(3));
+        let v6 = Route::new("fd00::c8/128".parse().unwrap(), RouteKind::Next(3));
+        assert_eq!(steps(&before, &after), [Change::AddRoute(v6.clone()), Change::AddRoute(v4.clone())]);
+        assert_eq!(steps(&after, &before), [Change::RemoveRoute(v6), Change::RemoveRoute(v4)]);
+    }
+
+    #[test]
+    fn a_task_that_moves_is_one_route_per_address() {
+        let others = (10..200).map(|last| at(last, on(2)));
+        let tasks = |of_one| others.clone().chain([at(200, of_one)]).collect::<Vec<_>>();
+        let before = overlay(&network(true), &nodes([2, 3]), &tasks(on(2)), false);
+        let after = overlay(&network(true), &nodes([2, 3]), &tasks(on(3)), false);
+        let route = Route::new("10.0.0.200/32".parse().unwrap(), RouteKind::Next(3));
+        assert_eq!(steps(&before, &after), [Change::AddRoute(route)]);
+    }
+
+    #[test]
+    fn a_node_that_goes_is_one_next_hop_however_many_tasks_it_had() {
+        let tasks: Vec<Endpoint> = (10..200).map(|last| at(last, on(2))).chain([at(200, on(3))]).collect();
+        let before = overlay(&network(false), &nodes([2, 3]), &tasks, true);
+        let after = overlay(&network(false), &nodes([3]), &tasks, true);
+        let gone = steps(&before, &after);
+        let [Change::RemoveNextHop(hop), Change::RemoveForwarding(_), Change::RemoveNeighbour(_)] = &gone[..] else { panic!("{gone:?}") };
+        assert_eq!(hop.id, 2);
+        // With ports published there is a rule per family more; the tables' routes go with the next hop.
+        let before = overlay(&network(true), &nodes([2, 3]), &tasks, true);
+        let after = overlay(&network(true), &nodes([3]), &tasks, true);
+        let gone = steps(&before, &after);
+        assert_eq!(gone.iter().filter(|step| matches!(step, Change::RemoveRule(_))).count(), 2, "{gone:?}");
+        assert_eq!(gone.len(), 5, "{gone:?}");
+    }
+
+    #[test]
+    fn a_node_whose_host_has_another_address_is_one_forwarding() {
+        let tasks: Vec<Endpoint> = (10..200).map(|last| at(last, on(2))).collect();
+        let before = overlay(&network(true), &nodes([2, 3]), &tasks, true);
+        let mut moved = nodes([2, 3]);
+        moved.peers[0].underlay = IpAddr::from([198, 18, 0, 99]);
+        let after = overlay(&network(true), &moved, &tasks, true);
+        let change = steps(&before, &after);
+        assert!(matches!(&change[..], [Change::AddForwarding(to)] if to.to == IpAddr::from([198, 18, 0, 99])), "{change:?}");
+    }
+
+    #[test]
+    fn a_size_that_changes_is_one_step_and_no_new_device() {
+        let before = overlay(&network(true), &nodes([2]), &[at(10, on(2))], true);
+        let after = overlay(&Network { mtu: 1300, ..network(true) }, &nodes([2]), &[at(10, on(2))], true);
+        assert!(matches!(&steps(&before, &after)[..], [Change::SetLink { mtu: Some(1300), mac: None, .. }]));
+    }
+
+    #[test]
+    fn tasks_of_this_node_and_of_nodes_that_are_not_known_have_no_route_there() {
+        let state = overlay(&network(false), &nodes([2]), &[at(10, Location::Local), at(11, on(7))], true);
+        assert_eq!(state.routes, BTreeSet::new());
+    }
+
+    #[test]
+    fn every_step_to_an_overlay_and_back_is_named_once() {
+        let tasks = [at(10, on(2)), at(11, on(3))];
+        let state = overlay(&network(true), &nodes([2, 3]), &tasks, true);
+        let empty = State::default();
+        let there = steps(&empty, &state);
+        // the device and its address; 3 per peer; 2 routes per task, 2 tables per peer; 3 rules per family
+        assert_eq!(there.len(), 2 + 2 * 3 + 2 * 2 + 2 * 2 + 2 * 3, "{there:?}");
+        assert_eq!(there.iter().filter(|step| step.takes_away()).count(), 0);
+        let back = steps(&state, &empty);
+        assert_eq!(back[0], Change::RemoveLink(OVERLAY_LINK.into()));
+        assert!(back.iter().all(Change::takes_away), "{back:?}");
+    }
+
+    #[test]
+    fn an_address_that_is_elsewhere_takes_the_place_of_a_task_here() {
+        let state = overlay(&network(false), &nodes([2]), &[at(10, on(2))], true);
+        let here = |to: &str| Route::new(to.parse().unwrap(), RouteKind::Through { link: "t1".into(), gateway: None });
+        assert!(leads_away(&state, &here("10.0.0.10/32")));
+        assert!(leads_away(&state, &here("fd00::a/128")));
+        assert!(!leads_away(&state, &here("10.0.0.11/32")));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_the_reason() {
+        let refused = |overlay: &Overlay| check(&network(false), overlay).unwrap_err().to_string();
+        assert!(check(&network(false), &nodes([2, 3])).is_ok());
+        assert!(refused(&nodes([2, 2])).contains("two nodes have the number 2"));
+        assert!(refused(&nodes([1])).contains("two nodes have the number 1"), "this node is no peer of its own");
+        assert!(refused(&nodes([0])).contains("begin with 1"));
+        let mut other_family = nodes([2]);
+        other_family.peers[0].underlay = "2001:db8::2".parse().unwrap();
+        assert!(refused(&other_family).contains("same family"));
+        let mut same_mac = nodes([2]);
+        same_mac.peers[0].mac = same_mac.this.mac;
+        assert!(refused(&same_mac).contains("another one's"));
+        let mut group = nodes([2]);
+        group.peers[0].mac.0[0] = 3;
+        assert!(refused(&group).contains("a group's"));
+    }
+}

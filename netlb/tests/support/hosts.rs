@@ -4,9 +4,10 @@
 use crate::support::*;
 use skep_netlb::*;
 use std::collections::BTreeSet;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 /// However busy the machine is.
@@ -59,9 +60,18 @@ pub fn hosts(count: u8) -> Vec<Host> {
 impl Host {
     /// One that is there already, such as after a crash.
     pub fn start(index: u8) -> Self {
+        Self::with(index, Oversight::OnDemand)
+    }
+
+    /// One that looks after its network by itself, all of it each second.
+    pub fn watchful(index: u8) -> Self {
+        Self::with(index, Oversight::Every(Duration::from_secs(1)))
+    }
+
+    fn with(index: u8, oversight: Oversight) -> Self {
         let run_dir = format!("/run/h{index}");
         let config = Config { run_dir: run_dir.clone().into(), instance: run_dir };
-        let netlb = within(&netns(index), || Netlb::start_with(config, Oversight::OnDemand).unwrap());
+        let netlb = within(&netns(index), || Netlb::start_with(config, oversight).unwrap());
         Self { index, netlb }
     }
 
@@ -229,4 +239,83 @@ pub fn all_answer(names: &[&str], seen_as: &str, asked: impl Fn() -> Result<Stri
         }
     }
     panic!("only {answered:?} answered");
+}
+
+/// A connection that is kept.
+pub struct Kept(TcpStream);
+
+impl Kept {
+    /// To a responder, which must greet so.
+    pub fn open(connect: impl Fn() -> Result<TcpStream, String>, greeting: &str) -> Self {
+        let mut stream = connect().unwrap_or_else(|error| panic!("{error}"));
+        stream.set_read_timeout(Some(LONG)).unwrap();
+        let mut buffer = [0; 200];
+        let length = stream.read(&mut buffer).unwrap();
+        assert_eq!(String::from_utf8_lossy(&buffer[..length]).trim(), greeting);
+        Self(stream)
+    }
+
+    /// The responder says one more thing.
+    pub fn still_answers(mut self) {
+        self.0.write_all(b"still").unwrap();
+        let mut buffer = [0; 5];
+        self.0.read_exact(&mut buffer).unwrap();
+        assert_eq!(&buffer, b"still");
+    }
+}
+
+/// Listens to what changes of the routes of a sandbox.
+pub struct Monitor {
+    child: Child,
+    sandbox: String,
+    out: String,
+}
+
+impl Monitor {
+    pub fn start(host: &Host, network: &Network) -> Self {
+        let (sandbox, out) = (host.sandbox(network), format!("/run/monitor{}", host.index));
+        let file = std::fs::File::create(&out).unwrap();
+        let mut command = Command::new("nsenter");
+        command.args([&format!("--net={sandbox}"), "ip", "-o", "monitor", "route"]).stdout(file);
+        let monitor = Self { child: command.spawn().unwrap(), sandbox, out };
+        // It hears from when it hears this.
+        eventually("the monitor hears", || {
+            monitor.call("192.0.2.1");
+            monitor.heard().contains("192.0.2.1")
+        });
+        monitor
+    }
+
+    /// A route that comes and goes.
+    fn call(&self, address: &str) {
+        sh(&format!("nsenter --net={} sh -ec 'ip route add unreachable {address}; ip route del unreachable {address}'", self.sandbox));
+    }
+
+    fn heard(&self) -> String {
+        std::fs::read_to_string(&self.out).unwrap()
+    }
+
+    /// What was heard since the start, a line per event.
+    pub fn until_now(self) -> String {
+        self.call("192.0.2.2");
+        eventually("the monitor heard all", || self.heard().matches("192.0.2.2").count() == 2);
+        let heard = self.heard();
+        heard.lines().filter(|line| !line.contains("192.0.2.")).map(|line| format!("{line}\n")).collect()
+    }
+}
+
+impl Drop for Monitor {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// [`eventually`] for what is asked of netlb.
+pub async fn eventually_async(what: &str, holds: impl AsyncFn() -> bool) {
+    let end = Instant::now() + LONG;
+    while !holds().await {
+        assert!(Instant::now() < end, "{what} did not come true");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
