@@ -4,6 +4,7 @@ pub mod cluster;
 pub mod image;
 pub mod logs;
 pub mod node;
+mod reach;
 pub mod service;
 pub mod task;
 

@@ -1,6 +1,6 @@
 //! `swarmctl service …`
 
-use super::{InspectFlags, ListFlags, TRIES, logs, short, task};
+use super::{InspectFlags, ListFlags, TRIES, logs, reach, short, task};
 use crate::connect::Connection;
 use crate::failure::{Exit, Failure};
 use crate::flags::{CreateFlags, Grant, Grants, UpdateFlags};
@@ -136,6 +136,7 @@ async fn run_create(create: Create, connection: &Connection) -> Result<(), Failu
     let answer = connection.control().create_service(v1::CreateServiceRequest { spec: Some(spec.to_wire()) }).await?.into_inner();
     let id = answer.service.map(|service| service.id).unwrap_or_default();
     output::put(&format!("{id}\n"))?;
+    reach::warn(&spec, connection).await;
     create.waiting.wait(connection, &id, false).await
 }
 
@@ -195,7 +196,7 @@ async fn run_update(update: Update, connection: &Connection) -> Result<(), Failu
         let id = roll_back(&update.service, connection).await?;
         return update.waiting.wait(connection, &id, true).await;
     }
-    let id = change(&update.service, connection, async |spec| {
+    let (id, spec) = change(&update.service, connection, async |spec| {
         let mut networks = update
             .flags
             .network_rm
@@ -212,15 +213,17 @@ async fn run_update(update: Update, connection: &Connection) -> Result<(), Failu
     })
     .await?;
     output::put(&format!("{id}\n"))?;
+    reach::warn(&spec, connection).await;
     update.waiting.wait(connection, &id, false).await
 }
 
-/// Reads a service, changes its spec, writes it back with the version it was read at; looks again if it was overtaken.
+/// Reads a service, changes its spec, writes it back with the version it was read at; looks again if it was overtaken. Returns the
+/// service's id and what it is to be.
 async fn change(
     name: &str,
     connection: &Connection,
     edit: impl AsyncFn(&mut ServiceSpec) -> Result<(), Failure>,
-) -> Result<String, Failure> {
+) -> Result<(String, ServiceSpec), Failure> {
     let mut tries = 0;
     loop {
         let wire = resolve::service(connection, name).await?;
@@ -235,7 +238,7 @@ async fn change(
         };
         tries += 1;
         match connection.control().update_service(request).await.map_err(Failure::from) {
-            Ok(_) => return Ok(service.id.to_string()),
+            Ok(_) => return Ok((service.id.to_string(), spec)),
             Err(failure) if failure.exit == Exit::Conflict && tries < TRIES => {}
             Err(failure) => return Err(failure),
         }
@@ -264,7 +267,7 @@ async fn scale(targets: &[String], waiting: &Waiting, connection: &Connection) -
     }
     let mut ids = Vec::new();
     for (name, count) in wanted {
-        let id = change(name, connection, async |spec| match &mut spec.mode {
+        let (id, _) = change(name, connection, async |spec| match &mut spec.mode {
             ServiceMode::Replicated { replicas } => {
                 *replicas = count;
                 Ok(())
