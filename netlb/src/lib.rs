@@ -8,8 +8,9 @@
 //! Start with [`Netlb::start`]. It has one thread, `skep-netlb`, which owns all sockets and state and takes one message
 //! after the other; a short-lived thread `skep-netns` makes or enters a namespace. `netlb/docs/netlb.md` has the pictures.
 //!
-//! Not here yet: other nodes of an overlay, DNS, IPVS.
+//! Not here yet: other nodes of an overlay, IPVS.
 
+pub mod dns; // what tasks ask at 127.0.0.11
 mod error; // what can go wrong
 mod handle; // what the agent holds
 mod names; // of links, tables and files

@@ -1,0 +1,189 @@
+//! The server of one task: what a message leads to, and the loop that reads datagrams.
+
+use super::answer::{Answer, answer};
+use super::bucket::Bucket;
+use super::cache::Asked;
+use super::foreign::Foreign;
+use super::names::{Asker, Names};
+use super::owner::{Asking, Shared};
+use super::query::{OUR_PAYLOAD, Transport};
+use super::socket::Place;
+use super::upstream::AskFrom;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLockReadGuard};
+use std::time::Duration;
+use tokio::net::UdpSocket;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+/// Datagrams read before the loop looks at anything else.
+const AT_ONCE: usize = 32;
+/// After an error that is not the client's: it should not fill the log, nor the processor.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The server of one task.
+#[derive(Debug)]
+pub(super) struct Server {
+    shared: Arc<Shared>,
+    asking: watch::Receiver<Arc<Asking>>,
+    place: Place,
+    /// Tells its namespace apart from others'.
+    number: u64,
+    bucket: Mutex<Bucket>,
+    /// For this task, so that one that asks for dead names keeps nobody else from asking.
+    asked_at_once: Arc<Semaphore>,
+}
+
+/// What a message leads to.
+pub(super) enum Next {
+    Reply(Vec<u8>),
+    /// Ask resolvers: [`Server::ask`].
+    Ask(Job),
+    Nothing,
+}
+
+/// A foreign name to ask for, and the right to do so.
+pub(super) struct Job {
+    foreign: Foreign,
+    asked: Asked,
+    _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+}
+
+impl Server {
+    pub(super) fn new(shared: Arc<Shared>, asking: watch::Receiver<Arc<Asking>>, place: Place, number: u64) -> Self {
+        let limits = &shared.limits;
+        let bucket = Bucket::new(limits.messages_per_second, limits.messages_at_once, Instant::now().into_std());
+        let asked_at_once = Arc::new(Semaphore::new(limits.asked_at_once));
+        Self { asking, place, number, bucket: Mutex::new(bucket), asked_at_once, shared }
+    }
+
+    pub(super) fn most_connections(&self) -> usize {
+        self.shared.limits.connections
+    }
+
+    /// Decides without waiting: whatever happens to foreign names, those of the cluster are answered at once.
+    pub(super) fn next(&self, message: &[u8], over: Transport) -> Next {
+        self.shared.counters.messages.add(1);
+        let asking = self.asking.borrow().clone();
+        match answer(message, over, &self.names(), &asking.asker, rand::random()) {
+            Answer::Ignore => Next::Nothing,
+            Answer::Reply(bytes) => {
+                self.shared.counters.answered.add(1);
+                Next::Reply(bytes)
+            }
+            Answer::Forward(foreign) => self.next_foreign(foreign, &asking),
+        }
+    }
+
+    fn names(&self) -> RwLockReadGuard<'_, Names> {
+        self.shared.names.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next_foreign(&self, foreign: Foreign, asking: &Asking) -> Next {
+        let resolvers = asking.resolvers.clone().unwrap_or_else(|| self.shared.host_resolvers());
+        let place = resolvers.iter().any(|resolver| resolver.from == AskFrom::Task).then_some(self.number);
+        let asked = Asked { key: foreign.key(), resolvers, place };
+        if let Some(bytes) = self.shared.forwarder.remembered(&foreign, &asked) {
+            self.shared.counters.remembered.add(1);
+            return Next::Reply(bytes);
+        }
+        let here = self.asked_at_once.clone().try_acquire_owned();
+        let on_node = self.shared.asked_at_once.clone().try_acquire_owned();
+        match (here, on_node) {
+            (Ok(here), Ok(on_node)) => {
+                self.shared.counters.forwarded.add(1);
+                Next::Ask(Job { foreign, asked, _permits: (here, on_node) })
+            }
+            _ => {
+                self.shared.counters.turned_away.add(1);
+                Next::Reply(foreign.failure())
+            }
+        }
+    }
+
+    pub(super) async fn ask(&self, job: Job) -> Vec<u8> {
+        self.shared.forwarder.ask(&job.foreign, job.asked, &self.place).await
+    }
+
+    /// Waits until the container may ask again; at once if it may now.
+    pub(super) async fn wait_for_turn(&self) {
+        while let Some(when) = self.may_ask_at() {
+            self.shared.counters.held_back.add(1);
+            sleep_until(when.into()).await;
+        }
+    }
+
+    fn may_ask_at(&self) -> Option<std::time::Instant> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).wait_until(Instant::now().into_std())
+    }
+
+    pub(super) fn take_turn(&self) {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now().into_std());
+    }
+
+    /// Reads datagrams until told to stop. While the container has asked too much nothing is read, and the kernel throws away
+    /// what its buffer does not hold: a flood costs no more than the questions that are let through.
+    pub(super) async fn serve_udp(self: Arc<Self>, socket: UdpSocket, stop: CancellationToken) {
+        let socket = Arc::new(socket);
+        let mut buffer = vec![0; usize::from(OUR_PAYLOAD)];
+        let mut asked = JoinSet::new();
+        loop {
+            let readable = async {
+                self.wait_for_turn().await;
+                socket.readable().await
+            };
+            // Both branches may be lost half-way: nothing is read yet.
+            let outcome = tokio::select! {
+                () = stop.cancelled() => return,
+                Some(_) = asked.join_next() => continue,
+                ready = readable => ready.and_then(|()| self.read_some(&socket, &mut buffer, &mut asked)),
+            };
+            if let Err(error) = outcome {
+                warn!(%error, "could not read questions");
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = sleep(PAUSE) => {}
+                }
+            }
+        }
+    }
+
+    fn read_some(self: &Arc<Self>, socket: &Arc<UdpSocket>, buffer: &mut [u8], asked: &mut JoinSet<()>) -> io::Result<()> {
+        for _ in 0..AT_ONCE {
+            if self.may_ask_at().is_some() {
+                return Ok(());
+            }
+            let (length, client) = match socket.try_recv_from(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                other => other?,
+            };
+            self.take_turn();
+            match self.next(&buffer[..length], Transport::Udp) {
+                Next::Reply(bytes) => send(socket, &bytes, client),
+                Next::Ask(job) => {
+                    let (server, socket) = (self.clone(), socket.clone());
+                    asked.spawn(async move { send(&socket, &server.ask(job).await, client) });
+                }
+                Next::Nothing => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A client that is gone, or takes nothing, is no matter of ours; it will ask again.
+fn send(socket: &UdpSocket, bytes: &[u8], client: SocketAddr) {
+    drop(socket.try_send_to(bytes, client));
+}
+
+impl Asking {
+    /// With the host's resolvers.
+    #[must_use]
+    pub fn new(asker: Asker) -> Self {
+        Self { asker, resolvers: None }
+    }
+}
