@@ -188,6 +188,33 @@ async fn an_expired_certificate_is_refused() {
 }
 
 #[tokio::test]
+async fn a_certificate_of_tomorrow_is_refused() {
+    let root = root();
+    let manager = secured(&root, 1, NodeRole::Manager);
+    let key = NodeKey::generate().unwrap();
+    let subject = Subject { node: NodeId::for_test(2), role: NodeRole::Worker, cluster: ClusterId::for_test(9) };
+    let then = SystemTime::now() + Duration::from_secs(24 * 3600);
+    let issued = root.issue(key.request().unwrap().as_bytes(), &subject, MIN_LIFETIME, then).unwrap();
+    let early = Identity::new(key, &issued.chain_pem, root.bundle().clone(), then).unwrap();
+    let seen = meet(&remote(&manager), &Connector::node(&SecurityConfig::new(early).unwrap())).await;
+    let refusal = seen.server.unwrap_err().to_string();
+    assert!(refusal.contains("not valid yet"), "{refusal}");
+    seen.client.unwrap_err();
+}
+
+#[test]
+fn nothing_is_taken_before_the_handshake_is_over() {
+    let root = root();
+    let manager = secured(&root, 1, NodeRole::Manager);
+    // Early data could be sent again by whoever saw it.
+    let servers = || manager.remote_servers().unwrap();
+    for server in [servers().for_name(Some("swarm-manager")), servers().for_name(None), manager.local_server()] {
+        assert_eq!(server.max_early_data_size, 0);
+    }
+    assert!(!manager.client().unwrap().enable_early_data);
+}
+
+#[tokio::test]
 async fn a_swap_is_seen_by_the_next_handshake() {
     let (old, new) = (root(), root());
     let manager = secured(&old, 1, NodeRole::Manager);
