@@ -1,8 +1,10 @@
 //! A real manager (store on disk, TLS, gRPC over loopback) and agents that play their tasks.
 
 mod a_service_lives;
+mod abuse;
 mod burst;
 mod control_api;
+mod every_method;
 mod joining;
 mod many_at_once;
 mod nodes_and_logs;

@@ -57,6 +57,24 @@ async fn nodes_join_by_their_token_and_leave_again() {
 }
 
 #[tokio::test]
+async fn a_data_directory_that_was_open_is_private_again() {
+    use std::os::unix::fs::PermissionsExt as _;
+    if !is_possible() {
+        return;
+    }
+    let mut node = Node::new("open");
+    node.start().await;
+    node.client().await.init(InitRequest::default()).await.unwrap();
+    assert_eq!(std::fs::metadata(node.data()).unwrap().permissions().mode() & 0o777, 0o700);
+    std::fs::set_permissions(node.data(), std::fs::Permissions::from_mode(0o777)).unwrap();
+    node.kill();
+    node.start().await;
+    let mode = std::fs::metadata(node.data()).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o700, "nobody else comes near the key");
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_an_invitation_is_said() {
     if !is_possible() {
         return;

@@ -1,0 +1,275 @@
+//! Clients that mean harm: by HTTP/2, by gRPC, by messages that are none. Whatever they send, the manager goes on for the others.
+
+use crate::every_method::{anonymous_tls, ask, every_method};
+use crate::support::{Cluster, PATIENCE, eventually, service, tasks};
+use http::Method;
+use rustls::pki_types::ServerName;
+use skep_proto::v1;
+use skep_types::ClusterView as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tonic::{Code, Request};
+
+const HEADERS: u8 = 1;
+const RST_STREAM: u8 = 3;
+const SETTINGS: u8 = 4;
+const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const CONTINUATION: u8 = 9;
+const END_STREAM: u8 = 1;
+const END_HEADERS: u8 = 4;
+/// `ENHANCE_YOUR_CALM`, RFC 9113 section 7.
+const CALM: u32 = 0xb;
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// A request by HPACK's static table: POST https / with an authority of one letter.
+const REQUEST: &[u8] = &[0x83, 0x87, 0x84, 0x41, 1, b'x'];
+
+/// How a connection ended: the code of its GOAWAY, or `None` if it just broke.
+async fn end_of(mut from_server: impl tokio::io::AsyncRead + Unpin) -> Option<u32> {
+    let mut seen = None;
+    let mut head = [0; 9];
+    while from_server.read_exact(&mut head).await.is_ok() {
+        let mut payload = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+        if from_server.read_exact(&mut payload).await.is_err() {
+            break;
+        }
+        if head[3] == GOAWAY {
+            seen = Some(u32::from_be_bytes(payload[4..8].try_into().unwrap()));
+        }
+    }
+    seen
+}
+
+type Tls = tokio_rustls::client::TlsStream<TcpStream>;
+
+/// A client that may speak HTTP/2, after the handshakes.
+async fn speaker(cluster: &Cluster) -> Tls {
+    let tcp = TcpStream::connect(cluster.addr).await.unwrap();
+    let name = ServerName::try_from("swarm-ca").unwrap();
+    let mut stream = tokio_rustls::TlsConnector::from(anonymous_tls(true)).connect(name, tcp).await.unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+    stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
+    stream
+}
+
+/// Writes all of it, or until the server has had enough. Whether it had: it said so, or it broke off.
+async fn is_cut_off(cluster: &Cluster, frames: impl Iterator<Item = Vec<u8>> + Send + 'static) -> bool {
+    let (from_server, mut to_server) = tokio::io::split(speaker(cluster).await);
+    let mut writing = tokio::spawn(async move {
+        let mut frames = frames.peekable();
+        while frames.peek().is_some() {
+            let some: Vec<u8> = frames.by_ref().take(200).flatten().collect();
+            if to_server.write_all(&some).await.is_err() {
+                return false;
+            }
+        }
+        // Else the reader would wait for ever.
+        let _ = to_server.shutdown().await;
+        true
+    });
+    let end = tokio::time::timeout(PATIENCE, end_of(from_server)).await.expect("the connection ends");
+    let all_written = tokio::time::timeout(PATIENCE, &mut writing).await.expect("writing ends").unwrap();
+    end == Some(CALM) || (end.is_none() && !all_written)
+}
+
+async fn still_serves(cluster: &Cluster) {
+    let asked = async { cluster.control().await.list_nodes(v1::ListNodesRequest::default()).await };
+    tokio::time::timeout(PATIENCE, asked).await.expect("the others are served").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn floods_of_http2_end_the_connection_they_come_on_and_nothing_else() {
+    let cluster = Cluster::start().await;
+    let resets = (0..20_000u32).flat_map(|number| {
+        let stream = 2 * number + 1;
+        [frame(HEADERS, END_HEADERS | END_STREAM, stream, REQUEST), frame(RST_STREAM, 0, stream, &8u32.to_be_bytes())]
+    });
+    assert!(is_cut_off(&cluster, resets).await, "rapid reset (CVE-2023-44487)");
+    still_serves(&cluster).await;
+    let begin = std::iter::once(frame(HEADERS, END_STREAM, 1, REQUEST));
+    let endless = begin.chain((0..50_000).map(|_| frame(CONTINUATION, 0, 1, &[0x00, 1, b'a', 1, b'b'])));
+    assert!(is_cut_off(&cluster, endless).await, "headers without end (CVE-2024-27316)");
+    still_serves(&cluster).await;
+
+    // More streams than are allowed: each is refused for itself, or the connection is.
+    let many = (0..5_000u32).map(|number| frame(HEADERS, END_HEADERS, 2 * number + 1, REQUEST));
+    is_cut_off(&cluster, many).await;
+    still_serves(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_for_answers_and_never_reads_them_waits_alone() {
+    let cluster = Cluster::start().await;
+    for kind in [PING, SETTINGS] {
+        let mut stream = speaker(&cluster).await;
+        let payload: &[u8] = if kind == PING { &[0; 8] } else { &[] };
+        let many: Vec<u8> = (0..1000).flat_map(|_| frame(kind, 0, 0, payload)).collect();
+        // Until the pipes are full in both directions, or the server has had enough.
+        let writing = async {
+            for _ in 0..200 {
+                if stream.write_all(&many).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), writing).await;
+        still_serves(&cluster).await;
+    }
+    // No window at all: 256 answers that cannot be sent.
+    let mut stream = speaker(&cluster).await;
+    stream.write_all(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await.unwrap();
+    let calls: Vec<u8> = (0..256u32).flat_map(|number| frame(HEADERS, END_HEADERS | END_STREAM, 2 * number + 1, REQUEST)).collect();
+    stream.write_all(&calls).await.unwrap();
+    still_serves(&cluster).await;
+}
+
+/// A message in its envelope, with the length that it is said to have.
+fn envelope(flag: u8, length: u32, message: &[u8]) -> Vec<u8> {
+    let mut body = vec![flag];
+    body.extend(length.to_be_bytes());
+    body.extend(message);
+    body
+}
+
+fn whole(message: &[u8]) -> Vec<u8> {
+    envelope(0, u32::try_from(message.len()).unwrap(), message)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_beyond_all_measure_are_refused() {
+    let cluster = Cluster::start().await;
+    let mut channel = cluster.channel(&cluster.security).await;
+    let path = "/docker.swarmkit.v1.Control/CreateService";
+    let mut deep = vec![0x0b; 1_000_000];
+    deep.truncate(3 << 20);
+    let refused: [(&str, Vec<u8>, &[Code]); 6] = [
+        ("2 GiB are announced", envelope(0, 0x7fff_ffff, b"x"), &[Code::OutOfRange, Code::ResourceExhausted]),
+        ("more than is allowed", whole(&vec![0; (4 << 20) + 1]), &[Code::OutOfRange, Code::ResourceExhausted]),
+        // Nothing is unpacked, so there is no bomb.
+        ("packed", envelope(1, 4, b"bomb"), &[Code::Internal, Code::Unimplemented]),
+        ("a million deep", whole(&deep), &[Code::Internal, Code::InvalidArgument]),
+        // spec.annotations.name
+        ("no UTF-8", whole(&[0x0a, 5, 0x0a, 3, 0x0a, 1, 0xff]), &[Code::Internal, Code::InvalidArgument]),
+        ("cut off", whole(&[0x0a, 0x7f, 0x0a]), &[Code::Internal, Code::InvalidArgument]),
+    ];
+    for (what, body, codes) in refused {
+        let (_, code) = ask(&mut channel, Method::POST, path, &body).await;
+        assert!(code.is_some_and(|code| codes.contains(&code)), "{what}: {code:?}");
+    }
+    // Many small things are only many.
+    let names: Vec<u8> = (0..1_000_000).flat_map(|_| [0x0a, 0]).collect();
+    let mut filters = vec![0x0a];
+    filters.extend(varint(names.len() as u64));
+    filters.extend(&names);
+    let _ = ask(&mut channel, Method::POST, "/docker.swarmkit.v1.Control/ListNodes", &whole(&filters)).await;
+    let mut odd = service("odd", 1);
+    odd.endpoint = Some(v1::EndpointSpec { mode: 4711, ..Default::default() });
+    let refusal = cluster.control().await.create_service(v1::CreateServiceRequest { spec: Some(odd) }).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::InvalidArgument, "an enumeration knows its values: {refusal:?}");
+    still_serves(&cluster).await;
+}
+
+fn varint(mut number: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number >= 0x80 {
+        bytes.push((number & 0x7f) as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
+}
+
+/// Fields that could be some message's: nested, of every wire type, with lengths that fit more often than not.
+fn anything(dice: &mut impl FnMut(u64) -> u64, depth: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..dice(5) {
+        let (field, kind) = (1 + dice(12), dice(7));
+        bytes.extend(varint(field << 3 | kind));
+        match kind {
+            0 => bytes.extend(varint(if dice(2) == 0 { dice(300) } else { u64::MAX - dice(3) })),
+            1 => bytes.extend(dice(u64::MAX).to_le_bytes()),
+            5 => bytes.extend((dice(1 << 32) as u32).to_le_bytes()),
+            2 => {
+                let inner =
+                    if depth == 0 || dice(3) == 0 { (0..dice(20)).map(|_| dice(256) as u8).collect() } else { anything(dice, depth - 1) };
+                let lie = if dice(10) == 0 { dice(1000) } else { inner.len() as u64 };
+                bytes.extend(varint(lie));
+                bytes.extend(inner);
+            }
+            _ => {}
+        }
+    }
+    bytes
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_message_makes_a_method_panic_or_hang() {
+    let cluster = Cluster::start().await;
+    let mut channel = cluster.channel(&cluster.security).await;
+    // The same numbers in every run.
+    let mut state = 0x5eed_u64;
+    let mut dice = move |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 11) % below.max(1)
+    };
+    let before = cluster.store.view().nodes().count();
+    for path in every_method() {
+        for _ in 0..12 {
+            let message = anything(&mut dice, 4);
+            let (status, code) = ask(&mut channel, Method::POST, &path, &whole(&message)).await;
+            // tonic answers a handler that panicked by ending the stream, which `ask` does not survive.
+            assert!(status.is_success() && code != Some(Code::Unknown) || path.contains("Control/"), "{path} {message:02x?}: {code:?}");
+        }
+    }
+    still_serves(&cluster).await;
+    assert_eq!(cluster.store.view().nodes().count(), before);
+    let mut control = cluster.control().await;
+    control.create_service(v1::CreateServiceRequest { spec: Some(service("after", 1)) }).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_gets_no_assignments_of_another_and_no_state_goes_back() {
+    let cluster = Cluster::start().await;
+    let mut agent = cluster.agent().await;
+    let mut control = cluster.control().await;
+    let created = control.create_service(v1::CreateServiceRequest { spec: Some(service("web", 1)) }).await.unwrap().into_inner();
+    let id = created.service.unwrap().id;
+    let running = |tasks: &Vec<v1::Task>| crate::support::running(tasks) == 1;
+    let task = eventually("running", || tasks(&control, &id), running).await.remove(0);
+
+    // With the session of the one and the certificate of the other.
+    let (_, thief) = cluster.another_agent().await;
+    let session_id = agent.session_id.clone();
+    let mut client = thief.client.clone();
+    let stolen = client.assignments(v1::AssignmentsRequest { session_id: session_id.clone() }).await.unwrap_err();
+    assert_eq!(stolen.code(), Code::InvalidArgument, "{stolen:?}");
+    let stolen = client.heartbeat(v1::HeartbeatRequest { session_id: session_id.clone() }).await.unwrap_err();
+    assert_eq!(stolen.code(), Code::InvalidArgument, "{stolen:?}");
+    let mut farewell = Request::new(v1::HeartbeatRequest { session_id });
+    farewell.metadata_mut().insert("skep-farewell", "left".parse().unwrap());
+    assert_eq!(client.heartbeat(farewell).await.unwrap_err().code(), Code::InvalidArgument);
+
+    let version = cluster.store.view().version();
+    agent.report(&task.id, v1::TaskState::Preparing).await.unwrap();
+    // Reports are written one after the other: when a later one is there, the earlier one was looked at.
+    agent.report(&task.id, v1::TaskState::Failed).await.unwrap();
+    let ended = |tasks: &Vec<v1::Task>| tasks.iter().any(|other| other.id == task.id && state(other) == v1::TaskState::Failed as i32);
+    eventually("failed", || tasks(&control, &id), ended).await;
+    assert!(cluster.store.view().version() > version);
+    agent.report(&task.id, v1::TaskState::Running).await.unwrap();
+    still_serves(&cluster).await;
+    let now = control.get_task(v1::GetTaskRequest { task_id: task.id.clone() }).await.unwrap().into_inner().task.unwrap();
+    assert_eq!(state(&now), v1::TaskState::Failed as i32, "an ended task does not run again");
+}
+
+fn state(task: &v1::Task) -> i32 {
+    task.status.as_ref().map_or(0, |status| status.state)
+}
