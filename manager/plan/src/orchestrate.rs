@@ -87,7 +87,10 @@ impl Concerned {
             }
             (Change::Updated { old: Object::Task(old), new: Object::Task(new) }, _) => {
                 let step = old.status.state != new.status.state && new.status.state >= TaskState::Running;
-                if step || old.desired_state != new.desired_state {
+                if new.desired_state < old.desired_state || new.status.state < old.status.state {
+                    // Only what was tried out and is taken back goes back. That decision may have been one about all slots.
+                    self.whole(new.service_id.as_ref());
+                } else if step || old.desired_state != new.desired_state {
                     self.slot(new);
                 }
             }

@@ -3,12 +3,21 @@
 //! A service is looked at as a whole when it or anything else changed that may concern all of its slots. When such a look finds
 //! nothing to do, the service is *settled*: from then on only those of its slots are looked at whose tasks change. A task that
 //! fails among a hundred thousand then costs what it costs among ten.
+//!
+//! All that is kept between two looks is a cache of the state: when everybody may be looked at again, who is settled, which tasks a
+//! slot has. [`Orchestrator::new`] makes it of a view, and one made at any moment of a history decides what one that saw all of it
+//! decides (`tests/pipeline.rs` compares them). It is right because no change passes by unobserved: what was proposed is observed
+//! as done, and if it is not written, observed once more the other way round; there only do wishes and states go back, and then the
+//! whole service is looked at, for who is settled may be so only by what was taken back. Whoever lost changes, or does not know how
+//! much of a proposal was written (the feed was too old, the store failed, somebody else leads), makes a new one. Times in it come
+//! from the state (a task's creation and the delay of its policy), never from when it was looked at, so that a clock that jumps
+//! makes a look early or late for both alike.
 
 use crate::agenda::Agenda;
 use crate::orchestrate::{Concerned, all_services, plan_service, plan_slot, services_of_node};
 use crate::reaper::{is_removable, plan_reaping, plan_reaping_among};
 use crate::{Ids, Plan};
-use skep_types::{Change, ClusterView, NodeId, Object, ServiceId, ServiceMode, Task, TaskId, Timestamp};
+use skep_types::{Change, ClusterView, NodeId, Object, ServiceId, ServiceMode, Task, TaskId, TaskState, Timestamp};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -26,6 +35,8 @@ pub struct Orchestrator {
     tasks: TasksBySlot,
     reaping: BTreeSet<ServiceId>,
     reaping_slots: BTreeSet<(ServiceId, u64)>,
+    /// The history limit changed. Besides the reaper it concerns those who conclude something from history that is not there.
+    history_changed: bool,
 }
 
 impl Orchestrator {
@@ -41,6 +52,7 @@ impl Orchestrator {
             tasks: TasksBySlot::default(),
             reaping: services.clone(),
             reaping_slots: BTreeSet::new(),
+            history_changed: false,
         };
         services.into_iter().for_each(|service| this.services.add(service));
         view.tasks().for_each(|task| this.tasks.insert(task));
@@ -57,12 +69,17 @@ impl Orchestrator {
             }
             Change::Updated { old: Object::Task(old), new: Object::Task(new) } => {
                 let has_ended = new.status.state.is_terminal() && !old.status.state.is_terminal();
-                if has_ended || is_removable(new) {
+                // What came before a task that only waited was kept until now.
+                let is_released = old.desired_state == TaskState::Ready && new.desired_state != TaskState::Ready;
+                if has_ended || is_released || is_removable(new) {
                     self.note_for_reaper(new);
                 }
             }
             Change::Removed(Object::Task(task)) => self.tasks.remove(task),
             Change::Removed(Object::Service(service)) => drop(self.reaping.insert(service.id.clone())),
+            Change::Updated { old: Object::Cluster(old), new: Object::Cluster(new) } => {
+                self.history_changed |= old.spec.task_history_retention_limit != new.spec.task_history_retention_limit;
+            }
             _ => {}
         }
     }
@@ -86,6 +103,10 @@ impl Orchestrator {
 
     /// Decides for what is concerned whether single slots will do.
     fn sort_concerned(&mut self, view: &dyn ClusterView) {
+        if std::mem::take(&mut self.history_changed) {
+            self.reaping = all_services(view);
+            self.concerned.add_services(all_services(view));
+        }
         let Concerned { services, nodes, mut slots } = std::mem::take(&mut self.concerned);
         for service in services {
             match slots.remove(&service) {
@@ -171,12 +192,7 @@ impl Orchestrator {
         }
     }
 
-    /// The reaper has to look at everything: the history limit changed.
-    pub fn reap_all(&mut self, view: &dyn ClusterView) {
-        self.reaping = all_services(view);
-    }
-
-    /// Tasks to be deleted.
+    /// Tasks to be deleted, as far as the last [`Orchestrator::plan`] and what was observed since concern them.
     pub fn plan_reaping(&mut self, view: &dyn ClusterView) -> Plan {
         let mut plan = Plan::default();
         for (service, slot) in std::mem::take(&mut self.reaping_slots) {

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use skep_plan::{Allocator, Orchestrator, Plan, Scheduler, plan_enforcement, plan_service};
 use skep_types::*;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 use world::*;
 
@@ -95,6 +96,57 @@ impl Leader {
         }
     }
 
+    /// The orchestrator knows what one that begins now finds out: both end with the same wishes and tasks.
+    fn decides_as_a_new_one(&mut self, world: &mut World) {
+        let mut other = world.clone();
+        let mut begun = Orchestrator::new(&other);
+        let others_wake = orchestrate(&mut begun, &mut other, |_| {});
+        let (allocator, scheduler, nodes) = (&mut self.allocator, &mut self.scheduler, &mut self.nodes);
+        let wake = orchestrate(&mut self.orchestrator, world, |change| {
+            allocator.observe(change);
+            scheduler.observe(change);
+            if let Object::Node(node) = change.object() {
+                nodes.insert(node.id.clone());
+            }
+        });
+        assert_eq!(wishes(world), wishes(&other));
+        assert!(others_wake.is_none_or(|theirs| wake.is_some_and(|ours| ours <= theirs)), "{wake:?} is after {others_wake:?}");
+        self.wake = wake;
+    }
+
+    /// Everything is decided and then taken back, as if another write had been first.
+    fn decide_in_vain(&mut self, world: &World) {
+        let mut draft = world.clone();
+        let mut tried = Vec::new();
+        for _ in 0..3 {
+            for decider in 0..3 {
+                let mut ids = draft.ids();
+                let plan = match decider {
+                    0 => self.orchestrator.plan(&draft, &mut ids, draft.now),
+                    1 => self.allocator.plan(&draft, draft.now),
+                    _ => self.scheduler.schedule(draft.now),
+                };
+                let changes = draft.commit(plan.changes);
+                self.observe(&changes);
+                tried.extend(changes);
+            }
+            let plan = self.orchestrator.plan_reaping(&draft);
+            let changes = draft.commit(plan.changes);
+            self.observe(&changes);
+            tried.extend(changes);
+        }
+        let undone: Vec<Change> = tried
+            .into_iter()
+            .rev()
+            .map(|change| match change {
+                Change::Created(object) => Change::Removed(object),
+                Change::Removed(object) => Change::Created(object),
+                Change::Updated { old, new } => Change::Updated { old: new, new: old },
+            })
+            .collect();
+        self.observe(&undone);
+    }
+
     fn next_wake(&self) -> Option<Timestamp> {
         self.wake.iter().chain(&self.other_wakes).min().copied()
     }
@@ -177,8 +229,37 @@ fn a_task_that_fails_among_many_is_replaced_without_a_look_at_the_others() {
     assert!(world.running().iter().all(|task| task.node_id != Some(NodeId::for_test(1))) && world.running().len() == 20);
 }
 
+/// Only the orchestrator, until it proposes nothing.
+fn orchestrate(orchestrator: &mut Orchestrator, world: &mut World, mut tell: impl FnMut(&Change)) -> Option<Timestamp> {
+    for _ in 0..100 {
+        let mut ids = world.ids();
+        let plan = orchestrator.plan(&*world, &mut ids, world.now);
+        if plan.is_empty() {
+            return plan.wake_at;
+        }
+        for change in world.commit(plan.changes) {
+            orchestrator.observe(&change);
+            tell(&change);
+        }
+    }
+    panic!("the orchestrator does not come to rest");
+}
+
+/// What is wanted of each task, and the state of updates; new tasks without the ids that chance gave them.
+fn wishes(world: &World) -> Vec<String> {
+    let task = |task: Arc<Task>| {
+        let id = if task.status.state == TaskState::New { String::new() } else { task.id.to_string() };
+        format!("{:?} {} {:?} {id} {:?} {:?}", task.service_id, task.slot, task.node_id, task.desired_state, task.spec_version)
+    };
+    let service = |service: &Arc<Service>| format!("{} {:?}", service.id, service.update_status);
+    let mut all: Vec<String> = world.all_tasks().into_iter().map(task).chain(world.services().map(service)).collect();
+    all.sort();
+    all
+}
+
 #[derive(Debug, Clone)]
 enum Event {
+    History(u8),
     Replicas(u8, u8),
     Image(u8, u8),
     Order(u8, bool),
@@ -190,6 +271,18 @@ enum Event {
     Time(u16),
     NewLeader,
     AgentsOnly,
+}
+
+/// What is tried after an event.
+#[derive(Debug, Clone, Copy)]
+enum Trial {
+    None,
+    InVain,
+    AsNew,
+}
+
+fn trial() -> impl Strategy<Value = Trial> {
+    prop_oneof![Just(Trial::None), Just(Trial::InVain), Just(Trial::AsNew)]
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -205,10 +298,11 @@ fn event() -> impl Strategy<Value = Event> {
         (0u16..15_000).prop_map(Event::Time),
         Just(Event::NewLeader),
         Just(Event::AgentsOnly),
+        (0u8..3).prop_map(Event::History),
     ]
 }
 
-fn happen(world: &mut World, leader: &mut Leader, services: &[ServiceId], event: Event) {
+fn happen(world: &mut World, leader: &mut Leader, services: &[ServiceId], (event, trial): (Event, Trial)) {
     let node_id = |number: u8| NodeId::for_test(u64::from(number));
     let before: Vec<_> = services.iter().filter_map(|id| world.service(id).clone().into()).collect::<Vec<Service>>();
     let changes = match event {
@@ -259,6 +353,7 @@ fn happen(world: &mut World, leader: &mut Leader, services: &[ServiceId], event:
             *leader = Leader::elected(world);
             Vec::new()
         }
+        Event::History(limit) => world.set_history(i64::from(limit)),
         Event::AgentsOnly => {
             leader.let_agents_obey(world);
             Vec::new()
@@ -267,9 +362,14 @@ fn happen(world: &mut World, leader: &mut Leader, services: &[ServiceId], event:
     leader.observe(&changes);
     for old in before {
         let new = world.service(&old.id).clone();
-        if new.meta.version != old.meta.version && old.spec != new.spec {
+        if old.spec != new.spec || old.spec_version != new.spec_version {
             leader.observe(&[Change::Updated { old: Object::Service(old.into()), new: Object::Service(new.into()) }]);
         }
+    }
+    match trial {
+        Trial::None => {}
+        Trial::InVain => leader.decide_in_vain(world),
+        Trial::AsNew => leader.decides_as_a_new_one(world),
     }
 }
 
@@ -294,7 +394,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
-    fn once_faults_stop_everything_runs_as_wanted(events in prop::collection::vec(event(), 0..40)) {
+    fn once_faults_stop_everything_runs_as_wanted(events in prop::collection::vec((event(), trial()), 0..40)) {
         let mut world = World::new();
         world.add_network(1, "ingress", |spec| spec.ingress = true);
         world.add_network(2, "back", |_| {});
@@ -329,7 +429,7 @@ proptest! {
             leader.observe(&changes);
         }
         for service in 0..3 {
-            happen(&mut world, &mut leader, &services, Event::Image(service, 9));
+            happen(&mut world, &mut leader, &services, (Event::Image(service, 9), Trial::None));
         }
         leader.run(&mut world, secs(300));
         for id in &services {

@@ -12,8 +12,6 @@ pub(super) struct Deciders {
     orchestrator: Orchestrator,
     allocator: Allocator,
     scheduler: Scheduler,
-    /// The history limit has changed.
-    reap_all: bool,
     strays: BTreeMap<TaskId, Arc<Task>>,
     enforcing: BTreeSet<NodeId>,
     /// Nodes that are DOWN, since when as far as this leader knows, and nodes that are gone.
@@ -36,7 +34,6 @@ impl Deciders {
             orchestrator: Orchestrator::new(view),
             allocator: Allocator::new(view),
             scheduler: Scheduler::new(view),
-            reap_all: false,
             strays: BTreeMap::new(),
             enforcing: view.nodes().map(|node| node.id.clone()).collect(),
             down: BTreeMap::new(),
@@ -89,9 +86,6 @@ impl Deciders {
                 self.down.remove(&node.id);
                 self.orphaning.add(node.id.clone());
             }
-            Change::Updated { old: Object::Cluster(old), new: Object::Cluster(new) } => {
-                self.reap_all |= old.spec.task_history_retention_limit != new.spec.task_history_retention_limit;
-            }
             _ => {}
         }
     }
@@ -137,9 +131,6 @@ impl Deciders {
     }
 
     fn plan_reaping(&mut self, view: &View) -> Plan {
-        if std::mem::take(&mut self.reap_all) {
-            self.orchestrator.reap_all(view);
-        }
         let mut plan = self.orchestrator.plan_reaping(view);
         let strays = std::mem::take(&mut self.strays).into_values().filter(|task| view.task(&task.id).is_some());
         plan.merge(skep_plan::plan_reaping_of_strays(strays));

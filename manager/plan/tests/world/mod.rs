@@ -55,8 +55,11 @@ impl World {
         world
     }
 
-    pub fn set_history(&mut self, limit: i64) {
-        Arc::make_mut(self.cluster.as_mut().expect("set at birth")).spec.task_history_retention_limit = limit;
+    pub fn set_history(&mut self, limit: i64) -> Vec<Change> {
+        let cluster = self.cluster.as_mut().expect("set at birth");
+        let old = Arc::clone(cluster);
+        Arc::make_mut(cluster).spec.task_history_retention_limit = limit;
+        vec![Change::Updated { old: Object::Cluster(old), new: Object::Cluster(Arc::clone(cluster)) }]
     }
 
     pub fn ids(&mut self) -> impl FnMut() -> [u8; 17] + use<> {
