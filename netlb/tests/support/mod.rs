@@ -298,7 +298,7 @@ pub fn all_three_answer(seen_as: &str, ask: impl Fn() -> Result<String, String>)
 
 /// Waits for what the kernel does in the background.
 pub fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(30);
     while !holds() {
         assert!(Instant::now() < end, "{what} did not come true");
         std::thread::sleep(Duration::from_millis(20));
