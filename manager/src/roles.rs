@@ -14,7 +14,7 @@ use std::time::Duration;
 
 /// A step that failed, or waits for other managers, is tried again after this time (spec wire-behaviour 7).
 const RETRY: Duration = Duration::from_secs(5);
-/// A majority that was lost is looked for more often: it only takes a look.
+/// A majority that was lost is looked for more often, and so is what became of a step: it only takes a look.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A role that loses a race with another write of the node is decided anew this often.
@@ -34,7 +34,7 @@ fn concerns(change: &Change) -> bool {
 /// What a round came to.
 enum Round {
     Done,
-    /// Not everything that is wished can be done now.
+    /// Not everything that is wished can be done now, or something was done.
     Waiting,
     Failed,
 }
@@ -98,7 +98,9 @@ async fn round(shared: &Shared, told: &mut BTreeSet<String>) -> Result<Round, Dr
             tracing::warn!(node, %reason, "a manager is to be demoted and cannot go yet");
         }
     }
-    let mut outcome = if plan.waiting.is_empty() { Round::Done } else { Round::Waiting };
+    // After steps it looks once more: a member that asks to come in while it is taken out is there again, and a list of members
+    // that is what it was wakes nobody.
+    let mut outcome = if plan.waiting.is_empty() && plan.steps.is_empty() { Round::Done } else { Round::Waiting };
     for step in plan.steps {
         let done = match step {
             RoleStep::SetRole { node, role } => set_role(shared, &node, role).await?,
