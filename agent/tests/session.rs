@@ -160,7 +160,7 @@ fn serve(manager: Manager, address: std::net::SocketAddr, stop: CancellationToke
 async fn until(what: &str, check: impl Fn() -> bool) {
     let begin = Instant::now();
     while !check() {
-        assert!(begin.elapsed() < Duration::from_secs(30), "{what}");
+        assert!(begin.elapsed() < Duration::from_secs(60), "{what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -81,7 +81,7 @@ impl Containerd {
         let begin = Instant::now();
         while std::os::unix::net::UnixStream::connect(self.socket()).is_err() {
             assert!(
-                begin.elapsed() < Duration::from_secs(20),
+                begin.elapsed() < Duration::from_secs(60),
                 "containerd does not start: {}",
                 std::fs::read_to_string(self.path("containerd.log")).unwrap()
             );
