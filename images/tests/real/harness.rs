@@ -46,7 +46,7 @@ pub fn run(program: &str, arguments: &[&str]) -> String {
 }
 
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + Duration::from_secs(60);
     while !holds() {
         assert!(Instant::now() < end, "never: {what}");
         std::thread::sleep(Duration::from_millis(20));
@@ -176,6 +176,19 @@ impl Drop for Containerd {
     }
 }
 
+/// A port that nobody listens on. It is none of those that the kernel gives to whoever connects somewhere (from 32768 on): one of them may
+/// be taken again before the daemon listens, and while it is restarted.
+fn free_port() -> u16 {
+    static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    (0..10_000)
+        .map(|_| {
+            let number = std::process::id() * 64 + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            25000 + u16::try_from(number % 5_000).expect("below 5,000")
+        })
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("a port is free")
+}
+
 /// Debian's docker-registry on loopback, serving a directory.
 pub struct Registry {
     folder: TempDir,
@@ -199,7 +212,7 @@ impl Registry {
     fn start_with(more: &str) -> Self {
         let folder = TempDir::with_prefix("skep-registry-").unwrap();
         let path = folder.path().to_str().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let config = format!(
             "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {path}/data\n\
              http:\n  addr: 127.0.0.1:{port}\n{}",

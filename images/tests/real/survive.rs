@@ -179,5 +179,5 @@ async fn the_fast_path_is_fast() {
     let [find, prepare, remove] = times.map(|list| list[list.len() / 2]);
     println!("median of 50: find {find:?}, prepare {prepare:?}, remove {remove:?}");
     // The machine is shared: only an order of magnitude would be wrong.
-    assert!(find < Duration::from_millis(50) && prepare < Duration::from_millis(200));
+    assert!(find < Duration::from_millis(500) && prepare < Duration::from_secs(2));
 }
