@@ -92,7 +92,7 @@ pub(crate) fn quiet_after(changes: usize, now: Instant) -> Instant {
 mod tests {
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn the_first_change_is_said_at_once() {
         let inbox = Inbox::default();
         inbox.put(TaskId::for_test(1));
