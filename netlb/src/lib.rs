@@ -2,13 +2,15 @@
 //!
 //! The agent says what it wants as data ([`Wanted`], [`TaskNetwork`]); this crate reads what is, works out the difference
 //! (module `plan`, pure) and applies it over netlink. Every step may be repeated, so a crash at any point is mended by
-//! asking again. What others break is noticed and mended unasked; [`Netlb::audit`] looks at all of it at once. Names of links and tables carry a tag of the instance;
-//! nothing that is not ours is touched.
+//! asking again. What others break is noticed and mended unasked; [`Netlb::audit`] looks at all of it at once. Names of
+//! links and tables carry a tag of the instance; nothing that is not ours is touched.
 //!
 //! Start with [`Netlb::start`]. It has one thread, `skep-netlb`, which owns all sockets and state and takes one message
 //! after the other; a short-lived thread `skep-netns` makes or enters a namespace. `netlb/docs/netlb.md` has the pictures.
 //!
-//! Not here yet: other nodes of an overlay, IPVS.
+//! A network may span nodes ([`Overlay`]): tasks, virtual addresses and published ports lead to wherever a task is.
+//!
+//! Not here yet: encryption between nodes, IPVS.
 
 pub mod dns; // what tasks ask at 127.0.0.11
 mod error; // what can go wrong

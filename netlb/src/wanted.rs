@@ -69,7 +69,7 @@ pub struct Attachment {
 /// Everything this node's network should be. Sets, not steps: the latest one counts.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
-    /// Those of all tasks of this node at least; a sandbox that is in use stays all the same.
+    /// Those of all tasks of this node at least; a sandbox that is in use stays all the same, but without other nodes.
     pub networks: Vec<WantedNetwork>,
     pub published: Vec<PublishedPort>,
     /// The tasks this node still holds, in whatever state. The namespace of any other task is removed by an audit,
@@ -84,7 +84,7 @@ pub struct WantedNetwork {
     /// How it spans nodes; `None` for a network of this node only.
     pub overlay: Option<Overlay>,
     /// The tasks on it, on whatever node. If an address is remote here, a task of this node that has it gets nothing sent
-    /// to it any more: the latest wanted state tells where an address is.
+    /// to it any more: the latest wanted state tells where an address is. Of two places the latter in this list counts.
     pub endpoints: Vec<Endpoint>,
     pub vips: Vec<Vip>,
 }

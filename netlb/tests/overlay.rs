@@ -129,6 +129,10 @@ fn every_host_answers_on_a_published_port_and_tasks_see_the_client() {
         let tasks = one_on_each(&mut world, &mut cluster, &hosts[..2]).await; // none on the third
         publish(&mut cluster);
         cluster.tell(&hosts).await;
+        for host in &hosts {
+            // Marks mean something else to the host.
+            host.sh("for mark in 1 2 3; do ip rule add fwmark $mark prohibit priority 50; done");
+        }
         let (client, names) = (World::client(), ["T1", "T2"]);
         for index in 1..=3 {
             all_answer(&names, CLIENT, || within(&client, || ask(&address(index), 8080)));
@@ -252,6 +256,12 @@ fn a_host_that_vanishes_leaves_the_others_alone() {
         // It does not know that it is out, and nobody listens to it.
         assert!(!within(&tasks[1], || answers_soon("10.0.1.11", 80)));
         assert!(!within(&tasks[1], || answers_soon("fd00:0:0:1::b", 80)));
+        // Not even as far as conntrack, whose lines name the first packet's addresses first.
+        let flows = hosts[0].in_sandbox(&ingress, "cat /proc/net/nf_conntrack");
+        let first_source = |line: &str| line.split(" src=").nth(1).map(|rest| rest.split(' ').next().unwrap().to_owned());
+        let sources: Vec<String> = flows.lines().filter_map(first_source).collect();
+        assert!(sources.contains(&"10.0.1.11".to_owned()), "it can be seen: {flows}");
+        assert!(!sources.iter().any(|source| source == "10.0.1.12" || source.ends_with(":000c")), "{flows}");
         for host in [&hosts[0], &hosts[2]] {
             host.is_as_wanted().await;
         }

@@ -35,13 +35,12 @@ impl Owner {
             }
             failpoint!("netlb.apply.network");
         }
+        errors.extend(self.join_no_others(&wanted));
         errors.extend(self.route_to_sandboxes().err());
         failpoint!("netlb.apply.routed");
         errors.extend(self.set_ports(&wanted).err());
         failpoint!("netlb.apply.ports");
-        for network in &wanted.networks {
-            errors.extend(self.leave(&network.network.id).err());
-        }
+        errors.extend(self.leave_all());
         errors.extend(self.remove_unused_sandboxes());
         NetlbError::all(errors)
     }

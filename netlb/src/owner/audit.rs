@@ -1,7 +1,7 @@
 //! Looking everything over: what differs from what is wanted is mended, what nobody wants is removed.
 
 use super::apply::{audit_table, forget_stale};
-use super::overlay::remove_file_of_sandbox;
+use super::overlay::{alone, remove_file_of_sandbox};
 use super::{Owner, refused};
 use crate::error::NetlbError;
 use crate::handle::Audit;
@@ -9,7 +9,7 @@ use crate::names;
 use crate::netns;
 use crate::plan::layout;
 use crate::plan::{State, Unwanted, difference};
-use crate::wanted::{Network, TaskNetwork, WantedNetwork};
+use crate::wanted::{Network, TaskNetwork};
 use skep_failpoint::failpoint;
 use skep_types::NetworkId;
 use std::collections::BTreeSet;
@@ -142,9 +142,8 @@ impl Owner {
         let Some(all) = self.wanted.clone() else { return Ok(Vec::new()) };
         let Some(sandbox) = self.sandboxes.get_mut(id) else { return Ok(Vec::new()) };
         let place = sandbox.place();
-        // A sandbox that only a task keeps has no part in an overlay.
-        let alone = || WantedNetwork { network: sandbox.network.clone(), overlay: None, endpoints: Vec::new(), vips: Vec::new() };
-        let wanted = all.networks.iter().find(|wanted| wanted.network.id == *id).cloned().unwrap_or_else(alone);
+        let found = all.networks.iter().find(|wanted| wanted.network.id == *id).cloned();
+        let wanted = found.unwrap_or_else(|| alone(sandbox.network.clone()));
         let link = sandbox.told.as_ref().and_then(|told| told.state.links.get(names::OVERLAY_LINK)).cloned();
         let mut mended = Vec::new();
         if let Some(link) = link {

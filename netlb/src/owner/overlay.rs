@@ -11,9 +11,10 @@ use crate::netns::{self, Namespace};
 use crate::plan::overlay::{self, leads_away, part_of};
 use crate::plan::{Change, Link, Route, State, Unwanted, difference, layout};
 use crate::sysctl::{self, Purpose};
-use crate::wanted::{Endpoint, Network, Overlay, WantedNetwork};
+use crate::wanted::{Endpoint, Network, Overlay, Wanted, WantedNetwork};
 use skep_failpoint::failpoint;
 use skep_types::NetworkId;
+use std::collections::BTreeSet;
 use std::path::Path;
 use tracing::warn;
 
@@ -92,6 +93,20 @@ impl Owner {
         NetlbError::all(refused(&sandbox.place(), failed))
     }
 
+    /// [`Owner::leave`] for every network.
+    pub(super) fn leave_all(&mut self) -> Vec<NetlbError> {
+        let networks: Vec<NetworkId> = self.sandboxes.keys().cloned().collect();
+        networks.iter().filter_map(|network| self.leave(network).err()).collect()
+    }
+
+    /// A sandbox that only a task keeps has no part in an overlay.
+    pub(super) fn join_no_others(&mut self, wanted: &Wanted) -> Vec<NetlbError> {
+        let known: BTreeSet<&NetworkId> = wanted.networks.iter().map(|network| &network.network.id).collect();
+        let kept = self.sandboxes.values().map(|sandbox| &sandbox.network).filter(|network| !known.contains(&network.id));
+        let kept: Vec<WantedNetwork> = kept.cloned().map(alone).collect();
+        kept.iter().filter_map(|network| self.join(network).err()).collect()
+    }
+
     /// The sandbox's routes to this node's tasks, whether or not one to another node has their place.
     fn routes_to_tasks(&self, network: &NetworkId) -> impl Iterator<Item = Route> {
         let on = self.tasks.values().flat_map(|task| task.attachments.iter().map(move |attachment| (task, attachment)));
@@ -116,6 +131,11 @@ impl Sandbox {
             warn!(network = %self.network.id, %error, "the VXLAN device of a network that is removed could not be deleted");
         }
     }
+}
+
+/// A network of this node only, which nobody needs to be told of.
+pub(super) fn alone(network: Network) -> WantedNetwork {
+    WantedNetwork { network, overlay: None, endpoints: Vec::new(), vips: Vec::new() }
 }
 
 /// Removes a sandbox that is known by its file only.

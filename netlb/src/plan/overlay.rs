@@ -20,7 +20,7 @@ use crate::error::NetlbError;
 use crate::names::OVERLAY_LINK;
 use crate::wanted::{Endpoint, Location, Network, Overlay, Peer};
 use ipnet::IpNet;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The routing table that leads back to node 1 is the one after this.
@@ -83,12 +83,17 @@ pub(crate) fn overlay(network: &Network, overlay: &Overlay, endpoints: &[Endpoin
         state.forwardings.insert(Forwarding { mac: peer.mac, to: peer.underlay, link: link() });
         state.next_hops.insert(NextHop { id, gateway, link: link() });
     }
+    // Each address once: while one moves, it may be said to be in two places, and the latter counts.
+    let mut places = BTreeMap::new();
     for endpoint in endpoints {
-        if let Location::Remote { node_index } = endpoint.location
+        let addresses = endpoint.addresses.iter().filter(|address| ipv6 || address.is_ipv4());
+        places.extend(addresses.map(|address| (*address, endpoint.location)));
+    }
+    for (address, location) in places {
+        if let Location::Remote { node_index } = location
             && indexes.contains(&node_index)
         {
-            let addresses = endpoint.addresses.iter().filter(|address| ipv6 || address.is_ipv4());
-            state.routes.extend(addresses.map(|address| Route::new(single(*address), RouteKind::Next(node_index))));
+            state.routes.insert(Route::new(single(address), RouteKind::Next(node_index)));
         }
     }
     if network.ingress {
@@ -233,6 +238,14 @@ mod tests {
     fn tasks_of_this_node_and_of_nodes_that_are_not_known_have_no_route_there() {
         let state = overlay(&network(false), &nodes([2]), &[at(10, Location::Local), at(11, on(7))], true);
         assert_eq!(state.routes, BTreeSet::new());
+    }
+
+    #[test]
+    fn an_address_that_is_said_to_be_in_two_places_is_in_the_latter() {
+        let routes = |tasks: &[Endpoint]| overlay(&network(false), &nodes([2, 3]), tasks, false).routes;
+        let route = Route::new("10.0.0.10/32".parse().unwrap(), RouteKind::Next(3));
+        assert_eq!(routes(&[at(10, on(2)), at(10, on(3))]), [route].into());
+        assert_eq!(routes(&[at(10, on(2)), at(10, Location::Local)]), BTreeSet::new());
     }
 
     #[test]
