@@ -14,7 +14,7 @@
 //! * `members`: publishes who is in the group; `finish_changes`: finishes a change of voters that was left half-way;
 //! * `give_way_when_full`: hands the leadership over when the leader has no space left;
 //! * `housekeeping`: triggers snapshots; `end_when_broken`: ends raft when the disk cannot be written;
-//! * thread `store-log`: writes and syncs log and vote (channel of 64; openraft waits for each write);
+//! * thread `store-log`: writes and syncs log and vote (channel of 64; a full one makes openraft wait);
 //! * thread `store-spare`, now and then: makes the next log segment.
 //!
 //! Nothing is written while nothing is proposed.

@@ -1,7 +1,6 @@
 //! Group commit: proposals that wait together share one log entry and one sync.
 
-use crate::disk::DiskError;
-use crate::disk::log::LogShared;
+use crate::disk::log::{LogShared, room};
 use crate::error::ProposeError;
 use crate::raft::log::Broken;
 use crate::raft::types::{Batch, BatchResult, Member, Raft, Transaction};
@@ -117,7 +116,7 @@ impl Proposer {
             answers.into_iter().for_each(|answer| drop(answer.send(Err(ProposeError::NotLeader { leader: None }))));
             return;
         }
-        let outcome = match self.room(parts.iter().map(Vec::len).sum()).await {
+        let outcome = match room(&self.log, parts.iter().map(Vec::len).sum(), 1).await {
             Err(error) => {
                 if error.is_full() {
                     self.transfer.full.notify_one();
@@ -133,18 +132,6 @@ impl Proposer {
                 }
             }
             Err(error) => answers.into_iter().for_each(|answer| drop(answer.send(Err(error.clone())))),
-        }
-    }
-
-    /// Asked before proposing: openraft ends for good when an append fails.
-    async fn room(&self, bytes: usize) -> Result<(), Arc<DiskError>> {
-        if self.log.has_room(bytes, 1) {
-            return Ok(());
-        }
-        let log = Arc::clone(&self.log);
-        match tokio::task::spawn_blocking(move || log.room_for(bytes, 1)).await {
-            Ok(room) => room,
-            Err(_) => Ok(()), // the runtime is ending
         }
     }
 

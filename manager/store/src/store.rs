@@ -140,6 +140,12 @@ impl Store {
         self.0.leadership.clone()
     }
 
+    /// Whether this manager leads, see [`Leadership::is_leader`].
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.0.leadership.borrow().is_leader
+    }
+
     /// Waits until this manager leads.
     ///
     /// # Errors

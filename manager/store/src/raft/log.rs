@@ -270,7 +270,7 @@ impl RaftLogStorage<RaftTypes> for LogStore {
         if self.shared.is_broken() {
             return Err(StorageIOError::write_logs(&writer_gone()).into());
         }
-        self.shared.index().append(&entries);
+        self.shared.append(&entries);
         self.jobs.send(Job::Append { entries }).await.map_err(|_| StorageError::from(StorageIOError::write_logs(&writer_gone())))?;
         // Not yet: see the head of this file.
         flushed.log_io_completed(Ok(()));

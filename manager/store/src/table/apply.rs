@@ -33,20 +33,35 @@ impl Tables {
     /// # Errors
     /// The first action that does not fit. The tables are unchanged then.
     pub fn apply(&mut self, version: Version, now: Timestamp, actions: &[Action]) -> Result<Vec<Change>, ApplyError> {
-        let mut next = Applying { tables: self.clone(), version, now, changes: Vec::with_capacity(actions.len()) };
+        if let [only] = actions {
+            // An action checks before it writes: there is nothing to take back. What a copy shares with the tables would be copied
+            // for each transaction, and here once for all that are applied between two views.
+            return self.apply_in_place(version, now, std::slice::from_ref(only));
+        }
+        let mut next = self.clone();
+        let changes = next.apply_in_place(version, now, actions)?;
+        if !changes.is_empty() {
+            *self = next;
+        }
+        Ok(changes)
+    }
+
+    /// The actions before the first that does not fit stay applied.
+    fn apply_in_place(&mut self, version: Version, now: Timestamp, actions: &[Action]) -> Result<Vec<Change>, ApplyError> {
+        let mut applying = Applying { tables: self, version, now, changes: Vec::with_capacity(actions.len()) };
         for action in actions {
-            next.action(action)?;
+            applying.action(action)?;
         }
-        if !next.changes.is_empty() {
-            next.tables.revision = version;
-            *self = next.tables;
+        let changes = applying.changes;
+        if !changes.is_empty() {
+            self.revision = version;
         }
-        Ok(next.changes)
+        Ok(changes)
     }
 }
 
-struct Applying {
-    tables: Tables,
+struct Applying<'a> {
+    tables: &'a mut Tables,
     version: Version,
     now: Timestamp,
     changes: Vec<Change>,
@@ -67,7 +82,7 @@ macro_rules! per_kind {
     };
 }
 
-impl Applying {
+impl Applying<'_> {
     fn action(&mut self, action: &Action) -> Result<(), ApplyError> {
         match action {
             Action::Create(object) => per_kind!(self, object, create),
@@ -93,7 +108,7 @@ impl Applying {
     }
 
     fn create<T: Held>(&mut self, object: &Arc<T>, table: fn(&mut Tables) -> &mut Table<T>) -> Result<(), ApplyError> {
-        let rows = table(&mut self.tables);
+        let rows = table(self.tables);
         // There is one cluster object; a second one would make `cluster()` ambiguous.
         let taken = if T::KIND == Kind::Cluster { rows.first() } else { rows.get(object.id()) };
         if let Some(taken) = taken {
@@ -102,13 +117,13 @@ impl Applying {
         check_name(rows, object)?;
         let mut object = T::clone(object);
         *object.meta_mut() = skep_types::Meta { version: self.version, created_at: self.now, updated_at: self.now };
-        let object = T::put(&mut self.tables, Arc::new(object), table).1;
+        let object = T::put(self.tables, Arc::new(object), table).1;
         self.changes.push(Change::Created(T::wrap(object)));
         Ok(())
     }
 
     fn update<T: Held>(&mut self, object: &Arc<T>, table: fn(&mut Tables) -> &mut Table<T>) -> Result<(), ApplyError> {
-        let rows = table(&mut self.tables);
+        let rows = table(self.tables);
         let Some(old) = rows.get(object.id()) else {
             return Err(ApplyError::Missing { kind: T::KIND, id: object.id().to_string() });
         };
@@ -123,11 +138,11 @@ impl Applying {
     fn remove<T: Held>(&mut self, id: &str, version: Option<Version>, table: fn(&mut Tables) -> &mut Table<T>) -> Result<(), ApplyError> {
         // What cannot be an id names nothing that could be there.
         let Ok(id) = id.parse::<T::Id>() else { return Ok(()) };
-        let Some(old) = table(&mut self.tables).get(&id) else { return Ok(()) };
+        let Some(old) = table(self.tables).get(&id) else { return Ok(()) };
         if let Some(version) = version {
             check_version(&**old, version)?;
         }
-        if let Some(old) = T::take(&mut self.tables, &id, table) {
+        if let Some(old) = T::take(self.tables, &id, table) {
             self.changes.push(Change::Removed(T::wrap(old)));
         }
         Ok(())
@@ -159,7 +174,7 @@ impl Applying {
         let meta = new.meta_mut();
         meta.version = self.version;
         meta.updated_at = self.now;
-        if let (Some(old), new) = T::put(&mut self.tables, Arc::new(new), table) {
+        if let (Some(old), new) = T::put(self.tables, Arc::new(new), table) {
             self.changes.push(Change::Updated { old: T::wrap(old), new: T::wrap(new) });
         }
     }

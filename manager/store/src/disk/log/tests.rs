@@ -1,3 +1,5 @@
+use super::index::entry_size;
+use super::segment::PREFACE;
 use super::*;
 use crate::raft::types::{Batch, Transaction, encode_transaction};
 use openraft::{CommittedLeaderId, EntryPayload};
@@ -63,7 +65,7 @@ fn entry(term: u64, index: u64, size: usize) -> Entry {
 }
 
 fn append(log: &mut Log, entries: &[Entry]) {
-    log.shared.index().append(entries);
+    log.shared.append(entries);
     log.append(entries).unwrap();
 }
 
