@@ -1,0 +1,143 @@
+//! Global services, jobs, and the history that is kept.
+
+use super::*;
+
+#[test]
+fn a_global_service_follows_its_nodes() {
+    let mut world = cluster(3);
+    let id = world.add_service(1, |spec| {
+        spec.mode = ServiceMode::Global;
+        task_spec(spec).placement = Some(Placement { constraints: vec!["node.labels.disk == ssd".into()], ..Placement::default() });
+    });
+    assert_eq!(world.settle(&id), None);
+    assert!(world.all_tasks().is_empty());
+    let (one, two) = (NodeId::for_test(1), NodeId::for_test(2));
+    for node in [&one, &two] {
+        world.change_node(node, |node| {
+            node.spec.annotations.labels.insert("disk".into(), "SSD".into());
+        });
+    }
+    world.converge(&id);
+    let homes: Vec<_> = world.running().iter().filter_map(|task| task.node_id.clone()).collect();
+    assert_eq!(homes, [one.clone(), two.clone()]);
+    world.change_node(&one, |node| node.spec.availability = Availability::Drain);
+    world.converge(&id);
+    assert_eq!(world.running().len(), 1);
+    world.change_node(&one, |node| node.spec.availability = Availability::Active);
+    world.converge(&id);
+    assert_eq!(world.running().len(), 2, "back again");
+    world.change_node(&one, |node| node.spec.availability = Availability::Pause);
+    let task = world.running().into_iter().find(|task| task.node_id == Some(one.clone())).expect("kept on a paused node");
+    world.report(&task.id, TaskState::Failed);
+    world.converge(&id);
+    assert_eq!(world.live().len(), 1, "not restarted on a paused node");
+    world.remove(Kind::Node, two.as_str());
+    world.converge(&id);
+    assert!(world.all_tasks().iter().all(|task| task.node_id != Some(two.clone())), "tasks of a removed node are deleted");
+}
+
+#[test]
+fn a_global_service_is_updated_node_by_node() {
+    let mut world = cluster(3);
+    let id = world.add_service(1, |spec| spec.mode = ServiceMode::Global);
+    world.converge(&id);
+    world.update_service(&id, |spec| image(spec, "web:2"));
+    world.converge(&id);
+    assert_eq!(images(&world), ["web:2"; 3]);
+    world.pass(secs(6));
+    world.converge(&id);
+    assert_eq!(state(&world, &id), UpdateState::Completed);
+}
+
+#[test]
+fn a_job_runs_to_its_completions_a_few_at_a_time_and_again_when_updated() {
+    let mut world = cluster(2);
+    let id = world.add_service(1, |spec| spec.mode = ServiceMode::ReplicatedJob { max_concurrent: 2, total_completions: 5 });
+    let complete = |world: &mut World| {
+        for _ in 0..10 {
+            world.converge(&id);
+            let running = world.running();
+            assert!(running.len() <= 2);
+            for task in running {
+                world.report(&task.id, TaskState::Complete);
+            }
+        }
+    };
+    complete(&mut world);
+    let done = |world: &World| {
+        world
+            .all_tasks()
+            .iter()
+            .filter(|task| task.status.state == TaskState::Complete)
+            .map(|task| task.slot)
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(done(&world), (0..5).collect());
+    assert_eq!(world.all_tasks().len(), 5);
+    world.update_service(&id, |_| {});
+    complete(&mut world);
+    assert_eq!(world.all_tasks().iter().filter(|task| task.job_iteration == Some(Version(1))).count(), 5);
+    assert!(
+        world.all_tasks().iter().filter(|task| task.job_iteration == Some(Version(0))).all(|task| task.desired_state == TaskState::Remove)
+    );
+}
+
+#[test]
+fn a_failed_task_of_a_job_is_tried_again() {
+    let mut world = cluster(2);
+    let id = world.add_service(1, |spec| {
+        spec.mode = ServiceMode::ReplicatedJob { max_concurrent: 1, total_completions: 1 };
+        restart(spec, RestartCondition::OnFailure, secs(1), 0);
+    });
+    world.converge(&id);
+    kill(&mut world, 0);
+    world.converge(&id);
+    world.pass(secs(1));
+    world.converge(&id);
+    let task = world.running()[0].clone();
+    world.report(&task.id, TaskState::Complete);
+    assert_eq!(world.converge(&id), None);
+    assert!(world.running().is_empty());
+}
+
+#[test]
+fn history_is_kept_up_to_the_limit() {
+    let mut world = cluster(1);
+    let id = world.add_service(1, |spec| restart(spec, RestartCondition::Any, Duration::ZERO, 0));
+    for _ in 0..9 {
+        world.converge(&id);
+        world.pass(secs(1));
+        kill(&mut world, 1);
+    }
+    world.converge(&id);
+    assert_eq!(world.all_tasks().len(), 10);
+    let newest = world.running()[0].id.clone();
+    let plan = plan_reaping(&world, &id);
+    world.commit(plan.changes);
+    assert_eq!(world.all_tasks().len(), 5);
+    assert!(world.all_tasks().iter().any(|task| task.id == newest));
+    assert!(plan_reaping(&world, &id).is_empty());
+}
+
+#[test]
+fn tasks_that_a_node_may_not_run_any_more_are_rejected() {
+    let mut world = cluster(1);
+    let id = world.add_service(1, |spec| {
+        replicas(spec, 3);
+        let task = task_spec(spec);
+        task.resources = Some(ResourceRequirements {
+            reservations: Resources { memory_bytes: 2 << 30, ..Resources::default() },
+            ..ResourceRequirements::default()
+        });
+    });
+    world.converge(&id);
+    let node = NodeId::for_test(1);
+    assert!(plan_enforcement(&world, &node, world.now).is_empty());
+    world.change_node(&node, |node| node.description.as_mut().expect("described").resources.memory_bytes = 5 << 30);
+    let plan = plan_enforcement(&world, &node, world.now);
+    assert_eq!(plan.changes.len(), 1, "two of three still fit");
+    world.commit(plan.changes);
+    assert!(plan_enforcement(&world, &node, world.now).is_empty());
+    let rejected = world.all_tasks().into_iter().find(|task| task.status.state == TaskState::Rejected).expect("one");
+    assert_eq!(rejected.status.err, "the node does not have the reserved resources any more: needs 2048 MiB of memory, 1024 MiB free");
+}

@@ -1,0 +1,241 @@
+//! Replica counts, and what becomes of tasks that end or lose their node.
+
+use super::*;
+
+#[test]
+fn a_new_service_gets_its_replicas_in_slots_from_one() {
+    let mut world = cluster(2);
+    let id = world.add_service(1, |spec| replicas(spec, 3));
+    assert_eq!(world.settle(&id), None);
+    assert_eq!(world.live_slots(), [1, 2, 3]);
+    assert!(world.all_tasks().iter().all(|task| task.desired_state == TaskState::Running && task.status.state == TaskState::New));
+    assert_eq!(world.service(&id).update_status, None);
+}
+
+#[test]
+fn scaling_up_fills_the_lowest_free_slots_and_restarts_nothing() {
+    let mut world = cluster(2);
+    let id = world.add_service(1, |spec| replicas(spec, 3));
+    world.converge(&id);
+    let second = world.live()[1].id.clone();
+    world.remove(Kind::Task, second.as_str());
+    let before: Vec<_> = world.live().iter().map(|task| task.id.clone()).collect();
+    world.update_service(&id, |spec| replicas(spec, 5));
+    world.converge(&id);
+    assert_eq!(world.live_slots(), [1, 2, 3, 4, 5]);
+    assert!(before.iter().all(|id| world.live().iter().any(|task| task.id == *id)));
+    assert_eq!(world.service(&id).update_status, None);
+}
+
+#[test]
+fn scaling_down_takes_unplaced_tasks_first_and_then_evens_out_the_nodes() {
+    let mut world = cluster(2);
+    let (one, two) = (NodeId::for_test(1), NodeId::for_test(2));
+    let id = world.add_service(1, |spec| replicas(spec, 6));
+    world.settle(&id);
+    let homes = [Some(&one), Some(&one), Some(&one), Some(&two), None, Some(&two)];
+    for (task, home) in world.live().iter().zip(homes) {
+        let mut task = Task::clone(task);
+        task.node_id = home.cloned();
+        task.status.state = if home.is_some() { TaskState::Running } else { TaskState::Pending };
+        world.commit(vec![Action::Update(Object::Task(Arc::new(task)))]);
+    }
+    world.update_service(&id, |spec| replicas(spec, 5));
+    world.settle(&id);
+    assert_eq!(world.live_slots(), [1, 2, 3, 4, 6], "slot 5 has no node");
+    world.update_service(&id, |spec| replicas(spec, 3));
+    world.settle(&id);
+    assert_eq!(world.live_slots(), [1, 2, 4], "the third copy on one node and the second of either go, highest slots first");
+    assert!(world.all_tasks().iter().filter(|task| ![1, 2, 4].contains(&task.slot)).all(|task| task.desired_state == TaskState::Remove));
+}
+
+#[test]
+fn the_tasks_of_a_removed_service_are_removed() {
+    let mut world = cluster(1);
+    let id = world.add_service(1, |spec| replicas(spec, 2));
+    world.converge(&id);
+    world.remove(Kind::Service, id.as_str());
+    world.settle(&id);
+    assert!(world.all_tasks().iter().all(|task| task.desired_state == TaskState::Remove));
+    assert!(plan_reaping(&world, &id).is_empty(), "they still run");
+    world.obey();
+    let plan = plan_reaping(&world, &id);
+    world.commit(plan.changes);
+    assert!(world.all_tasks().is_empty());
+}
+
+#[test]
+fn a_failed_task_is_replaced_only_after_the_delay() {
+    let mut world = cluster(1);
+    let id = world.add_service(1, |spec| replicas(spec, 1));
+    world.converge(&id);
+    let failed = kill(&mut world, 1);
+    let wake = world.settle(&id).expect("waits for the delay");
+    assert_eq!(wake, world.now + secs(5));
+    assert_eq!(world.task(&failed).desired_state, TaskState::Shutdown);
+    let new = world.live()[0].clone();
+    assert_eq!((new.slot, new.desired_state), (1, TaskState::Ready));
+    world.obey();
+    world.pass(Duration::from_millis(4_999));
+    assert_eq!(world.settle(&id), Some(wake));
+    world.pass(Duration::from_millis(1));
+    world.converge(&id);
+    assert_eq!(world.running()[0].id, new.id);
+}
+
+#[test]
+fn a_delay_of_zero_starts_the_replacement_at_once() {
+    let mut world = cluster(1);
+    let id = world.add_service(1, |spec| restart(spec, RestartCondition::Any, Duration::ZERO, 0));
+    world.converge(&id);
+    for _ in 0..10 {
+        world.pass(Duration::from_millis(300));
+        kill(&mut world, 1);
+        assert_eq!(world.settle(&id), None);
+        assert_eq!(world.live()[0].desired_state, TaskState::Running);
+        world.converge(&id);
+    }
+}
+
+#[test]
+fn a_task_that_can_never_start_does_not_spin_even_without_a_delay() {
+    for history in [5, 1, 0] {
+        let mut world = cluster(1);
+        world.set_history(history);
+        let id = world.add_service(1, |spec| restart(spec, RestartCondition::Any, Duration::ZERO, 0));
+        let (start, mut attempts) = (world.now, 0);
+        while world.now.since(start) < secs(60) {
+            let wake = world.settle(&id);
+            world.place_all();
+            let reaping = plan_reaping(&world, &id);
+            world.commit(reaping.changes);
+            for task in world.live().iter().filter(|task| task.status.state == TaskState::Assigned) {
+                attempts += 1;
+                world.report(&task.id, TaskState::Rejected);
+            }
+            world.pass(match wake {
+                Some(wake) if wake > world.now => wake.since(world.now),
+                _ => Duration::from_millis(1),
+            });
+        }
+        assert!((20..150).contains(&attempts), "{attempts} attempts in a minute with history {history}");
+    }
+}
+
+#[test]
+fn conditions_decide_whether_an_ended_task_is_replaced() {
+    let cases = [
+        (RestartCondition::Never, TaskState::Failed, false),
+        (RestartCondition::Never, TaskState::Complete, false),
+        (RestartCondition::OnFailure, TaskState::Failed, true),
+        (RestartCondition::OnFailure, TaskState::Complete, false),
+        (RestartCondition::Any, TaskState::Complete, true),
+    ];
+    for (condition, end, replaced) in cases {
+        let mut world = cluster(1);
+        let id = world.add_service(1, |spec| restart(spec, condition, secs(1), 0));
+        world.converge(&id);
+        let task = world.running()[0].id.clone();
+        world.report(&task, end);
+        world.settle(&id);
+        assert_eq!(world.live().len(), usize::from(replaced), "{condition:?} {end}");
+        world.pass(secs(100));
+        world.settle(&id);
+        assert_eq!(world.all_tasks().len(), 1 + usize::from(replaced), "{condition:?} {end}: a dead slot stays dead");
+    }
+}
+
+#[test]
+fn used_up_attempts_leave_the_slot_dead_until_the_spec_changes() {
+    let mut world = cluster(1);
+    let id = world.add_service(1, |spec| restart(spec, RestartCondition::Any, secs(1), 2));
+    for _ in 0..10 {
+        world.converge(&id);
+        world.pass(secs(1));
+        world.converge(&id);
+        if let Some(task) = world.running().first() {
+            world.report(&task.id, TaskState::Failed);
+        }
+        let reaping = plan_reaping(&world, &id);
+        world.commit(reaping.changes);
+    }
+    assert_eq!(world.all_tasks().len(), 3, "one and two restarts");
+    assert!(world.live().is_empty());
+    world.update_service(&id, |spec| image(spec, "web:2"));
+    world.converge(&id);
+    assert_eq!(world.running().len(), 1);
+}
+
+#[test]
+fn attempts_outside_the_window_do_not_count() {
+    let mut world = cluster(1);
+    let id = world.add_service(1, |spec| {
+        restart(spec, RestartCondition::Any, secs(1), 1);
+        task_spec(spec).restart.as_mut().expect("set").window = Some(secs(60));
+    });
+    for _ in 0..4 {
+        world.converge(&id);
+        world.pass(secs(1));
+        world.converge(&id);
+        world.pass(secs(70));
+        kill(&mut world, 1);
+    }
+    world.converge(&id);
+    world.pass(secs(1));
+    world.converge(&id);
+    world.pass(secs(10));
+    kill(&mut world, 1);
+    world.settle(&id);
+    assert!(world.live().is_empty(), "twice within a minute");
+}
+
+#[test]
+fn tasks_of_a_drained_node_move_at_once_but_wait_for_the_old_ones_to_stop() {
+    let mut world = cluster(2);
+    let id = world.add_service(1, |spec| replicas(spec, 1));
+    world.converge(&id);
+    let old = world.running()[0].clone();
+    world.change_node(old.node_id.as_ref().expect("placed"), |node| node.spec.availability = Availability::Drain);
+    let wake = world.settle(&id);
+    assert_eq!(wake, Some(world.now + secs(60)));
+    let new = world.live()[0].clone();
+    assert_eq!(new.desired_state, TaskState::Ready, "the old one has not stopped");
+    world.report(&old.id, TaskState::Shutdown);
+    world.settle(&id);
+    assert_eq!(world.task(&new.id).desired_state, TaskState::Running);
+}
+
+#[test]
+fn a_stop_that_never_comes_is_waited_for_a_minute() {
+    let mut world = cluster(2);
+    let id = world.add_service(1, |spec| replicas(spec, 1));
+    world.converge(&id);
+    let old = world.running()[0].clone();
+    world.change_node(old.node_id.as_ref().expect("placed"), |node| node.spec.availability = Availability::Drain);
+    world.settle(&id);
+    world.pass(secs(60));
+    assert_eq!(world.settle(&id), None);
+    assert_eq!(world.live()[0].desired_state, TaskState::Running);
+}
+
+#[test]
+fn tasks_of_a_lost_node_are_replaced_once_after_the_delay() {
+    let mut world = cluster(2);
+    let id = world.add_service(1, |spec| replicas(spec, 2));
+    world.converge(&id);
+    let lost = world.running()[0].node_id.clone().expect("placed");
+    world.change_node(&lost, |node| node.status.state = NodeState::Down);
+    assert_eq!(world.settle(&id), Some(world.now + secs(5)));
+    assert_eq!(world.live_slots(), [1, 2]);
+    world.pass(secs(5));
+    world.converge(&id);
+    assert_eq!(world.running().len(), 2);
+    assert_eq!(world.all_tasks().len(), 3);
+    let down = world.now;
+    assert_eq!(plan_orphans(&world, &lost, down, NODE_DOWN_PERIOD, world.now).wake_at, Some(down + secs(86_400)));
+    world.pass(secs(86_400));
+    let plan = plan_orphans(&world, &lost, down, NODE_DOWN_PERIOD, world.now);
+    assert_eq!(plan.changes.len(), 1);
+    world.commit(plan.changes);
+    assert!(plan_orphans(&world, &lost, down, NODE_DOWN_PERIOD, world.now).is_empty());
+}
