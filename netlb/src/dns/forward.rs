@@ -6,6 +6,7 @@
 use super::cache::{Asked, Cache};
 use super::counters::Counters;
 use super::foreign::{Foreign, Received};
+use super::limits::DnsLimits;
 use super::socket::Place;
 use super::upstream::{AskFrom, Health, Resolver};
 use std::io;
@@ -14,13 +15,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UdpSocket};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
-/// For a single resolver, before the next is asked. Most answers of a working one come within a tenth of it.
-const PATIENCE: Duration = Duration::from_millis(1_200);
-/// For all of it. Below the 5 s after which clients ask again (resolv.conf(5)), so that they hear of the failure.
-const PATIENCE_IN_ALL: Duration = Duration::from_millis(4_500);
 /// Each resolver twice: the first packet may get lost.
 const ROUNDS: usize = 2;
 /// The longest datagram.
@@ -32,6 +29,8 @@ pub(super) struct Forwarder {
     cache: Mutex<Cache>,
     health: Mutex<Health>,
     counters: Arc<Counters>,
+    patience: Duration,
+    patience_in_all: Duration,
 }
 
 /// Why a resolver gave no answer.
@@ -44,8 +43,9 @@ enum AskError {
 }
 
 impl Forwarder {
-    pub(super) fn new(capacity: usize, counters: Arc<Counters>) -> Self {
-        Self { cache: Mutex::new(Cache::new(capacity)), health: Mutex::default(), counters }
+    pub(super) fn new(limits: &DnsLimits, counters: Arc<Counters>) -> Self {
+        let DnsLimits { remembered, patience, patience_in_all, .. } = *limits;
+        Self { cache: Mutex::new(Cache::new(remembered)), health: Mutex::default(), counters, patience, patience_in_all }
     }
 
     /// An answer from before, if there is one. Does not wait.
@@ -67,16 +67,15 @@ impl Forwarder {
 
     /// The first answer that settles it, else what comes nearest to one.
     async fn receive(&self, foreign: &Foreign, resolvers: &[Resolver], place: &Place) -> Option<Received> {
-        let end = Instant::now() + PATIENCE_IN_ALL;
+        let end = Instant::now() + self.patience_in_all;
         let order = self.health(|health, now| health.order(resolvers, now));
         let mut second_best = None;
         for _ in 0..ROUNDS {
             for resolver in &order {
-                let left = end.saturating_duration_since(Instant::now());
-                if left.is_zero() {
+                if Instant::now() >= end {
                     return second_best;
                 }
-                match self.ask_one(foreign, *resolver, place, PATIENCE.min(left)).await {
+                match self.ask_one(foreign, *resolver, place, end).await {
                     Ok(received) => {
                         self.health(|health, _| health.answered(*resolver));
                         if received.is_final() && !received.is_truncated() {
@@ -104,12 +103,13 @@ impl Forwarder {
     }
 
     /// Over UDP, and over TCP if the answer is too long for that. A long answer that cannot be had is the short one.
-    async fn ask_one(&self, foreign: &Foreign, resolver: Resolver, place: &Place, patience: Duration) -> Result<Received, AskError> {
-        let received = timeout(patience, ask_udp(foreign, resolver, place)).await.map_err(|_| AskError::TooLate)??;
+    async fn ask_one(&self, foreign: &Foreign, resolver: Resolver, place: &Place, end: Instant) -> Result<Received, AskError> {
+        let until = || end.min(Instant::now() + self.patience);
+        let received = timeout_at(until(), ask_udp(foreign, resolver, place)).await.map_err(|_| AskError::TooLate)??;
         if !received.is_truncated() {
             return Ok(received);
         }
-        match timeout(patience, ask_tcp(foreign, resolver, place)).await {
+        match timeout_at(until(), ask_tcp(foreign, resolver, place)).await {
             Ok(Ok(whole)) => Ok(whole),
             Ok(Err(error)) => {
                 debug!(resolver = %resolver.address, %error, "no answer over tcp");

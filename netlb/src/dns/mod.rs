@@ -15,6 +15,7 @@ mod counters; // what was done
 mod error; // what can go wrong
 mod foreign; // pure: questions for others, their answers checked
 mod forward; // asks resolvers
+mod limits; // of what is done for a container
 mod names; // what the caller says
 mod owner; // servers by task
 mod query; // pure: reading a question
@@ -32,8 +33,9 @@ pub use answer::{Answer, answer};
 pub use counters::DnsCounters;
 pub use error::DnsError;
 pub use foreign::Foreign;
+pub use limits::DnsLimits;
 pub use names::{Asker, NamedPort, Names, Reach, Readiness, ServiceNames, TaskNames};
-pub use owner::{Asking, Dns, DnsLimits};
+pub use owner::{Asking, Dns};
 pub use query::Transport;
 pub use table::NetworkNames;
 pub use upstream::{AskFrom, Resolver, resolvers_in};

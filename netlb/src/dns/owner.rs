@@ -3,6 +3,7 @@
 use super::counters::{Counters, DnsCounters};
 use super::error::DnsError;
 use super::forward::Forwarder;
+use super::limits::DnsLimits;
 use super::names::{Asker, Names};
 use super::serve::Server;
 use super::socket::{Place, Sockets};
@@ -15,37 +16,6 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::debug;
-
-/// What keeps a container from taking more than its share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DnsLimits {
-    /// Messages of one container per second, over UDP and TCP together. Beyond that it waits.
-    pub messages_per_second: u32,
-    /// So many may come at once after a pause.
-    pub messages_at_once: u32,
-    /// Foreign names asked for at once for one container. Beyond that the answer is SERVFAIL.
-    pub asked_at_once: usize,
-    /// The same for the whole node.
-    pub asked_at_once_on_node: usize,
-    /// TCP connections of one container. Beyond that they wait to be taken.
-    pub connections: usize,
-    /// Answers to foreign names that are remembered, for the whole node; each takes 2 KiB at most.
-    pub remembered: usize,
-}
-
-impl Default for DnsLimits {
-    /// A question takes 5 to 10 µs of processor time, so that one container's take a tenth of a core or so.
-    fn default() -> Self {
-        Self {
-            messages_per_second: 15_000,
-            messages_at_once: 1_500,
-            asked_at_once: 64,
-            asked_at_once_on_node: 1_024,
-            connections: 32,
-            remembered: 2_048,
-        }
-    }
-}
 
 /// Whose questions a server answers, and who is asked for foreign names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,7 +78,7 @@ impl Dns {
             limits,
             names: RwLock::default(),
             host_resolvers: RwLock::new(Arc::new([])),
-            forwarder: Forwarder::new(limits.remembered, counters.clone()),
+            forwarder: Forwarder::new(&limits, counters.clone()),
             asked_at_once: Arc::new(Semaphore::new(limits.asked_at_once_on_node)),
             counters,
         };

@@ -15,10 +15,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLockReadGuard};
 use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{error, warn};
 
 /// Datagrams read before the loop looks at anything else.
 const AT_ONCE: usize = 32;
@@ -138,14 +138,17 @@ impl Server {
             };
             // Both branches may be lost half-way: nothing is read yet.
             let outcome = tokio::select! {
-                () = stop.cancelled() => return,
-                Some(_) = asked.join_next() => continue,
+                () = stop.cancelled() => return asked.shutdown().await,
+                Some(ended) = asked.join_next() => {
+                    told(ended);
+                    continue;
+                }
                 ready = readable => ready.and_then(|()| self.read_some(&socket, &mut buffer, &mut asked)),
             };
             if let Err(error) = outcome {
                 warn!(%error, "could not read questions");
                 tokio::select! {
-                    () = stop.cancelled() => return,
+                    () = stop.cancelled() => return asked.shutdown().await,
                     () = sleep(PAUSE) => {}
                 }
             }
@@ -172,6 +175,13 @@ impl Server {
             }
         }
         Ok(())
+    }
+}
+
+/// A question that broke off is a mistake of ours; the others go on.
+pub(super) fn told(ended: Result<(), JoinError>) {
+    if let Err(error) = ended {
+        error!(%error, "a question broke off");
     }
 }
 

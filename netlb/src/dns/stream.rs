@@ -1,7 +1,7 @@
 //! Questions over TCP: for answers that do not fit a datagram (RFC 7766).
 
 use super::query::Transport;
-use super::serve::{Next, Server};
+use super::serve::{Next, Server, told};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,8 +28,11 @@ impl Server {
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
-                () = stop.cancelled() => return,
-                Some(_) = connections.join_next() => continue,
+                () = stop.cancelled() => return connections.shutdown().await,
+                Some(ended) = connections.join_next() => {
+                    told(ended);
+                    continue;
+                }
                 accepted = listener.accept(), if connections.len() < self.most_connections() => accepted,
             };
             match accepted {
@@ -44,7 +47,7 @@ impl Server {
                 Err(error) => {
                     warn!(%error, "could not take a connection for questions");
                     tokio::select! {
-                        () = stop.cancelled() => return,
+                        () = stop.cancelled() => return connections.shutdown().await,
                         () = sleep(PAUSE) => {}
                     }
                 }

@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 fn a_container_that_floods_waits_and_others_do_not() {
     on_own_host("limits::a_container_that_floods_waits_and_others_do_not", async |_world| {
         // So slow that the flood is not through when the test ends, however long that takes.
-        let dns = dns_with(DnsLimits { messages_per_second: 1, messages_at_once: 20, ..DnsLimits::default() });
+        let dns = dns_with(DnsLimits { messages_per_second: 1, messages_at_once: 20, ..patient() });
         let (flooding, other) = (namespace(1), namespace(2));
         dns.serve(&task_id(1), &flooding, asking(false)).await.unwrap();
         dns.serve(&task_id(2), &other, asking(false)).await.unwrap();
@@ -29,7 +29,7 @@ fn a_container_that_floods_waits_and_others_do_not() {
 #[test]
 fn nonsense_is_survived() {
     on_own_host("limits::nonsense_is_survived", async |_world| {
-        let dns = dns_with(DnsLimits { connections: 4, ..DnsLimits::default() });
+        let dns = dns_with(DnsLimits { connections: 4, ..patient() });
         let netns = namespace(1);
         dns.serve(&task_id(1), &netns, asking(false)).await.unwrap();
         let socket = client(&netns);

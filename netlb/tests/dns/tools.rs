@@ -77,8 +77,13 @@ pub fn dns_with(limits: DnsLimits) -> Dns {
     dns
 }
 
+/// Patient beyond what a busy machine can delay an answer of a resolver that gives one.
+pub fn patient() -> DnsLimits {
+    DnsLimits { patience: PATIENCE / 2, patience_in_all: PATIENCE, ..DnsLimits::default() }
+}
+
 pub fn dns() -> Dns {
-    dns_with(DnsLimits::default())
+    dns_with(patient())
 }
 
 /// A task on that network, which has a way out or not.
