@@ -15,7 +15,7 @@ fn request(token: &str) -> v1::IssueNodeCertificateRequest {
 }
 
 async fn joining(cluster: &Cluster) -> Channel {
-    cluster.try_channel(Connector::bootstrap(cluster.root.bundle()).unwrap()).await.unwrap()
+    cluster.try_channel(Connector::bootstrap(cluster.root().bundle()).unwrap()).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -44,7 +44,7 @@ async fn hundreds_join_at_once_with_few_log_entries() {
     }
     while let Some(joined) = joins.join_next().await {
         let (key, chain) = joined.unwrap();
-        Identity::new(key, &chain, cluster.root.bundle().clone(), SystemTime::now()).unwrap();
+        Identity::new(key, &chain, cluster.root().bundle().clone(), SystemTime::now()).unwrap();
     }
     let written = entries() - before;
     println!("{NODES} nodes joined with {written} log entries in {:?}", began.elapsed());
@@ -73,7 +73,7 @@ async fn a_node_that_asks_again_with_its_key_is_the_same_node() {
     let certificate = status.certificate.unwrap();
     assert_eq!(certificate.csr, again.csr, "the last request is echoed");
     let chain = String::from_utf8(certificate.certificate).unwrap();
-    let identity = Identity::new(key.clone(), &chain, cluster.root.bundle().clone(), SystemTime::now()).unwrap();
+    let identity = Identity::new(key.clone(), &chain, cluster.root().bundle().clone(), SystemTime::now()).unwrap();
     assert_eq!(identity.node_id().as_str(), first);
     // Another role is another node.
     assert_ne!(ca.issue_node_certificate(ask(&manager)).await.unwrap().into_inner().node_id, first);
@@ -137,14 +137,14 @@ async fn without_a_certificate_nobody_talks_to_a_manager_by_its_name() {
     assert!(seen.await.unwrap_err().to_string().contains("CertificateRequired"));
     // The same client under the CA's name, and a node under the manager's.
     let roots = CaClient::new(joining(&cluster).await).get_root_ca_certificate(v1::GetRootCaCertificateRequest {}).await.unwrap();
-    assert_eq!(roots.into_inner().certificate, cluster.root.bundle().pem().as_bytes());
+    assert_eq!(roots.into_inner().certificate, cluster.root().bundle().pem().as_bytes());
     channel_to(cluster.addr, Connector::node(&cluster.security)).await.unwrap();
 }
 
 /// A client without certificate that trusts the cluster's root.
 fn skep_ca_client(cluster: &Cluster) -> tokio_rustls::TlsConnector {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(cluster.root.bundle().certificates()[0].clone()).unwrap();
+    roots.add(cluster.root().bundle().certificates()[0].clone()).unwrap();
     let config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     tokio_rustls::TlsConnector::from(std::sync::Arc::new(config))
 }

@@ -45,7 +45,7 @@ async fn a_session_ends_when_the_node_registers_anew() {
     let session = first.played.lock().unwrap().session.clone();
     assert_eq!(session.managers.len(), 1);
     assert_eq!(session.managers[0].peer.as_ref().unwrap().addr, cluster.addr.to_string());
-    assert_eq!(session.root_ca, cluster.root.bundle().pem().as_bytes());
+    assert_eq!(session.root_ca, cluster.root().bundle().pem().as_bytes());
     for _ in 0..4 {
         let request = v1::SessionRequest { description: Some(crate::support::description("host-1")), session_id: String::new() };
         if let Err(limited) = client.session(request).await {

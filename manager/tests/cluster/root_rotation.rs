@@ -156,7 +156,7 @@ async fn a_rotation_can_be_replaced_and_given_up() {
     // Another setting leaves it alone.
     change(&cluster, |_| ()).await.unwrap();
     assert_eq!(root_of(&cluster).root_rotation, Some(second));
-    change(&cluster, set(&cluster.root, false)).await.unwrap();
+    change(&cluster, set(cluster.root(), false)).await.unwrap();
     assert_eq!(root_of(&cluster), ClusterRootCa { last_forced_rotation: 1, ..before });
 
     let refused = change(&cluster, set(&own, false)).await.unwrap_err();

@@ -1,113 +1,69 @@
 //! A real manager on loopback: real store on disk, real TLS, real gRPC; and agents that play their tasks.
 
-use hyper_util::rt::TokioIo;
-use skep_ca::{Connector, DEFAULT_LIFETIME, Identity, RootCa, SecurityConfig, Subject};
-use skep_manager::{Manager, ManagerConfig, ManagerHandle, NewCluster, PeerTransport, initial_objects, serve};
-use skep_proto::v1::{self, control_client::ControlClient, dispatcher_client::DispatcherClient, node_ca_client::NodeCaClient};
-use skep_store::{Alone, Member, Store, StoreConfig, system_clock};
-use skep_types::{Availability, ClusterId, ClusterView as _, NetworkId, NodeId, NodeRole};
+#[path = "../common/mod.rs"]
+mod common;
+
+pub use self::common::{PATIENCE, dial as channel_to, eventually};
+
+use self::common::{Authority, Place, Serving, dial_local, enrol, prepare};
+use skep_ca::{Connector, RootCa, SecurityConfig};
+use skep_manager::PeerTransport;
+use skep_proto::v1::{self, control_client::ControlClient, dispatcher_client::DispatcherClient};
+use skep_store::{Alone, Member, Store, StoreConfig};
+use skep_types::{ClusterId, NodeId, NodeRole};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
-/// Longest wait for anything; far above what is needed on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
-
+/// One manager that leads itself, and the nodes that join it.
 pub struct Cluster {
     pub store: Store,
-    pub root: RootCa,
+    authority: Authority,
     pub security: SecurityConfig,
-    pub cluster_id: ClusterId,
     pub node_id: NodeId,
     pub addr: SocketAddr,
-    pub manager: Option<ManagerHandle>,
-    stop: CancellationToken,
-    servers: JoinSet<()>,
+    serving: Option<Serving>,
     dir: TempDir,
 }
 
 impl Cluster {
     pub async fn start() -> Self {
-        skep_ca::install_crypto_provider();
-        // RUST_LOG=debug shows what the manager thinks.
-        let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_test_writer().try_init();
+        prepare();
         let dir = tempfile::tempdir().unwrap();
-        let (cluster_id, node_id) = (ClusterId::from_random(rand::random()), NodeId::from_random(rand::random()));
-        let root = RootCa::generate(SystemTime::now()).unwrap();
-        let identity = Identity::of_first_manager(&root, node_id.clone(), cluster_id.clone(), DEFAULT_LIFETIME, SystemTime::now()).unwrap();
-        let certificate = identity.chain_pem().into_bytes();
-        let security = SecurityConfig::new(identity).unwrap();
+        let (authority, node_id, security) = Authority::found();
         let member = Member { node_id: node_id.to_string(), addr: String::new() };
         let store = Store::bootstrap(StoreConfig::new(dir.path().join("raft")), 1, member, Arc::new(Alone)).await.unwrap();
-        let actions = initial_objects(NewCluster {
-            cluster_id: cluster_id.clone(),
-            root: &root,
-            worker_secret: rand::random(),
-            manager_secret: rand::random(),
-            node_id: node_id.clone(),
-            node_certificate: certificate,
-            availability: Availability::Active,
-            description: None,
-            network_ids: std::array::from_fn(|_| NetworkId::from_random(rand::random())),
-            default_address_pool: Vec::new(),
-            subnet_size: 0,
-            vxlan_port: 0,
-            node_cert_expiry: None,
-            unlock_key: None,
-        });
-        store.propose(actions).await.unwrap();
+        authority.populate(&store, &security).await;
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let mut this = Self {
-            store,
-            root,
-            security,
-            cluster_id,
-            node_id,
-            addr,
-            manager: None,
-            stop: CancellationToken::new(),
-            servers: JoinSet::new(),
-            dir,
-        };
+        let mut this = Self { store, authority, security, node_id, addr, serving: None, dir };
         this.start_manager(listener);
         this
     }
 
+    pub fn root(&self) -> &RootCa {
+        &self.authority.root
+    }
+
+    pub fn cluster_id(&self) -> &ClusterId {
+        &self.authority.cluster_id
+    }
+
     fn start_manager(&mut self, listener: TcpListener) {
-        self.stop = CancellationToken::new();
-        let config = ManagerConfig {
-            store: self.store.clone(),
-            security: self.security.clone(),
-            node_id: self.node_id.clone(),
-            advertise_addr: self.addr,
-            clock: system_clock(),
-            transport: PeerTransport::new(&self.security),
-        };
-        let manager = Manager::start(config, &self.stop);
-        let incoming = skep_ca::serve_remote(listener, &self.security);
-        let (routes, stop) = (manager.remote_routes(), self.stop.clone());
-        self.servers.spawn(async move { serve(incoming, routes, stop).await.unwrap() });
-        let _ = std::fs::remove_file(self.socket());
-        let incoming = skep_ca::serve_local(UnixListener::bind(self.socket()).unwrap(), &self.security);
-        let (routes, stop) = (manager.local_routes(), self.stop.clone());
-        self.servers.spawn(async move { serve(incoming, routes, stop).await.unwrap() });
-        self.manager = Some(manager);
+        let (transport, place) = (PeerTransport::new(&self.security), Place { listener, socket: self.socket() });
+        self.serving = Some(Serving::start(self.store.clone(), &self.security, transport, place));
     }
 
     /// Stops the manager and starts another on the same store and port.
     pub async fn restart_manager(&mut self) {
-        self.stop.cancel();
-        self.manager.take().unwrap().stop().await;
-        while self.servers.join_next().await.is_some() {}
+        self.serving.take().unwrap().stop().await;
         self.start_manager(TcpListener::bind(self.addr).await.unwrap());
     }
 
@@ -118,16 +74,7 @@ impl Cluster {
 
     /// A channel over the local socket, without any certificate.
     pub async fn local_channel(&self) -> Channel {
-        let (socket, connector) = (self.socket(), Connector::local().unwrap());
-        let connect = tower::service_fn(move |_| {
-            let (socket, connector) = (socket.clone(), connector.clone());
-            async move {
-                let stream = UnixStream::connect(socket).await?;
-                let (stream, _) = connector.connect(stream).await.map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>(TokioIo::new(stream))
-            }
-        });
-        Endpoint::from_static("http://localhost").connect_with_connector(connect).await.unwrap()
+        dial_local(self.socket()).await
     }
 
     /// A channel with the certificate of `security`.
@@ -146,26 +93,14 @@ impl Cluster {
 
     /// Joins a new node by token, as its own skepd would.
     pub async fn join(&self, role: NodeRole) -> SecurityConfig {
-        let channel = self.try_channel(Connector::bootstrap(self.root.bundle()).unwrap()).await.unwrap();
-        let mut ca = NodeCaClient::new(channel);
-        let key = skep_ca::NodeKey::generate().unwrap();
-        let csr = key.request().unwrap().into_bytes();
-        let request = v1::IssueNodeCertificateRequest { csr: csr.clone(), token: self.token(role), ..Default::default() };
-        let issued = ca.issue_node_certificate(request).await.unwrap().into_inner();
-        let status =
-            ca.node_certificate_status(v1::NodeCertificateStatusRequest { node_id: issued.node_id.clone() }).await.unwrap().into_inner();
-        let certificate = status.certificate.unwrap();
-        assert_eq!(certificate.csr, csr, "the request is echoed");
-        assert_eq!(status.status.unwrap().state, v1::issuance_status::State::Issued as i32);
-        let chain = String::from_utf8(certificate.certificate).unwrap();
-        let identity = Identity::new(key, &chain, self.root.bundle().clone(), SystemTime::now()).unwrap();
-        assert_eq!((identity.node_id().as_str(), identity.role()), (issued.node_id.as_str(), role));
-        SecurityConfig::new(identity).unwrap()
+        let channel = self.try_channel(Connector::bootstrap(self.root().bundle()).unwrap()).await.unwrap();
+        let security = enrol(channel, self.root(), &self.token(role)).await;
+        assert_eq!(security.identity().unwrap().role(), role);
+        security
     }
 
     pub fn token(&self, role: NodeRole) -> String {
-        let tokens = self.store.view().cluster().unwrap().root_ca.join_tokens.clone();
-        if role == NodeRole::Manager { tokens.manager.0 } else { tokens.worker.0 }
+        Authority::token(&self.store, role)
     }
 
     /// Sets how often agents are to beat.
@@ -181,10 +116,7 @@ impl Cluster {
 
     /// An identity with the given role, made by this cluster's CA without asking.
     pub fn identity(&self, role: NodeRole) -> SecurityConfig {
-        let key = skep_ca::NodeKey::generate().unwrap();
-        let subject = Subject { node: NodeId::from_random(rand::random()), role, cluster: self.cluster_id.clone() };
-        let issued = self.root.issue(key.request().unwrap().as_bytes(), &subject, DEFAULT_LIFETIME, SystemTime::now()).unwrap();
-        SecurityConfig::new(Identity::new(key, &issued.chain_pem, self.root.bundle().clone(), SystemTime::now()).unwrap()).unwrap()
+        self.authority.certify(NodeId::from_random(rand::random()), role)
     }
 
     /// The agent of the first node.
@@ -198,20 +130,6 @@ impl Cluster {
         let node = security.identity().unwrap().node_id().clone();
         (node, Agent::start(self.channel(&security).await, true).await)
     }
-}
-
-/// A channel to a manager.
-pub async fn channel_to(addr: SocketAddr, connector: Connector) -> Result<Channel, tonic::transport::Error> {
-    let connect = tower::service_fn(move |_| {
-        let connector = connector.clone();
-        async move {
-            let stream = TcpStream::connect(addr).await?;
-            stream.set_nodelay(true)?;
-            let (stream, _) = connector.connect(stream).await.map_err(std::io::Error::other)?;
-            Ok::<_, std::io::Error>(TokioIo::new(stream))
-        }
-    });
-    Endpoint::from_static("http://swarm-manager").connect_with_connector(connect).await
 }
 
 /// What an agent was told and did.
@@ -371,22 +289,6 @@ pub fn service(name: &str, replicas: u64) -> v1::ServiceSpec {
         }),
         mode: Some(v1::service_spec::Mode::Replicated(v1::ReplicatedService { replicas })),
         ..Default::default()
-    }
-}
-
-/// Repeats a question until the answer fits.
-pub async fn eventually<T, F: Future<Output = T>>(what: &str, mut ask: impl FnMut() -> F, fits: impl Fn(&T) -> bool) -> T
-where
-    T: std::fmt::Debug,
-{
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        let answer = ask().await;
-        if fits(&answer) {
-            return answer;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "{what} did not come true; the last answer was {answer:#?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 

@@ -15,7 +15,7 @@ async fn a_client_without_certificate_gets_the_roots_and_nothing_else() {
     let cluster = Cluster::start().await;
     let channel = cluster.try_channel(Connector::fetch_root().unwrap()).await.unwrap();
     let roots = CaClient::new(channel.clone()).get_root_ca_certificate(v1::GetRootCaCertificateRequest {}).await.unwrap().into_inner();
-    assert_eq!(roots.certificate, cluster.root.bundle().pem().as_bytes());
+    assert_eq!(roots.certificate, cluster.root().bundle().pem().as_bytes());
     let refused = ControlClient::new(channel.clone()).list_nodes(v1::ListNodesRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused:?}");
     let refused = CaClient::new(channel.clone()).get_unlock_key(v1::GetUnlockKeyRequest {}).await.unwrap_err();
@@ -40,7 +40,7 @@ async fn a_foreign_certificate_is_refused_in_the_handshake() {
     let cluster = Cluster::start().await;
     let foreign = RootCa::generate(SystemTime::now()).unwrap();
     let identity =
-        Identity::of_first_manager(&foreign, cluster.node_id.clone(), cluster.cluster_id.clone(), DEFAULT_LIFETIME, SystemTime::now())
+        Identity::of_first_manager(&foreign, cluster.node_id.clone(), cluster.cluster_id().clone(), DEFAULT_LIFETIME, SystemTime::now())
             .unwrap();
     let mine = SecurityConfig::new(identity).unwrap();
     // It does not even trust our server; one that would is refused by the server.
@@ -83,7 +83,7 @@ async fn a_node_that_the_store_does_not_know_gets_no_session() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_joins_with_a_token_and_renews_with_its_certificate() {
     let cluster = Cluster::start().await;
-    let channel = cluster.try_channel(Connector::bootstrap(cluster.root.bundle()).unwrap()).await.unwrap();
+    let channel = cluster.try_channel(Connector::bootstrap(cluster.root().bundle()).unwrap()).await.unwrap();
     let mut ca = NodeCaClient::new(channel);
     let csr = skep_ca::NodeKey::generate().unwrap().request().unwrap().into_bytes();
     let ask = |csr: &[u8], token: &str| v1::IssueNodeCertificateRequest { csr: csr.to_vec(), token: token.into(), ..Default::default() };
@@ -131,7 +131,7 @@ async fn rotated_tokens_let_nobody_in_with_the_old_ones() {
     assert_ne!(new.worker, old);
     assert_eq!(new.worker.rsplit_once('-').unwrap().0, old.rsplit_once('-').unwrap().0, "the digest stays");
     cluster.join(NodeRole::Worker).await;
-    let mut ca = NodeCaClient::new(cluster.try_channel(Connector::bootstrap(cluster.root.bundle()).unwrap()).await.unwrap());
+    let mut ca = NodeCaClient::new(cluster.try_channel(Connector::bootstrap(cluster.root().bundle()).unwrap()).await.unwrap());
     let request = v1::IssueNodeCertificateRequest { csr: b"x".to_vec(), token: old, ..Default::default() };
     assert_eq!(ca.issue_node_certificate(request).await.unwrap_err().code(), Code::InvalidArgument);
 }

@@ -47,12 +47,12 @@ async fn raft_is_for_members_of_this_cluster_only() {
     let member = MemberJoinRequest { raft_id: 5, addr: "127.0.0.1:1".into() };
     let refusal = MembershipClient::new(one.channel(&worker).await).join(member).await.unwrap_err();
     assert_eq!(refusal.code(), Code::PermissionDenied);
-    let nobody = dial(one.addr, Connector::bootstrap(lab.root.bundle()).unwrap()).await.unwrap();
+    let nobody = dial(one.addr, Connector::bootstrap(lab.root().bundle()).unwrap()).await.unwrap();
     let refusal = RaftClient::new(nobody).call(vote(two.raft_id, one.raft_id, b"")).await.unwrap_err();
     assert_eq!(refusal.code(), Code::PermissionDenied);
     let foreign = RootCa::generate(SystemTime::now()).unwrap();
     let identity =
-        Identity::of_first_manager(&foreign, two.node_id.clone(), lab.cluster_id.clone(), DEFAULT_LIFETIME, SystemTime::now()).unwrap();
+        Identity::of_first_manager(&foreign, two.node_id.clone(), lab.cluster_id().clone(), DEFAULT_LIFETIME, SystemTime::now()).unwrap();
     let foreign = SecurityConfig::new(identity).unwrap();
     assert!(dial(one.addr, Connector::node(&foreign)).await.is_err(), "another root is refused in the handshake");
     // Nothing happened.

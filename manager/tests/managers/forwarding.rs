@@ -27,7 +27,7 @@ async fn followers_pass_on_both_doors() {
     // A caller without certificate stays one.
     let nobody = dial(follower.addr, Connector::fetch_root().unwrap()).await.unwrap();
     let roots = CaClient::new(nobody.clone()).get_root_ca_certificate(v1::GetRootCaCertificateRequest {}).await.unwrap();
-    assert_eq!(roots.into_inner().certificate, lab.root.bundle().pem().as_bytes());
+    assert_eq!(roots.into_inner().certificate, lab.root().bundle().pem().as_bytes());
     let refused = ControlClient::new(nobody).list_nodes(v1::ListNodesRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
     let worker = lab.certify(NodeRole::Worker).await;

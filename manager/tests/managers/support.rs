@@ -1,29 +1,28 @@
 //! Managers of one cluster, each with its own directory, port and identity.
 
-use hyper_util::rt::TokioIo;
-use skep_ca::{Connector, DEFAULT_LIFETIME, Identity, NodeKey, RootCa, SecurityConfig, Subject};
-use skep_manager::{Manager, ManagerConfig, ManagerHandle, NewCluster, PeerTransport, initial_objects, join_managers, serve};
-use skep_proto::v1::{self, control_client::ControlClient, dispatcher_client::DispatcherClient, node_ca_client::NodeCaClient};
-use skep_store::{Member, Store, StoreConfig, StoreStatus, system_clock};
-use skep_types::{Availability, ClusterId, ClusterView as _, NetworkId, NodeId, NodeRole};
+#[path = "../common/mod.rs"]
+mod common;
+
+pub use self::common::{PATIENCE, dial, eventually};
+
+use self::common::{Authority, Place, Serving, dial_local, enrol, prepare};
+use skep_ca::{Connector, RootCa, SecurityConfig};
+use skep_manager::{ManagerHandle, PeerTransport, join_managers};
+use skep_proto::v1::{self, control_client::ControlClient, dispatcher_client::DispatcherClient};
+use skep_store::{Member, Store, StoreConfig, StoreStatus};
+use skep_types::{ClusterId, ClusterView as _, NodeId, NodeRole};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tempfile::TempDir;
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::task::JoinSet;
+use tokio::net::TcpListener;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
-
-/// Longest wait for anything; far above what is needed on a slow machine.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+use tonic::transport::Channel;
 
 /// The managers of a cluster.
 pub struct Lab {
-    pub root: RootCa,
-    pub cluster_id: ClusterId,
+    authority: Authority,
     pub hosts: Vec<Host>,
     dir: TempDir,
 }
@@ -40,48 +39,32 @@ pub struct Host {
 
 struct Running {
     store: Store,
-    manager: ManagerHandle,
-    servers: JoinSet<()>,
-    stop: CancellationToken,
+    serving: Serving,
 }
 
 impl Lab {
     /// One manager that leads itself.
     pub async fn start() -> Self {
-        skep_ca::install_crypto_provider();
-        // RUST_LOG=debug shows what the managers think.
-        let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).with_test_writer().try_init();
+        prepare();
         let dir = tempfile::tempdir().unwrap();
-        let (cluster_id, node_id) = (ClusterId::from_random(rand::random()), NodeId::from_random(rand::random()));
-        let root = RootCa::generate(SystemTime::now()).unwrap();
-        let identity = Identity::of_first_manager(&root, node_id.clone(), cluster_id.clone(), DEFAULT_LIFETIME, SystemTime::now()).unwrap();
-        let certificate = identity.chain_pem().into_bytes();
-        let security = SecurityConfig::new(identity).unwrap();
+        let (authority, node_id, security) = Authority::found();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let mut host = Host { security, node_id: node_id.clone(), raft_id: 1, addr, dir: dir.path().join("0"), running: None };
         let member = Member { node_id: node_id.to_string(), addr: addr.to_string() };
         let transport = PeerTransport::new(&host.security);
         let store = Store::bootstrap(StoreConfig::new(host.dir.join("raft")), 1, member, transport.clone()).await.unwrap();
-        let objects = initial_objects(NewCluster {
-            cluster_id: cluster_id.clone(),
-            root: &root,
-            worker_secret: rand::random(),
-            manager_secret: rand::random(),
-            node_id,
-            node_certificate: certificate,
-            availability: Availability::Active,
-            description: None,
-            network_ids: std::array::from_fn(|_| NetworkId::from_random(rand::random())),
-            default_address_pool: Vec::new(),
-            subnet_size: 0,
-            vxlan_port: 0,
-            node_cert_expiry: None,
-            unlock_key: None,
-        });
-        store.propose(objects).await.unwrap();
+        authority.populate(&store, &host.security).await;
         host.run(store, transport, listener);
-        Self { root, cluster_id, hosts: vec![host], dir }
+        Self { authority, hosts: vec![host], dir }
+    }
+
+    pub fn root(&self) -> &RootCa {
+        &self.authority.root
+    }
+
+    pub fn cluster_id(&self) -> &ClusterId {
+        &self.authority.cluster_id
     }
 
     /// A cluster of so many managers, all with a vote.
@@ -102,7 +85,10 @@ impl Lab {
     /// Starts a manager for a node that has its certificate, and brings it into the group.
     pub async fn admit(&mut self, security: SecurityConfig, raft_id: u64) -> usize {
         let host = self.prepare(security, raft_id).await;
+        let there = self.hosts.iter().find(|host| host.running.is_some()).map(|host| host.store().view().version());
         join_managers(&host.security, &self.addrs(), raft_id, host.addr).await.unwrap();
+        // A member need not have what the others have yet, and refuses callers until then.
+        eventually("it has the cluster's state", async || host.store().view().version(), |here| Some(*here) >= there).await;
         self.hosts.push(host);
         self.hosts.len() - 1
     }
@@ -126,46 +112,26 @@ impl Lab {
 
     pub fn token(&self, role: NodeRole) -> String {
         let host = self.hosts.iter().find(|host| host.running.is_some()).unwrap();
-        let tokens = host.store().view().cluster().unwrap().root_ca.join_tokens.clone();
-        if role == NodeRole::Manager { tokens.manager.0 } else { tokens.worker.0 }
+        Authority::token(host.store(), role)
     }
 
     /// A certificate for a new node, asked of the last manager: followers pass such calls on as well.
     pub async fn certify(&self, role: NodeRole) -> SecurityConfig {
         let host = self.hosts.iter().rfind(|host| host.running.is_some()).unwrap();
-        let channel = dial(host.addr, Connector::bootstrap(self.root.bundle()).unwrap()).await.unwrap();
-        let security = self.issue(NodeCaClient::new(channel), &self.token(role)).await;
+        let channel = dial(host.addr, Connector::bootstrap(self.root().bundle()).unwrap()).await.unwrap();
+        let security = enrol(channel, self.root(), &self.token(role)).await;
         assert_eq!(security.identity().unwrap().role(), role);
         security
     }
 
     /// A new certificate for a node that has one.
     pub async fn renew_at(&self, index: usize, security: &SecurityConfig) -> SecurityConfig {
-        let channel = self.hosts[index].channel(security).await;
-        self.issue(NodeCaClient::new(channel), "").await
-    }
-
-    async fn issue(&self, mut ca: NodeCaClient<Channel>, token: &str) -> SecurityConfig {
-        let key = NodeKey::generate().unwrap();
-        let csr = key.request().unwrap().into_bytes();
-        let request = v1::IssueNodeCertificateRequest { csr: csr.clone(), token: token.into(), ..Default::default() };
-        let issued = ca.issue_node_certificate(request).await.unwrap().into_inner();
-        let chain = loop {
-            let request = v1::NodeCertificateStatusRequest { node_id: issued.node_id.clone() };
-            let certificate = ca.node_certificate_status(request).await.unwrap().into_inner().certificate.unwrap();
-            if certificate.csr == csr && !certificate.certificate.is_empty() {
-                break String::from_utf8(certificate.certificate).unwrap();
-            }
-        };
-        SecurityConfig::new(Identity::new(key, &chain, self.root.bundle().clone(), SystemTime::now()).unwrap()).unwrap()
+        enrol(self.hosts[index].channel(security).await, self.root(), "").await
     }
 
     /// A certificate made by this cluster's root without asking anybody.
     pub fn forge(&self, node: NodeId, role: NodeRole) -> SecurityConfig {
-        let key = NodeKey::generate().unwrap();
-        let subject = Subject { node, role, cluster: self.cluster_id.clone() };
-        let issued = self.root.issue(key.request().unwrap().as_bytes(), &subject, DEFAULT_LIFETIME, SystemTime::now()).unwrap();
-        SecurityConfig::new(Identity::new(key, &issued.chain_pem, self.root.bundle().clone(), SystemTime::now()).unwrap()).unwrap()
+        self.authority.certify(node, role)
     }
 
     /// The manager that leads and is followed by all that run.
@@ -207,25 +173,9 @@ impl Lab {
 
 impl Host {
     fn run(&mut self, store: Store, transport: Arc<PeerTransport>, listener: TcpListener) {
-        let stop = CancellationToken::new();
-        let config = ManagerConfig {
-            store: store.clone(),
-            security: self.security.clone(),
-            node_id: self.node_id.clone(),
-            advertise_addr: self.addr,
-            clock: system_clock(),
-            transport,
-        };
-        let manager = Manager::start(config, &stop);
-        let mut servers = JoinSet::new();
-        let incoming = skep_ca::serve_remote(listener, &self.security);
-        let (routes, until) = (manager.remote_routes(), stop.clone());
-        servers.spawn(async move { serve(incoming, routes, until).await.unwrap() });
-        let _ = std::fs::remove_file(self.socket());
-        let incoming = skep_ca::serve_local(UnixListener::bind(self.socket()).unwrap(), &self.security);
-        let (routes, until) = (manager.local_routes(), stop.clone());
-        servers.spawn(async move { serve(incoming, routes, until).await.unwrap() });
-        self.running = Some(Running { store, manager, servers, stop });
+        let place = Place { listener, socket: self.socket() };
+        let serving = Serving::start(store.clone(), &self.security, transport, place);
+        self.running = Some(Running { store, serving });
     }
 
     pub fn store(&self) -> &Store {
@@ -233,7 +183,7 @@ impl Host {
     }
 
     pub fn manager(&self) -> &ManagerHandle {
-        &self.running.as_ref().unwrap().manager
+        &self.running.as_ref().unwrap().serving.manager
     }
 
     pub fn status(&self) -> StoreStatus {
@@ -250,20 +200,16 @@ impl Host {
 
     /// Ends it as a crash would: its connections close without a word.
     pub async fn kill(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            running.servers.shutdown().await;
-            running.stop.cancel();
-            drop(running.manager);
+        if let Some(running) = self.running.take() {
+            running.serving.kill().await;
             running.store.shutdown().await;
         }
     }
 
     /// Ends it in order, without giving its leadership away.
     pub async fn stop(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            running.stop.cancel();
-            running.manager.stop().await;
-            running.servers.shutdown().await;
+        if let Some(running) = self.running.take() {
+            running.serving.stop().await;
             running.store.shutdown().await;
         }
     }
@@ -295,30 +241,8 @@ impl Host {
 
     /// Over the local socket, without a certificate.
     pub async fn local_channel(&self) -> Channel {
-        let (socket, connector) = (self.socket(), Connector::local().unwrap());
-        let connect = tower::service_fn(move |_| {
-            let (socket, connector) = (socket.clone(), connector.clone());
-            async move {
-                let stream = UnixStream::connect(socket).await?;
-                let (stream, _) = connector.connect(stream).await.map_err(std::io::Error::other)?;
-                Ok::<_, std::io::Error>(TokioIo::new(stream))
-            }
-        });
-        Endpoint::from_static("http://localhost").connect_with_connector(connect).await.unwrap()
+        dial_local(self.socket()).await
     }
-}
-
-pub async fn dial(addr: SocketAddr, connector: Connector) -> Result<Channel, tonic::transport::Error> {
-    let connect = tower::service_fn(move |_| {
-        let connector = connector.clone();
-        async move {
-            let stream = TcpStream::connect(addr).await?;
-            stream.set_nodelay(true)?;
-            let (stream, _) = connector.connect(stream).await.map_err(std::io::Error::other)?;
-            Ok::<_, std::io::Error>(TokioIo::new(stream))
-        }
-    });
-    Endpoint::from_static("http://swarm-manager").connect_with_connector(connect).await
 }
 
 /// What our agents say of their nodes.
@@ -380,18 +304,5 @@ pub async fn wish_role(control: &mut ControlClient<Channel>, id: &NodeId, role: 
             Err(status) if status.message() == "update out of sequence" => {}
             other => return other.map(|_| ()),
         }
-    }
-}
-
-/// Repeats a question until the answer fits.
-pub async fn eventually<T: std::fmt::Debug>(what: &str, mut ask: impl AsyncFnMut() -> T, fits: impl Fn(&T) -> bool) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let answer = ask().await;
-        if fits(&answer) {
-            return answer;
-        }
-        assert!(Instant::now() < deadline, "{what} did not come true; the last answer was {answer:#?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

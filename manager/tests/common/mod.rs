@@ -1,0 +1,21 @@
+//! What tests with real managers share: the authority of a cluster, a manager that serves, and who talks to it.
+
+mod authority;
+mod client;
+mod serving;
+
+pub use self::authority::Authority;
+pub use self::client::{dial, dial_local, enrol, eventually};
+pub use self::serving::{Place, Serving};
+
+use std::time::Duration;
+
+/// Longest wait for anything; far above what is needed on a slow machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// RUST_LOG=debug shows what the managers think.
+pub fn prepare() {
+    skep_ca::install_crypto_provider();
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init(); // the first test has done it
+}
