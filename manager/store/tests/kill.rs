@@ -187,7 +187,7 @@ mod changes {
                 let store = open(dir, None).await.unwrap();
                 tokio::time::sleep(Duration::from_millis(500)).await; // until the next segment is ready
                 store.rewrap(Some(&key(1))).await.unwrap();
-                tokio::time::sleep(Duration::from_secs(3)).await; // for the snapshot
+                tokio::time::sleep(Duration::from_secs(60)).await; // for the snapshot; it is killed on the way
             }
             "rotate" => open(dir, Some(key(1))).await.unwrap().rewrap(Some(&key(2))).await.unwrap(),
             "recover" => Store::recover(config(&raft(dir)), 50, Member::default(), Arc::new(Alone)).await.unwrap().0.shutdown().await,
