@@ -150,7 +150,7 @@ fn a_leader_killed_during_a_join_storm_lets_everybody_in() -> Result<()> {
         cluster.join(2, "manager")?;
         cluster.load_image()?;
         cluster.wait_converged(cluster.managers(), SOON)?;
-        for round in Dice::rounds(6) {
+        for round in Dice::rounds(9) {
             let into = dice.moment(0..900);
             join_storm(cluster, into).with_context(|| format!("round {round}: the leader was killed {into:?} into it"))?;
             if round == 0 {

@@ -31,7 +31,7 @@ fn a_follower_with_a_slow_or_full_disk_holds_nobody_up() -> Result<()> {
         cluster[sick].start_skepd()?;
         cluster.form(&[])?;
         let healthy = cluster.sockets([0, 1]);
-        let rounds = Dice::rounds(3);
+        let rounds = Dice::rounds(5);
         let mut disturbed = Vec::new();
         for round in rounds.clone() {
             let_follow(cluster, sick)?;
@@ -97,7 +97,7 @@ fn clocks_that_jump_change_nothing() -> Result<()> {
         let flags = ["service", "create", "-d", "--name", "web", "--replicas", "2", "--constraint", "node.role==worker", "whoami"];
         cluster.ctl(0, &flags)?.success()?;
         let before = cluster.wait_running(0, "web", 2)?;
-        let rounds = Dice::rounds(4);
+        let rounds = Dice::rounds(6);
         let mut disturbed = Vec::new();
         for round in rounds.clone() {
             let (leader, term) = (cluster.wait_leader(SOON)?, cluster.term()?);

@@ -222,7 +222,7 @@ fn whoever_was_thrown_out_is_refused_within_a_second_also_when_it_comes_back() -
     Scenario::new("thrown out and back", 3, 1).long().run(|cluster| {
         let mut dice = Dice::cast("thrown out and back");
         let mut seen = Vec::new();
-        let rounds = Dice::rounds(6);
+        let rounds = Dice::rounds(8);
         for round in rounds.clone() {
             let (demoted, away) = (dice.one_of(cluster.managers()), dice.coin());
             dice.pause(0..500);

@@ -85,7 +85,7 @@ fn one_of_three_managers_may_be_killed_or_cut_off_at_any_moment() -> Result<()> 
 fn two_of_five_managers_may_die_or_be_cut_off() -> Result<()> {
     Scenario::new("two of five", 5, 0).long().run(|cluster| {
         let mut dice = Dice::cast("two of five");
-        for round in Dice::rounds(6) {
+        for round in Dice::rounds(8) {
             let leader = cluster.wait_leader(SOON)?;
             // In most rounds the leader is one of them.
             let first = if dice.roll(4) == 0 { dice.one_of(cluster.managers()) } else { leader };

@@ -130,7 +130,7 @@ fn whichever_manager_survives_the_halves_never_merge() -> Result<()> {
     Scenario::new("recover again and again", 3, 1).long().run(|cluster| {
         let mut dice = Dice::cast("recover again and again");
         web(cluster)?;
-        for round in Dice::rounds(3) {
+        for round in Dice::rounds(5) {
             let survivor = dice.one_of(cluster.managers());
             halves(cluster, survivor, &mut dice).with_context(|| format!("round {round}: manager {survivor} survives"))?;
         }
@@ -143,7 +143,7 @@ fn a_stale_backup_beside_its_living_cluster_changes_nothing_in_it() -> Result<()
     Scenario::new("stale backup", 3, 1).long().run(|cluster| {
         let mut dice = Dice::cast("stale backup");
         web(cluster)?;
-        for round in Dice::rounds(4) {
+        for round in Dice::rounds(6) {
             // Cut off, it cannot see that its cluster lives.
             let (hit, cut) = (dice.one_of(cluster.managers()), round % 2 == 1);
             stale_backup(cluster, hit, cut, &mut dice).with_context(|| format!("round {round}: on manager {hit}, cut off: {cut}"))?;
