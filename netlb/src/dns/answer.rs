@@ -78,7 +78,7 @@ fn look_up<'a>(name: &str, question: &Question<'_>, names: &'a Names, asker: &'a
     if name == "invalid" || name.ends_with(".invalid") {
         return Found::Never;
     }
-    if let Some(reverse) = reverse::read(name, &question.name) {
+    if let Some(reverse) = reverse::read(name, question.name()) {
         return look_back(reverse, names, asker);
     }
     let found = look_up_plain(name, names, asker);

@@ -13,17 +13,23 @@ pub(super) struct Bucket {
 
 impl Bucket {
     pub(super) fn new(per_second: u32, burst: u32, now: Instant) -> Self {
-        let interval = Duration::from_secs(1) / per_second.max(1);
+        let interval = (Duration::from_secs(1) / per_second.max(1)).max(Duration::from_nanos(1));
         Self { interval, allowance: interval * burst.max(1).saturating_sub(1), settled: now }
     }
 
-    /// When the next may come: `None` for now.
-    pub(super) fn wait_until(&self, now: Instant) -> Option<Instant> {
-        (self.settled > now + self.allowance).then(|| self.settled.checked_sub(self.allowance).unwrap_or(now))
+    /// How many may come now, up to `most`, or when the next may.
+    pub(super) fn available(&self, most: u32, now: Instant) -> Result<u32, Instant> {
+        let full = now + self.allowance + self.interval;
+        let left = full.saturating_duration_since(self.settled.max(now)).as_nanos() / self.interval.as_nanos();
+        match u32::try_from(left).unwrap_or(u32::MAX).min(most) {
+            0 => Err(self.settled.checked_sub(self.allowance).unwrap_or(now)),
+            count => Ok(count),
+        }
     }
 
-    pub(super) fn take(&mut self, now: Instant) {
-        self.settled = self.settled.max(now) + self.interval;
+    /// So many came.
+    pub(super) fn take(&mut self, count: u32, now: Instant) {
+        self.settled = self.settled.max(now) + self.interval * count;
     }
 }
 
@@ -39,9 +45,9 @@ mod tests {
             let mut count = 0;
             let mut now = start + from;
             while now < start + from + length {
-                while bucket.wait_until(now).is_none() {
-                    bucket.take(now);
-                    count += 1;
+                while let Ok(available) = bucket.available(7, now) {
+                    bucket.take(available, now);
+                    count += available;
                 }
                 now += Duration::from_millis(1);
             }
@@ -57,9 +63,12 @@ mod tests {
     fn it_says_when() {
         let start = Instant::now();
         let mut bucket = Bucket::new(10, 1, start);
-        bucket.take(start);
-        let when = bucket.wait_until(start).unwrap();
-        assert_eq!(when, start + Duration::from_millis(100));
-        assert_eq!(bucket.wait_until(when), None);
+        assert_eq!(bucket.available(5, start), Ok(1));
+        bucket.take(1, start);
+        let when = start + Duration::from_millis(100);
+        assert_eq!(bucket.available(5, start), Err(when));
+        assert_eq!(bucket.available(5, when), Ok(1));
+        let unbounded = Bucket::new(u32::MAX, 1_000, start);
+        assert_eq!(unbounded.available(32, start), Ok(32));
     }
 }

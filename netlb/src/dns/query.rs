@@ -25,7 +25,7 @@ pub(super) struct Question<'a> {
     pub(super) head: Head,
     /// Name, type and class as they came: they go back so, for clients check even the case (a defence against forged answers).
     pub(super) bytes: &'a [u8],
-    pub(super) name: Name,
+    query: Query,
     pub(super) kind: RecordType,
 }
 
@@ -92,11 +92,12 @@ impl<'a> Question<'a> {
             edns: edns.as_ref().map(|edns| EdnsAsked { dnssec_ok: edns.flags().dnssec_ok }),
             limit,
         };
-        let question = Self { head, bytes, name: query.name().clone(), kind: query.query_type() };
+        let (kind, class) = (query.query_type(), query.query_class());
+        let question = Self { head, bytes, query, kind };
         if edns.is_some_and(|edns| edns.version() > 0) {
             return Err(Unanswerable::Refuse(question.bare(ResponseCode::BADVERS)));
         }
-        if query.query_class() != DNSClass::IN || is_refused(question.kind) {
+        if class != DNSClass::IN || is_refused(question.kind) {
             return Err(Unanswerable::Refuse(question.bare(ResponseCode::Refused)));
         }
         Ok(question)
@@ -106,10 +107,14 @@ impl<'a> Question<'a> {
         response::Response::new(&self.head, self.bytes, code, response::Origin::Ours { forwards: false }).finish()
     }
 
+    pub(super) fn name(&self) -> &Name {
+        self.query.name()
+    }
+
     /// In lower case, without the last dot. `None` for names that no service can have: with dots or odd bytes in labels.
     pub(super) fn text(&self) -> Option<String> {
-        let mut text = String::with_capacity(wire_length(&self.name));
-        for label in self.name.iter() {
+        let mut text = String::with_capacity(self.bytes.len());
+        for label in self.name().iter() {
             if !text.is_empty() {
                 text.push('.');
             }

@@ -11,7 +11,7 @@ use super::socket::Place;
 use super::upstream::AskFrom;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError, RwLockReadGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLockReadGuard};
 use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
 /// Datagrams read before the loop looks at anything else.
-const AT_ONCE: usize = 32;
+const AT_ONCE: u32 = 32;
 /// After an error that is not the client's: it should not fill the log, nor the processor.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -68,8 +68,9 @@ impl Server {
     /// Decides without waiting: whatever happens to foreign names, those of the cluster are answered at once.
     pub(super) fn next(&self, message: &[u8], over: Transport) -> Next {
         self.shared.counters.messages.add(1);
-        let asking = self.asking.borrow().clone();
-        match answer(message, over, &self.names(), &asking.asker, rand::random()) {
+        let asking = self.asking.borrow();
+        let outcome = answer(message, over, &self.names(), &asking.asker, rand::random());
+        match outcome {
             Answer::Ignore => Next::Nothing,
             Answer::Reply(bytes) => {
                 self.shared.counters.answered.add(1);
@@ -109,20 +110,26 @@ impl Server {
         self.shared.forwarder.ask(&job.foreign, job.asked, &self.place).await
     }
 
-    /// Waits until the container may ask again; at once if it may now.
-    pub(super) async fn wait_for_turn(&self) {
-        while let Some(when) = self.may_ask_at() {
-            self.shared.counters.held_back.add(1);
-            sleep_until(when.into()).await;
+    /// How many messages of the container may be looked at now; waits until it is one at least.
+    pub(super) async fn wait_for_turn(&self) -> u32 {
+        loop {
+            let available = self.bucket().available(AT_ONCE, Instant::now().into_std());
+            match available {
+                Ok(count) => return count,
+                Err(when) => {
+                    self.shared.counters.held_back.add(1);
+                    sleep_until(when.into()).await;
+                }
+            }
         }
     }
 
-    fn may_ask_at(&self) -> Option<std::time::Instant> {
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).wait_until(Instant::now().into_std())
+    pub(super) fn take_turns(&self, count: u32) {
+        self.bucket().take(count, Instant::now().into_std());
     }
 
-    pub(super) fn take_turn(&self) {
-        self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now().into_std());
+    fn bucket(&self) -> MutexGuard<'_, Bucket> {
+        self.bucket.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reads datagrams until told to stop. While the container has asked too much nothing is read, and the kernel throws away
@@ -133,8 +140,8 @@ impl Server {
         let mut asked = JoinSet::new();
         loop {
             let readable = async {
-                self.wait_for_turn().await;
-                socket.readable().await
+                let turns = self.wait_for_turn().await;
+                socket.readable().await.map(|()| turns)
             };
             // Both branches may be lost half-way: nothing is read yet.
             let outcome = tokio::select! {
@@ -143,7 +150,7 @@ impl Server {
                     told(ended);
                     continue;
                 }
-                ready = readable => ready.and_then(|()| self.read_some(&socket, &mut buffer, &mut asked)),
+                ready = readable => ready.and_then(|turns| self.read_some(turns, &socket, &mut buffer, &mut asked)),
             };
             if let Err(error) = outcome {
                 warn!(%error, "could not read questions");
@@ -155,16 +162,18 @@ impl Server {
         }
     }
 
-    fn read_some(self: &Arc<Self>, socket: &Arc<UdpSocket>, buffer: &mut [u8], asked: &mut JoinSet<()>) -> io::Result<()> {
-        for _ in 0..AT_ONCE {
-            if self.may_ask_at().is_some() {
-                return Ok(());
+    fn read_some(self: &Arc<Self>, turns: u32, socket: &Arc<UdpSocket>, buffer: &mut [u8], asked: &mut JoinSet<()>) -> io::Result<()> {
+        let mut taken = 0;
+        let outcome = loop {
+            if taken == turns {
+                break Ok(());
             }
             let (length, client) = match socket.try_recv_from(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                other => other?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(()),
+                Err(error) => break Err(error),
+                Ok(received) => received,
             };
-            self.take_turn();
+            taken += 1;
             match self.next(&buffer[..length], Transport::Udp) {
                 Next::Reply(bytes) => send(socket, &bytes, client),
                 Next::Ask(job) => {
@@ -173,8 +182,9 @@ impl Server {
                 }
                 Next::Nothing => {}
             }
-        }
-        Ok(())
+        };
+        self.take_turns(taken);
+        outcome
     }
 }
 

@@ -67,7 +67,7 @@ impl Server {
                 && let Some(message) = take_message(&mut read)
             {
                 self.wait_for_turn().await;
-                self.take_turn();
+                self.take_turns(1);
                 match self.next(&message, Transport::Tcp) {
                     Next::Reply(bytes) => write(&mut writer, &bytes).await?,
                     Next::Ask(job) => {
