@@ -43,5 +43,5 @@ pub use authorize::ConnectionInfo;
 pub use bootstrap::{NewCluster, initial_objects};
 pub use manager::{Manager, ManagerConfig, ManagerHandle};
 pub use peers::{JoinError, LeaveError, PeerTransport, join_managers};
-pub use serve::{Connection, RemoteAddr, serve};
+pub use serve::{RemoteAddr, ServeError, serve};
 pub use shared::ManagerPeer;

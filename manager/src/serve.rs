@@ -1,19 +1,25 @@
 //! Serving gRPC on TLS connections: what each request is told about its connection, and the server's limits.
 
+mod at_once; // calls that need not wait
+mod calls; // from connections to routes
+mod deadline; // how long callers wait
+
+use self::at_once::AtOnce;
+use self::calls::Calls;
 use crate::authorize::ConnectionInfo;
-use futures_util::{Stream, StreamExt as _};
-use skep_ca::{TlsConnection, TlsIncoming};
-use std::io;
+use crate::drive::chain;
+use hyper::server::conn::http2::{self, Builder};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use skep_ca::TlsIncoming;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::service::Routes;
-use tonic::transport::Server;
-use tonic::transport::server::Connected;
 
 /// Agents that vanished without a word are noticed by this ping, long after their heartbeat was missed.
 const PING_EVERY: Duration = Duration::from_secs(60);
@@ -45,85 +51,100 @@ impl RemoteAddr for UnixStream {
     }
 }
 
-/// A TLS connection as tonic wants it. Its requests carry a [`ConnectionInfo`].
-pub struct Connection<IO> {
-    tls: TlsConnection<IO>,
-    info: ConnectionInfo,
+/// Why a server ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("no more connections are accepted: the task that accepts them ended; restart the daemon")]
+    NothingAccepts,
 }
 
-impl<IO: RemoteAddr> From<TlsConnection<IO>> for Connection<IO> {
-    fn from(tls: TlsConnection<IO>) -> Self {
-        let info = ConnectionInfo { peer: tls.peer().cloned(), addr: tls.io().remote_addr() };
-        Self { tls, info }
-    }
-}
-
-impl<IO> Connected for Connection<IO> {
-    type ConnectInfo = ConnectionInfo;
-
-    fn connect_info(&self) -> ConnectionInfo {
-        self.info.clone()
-    }
-}
-
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<IO> {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_read(context, buffer)
-    }
-}
-
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<IO> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write(context, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.tls).poll_write_vectored(context, data)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.tls.is_write_vectored()
-    }
-}
-
-/// Serves `routes` on every connection of `incoming` until `stop`, then lets calls end for a while.
+/// Serves `routes` on every connection of `incoming` until `stop`, then accepts no more and lets calls end for a while. Dropping the
+/// future closes all connections at once.
 ///
 /// # Errors
-/// What tonic says if it cannot go on; a single bad connection is none.
-pub async fn serve<IO>(incoming: TlsIncoming<IO>, routes: Routes, stop: CancellationToken) -> Result<(), tonic::transport::Error>
+/// If connections cannot be accepted any more; a single bad connection is none.
+pub async fn serve<IO>(mut incoming: TlsIncoming<IO>, routes: Routes, stop: CancellationToken) -> Result<(), ServeError>
 where
     IO: AsyncRead + AsyncWrite + RemoteAddr + Unpin + Send + 'static,
 {
-    let connections = incoming.map(|connection| connection.map(Connection::from));
-    let drained = stop.clone();
-    let serving = server().add_routes(routes).serve_with_incoming_shutdown(end_with(connections, stop.clone()), stop.cancelled_owned());
-    tokio::select! {
-        outcome = serving => outcome,
-        () = async {
-            drained.cancelled().await;
-            tokio::time::sleep(DRAIN).await;
-        } => Ok(()),
+    let (http, routes) = (http(), routes.prepare());
+    let mut conversations = JoinSet::new();
+    let outcome = loop {
+        tokio::select! {
+            () = stop.cancelled() => break Ok(()),
+            connection = incoming.next() => match connection {
+                Some(connection) => {
+                    let info = ConnectionInfo { peer: connection.peer().cloned(), addr: connection.io().remote_addr() };
+                    let calls = Calls { routes: routes.clone(), connection: info };
+                    conversations.spawn(Conversation::new(&http, connection, calls, &stop));
+                }
+                None => break Err(ServeError::NothingAccepts),
+            },
+            // Nobody needs to know how it ended; its place is given back.
+            Some(_) = conversations.join_next() => {}
+        }
+    };
+    // The port is closed before calls are waited for: who connects now is refused and goes elsewhere.
+    drop(incoming);
+    let drained = async { while conversations.join_next().await.is_some() {} };
+    if outcome.is_ok() && tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::debug!(after = ?DRAIN, "calls under way were cut off");
+    }
+    outcome
+}
+
+/// One connection, until the other end closes it, or `stop` and the last call has ended. Written by hand because a manager has
+/// thousands of them: an `async fn` keeps room for what it was given beside what it made of that.
+struct Conversation<IO: AsyncRead + AsyncWrite + Unpin> {
+    http: http2::Connection<TokioIo<IO>, Calls, AtOnce>,
+    /// `None` after the stop.
+    stop: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
+}
+
+impl<IO> Conversation<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    fn new(http: &Builder<AtOnce>, connection: IO, calls: Calls, stop: &CancellationToken) -> Self {
+        let http = http.serve_connection(TokioIo::new(connection), calls);
+        Self { http, stop: Some(Box::pin(stop.clone().cancelled_owned())) }
     }
 }
 
-fn server() -> Server {
-    Server::builder()
-        .http2_keepalive_interval(Some(PING_EVERY))
-        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+impl<IO> Future for Conversation<IO>
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if let Some(stop) = &mut this.stop
+            && stop.as_mut().poll(context).is_ready()
+        {
+            this.stop = None;
+            Pin::new(&mut this.http).graceful_shutdown();
+        }
+        Pin::new(&mut this.http).poll(context).map(|outcome| {
+            if let Err(error) = outcome {
+                tracing::debug!(error = chain(&error), "a connection ended badly");
+            }
+        })
+    }
+}
+
+fn http() -> Builder<AtOnce> {
+    let mut http = Builder::new(AtOnce);
+    http.timer(TokioTimer::new())
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_TIMEOUT)
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .initial_stream_window_size(CALL_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        // No peer asks for it: gRPC knows no dates.
+        .auto_date_header(false);
+    http
 }
 
-/// Accepts nothing more after `stop`.
-fn end_with<S: Stream>(stream: S, stop: CancellationToken) -> impl Stream<Item = S::Item> {
-    stream.take_until(stop.cancelled_owned())
-}
+#[cfg(test)]
+mod tests;

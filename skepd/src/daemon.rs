@@ -124,7 +124,7 @@ impl Turns {
         &mut self,
         daemon: &mut Daemon,
         mut inbox: mpsc::Receiver<Order>,
-        servers: &mut JoinSet<Result<(), tonic::transport::Error>>,
+        servers: &mut JoinSet<Result<(), skep_manager::ServeError>>,
         notifier: &Notifier,
     ) -> Result<()> {
         loop {

@@ -34,7 +34,11 @@ pub(crate) struct Deadlines {
 impl Deadlines {
     /// The node has until `deadline`.
     pub(crate) fn set(&mut self, node: &NodeId, deadline: Instant) {
-        let before = self.by_node.insert(node.clone(), deadline);
+        // Nearly always it is there already: a beat copies no name.
+        let before = match self.by_node.get_mut(node) {
+            Some(present) => Some(std::mem::replace(present, deadline)),
+            None => self.by_node.insert(node.clone(), deadline),
+        };
         if before.is_none_or(|before| deadline < before) {
             self.queue.push(Reverse((deadline, node.clone())));
         }

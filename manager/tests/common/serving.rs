@@ -55,6 +55,7 @@ impl Serving {
     pub async fn stop(mut self) {
         self.stop.cancel();
         self.manager.stop().await;
-        self.servers.shutdown().await;
+        // What the streams were told last has to get out before their connections close.
+        while self.servers.join_next().await.is_some() {}
     }
 }
