@@ -163,13 +163,13 @@ pub fn description(hostname: &str) -> v1::NodeDescription {
 impl Agent {
     pub async fn start(channel: Channel, obedient: bool) -> Self {
         let mut client = DispatcherClient::new(channel).max_decoding_message_size(usize::MAX);
-        let mut tries = 0;
+        let deadline = tokio::time::Instant::now() + PATIENCE;
         let mut session = loop {
             let request = v1::SessionRequest { description: Some(description("host-1")), session_id: String::new() };
             match client.session(request).await {
                 Ok(session) => break session.into_inner(),
                 // A manager that has just been elected: agents come again, and so does this one.
-                Err(status) if status.code() == tonic::Code::Aborted && tries < 500 => tries += 1,
+                Err(status) if status.code() == tonic::Code::Aborted && tokio::time::Instant::now() < deadline => {}
                 Err(status) => panic!("{status}"),
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
