@@ -6,6 +6,7 @@
 //! resolvers asked for foreign names. Such a question holds up no other: those are asked in tasks of their own, a bounded number.
 //!
 //! A server has two tasks (UDP, TCP), each with a `JoinSet` for connections and foreign questions; [`Dns::stop`] waits for them.
+//! Threads named `skep-dns` enter a namespace, open a socket and end.
 //! `netlb/docs/dns.md` has the table of names and the reasons.
 
 mod answer; // pure: from a question to an answer

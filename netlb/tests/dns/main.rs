@@ -7,3 +7,9 @@ mod foreign; // names that others have
 mod limits; // what one container can take
 mod serving; // sockets, port 53, start and end
 mod tools; // questions, tasks, resolvers
+
+/// Not a test: the program in the tasks' namespaces.
+#[test]
+fn responder() {
+    support::responder();
+}

@@ -1,7 +1,8 @@
-use crate::support::{eventually, on_own_host, run_quietly, sh, within};
+use crate::support::{World, attach, eventually, network, on_own_host, run_quietly, sh, task, tcp, wanted, within};
 use crate::tools::*;
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::RecordType;
+use skep_netlb::dns::{Asker, Asking, NetworkNames, Readiness, TaskNames};
 use skep_types::NetworkId;
 use std::net::{TcpListener, UdpSocket};
 
@@ -161,5 +162,38 @@ fn port_53_is_led_back_after_the_task_flushed_its_tables() {
         dns.serve(&task_id(1), &again, asking(true)).await.unwrap();
         assert_eq!(addresses(&ask(&again, "web", RecordType::A)), [WEB]);
         dns.stop_all().await;
+    });
+}
+
+#[test]
+fn a_task_reaches_another_by_its_name() {
+    on_own_host("serving::a_task_reaches_another_by_its_name", async |mut world| {
+        let (netlb, plain) = (World::netlb(), network(2, false));
+        let tasks: Vec<_> = (1..=2).map(|number| task(number, vec![attach(&plain, 10 + number)])).collect();
+        let asking = netlb.ensure_task(tasks[0].clone()).await.unwrap().path;
+        let answering = netlb.ensure_task(tasks[1].clone()).await.unwrap().path;
+        world.respond(&answering, "T2");
+        netlb.set_wanted(wanted(std::slice::from_ref(&plain), &tasks, vec![]));
+        netlb.applied().await.unwrap();
+        let dns = dns();
+        let mut names = NetworkNames::new(&plain.name, plain.subnets.iter().map(|subnet| subnet.range).collect());
+        names.set_task(TaskNames {
+            id: tasks[1].task.clone(),
+            service: None,
+            slot: None,
+            name: "second".into(),
+            hostnames: vec![],
+            addresses: tasks[1].attachments[0].addresses.iter().map(|address| address.addr()).collect(),
+            readiness: Readiness::Ready,
+        });
+        dns.change_names(|all| all.replace(plain.id.clone(), names));
+        dns.serve(&tasks[0].task, &asking, Asking::new(Asker::on(&tasks[0]))).await.unwrap();
+        for (kind, seen) in [(RecordType::A, "T2 saw 10.0.2.11"), (RecordType::AAAA, "T2 saw fd00:0:0:2::b")] {
+            let found = addresses(&ask(&asking, "second", kind));
+            assert_eq!(within(&asking, || tcp(&found[0], 80)).unwrap(), seen);
+        }
+        dns.stop(&tasks[0].task).await;
+        netlb.remove_task(tasks[0].task.clone()).await.unwrap();
+        assert!(!asking.exists());
     });
 }
