@@ -1,9 +1,13 @@
 //! What things cost. Prints only, for a shared machine's times prove nothing; the shape (CPU per step) is what to read.
 //! `cargo test -p skep-netlb --test cost --release -- --nocapture`
 
+#[path = "support/hosts.rs"]
+mod hosts;
 mod support;
 
+use hosts::*;
 use skep_netlb::*;
+use skep_types::TaskId;
 use std::time::Instant;
 use support::*;
 
@@ -125,6 +129,75 @@ fn one_backend_changes_among_many_services() {
             .await;
             assert_eq!(netlb.audit().await.unwrap(), Audit::default());
         }
+        netlb.remove_everything().await.unwrap();
+    });
+}
+
+/// A network with so many tasks on other nodes, of which there are so many.
+fn far(network: &Network, nodes: u16, tasks: u16, shift: u16) -> Wanted {
+    let node = |index: u16| {
+        let [high, low] = index.to_be_bytes();
+        Peer { node_index: u32::from(index), underlay: std::net::IpAddr::from([198, 18, high, low]), mac: Mac([2, 0xab, 0, 0, high, low]) }
+    };
+    let task = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        // Only the fourth one moves from node to node.
+        let node = 2 + if number == 3 { (number + shift) % nodes } else { number % nodes };
+        Endpoint {
+            task: TaskId::for_test(u64::from(number)),
+            addresses: vec![std::net::IpAddr::from([10, 7, high, low]), std::net::IpAddr::from([0xfd00, 0, 0, 7, 0, 0, 0, number])],
+            location: Location::Remote { node_index: u32::from(node) },
+        }
+    };
+    let mut want = wanted(std::slice::from_ref(network), &[], vec![]);
+    want.networks[0].overlay = Some(Overlay { this: node(1), port: 4789, peers: (2..2 + nodes).map(node).collect() });
+    want.networks[0].endpoints = (0..tasks).map(task).collect();
+    want
+}
+
+#[test]
+fn a_task_moves_among_many_on_other_nodes() {
+    on_own_host("a_task_moves_among_many_on_other_nodes", async |_world| {
+        if !kernel_has_overlays("a_task_moves_among_many_on_other_nodes") {
+            return;
+        }
+        let network = Network { ingress: true, ..network(7, false) };
+        for tasks in [10u16, 1_000, 10_000] {
+            let netlb = World::netlb();
+            let whole = far(&network, 9, tasks, 0);
+            measured(&format!("{tasks} tasks on 9 other nodes loaded"), 1, async {
+                netlb.set_wanted(whole);
+                netlb.applied().await.unwrap();
+            })
+            .await;
+            let steps: Vec<Wanted> = (1..=20).map(|step| far(&network, 9, tasks, step)).collect();
+            measured(&format!("one moves among {tasks} tasks on other nodes"), 20, async {
+                for step in steps {
+                    netlb.set_wanted(step);
+                    netlb.applied().await.unwrap();
+                }
+            })
+            .await;
+            assert_eq!(netlb.audit().await.unwrap(), Audit::default());
+            netlb.remove_everything().await.unwrap();
+        }
+        let netlb = World::netlb();
+        for nodes in [10u16, 300, 1_000] {
+            let whole = far(&network, nodes, 1_000, 0);
+            measured(&format!("up to {nodes} other nodes"), 1, async {
+                netlb.set_wanted(whole);
+                netlb.applied().await.unwrap();
+            })
+            .await;
+        }
+        let mut fewer = far(&network, 1_000, 1_000, 0);
+        fewer.networks[0].overlay.as_mut().unwrap().peers.pop();
+        measured("one of 1000 nodes goes", 1, async {
+            netlb.set_wanted(fewer);
+            netlb.applied().await.unwrap();
+        })
+        .await;
+        assert_eq!(netlb.audit().await.unwrap(), Audit::default());
         netlb.remove_everything().await.unwrap();
     });
 }

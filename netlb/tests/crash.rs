@@ -24,6 +24,7 @@ const POINTS: &[&str] = &[
     "netlb.task.removed",
     "netlb.overlay.linked",
     "netlb.overlay.told",
+    "netlb.overlay.moved",
     "netlb.overlay.left",
     "netlb.sandbox.apart",
     "netlb.host.routed",
@@ -70,6 +71,7 @@ fn scenario() {
         };
         apply(&[ingress.clone(), plain.clone()], &tasks, &[2, 3]).await;
         netlb.audit().await.unwrap();
+        apply(&[ingress.clone(), plain.clone()], &tasks[..3], &[2, 3]).await;
         apply(&[ingress.clone(), plain], &tasks, &[2]).await;
         let leaving = tasks.pop().unwrap();
         apply(&[ingress], &tasks, &[]).await;

@@ -8,13 +8,14 @@ use crate::error::NetlbError;
 use crate::names::OVERLAY_LINK;
 use crate::netlink::route::RouteSocket;
 use crate::netns::{self, Namespace};
-use crate::plan::overlay::{self, leads_away, part_of};
+use crate::plan::overlay::{self, differing, leads_away, part_of};
 use crate::plan::{Change, Link, Route, State, Unwanted, difference, layout};
 use crate::sysctl::{self, Purpose};
 use crate::wanted::{Endpoint, Network, Overlay, Wanted, WantedNetwork};
 use skep_failpoint::failpoint;
 use skep_types::NetworkId;
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::Path;
 use tracing::warn;
 
@@ -28,17 +29,19 @@ pub(super) struct Told {
     leaving: Vec<Change>,
 }
 
+/// What to do now, and what once nothing leads there any more.
+struct Steps {
+    coming: Vec<Change>,
+    leaving: Vec<Change>,
+}
+
 impl Owner {
     /// Puts in place what other nodes are wanted on the network. Its sandbox must be there.
     pub(super) fn join(&mut self, wanted: &WantedNetwork) -> Result<(), NetlbError> {
         let network = &wanted.network;
         let Some(sandbox) = self.sandboxes.get_mut(&network.id) else { return Ok(()) };
-        if let Some(told) = &sandbox.told
-            && told.leaving.is_empty()
-            && told.overlay == wanted.overlay
-            && told.endpoints == wanted.endpoints
-        {
-            return Ok(());
+        if sandbox.told.as_ref().is_some_and(|told| told.leaving.is_empty() && told.overlay == wanted.overlay) {
+            return self.join_tasks(wanted);
         }
         let state = match &wanted.overlay {
             None => State::default(),
@@ -67,17 +70,54 @@ impl Owner {
             }
         };
         failpoint!("netlb.overlay.linked");
-        // A task of this node whose address is no longer said to be elsewhere takes its traffic over in the same step.
-        let mut target = state.clone();
-        target.routes.extend(self.routes_to_tasks(&network.id).filter(|route| leads_away(&is, route) && !leads_away(&state, route)));
-        let (leaving, coming): (Vec<Change>, Vec<Change>) =
-            difference(&is, &target, Unwanted::Remove).into_iter().partition(Change::takes_away);
+        let Steps { coming, leaving } = self.steps(&network.id, &is, &state);
         let sandbox = self.sandboxes.get_mut(&network.id).expect("it was there above");
-        NetlbError::all(refused(&place, sandbox.namespace.route.apply(&coming)))?;
+        sandbox.take(&coming)?;
         failpoint!("netlb.overlay.told");
         let (overlay, endpoints) = (wanted.overlay.clone(), wanted.endpoints.clone());
         sandbox.told = Some(Told { overlay, endpoints, state, leaving });
         Ok(())
+    }
+
+    /// The same where only tasks come, move and go: looks at those alone, for the network may have thousands.
+    fn join_tasks(&mut self, wanted: &WantedNetwork) -> Result<(), NetlbError> {
+        let id = &wanted.network.id;
+        let Some(told) = self.sandboxes.get(id).and_then(|sandbox| sandbox.told.as_ref()) else { return Ok(()) };
+        let (start, gone, came) = differing(&told.endpoints, &wanted.endpoints);
+        let (gone_count, came) = (gone.len(), came.to_vec());
+        if gone_count == 0 && came.is_empty() {
+            return Ok(());
+        }
+        let changed: BTreeSet<IpAddr> = gone.iter().chain(&came).flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
+        let chosen = |address| changed.contains(&address);
+        let routes = |endpoints: &[Endpoint]| match &wanted.overlay {
+            Some(overlay) => overlay::routes(overlay, endpoints, self.ipv6, chosen),
+            None => BTreeSet::new(),
+        };
+        let is = State { routes: routes(&told.endpoints), ..State::default() };
+        let state = State { routes: routes(&wanted.endpoints), ..State::default() };
+        let steps = self.steps(id, &is, &state);
+        let sandbox = self.sandboxes.get_mut(id).expect("it was there above");
+        let mut told = sandbox.told.take().expect("it was there above");
+        sandbox.take(&steps.coming)?;
+        failpoint!("netlb.overlay.moved");
+        for route in &is.routes {
+            told.state.routes.remove(route);
+        }
+        told.state.routes.extend(state.routes);
+        told.endpoints.splice(start..start + gone_count, came);
+        told.leaving = steps.leaving;
+        sandbox.told = Some(told);
+        Ok(())
+    }
+
+    /// From one state of the way to other nodes to another. A task of this node whose address is no longer said to be
+    /// elsewhere takes its traffic over in the same step.
+    fn steps(&self, network: &NetworkId, is: &State, state: &State) -> Steps {
+        let mut target = state.clone();
+        target.routes.extend(self.routes_to_tasks(network).filter(|route| leads_away(is, route) && !leads_away(state, route)));
+        let (leaving, coming) = difference(is, &target, Unwanted::Remove).into_iter().partition(Change::takes_away);
+        Steps { coming, leaving }
     }
 
     /// Takes away what [`Owner::join`] left because something might still lead there.
@@ -116,6 +156,11 @@ impl Owner {
 }
 
 impl Sandbox {
+    fn take(&mut self, steps: &[Change]) -> Result<(), NetlbError> {
+        let failed = self.namespace.route.apply(steps);
+        NetlbError::all(refused(&self.place(), failed))
+    }
+
     /// Leaves out the routes whose place one to another node has.
     pub(super) fn without_moved(&self, mut state: State) -> State {
         if let Some(told) = &self.told {

@@ -83,19 +83,7 @@ pub(crate) fn overlay(network: &Network, overlay: &Overlay, endpoints: &[Endpoin
         state.forwardings.insert(Forwarding { mac: peer.mac, to: peer.underlay, link: link() });
         state.next_hops.insert(NextHop { id, gateway, link: link() });
     }
-    // Each address once: while one moves, it may be said to be in two places, and the latter counts.
-    let mut places = BTreeMap::new();
-    for endpoint in endpoints {
-        let addresses = endpoint.addresses.iter().filter(|address| ipv6 || address.is_ipv4());
-        places.extend(addresses.map(|address| (*address, endpoint.location)));
-    }
-    for (address, location) in places {
-        if let Location::Remote { node_index } = location
-            && indexes.contains(&node_index)
-        {
-            state.routes.insert(Route::new(single(address), RouteKind::Next(node_index)));
-        }
-    }
+    state.routes = routes(overlay, endpoints, ipv6, |_| true);
     if network.ingress {
         let families = if ipv6 { &[false, true][..] } else { &[false] };
         for ipv6 in families {
@@ -103,6 +91,30 @@ pub(crate) fn overlay(network: &Network, overlay: &Overlay, endpoints: &[Endpoin
         }
     }
     state
+}
+
+/// The routes to those addresses of tasks on other nodes that `chosen` accepts.
+pub(crate) fn routes(overlay: &Overlay, endpoints: &[Endpoint], ipv6: bool, chosen: impl Fn(IpAddr) -> bool) -> BTreeSet<Route> {
+    // Each address once: while one moves, it may be said to be in two places, and the latter counts.
+    let mut places = BTreeMap::new();
+    for endpoint in endpoints {
+        let addresses = endpoint.addresses.iter().filter(|address| (ipv6 || address.is_ipv4()) && chosen(**address));
+        places.extend(addresses.map(|address| (*address, endpoint.location)));
+    }
+    let nodes: BTreeSet<u32> = overlay.peers.iter().map(|peer| peer.node_index).collect();
+    let away = places.into_iter().filter_map(|(address, location)| match location {
+        Location::Remote { node_index } if nodes.contains(&node_index) => Some((address, node_index)),
+        Location::Remote { .. } | Location::Local => None,
+    });
+    away.map(|(address, node)| Route::new(single(address), RouteKind::Next(node))).collect()
+}
+
+/// Where two lists of tasks begin to differ, and the parts that do.
+pub(crate) fn differing<'a>(old: &'a [Endpoint], new: &'a [Endpoint]) -> (usize, &'a [Endpoint], &'a [Endpoint]) {
+    let start = old.iter().zip(new).take_while(|(old, new)| old == new).count();
+    let (old, new) = (&old[start..], &new[start..]);
+    let end = old.iter().rev().zip(new.iter().rev()).take_while(|(old, new)| old == new).count();
+    (start, &old[..old.len() - end], &new[..new.len() - end])
 }
 
 fn way_back(state: &mut State, indexes: &BTreeSet<u32>, ipv6: bool) {
@@ -246,6 +258,22 @@ mod tests {
         let route = Route::new("10.0.0.10/32".parse().unwrap(), RouteKind::Next(3));
         assert_eq!(routes(&[at(10, on(2)), at(10, on(3))]), [route].into());
         assert_eq!(routes(&[at(10, on(2)), at(10, Location::Local)]), BTreeSet::new());
+    }
+
+    #[test]
+    fn what_differs_of_two_lists_is_found_between_what_does_not() {
+        let list = |lasts: &[u8]| lasts.iter().map(|last| at(*last, on(2))).collect::<Vec<_>>();
+        let found = |old: &[u8], new: &[u8]| {
+            let (old, new) = (list(old), list(new));
+            let (start, gone, came) = differing(&old, &new);
+            (start, gone.len(), came.len())
+        };
+        assert_eq!(found(&[1, 2, 3], &[1, 2, 3]), (3, 0, 0));
+        assert_eq!(found(&[1, 2, 3], &[1, 9, 3]), (1, 1, 1));
+        assert_eq!(found(&[1, 2, 3], &[1, 3]), (1, 1, 0));
+        assert_eq!(found(&[1, 1], &[1, 1, 1]), (2, 0, 1));
+        assert_eq!(found(&[], &[1]), (0, 0, 1));
+        assert_eq!(found(&[1, 2], &[]), (0, 2, 0));
     }
 
     #[test]
