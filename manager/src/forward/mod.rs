@@ -167,7 +167,7 @@ impl Forwarder {
 
     /// Whether the call needs nothing from anybody else.
     fn answers_here(&self, path: &str) -> bool {
-        self.shared.store.leadership().borrow().is_leader && !(is_awaited(path) && self.has_peers())
+        self.shared.store.leads() && !(is_awaited(path) && self.has_peers())
     }
 
     fn has_peers(&self) -> bool {
@@ -231,6 +231,9 @@ impl Forwarder {
 
     /// Waits until somebody leads.
     async fn leader(&self, by: Instant) -> Result<Leader, Status> {
+        if self.shared.store.leads() && !self.shared.stop.is_cancelled() {
+            return Ok(Leader::Here);
+        }
         let own = self.shared.store.raft_id();
         let mut leadership = self.shared.store.leadership();
         let is_other = |known: &Leadership| known.leader.as_ref().is_some_and(|(leader, _)| *leader != own);
