@@ -57,6 +57,7 @@ fn write(cluster: &Cluster, through: usize, name: &str) -> Result<()> {
 /// The second host joins, runs tasks, is promoted, sees a new root, is demoted, leaves and is removed. The only other manager may die
 /// in the middle of it: then what follows fails.
 fn life_of_a_node(cluster: &mut Cluster) -> Result<()> {
+    eventually(SOON, "it leads, or is dead", || if cluster[0].is_alive() { cluster.leader().map(drop) } else { Ok(()) })?;
     cluster.join(1, "worker")?;
     let id = cluster.node_id(1)?;
     let flags = ["service", "create", "-d", "--name", "web", "--replicas", "2", "whoami", "lines", "3"];
