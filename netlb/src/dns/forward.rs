@@ -7,6 +7,7 @@ use super::cache::{Asked, Cache};
 use super::counters::Counters;
 use super::foreign::{Foreign, Received};
 use super::limits::DnsLimits;
+use super::query::OUR_PAYLOAD;
 use super::socket::Place;
 use super::upstream::{AskFrom, Health, Resolver};
 use std::io;
@@ -20,8 +21,6 @@ use tracing::debug;
 
 /// Each resolver twice: the first packet may get lost.
 const ROUNDS: usize = 2;
-/// The longest datagram.
-const LARGEST: usize = 65_535;
 
 /// What all tasks' questions for foreign names share.
 #[derive(Debug)]
@@ -134,7 +133,8 @@ async fn ask_udp(foreign: &Foreign, resolver: Resolver, place: &Place) -> io::Re
     socket.connect(resolver.address).await?;
     let id = rand::random();
     socket.send(&foreign.query(id)).await?;
-    let mut buffer = vec![0; LARGEST];
+    // No resolver sends more than it was told we take; what is cut off is no answer.
+    let mut buffer = vec![0; usize::from(OUR_PAYLOAD)];
     loop {
         let length = socket.recv(&mut buffer).await?;
         match foreign.check(id, &buffer[..length]) {

@@ -5,7 +5,8 @@ use std::time::Duration;
 /// What keeps a container from taking more than its share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DnsLimits {
-    /// Messages of one container per second, over UDP and TCP together. Beyond that it waits.
+    /// Messages of one container per second, over UDP and TCP together; a foreign name that must be asked for counts as twenty.
+    /// Beyond that it waits.
     pub messages_per_second: u32,
     /// So many may come at once after a pause.
     pub messages_at_once: u32,
@@ -24,7 +25,7 @@ pub struct DnsLimits {
 }
 
 impl Default for DnsLimits {
-    /// A question takes 5 to 10 µs of processor time, so that one container's take a tenth of a core or so.
+    /// A question takes 3 to 7 µs of processor time, so that one container's take a tenth of a core or less.
     fn default() -> Self {
         Self {
             messages_per_second: 15_000,

@@ -1,7 +1,7 @@
 //! Questions over TCP: for answers that do not fit a datagram (RFC 7766).
 
 use super::query::Transport;
-use super::serve::{Next, Server, told};
+use super::serve::{FOREIGN_COST, Next, Server, told};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,8 +67,9 @@ impl Server {
                 && let Some(message) = take_message(&mut read)
             {
                 self.wait_for_turn().await;
-                self.take_turns(1);
-                match self.next(&message, Transport::Tcp) {
+                let next = self.next(&message, Transport::Tcp);
+                self.take_turns(if matches!(next, Next::Ask(_)) { FOREIGN_COST } else { 1 });
+                match next {
                     Next::Reply(bytes) => write(&mut writer, &bytes).await?,
                     Next::Ask(job) => {
                         let server = self.clone();

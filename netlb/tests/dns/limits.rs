@@ -27,6 +27,27 @@ fn a_container_that_floods_waits_and_others_do_not() {
 }
 
 #[test]
+fn a_foreign_name_counts_as_many_messages() {
+    on_own_host("limits::a_foreign_name_counts_as_many_messages", async |_world| {
+        let dns = dns_with(DnsLimits { messages_per_second: 1, messages_at_once: 60, ..patient() });
+        let netns = namespace(1);
+        let honest = FakeResolver::start(None, "127.0.0.53", Manner::Honest { last: 1 });
+        dns.set_host_resolvers(vec![honest.resolver]);
+        dns.serve(&task_id(1), &netns, asking(true)).await.unwrap();
+        let socket = client(&netns);
+        for id in 0..30 {
+            socket.send(&query(id, &format!("n{id}.example"), RecordType::A)).unwrap();
+        }
+        for _ in 0..3 {
+            assert_eq!(addresses(&receive(&socket)), ["192.0.2.1"]);
+        }
+        // Twenty seconds or more lie between those that follow.
+        assert!(honest.asked() < 20, "{}", honest.asked());
+        dns.stop_all().await;
+    });
+}
+
+#[test]
 fn nonsense_is_survived() {
     on_own_host("limits::nonsense_is_survived", async |_world| {
         let dns = dns_with(DnsLimits { connections: 4, ..patient() });
