@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[allow(unused_imports, reason = "other crates' tests take a part of it")]
 pub use self::common::{PATIENCE, dial as channel_to, eventually};
 
 use self::common::{Authority, Place, Serving, dial_local, enrol, prepare};
