@@ -16,8 +16,9 @@ pub struct NetworkNames {
     revision: Option<u64>,
     services: HashMap<ServiceId, ServiceNames>,
     tasks: HashMap<TaskId, TaskNames>,
-    by_name: HashMap<String, BTreeSet<Holder>>,
-    by_address: HashMap<IpAddr, BTreeSet<Holder>>,
+    /// In order: most names have one holder, so a list is the smallest that serves.
+    by_name: HashMap<String, Vec<Holder>>,
+    by_address: HashMap<IpAddr, Vec<Holder>>,
     /// Also of services that are not known (yet).
     members: HashMap<ServiceId, BTreeMap<Option<u64>, BTreeSet<TaskId>>>,
 }
@@ -141,7 +142,7 @@ impl NetworkNames {
     /// now, such as a `dnsrr` service without a ready task.
     pub(super) fn find(&self, name: &str, stack: Option<&str>) -> Option<Vec<Target<'_>>> {
         if let Some(holders) = self.holders(name, stack) {
-            return Some(self.behind(&holders));
+            return Some(self.behind(holders));
         }
         if let Some(services) = name.strip_prefix("tasks.").and_then(|rest| self.services_called(rest, stack)) {
             return Some(self.tasks_of(&services, |readiness| readiness == Readiness::Ready));
@@ -163,23 +164,20 @@ impl NetworkNames {
     }
 
     /// Those of the least rank; a service of the asker's own stack alone if there is one.
-    fn holders(&self, name: &str, stack: Option<&str>) -> Option<Vec<&Holder>> {
+    fn holders(&self, name: &str, stack: Option<&str>) -> Option<&[Holder]> {
         if let Some(stack) = stack
             && !name.contains('.')
             && let Some(own) = self.by_name.get(&format!("{}_{name}", stack.to_ascii_lowercase()))
-            && let own = own.iter().filter(|holder| matches!(holder, Holder::Service(_))).collect::<Vec<_>>()
-            && !own.is_empty()
+            && let own = least(own)
+            && matches!(own, [Holder::Service(_), ..])
         {
             return Some(own);
         }
-        let all = self.by_name.get(name)?;
-        let least = all.first()?.rank();
-        Some(all.iter().take_while(|holder| holder.rank() == least).collect())
+        self.by_name.get(name).map(|all| least(all))
     }
 
     fn services_called(&self, name: &str, stack: Option<&str>) -> Option<Vec<&ServiceNames>> {
-        let holders = self.holders(name, stack)?;
-        let services = holders.into_iter().filter_map(|holder| match holder {
+        let services = self.holders(name, stack)?.iter().filter_map(|holder| match holder {
             Holder::Service(id) | Holder::Alias(id) => self.services.get(id),
             Holder::Task(_) | Holder::Hostname(_) => None,
         });
@@ -187,8 +185,8 @@ impl NetworkNames {
         (!services.is_empty()).then_some(services)
     }
 
-    fn behind(&self, holders: &[&Holder]) -> Vec<Target<'_>> {
-        let mut targets = Vec::new();
+    fn behind(&self, holders: &[Holder]) -> Vec<Target<'_>> {
+        let mut targets = Vec::with_capacity(holders.len());
         for holder in holders {
             match holder {
                 Holder::Service(id) | Holder::Alias(id) => match self.services.get(id) {
@@ -264,13 +262,24 @@ fn task_keys(task: &TaskNames) -> impl Iterator<Item = (String, Holder)> {
     std::iter::once((task.name.to_ascii_lowercase(), Holder::Task(task.id.clone()))).chain(task.hostnames.iter().map(hostname))
 }
 
-fn enter<K: Eq + Hash>(index: &mut HashMap<K, BTreeSet<Holder>>, key: K, holder: Holder) {
-    index.entry(key).or_default().insert(holder);
+/// Those of the first one's rank.
+fn least(holders: &[Holder]) -> &[Holder] {
+    let rank = holders.first().map(Holder::rank);
+    &holders[..holders.partition_point(|holder| Some(holder.rank()) == rank)]
 }
 
-fn leave<K: Eq + Hash>(index: &mut HashMap<K, BTreeSet<Holder>>, key: &K, holder: &Holder) {
+fn enter<K: Eq + Hash>(index: &mut HashMap<K, Vec<Holder>>, key: K, holder: Holder) {
+    let holders = index.entry(key).or_default();
+    if let Err(at) = holders.binary_search(&holder) {
+        holders.insert(at, holder);
+    }
+}
+
+fn leave<K: Eq + Hash>(index: &mut HashMap<K, Vec<Holder>>, key: &K, holder: &Holder) {
     if let Some(holders) = index.get_mut(key) {
-        holders.remove(holder);
+        if let Ok(at) = holders.binary_search(holder) {
+            holders.remove(at);
+        }
         if holders.is_empty() {
             index.remove(key);
         }
