@@ -545,3 +545,24 @@ fn what_another_has_is_told_and_tried_again() {
         hosts[0].is_as_wanted().await;
     });
 }
+
+#[test]
+fn a_host_that_has_ipv6_switched_off_reaches_the_others_all_the_same() {
+    overlay_test("a_host_that_has_ipv6_switched_off_reaches_the_others_all_the_same", async |mut world| {
+        let mut hosts = hosts(2);
+        hosts[0].sh("for key in all default; do echo 1 > /proc/sys/net/ipv6/conf/$key/disable_ipv6; done");
+        hosts[0] = Host::start(1);
+        let mut cluster = Cluster::new(2, &[network(1, true)]);
+        let tasks = one_on_each(&mut world, &mut cluster, &hosts).await;
+        publish(&mut cluster);
+        cluster.tell(&hosts).await;
+        assert_eq!(within(&tasks[0], || ask("10.0.1.12", 80)).unwrap(), "T2 saw 10.0.1.11");
+        assert_eq!(within(&tasks[1], || ask("10.0.1.11", 80)).unwrap(), "T1 saw 10.0.1.12");
+        for index in [1, 2] {
+            all_answer(&["T1", "T2"], CLIENT, || within(&World::client(), || ask(&address(index), 8080)));
+        }
+        for host in &hosts {
+            host.is_as_wanted().await;
+        }
+    });
+}
