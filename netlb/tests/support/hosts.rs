@@ -319,3 +319,26 @@ pub async fn eventually_async(what: &str, holds: impl AsyncFn() -> bool) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+/// Runs `body` on a cable of its own, if the kernel can.
+pub fn overlay_test<F: Future<Output = ()>>(name: &str, body: impl FnOnce(World) -> F) {
+    on_own_host(name, async |world| {
+        if kernel_has_overlays(name) {
+            body(world).await;
+        }
+    });
+}
+
+/// A virtual address of all tasks.
+pub fn vip(address: &str, cluster: &Cluster) -> Vip {
+    let address: IpAddr = address.parse().unwrap();
+    let tasks: Vec<TaskNetwork> = cluster.tasks.iter().map(|(task, _)| task.clone()).collect();
+    let backends = backends(&tasks, 80).into_iter().map(|backend| backend.address);
+    Vip { address, backends: backends.filter(|backend| backend.is_ipv4() == address.is_ipv4()).collect() }
+}
+
+/// Publishes port 8080 of every host, TCP and UDP, to all tasks.
+pub fn publish(cluster: &mut Cluster) {
+    let tasks: Vec<TaskNetwork> = cluster.tasks.iter().map(|(task, _)| task.clone()).collect();
+    cluster.ports = vec![ingress_port(Protocol::Tcp, 8080, &tasks), ingress_port(Protocol::Udp, 8080, &tasks)];
+}
