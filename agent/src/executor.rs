@@ -57,6 +57,10 @@ pub trait Executor: Send + Sync + 'static {
     /// The sender is dropped only when the task is released.
     fn ended(&self, task: &TaskId) -> oneshot::Receiver<Outcome>;
 
+    /// Called when the process has ended, before anybody is told: from then on its log is whole. Gives up after a while, for the end
+    /// is told in any case.
+    async fn drain(&self, task: &TaskId);
+
     /// Signal, grace period, SIGKILL; then all that [`Self::release`] does. No process is not an error.
     async fn stop(&self, task: &Task) -> Result<Option<Outcome>, ExecError>;
 

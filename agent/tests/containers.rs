@@ -241,6 +241,24 @@ async fn containerd_may_be_killed_and_exits_are_still_seen() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn when_the_end_is_told_the_log_is_whole() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    for number in 1..=5 {
+        let counter = shell(number, "seq 1 5000");
+        node.assign(&counter).await;
+        node.wait(&counter, TaskState::Complete).await;
+        let lines: Vec<u32> = output(&containerd, &counter).await.lines().map(|line| line.parse().unwrap()).collect();
+        assert!(lines.into_iter().eq(1..=5000));
+    }
+    node.leave().await;
+    assert_eq!(containerd.audit(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_mounts_and_limits_are_as_asked() {
     if skip().is_some() {
         return;

@@ -26,6 +26,9 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
+/// How long the end of a task waits for its last output to be written.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+
 /// What a start, an end and a health check work with.
 pub(super) struct Shared {
     pub client: Client,
@@ -133,6 +136,14 @@ impl Executor for ContainerdExecutor {
 
     fn ended(&self, task: &TaskId) -> oneshot::Receiver<Outcome> {
         self.0.exits.ended(task.as_str())
+    }
+
+    async fn drain(&self, task: &TaskId) {
+        match tokio::time::timeout(DRAIN_LIMIT, self.0.logs.finish(task)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%task, error = %error.words(), "the last output of a task may be missing for now"),
+            Err(_) => tracing::warn!(%task, "the last output of a task is slow to be written"),
+        }
     }
 
     async fn stop(&self, task: &Task) -> Result<Option<Outcome>, ExecError> {

@@ -276,10 +276,14 @@ impl Driver {
     }
 
     fn watch(&mut self) {
-        let ended = self.context.executor.ended(&self.task.id);
+        let (executor, task) = (Arc::clone(&self.context.executor), self.task.id.clone());
+        let ended = executor.ended(&task);
         self.spawn(async move {
             match ended.await {
-                Ok(outcome) => Event::Ended(outcome),
+                Ok(outcome) => {
+                    executor.drain(&task).await;
+                    Event::Ended(outcome)
+                }
                 // Released meanwhile: who did that knows the end.
                 Err(_) => std::future::pending().await,
             }

@@ -56,6 +56,7 @@ impl Executor for Fake {
         self.ends.lock().unwrap().insert(task.clone(), sender);
         receiver
     }
+    async fn drain(&self, _: &TaskId) {}
     async fn stop(&self, task: &Task) -> Result<Option<Outcome>, ExecError> {
         self.note("stop", &task.id);
         Ok(None)
