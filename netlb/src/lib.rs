@@ -10,7 +10,8 @@
 //!
 //! A network may span nodes ([`Overlay`]): tasks, virtual addresses and published ports lead to wherever a task is.
 //!
-//! Not here yet: encryption between nodes, IPVS.
+//! Not here yet: encryption between nodes, IPVS. The agent does not use [`Overlay`] and [`dns`] yet: what they have to know
+//! about other nodes and their tasks is not sent by managers so far.
 
 pub mod dns; // what tasks ask at 127.0.0.11
 mod error; // what can go wrong
