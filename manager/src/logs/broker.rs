@@ -9,6 +9,7 @@ use skep_proto::v1;
 use skep_types::{NodeId, SubscriptionId, Task};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
 /// Batches that wait for a slow client. When full, the agents that publish wait.
@@ -23,6 +24,8 @@ struct State {
     subscriptions: BTreeMap<SubscriptionId, Arc<Subscription>>,
     /// Streams of each node that wait for subscriptions.
     listeners: HashMap<NodeId, Vec<Arc<Notify>>>,
+    /// Rung when a node begins to listen.
+    arrived: Arc<Notify>,
 }
 
 /// One client's request for lines.
@@ -102,10 +105,33 @@ impl Broker {
         Reader { broker: self.clone(), subscription, lines: reader }
     }
 
+    /// Waits until all these nodes listen, but no longer than `limit`.
+    pub(crate) async fn all_listen(&self, nodes: &BTreeSet<NodeId>, limit: Duration) {
+        let arrived = lock(&self.0).arrived.clone();
+        let all = async {
+            loop {
+                let next = arrived.notified();
+                tokio::pin!(next);
+                // From now on no arrival is missed.
+                next.as_mut().enable();
+                if nodes.iter().all(|node| lock(&self.0).listeners.contains_key(node)) {
+                    return;
+                }
+                next.await;
+            }
+        };
+        // Who is not there then is named at the end of the lines.
+        let _ = tokio::time::timeout(limit, all).await;
+    }
+
     /// A stream of what this node is to publish.
     pub(crate) fn listen(&self, node: NodeId) -> Listener {
         let wake = Arc::new(Notify::new());
-        lock(&self.0).listeners.entry(node.clone()).or_default().push(wake.clone());
+        {
+            let mut state = lock(&self.0);
+            state.listeners.entry(node.clone()).or_default().push(wake.clone());
+            state.arrived.notify_waiters();
+        }
         // What already exists is said first.
         wake.notify_one();
         Listener { broker: self.clone(), node, wake, told: BTreeSet::new(), queue: VecDeque::new() }

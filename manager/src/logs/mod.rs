@@ -12,9 +12,13 @@ use broker::{Listener, Publisher, Reader};
 use futures_util::stream::{self, BoxStream};
 use selection::Selector;
 use skep_proto::v1;
-use skep_types::{FieldError, NodeId, SubscriptionId};
+use skep_types::{ClusterView as _, FieldError, NodeId, NodeState, SubscriptionId};
 use std::sync::Arc;
+use std::time::Duration;
 use tonic::{Request, Response, Status, Streaming};
+
+/// How long lines wait for nodes that are up and do not listen yet.
+const ARRIVAL_LIMIT: Duration = Duration::from_secs(3);
 
 /// Carries log lines from agents to clients.
 #[derive(Clone)]
@@ -47,7 +51,18 @@ impl v1::logs_server::Logs for LogService {
         let selector = Selector::parse(request.selector.as_ref()).map_err(invalid)?;
         check_options(request.options.as_ref()).map_err(invalid)?;
         let follow = request.options.as_ref().is_some_and(|options| options.follow);
-        let selection = selector.select(&self.shared.store.view(), follow);
+        let (selection, expected) = {
+            let view = self.shared.store.view();
+            let selection = selector.select(&view, follow);
+            let is_up =
+                |node: &&NodeId| view.node(node).is_some_and(|node| matches!(node.status.state, NodeState::Ready | NodeState::Unknown));
+            let expected = selection.nodes.iter().filter(is_up).cloned().collect();
+            (selection, expected)
+        };
+        if !follow {
+            // When managers come back or the leader changes, nodes need a moment to find their way. Those that are down do not come.
+            self.shared.broker.all_listen(&expected, ARRIVAL_LIMIT).await;
+        }
         let id = SubscriptionId::from_random(rand::random());
         tracing::debug!(subscription = %id, nodes = selection.nodes.len(), follow, "logs subscribed");
         let reader = self.shared.broker.subscribe(id, selector, request, selection);

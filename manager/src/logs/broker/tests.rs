@@ -83,6 +83,24 @@ async fn nodes_that_are_away_or_get_lost_are_named_at_the_end() {
     assert!(problems.contains(&format!("node {} is not available", node(3))), "{problems}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn nodes_that_are_on_their_way_are_waited_for_but_not_for_ever() {
+    let broker = Broker::default();
+    let (limit, began) = (Duration::from_secs(3), tokio::time::Instant::now());
+    let nodes = BTreeSet::from([node(1), node(2)]);
+    let _first = broker.listen(node(1));
+    broker.all_listen(&nodes, limit).await;
+    assert_eq!(began.elapsed(), limit, "one does not come");
+    let waiting = tokio::spawn({
+        let broker = broker.clone();
+        async move { broker.all_listen(&nodes, limit).await }
+    });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let _second = broker.listen(node(2));
+    waiting.await.unwrap();
+    assert_eq!(began.elapsed(), limit + Duration::from_secs(1), "it has come");
+}
+
 #[tokio::test]
 async fn an_agent_hears_of_the_end_and_a_client_that_left_stops_it() {
     let broker = Broker::default();
