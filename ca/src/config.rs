@@ -115,9 +115,9 @@ pub(crate) fn bootstrap_client(roots: &RootBundle) -> Result<ClientConfig, rustl
     Ok(config)
 }
 
-/// No verification of the server: for fetching the roots (the token's digest is checked afterwards) and for the local socket
-/// (its directory is root's).
-pub(crate) fn unverified_client() -> Result<ClientConfig, rustls::Error> {
+/// No verification of the server, not even of its name. [`crate::Connector`] fetches the roots with it (the token's digest is
+/// checked afterwards) and goes to the local socket (its directory is root's).
+pub fn unverified_client() -> Result<ClientConfig, rustls::Error> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()?
         .dangerous()

@@ -38,6 +38,7 @@ mod local_tests;
 
 pub use accept::{AcceptError, Acceptor, Door, HANDSHAKE_TIMEOUT, TlsConnection};
 pub use bind::{BindError, bind_local};
+pub use config::unverified_client;
 pub use connect::{CONNECT_TIMEOUT, ConnectError, Connector, connect_outside};
 pub use files::FileError;
 pub use identity::{BadIdentity, Expected, FirstManager, Identity, TlsInfo, renewal_moment};

@@ -6,15 +6,12 @@ use crate::failure::Failure;
 use hyper_util::rt::TokioIo;
 pub use patient::NOTHING_CHANGED;
 use patient::Patient;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use skep_proto::skep::local_images_client::LocalImagesClient;
 use skep_proto::skep::local_node_client::LocalNodeClient;
 use skep_proto::v1::ca_client::CaClient;
 use skep_proto::v1::control_client::ControlClient;
 use skep_proto::v1::logs_client::LogsClient;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint};
@@ -30,14 +27,16 @@ pub struct Connection {
 
 impl Connection {
     pub async fn open(socket: &Path) -> Result<Self, Failure> {
-        let tls = tokio_rustls::TlsConnector::from(Arc::new(tls_config()));
+        // Whoever can open the socket is root on this machine, and whoever listens on it is skepd: the permissions of its directory
+        // authenticate both, so the certificate is not looked at (wire-behaviour 2.2).
+        let tls = skep_ca::Connector::local().map_err(|error| Failure::cannot_connect(socket, error))?;
         let path: PathBuf = socket.to_owned();
         let connector = tower::service_fn(move |_: http::Uri| {
             let (tls, path) = (tls.clone(), path.clone());
             async move {
                 let stream = UnixStream::connect(&path).await?;
-                let name = ServerName::try_from("swarm-manager").expect("a valid DNS name");
-                Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, stream).await?))
+                let (stream, _) = tls.connect(stream).await.map_err(std::io::Error::other)?;
+                Ok::<_, std::io::Error>(TokioIo::new(stream))
             }
         });
         let endpoint = Endpoint::from_static("http://swarm-manager").connect_timeout(Duration::from_secs(5));
@@ -63,57 +62,5 @@ impl Connection {
 
     pub fn images(&self) -> LocalImagesClient<Patient<Channel>> {
         LocalImagesClient::new(self.channel.clone())
-    }
-}
-
-fn tls_config() -> rustls::ClientConfig {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .expect("ring offers the default versions")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(TheSocketIsTrusted(provider)))
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    config
-}
-
-/// Whoever can open the socket is root on this machine, and whoever listens on it is skepd: the permissions of its
-/// directory authenticate both, so the certificate is not looked at (wire-behaviour 2.2).
-#[derive(Debug)]
-struct TheSocketIsTrusted(Arc<rustls::crypto::CryptoProvider>);
-
-impl ServerCertVerifier for TheSocketIsTrusted {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
