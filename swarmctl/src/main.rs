@@ -37,6 +37,9 @@ enum Command {
     /// Show and change nodes
     #[command(subcommand, arg_required_else_help = true)]
     Node(commands::node::Command),
+    /// Make, show and remove networks
+    #[command(subcommand, arg_required_else_help = true)]
+    Network(commands::network::Command),
     /// Run and change services
     #[command(subcommand, arg_required_else_help = true)]
     Service(commands::service::Command),
@@ -80,6 +83,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Cluster(command) => commands::cluster::run(command, &connection).await,
         Command::Node(command) => commands::node::run(command, &connection).await,
+        Command::Network(command) => commands::network::run(command, &connection).await,
         Command::Service(command) => commands::service::run(*Box::new(command), &connection).await,
         Command::Task(command) => commands::task::run(command, &connection).await,
         Command::Image(command) => commands::image::run(command, &connection).await,

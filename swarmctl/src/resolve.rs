@@ -37,6 +37,11 @@ pub async fn service(connection: &Connection, wanted: &str) -> Result<v1::Servic
     pick("service", wanted, found, |item| &item.id, |item| annotations_name(item.spec.as_ref().and_then(|spec| spec.annotations.as_ref())))
 }
 
+pub async fn network(connection: &Connection, wanted: &str) -> Result<v1::Network, Failure> {
+    let found = connection.control().list_networks(v1::ListNetworksRequest::default()).await?.into_inner().networks;
+    pick("network", wanted, found, |item| &item.id, |item| annotations_name(item.spec.as_ref().and_then(|spec| spec.annotations.as_ref())))
+}
+
 pub async fn node(connection: &Connection, wanted: &str) -> Result<v1::Node, Failure> {
     let own;
     let wanted = if wanted == "self" {

@@ -3,10 +3,13 @@
 pub mod cluster;
 pub mod image;
 pub mod logs;
+pub mod network;
 pub mod node;
 mod reach;
 pub mod service;
 pub mod task;
+
+use crate::failure::Failure;
 
 /// How often a change that somebody else overtook is looked at again and repeated.
 const TRIES: usize = 5;
@@ -31,6 +34,20 @@ pub struct InspectFlags {
     /// json, or a Go template such as '{{.spec.annotations.name}}'
     #[arg(long, short = 'f', value_name = "FORMAT")]
     pub format: Option<String>,
+}
+
+/// Does something to each object named. Goes on after one that fails; the first failure is the command's.
+async fn each(names: &[String], change: impl AsyncFn(&str) -> Result<(), Failure>) -> Result<(), Failure> {
+    let mut first_failure = None;
+    for name in names {
+        if let Err(failure) = change(name).await {
+            match &first_failure {
+                None => first_failure = Some(failure),
+                Some(_) => eprintln!("swarmctl: {failure}"),
+            }
+        }
+    }
+    first_failure.map_or(Ok(()), Err)
 }
 
 /// The first 12 characters, as tables show ids.

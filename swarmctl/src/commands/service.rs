@@ -1,6 +1,6 @@
 //! `swarmctl service …`
 
-use super::{InspectFlags, ListFlags, TRIES, logs, reach, short, task};
+use super::{InspectFlags, ListFlags, TRIES, each, logs, reach, short, task};
 use crate::connect::Connection;
 use crate::failure::{Exit, Failure};
 use crate::flags::{CreateFlags, Grant, Grants, UpdateFlags};
@@ -290,23 +290,13 @@ async fn scale(targets: &[String], waiting: &Waiting, connection: &Connection) -
     Ok(())
 }
 
-/// Goes on after one that fails, so that the others are removed; the first failure is the command's.
 async fn remove(services: &[String], connection: &Connection) -> Result<(), Failure> {
-    let mut first_failure = None;
-    for name in services {
-        let outcome = async {
-            let service = resolve::service(connection, name).await?;
-            connection.control().remove_service(v1::RemoveServiceRequest { service_id: service.id }).await?;
-            output::put(&format!("{name}\n"))
-        };
-        if let Err(failure) = outcome.await {
-            match &first_failure {
-                None => first_failure = Some(failure),
-                Some(_) => eprintln!("swarmctl: {failure}"),
-            }
-        }
-    }
-    first_failure.map_or(Ok(()), Err)
+    each(services, async |name| {
+        let service = resolve::service(connection, name).await?;
+        connection.control().remove_service(v1::RemoveServiceRequest { service_id: service.id }).await?;
+        output::put(&format!("{name}\n"))
+    })
+    .await
 }
 
 async fn ps(names: &[String], flags: &ListFlags, connection: &Connection) -> Result<(), Failure> {

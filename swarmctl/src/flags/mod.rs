@@ -5,6 +5,7 @@ mod cluster; // cluster update
 mod create; // service create
 mod grammar; // values of single flags
 mod mount; // --mount
+mod network; // network create
 mod node; // node update, node ls --filter
 mod port; // --publish
 mod shared; // flags of both create and update
@@ -17,6 +18,7 @@ pub use address::manager_address;
 pub use cluster::{ClusterFlags, ExternalCas, external_ca, set_external_cas};
 pub use create::CreateFlags;
 pub use grammar::{Grant, Grants};
+pub use network::NetworkFlags;
 pub use node::{NodeFilter, NodeFlags, node_filter, node_filters};
 pub use update::UpdateFlags;
 pub use values::duration;

@@ -4,7 +4,7 @@ use crate::connect::Connection;
 use crate::failure::Failure;
 use crate::{output, when};
 use serde_json::{Value, json};
-use skep_proto::skep::{StatusRequest, StatusResponse, status_response};
+use skep_proto::skep::{RefusedConnections, StatusRequest, StatusResponse, status_response};
 use skep_types::Timestamp;
 
 #[derive(Debug, clap::Args)]
@@ -42,12 +42,26 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// Connections that a manager refused, by the reason.
+fn refused(counts: &RefusedConnections) -> [(&'static str, u64); 6] {
+    [
+        ("no_certificate", counts.no_certificate),
+        ("foreign", counts.foreign),
+        ("expired", counts.expired),
+        ("unfinished", counts.unfinished),
+        ("crowded", counts.crowded),
+        ("malformed", counts.malformed),
+    ]
+}
+
 /// For programs; the names are those of the message.
 fn object(status: &StatusResponse) -> Value {
     let replica = status
         .replica
         .as_ref()
         .map(|copy| json!({ "raft_id": copy.raft_id, "term": copy.term, "revision": copy.revision, "hash": hex(&copy.hash) }));
+    let refused =
+        status.refused.as_ref().map(|counts| refused(counts).into_iter().map(|(name, count)| (name.to_owned(), json!(count))).collect());
     json!({
         "version": status.version,
         "node_id": status.node_id,
@@ -63,6 +77,7 @@ fn object(status: &StatusResponse) -> Value {
         "started_at": time(status.started_at.as_ref()),
         "certificate_expires_at": time(status.certificate_expires_at.as_ref()),
         "runtime": status.runtime,
+        "refused": refused.map_or(Value::Null, Value::Object),
         "replica": replica,
     })
 }
@@ -92,6 +107,11 @@ fn text(status: &StatusResponse) -> String {
         if let Some(at) = time(status.certificate_expires_at.as_ref()) {
             lines.push(("Certificate", format!("valid until {at}")));
         }
+    }
+    let mut reasons = status.refused.iter().flat_map(refused).filter(|(_, count)| *count > 0).peekable();
+    if reasons.peek().is_some() {
+        let told: Vec<_> = reasons.map(|(reason, count)| format!("{count} {}", reason.replace('_', " "))).collect();
+        lines.push(("Refused", format!("connections: {}", told.join(", "))));
     }
     if let Some(copy) = &status.replica {
         lines.push((
@@ -123,6 +143,7 @@ mod tests {
             advertise_addr: "192.0.2.1:2377".into(),
             listen_addr: "0.0.0.0:2377".into(),
             managers: vec!["192.0.2.1:2377".into(), "192.0.2.2:2377".into()],
+            refused: Some(RefusedConnections { no_certificate: 3, malformed: 1, ..RefusedConnections::default() }),
             ..StatusResponse::default()
         };
         let wanted = "Version:     0.1.0\n\
@@ -130,9 +151,11 @@ mod tests {
                       Node:        n\n\
                       Cluster:     c\n\
                       Address:     192.0.2.1:2377 (listening on 0.0.0.0:2377)\n\
-                      Managers:    192.0.2.1:2377, 192.0.2.2:2377\n";
+                      Managers:    192.0.2.1:2377, 192.0.2.2:2377\n\
+                      Refused:     connections: 3 no certificate, 1 malformed\n";
         assert_eq!(text(&status), wanted);
         assert_eq!(object(&status)["locked"], true);
+        assert_eq!(object(&status)["refused"]["no_certificate"], 3);
     }
 
     #[test]

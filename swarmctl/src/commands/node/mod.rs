@@ -3,7 +3,7 @@
 mod pretty; // node inspect --pretty
 mod role; // promote, demote
 
-use super::{InspectFlags, ListFlags, TRIES, short, task};
+use super::{InspectFlags, ListFlags, TRIES, each, short, task};
 use crate::connect::Connection;
 use crate::failure::{Exit, Failure};
 use crate::flags::{NodeFilter, NodeFlags, node_filter, node_filters};
@@ -264,20 +264,6 @@ async fn remove(nodes: &[String], force: bool, connection: &Connection) -> Resul
         output::put(&format!("{name}\n"))
     })
     .await
-}
-
-/// Goes on after one that fails; the first failure is the command's.
-async fn each(names: &[String], action: impl AsyncFn(&str) -> Result<(), Failure>) -> Result<(), Failure> {
-    let mut first_failure = None;
-    for name in names {
-        if let Err(failure) = action(name).await {
-            match &first_failure {
-                None => first_failure = Some(failure),
-                Some(_) => eprintln!("swarmctl: {failure}"),
-            }
-        }
-    }
-    first_failure.map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
