@@ -2,10 +2,9 @@
 //! again.
 
 use anyhow::{Context, Result, ensure};
-use skep_kit::{Cluster, Scenario, eventually};
+use skep_kit::{Cluster, Scenario, eventually, fail_points};
 use skep_proto::v1::NodeRole;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -129,32 +128,11 @@ fn a_manager_killed_anywhere_in_the_life_of_a_node_goes_on() -> Result<()> {
     })
 }
 
-/// Fail-points in skepd's and the store's sources whose names begin so.
-fn named(beginnings: &[&str]) -> Result<Vec<String>> {
-    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let mut found = BTreeSet::new();
-    let mut dirs: Vec<PathBuf> = ["skepd/src", "manager/store/src"].iter().map(|dir| root.join(dir)).collect();
-    while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(dir)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                dirs.push(path);
-                continue;
-            }
-            let text = std::fs::read_to_string(&path)?;
-            let names = text.split("failpoint!(\"").skip(1).filter_map(|rest| rest.split('"').next());
-            found.extend(names.filter(|name| beginnings.iter().any(|beginning| name.starts_with(beginning))).map(str::to_owned));
-        }
-    }
-    ensure!(!found.is_empty(), "no fail-points begin with {beginnings:?}");
-    Ok(found.into_iter().collect())
-}
-
 #[test]
 fn a_recovery_killed_anywhere_can_be_done_again() -> Result<()> {
     Scenario::new("crashes while recovering", 2, 0).long().run(|cluster| {
         let mut deaths = Deaths::default();
-        for point in named(&["skepd.recover.", "store.recover."])? {
+        for point in fail_points(&["skepd.recover.", "store.recover."])? {
             cluster.ctl(0, &["service", "create", "-d", "--name", &point.replace('.', "-"), "--replicas", "0", "whoami"])?.success()?;
             cluster.wait_converged(cluster.managers(), SOON)?;
             cluster[1].kill_skepd();
@@ -195,7 +173,7 @@ fn a_restoration_killed_anywhere_can_be_done_again() -> Result<()> {
         cluster.cut(0)?;
         let restore = ["cluster", "restore", &file, "--key-file", &key, "--advertise-addr", &other];
         let mut deaths = Deaths::default();
-        for point in named(&["skepd.restore.", "store.restore."])? {
+        for point in fail_points(&["skepd.restore.", "store.restore."])? {
             if cluster[1].arm(Some(&point))? {
                 let _ = cluster.ctl(1, &restore)?;
             }
@@ -221,7 +199,7 @@ fn a_new_unlock_key_reaches_a_manager_killed_anywhere() -> Result<()> {
         let key_file = cluster[0].dir().join("key");
         let mut deaths = Deaths::default();
         cluster.ctl(0, &["cluster", "update", "--autolock"])?.success()?;
-        for point in named(&["skepd.reseal.", "store.reseal.", "store.rotate."])? {
+        for point in fail_points(&["skepd.reseal.", "store.reseal.", "store.rotate."])? {
             let leader = cluster.wait_leader(SOON)?;
             let hit = cluster.managers().find(|host| *host != leader).context("a follower")?;
             let mut keys = vec![cluster.ctl(leader, &["cluster", "unlock-key", "-q"])?.success()?];

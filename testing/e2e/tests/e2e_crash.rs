@@ -3,9 +3,8 @@
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use skep_kit::{Dice, Inventory, Lab, LabOptions, eventually, need_root};
+use skep_kit::{Dice, Inventory, Lab, LabOptions, eventually, fail_points, need_root};
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -151,31 +150,6 @@ fn tasks_do_not_notice_that_containerd_is_killed() -> Result<()> {
     })
 }
 
-/// Every name of a fail-point in the sources of the crates that skepd is made of.
-fn all_failpoints() -> Result<BTreeSet<String>> {
-    fn walk(dir: &Path, found: &mut BTreeSet<String>) -> Result<()> {
-        for entry in std::fs::read_dir(dir)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                walk(&path, found)?;
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = std::fs::read_to_string(&path)?;
-                for (at, _) in text.match_indices("failpoint!(\"") {
-                    let rest = &text[at + "failpoint!(\"".len()..];
-                    found.insert(rest[..rest.find('"').context("an unfinished name")?].to_owned());
-                }
-            }
-        }
-        Ok(())
-    }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let mut found = BTreeSet::new();
-    for dir in ["agent/src", "netlb/src", "images/src", "manager/src", "manager/store/src", "skepd/src", "ca/src"] {
-        walk(&root.join(dir), &mut found)?;
-    }
-    Ok(found)
-}
-
 /// The life of a service, so short that it can be lived a hundred times. Errors are expected: the daemon may die in the middle.
 fn live(lab: &mut Lab) {
     // Another name for the same image: its blobs are read and checked anew.
@@ -238,7 +212,7 @@ fn a_kill_at_any_fail_point_heals_within_five_seconds_and_leaks_nothing() -> Res
     // Those on other ways are for the tests that go them: of nodes, keys and backups in e2e_cluster_crashes and e2e_cluster_membership,
     // of images, networks and the store in the crates.
     let points = passed(&mut lab)?;
-    ensure!(points.is_subset(&all_failpoints()?) && points.len() >= 60, "passed {points:?}");
+    ensure!(points.is_subset(&fail_points(&[""])?) && points.len() >= 60, "passed {points:?}");
     // A service that must not be touched by anything that follows.
     lab.ctl(&["service", "create", "-q", "--name", "steady", "--replicas", "2", "--publish", "8080:8080", "whoami"])?.success()?;
     let steady = pids(&lab, "steady")?;
@@ -306,8 +280,7 @@ fn a_swarm_that_is_made_or_left_half_way_is_cleared_away() -> Result<()> {
     if !need_root("init and leave") {
         return Ok(());
     }
-    let points: Vec<String> = all_failpoints()?.into_iter().filter(|point| point.starts_with("skepd.")).collect();
-    ensure!(!points.is_empty());
+    let points = fail_points(&["skepd."])?;
     for point in points {
         let mut lab = Lab::new(LabOptions { environment: vec![("SKEP_FAILPOINT".into(), point.clone())] })?;
         lab.spawn_skepd()?;

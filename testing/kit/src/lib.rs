@@ -24,6 +24,7 @@ mod dockerd; // genuine peers
 mod host; // one machine
 mod journal; // what was acknowledged
 mod lab; // a host and a client
+mod points; // fail-points in the sources
 mod process; // commands and daemons
 mod scenario; // a test on a cluster
 mod standing; // a cluster that stays after its maker
@@ -40,6 +41,7 @@ pub use dockerd::{Dockerd, need_dockerd};
 pub use host::Host;
 pub use journal::{Journal, Record};
 pub use lab::{Lab, LabOptions};
+pub use points::fail_points;
 pub use process::{Output, binary, run, whoami_image};
 pub use scenario::Scenario;
 pub use standing::Standing;
