@@ -2,6 +2,7 @@
 
 use crate::authority::AuthorityFilter;
 use crate::peer::{BadSubject, PeerIdentity};
+use crate::refused::Reason;
 use crate::security::{RemoteServers, SecurityConfig, SecurityError};
 use std::io;
 use std::pin::Pin;
@@ -63,6 +64,13 @@ impl Acceptor {
     #[must_use]
     pub fn door(&self) -> Door {
         self.door
+    }
+
+    /// Counts a connection that was refused. The local socket is root's: nobody is kept out there.
+    pub(crate) fn count_refused(&self, reason: Reason) {
+        if self.door == Door::Remote {
+            self.security.count_refused(reason);
+        }
     }
 
     /// Shakes hands, within [`HANDSHAKE_TIMEOUT`]. Dropping the future closes the connection.

@@ -1,6 +1,7 @@
 //! A listener that shakes hands.
 
 use crate::accept::{AcceptError, Acceptor, Door, TlsConnection};
+use crate::refused::Reason;
 use futures_util::Stream;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
@@ -104,7 +105,7 @@ async fn accept_loop<L: Listener>(listener: L, acceptor: Acceptor, ready: mpsc::
     let sources = Sources { counts: Arc::default(), limit: limits.per_source };
     let mut handshakes = Handshakes { tasks: JoinSet::new(), oldest_first: VecDeque::new(), limits };
     loop {
-        handshakes.make_room().await;
+        handshakes.make_room(&acceptor).await;
         let (io, address) = tokio::select! {
             () = ready.closed() => return,
             accepted = listener.accept() => match accepted {
@@ -117,6 +118,7 @@ async fn accept_loop<L: Listener>(listener: L, acceptor: Acceptor, ready: mpsc::
             },
         };
         let Some(source) = sources.enter(address.map(|address| address.ip())) else {
+            acceptor.count_refused(Reason::Crowded);
             tracing::warn!(peer = %shown(address), "too many unfinished handshakes from this address; connection closed");
             continue;
         };
@@ -151,7 +153,7 @@ impl Handshakes {
     }
 
     /// Returns when there is a place.
-    async fn make_room(&mut self) {
+    async fn make_room(&mut self, acceptor: &Acceptor) {
         while self.tasks.try_join_next().is_some() {}
         while self.tasks.len() >= self.limits.half_open {
             self.oldest_first.retain(|entry| !entry.task.is_finished());
@@ -163,6 +165,7 @@ impl Handshakes {
             tokio::select! {
                 _ = self.tasks.join_next() => {}
                 () = tokio::time::sleep_until(idler.since + self.limits.grace) => {
+                    acceptor.count_refused(Reason::Unfinished);
                     tracing::warn!(peer = %shown(idler.address), "unfinished handshake dropped to make room for others");
                     idler.task.abort();
                     self.tasks.join_next().await;
@@ -196,7 +199,12 @@ async fn one_handshake<IO: AsyncRead + AsyncWrite + Unpin>(
         Err(AcceptError::Handshake(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
             tracing::debug!(peer = %shown(address), "connection closed before the handshake");
         }
-        Err(error) => tracing::warn!(peer = %shown(address), door = ?acceptor.door(), %error, "connection refused"),
+        Err(error) => {
+            if let Some(reason) = Reason::of(&error) {
+                acceptor.count_refused(reason);
+            }
+            tracing::warn!(peer = %shown(address), door = ?acceptor.door(), %error, "connection refused");
+        }
     }
 }
 
@@ -323,6 +331,7 @@ mod tests {
         connected.unwrap();
         assert!(accepted.unwrap().peer().is_some());
         assert!(started.elapsed() < HANDSHAKE_TIMEOUT / 2);
+        assert!(manager.refused().unfinished > 0);
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ mod incoming; // a listener that shakes hands
 mod key; // private keys and certificate requests
 mod peer; // who is at the other end
 mod provider; // ring
+mod refused; // who was not let in, counted
 mod root; // the authority
 mod roots; // the certificates a cluster trusts
 mod seal; // the node key of a locked manager
@@ -46,6 +47,7 @@ pub use incoming::{Listener, TlsIncoming, serve_local, serve_remote};
 pub use key::{BadCsr, BadKey, MAX_CSR, NodeKey, check_request, key_of_request};
 pub use peer::{BadSubject, PeerIdentity};
 pub use provider::install_crypto_provider;
+pub use refused::Refused;
 pub use root::{
     CaError, DEFAULT_LIFETIME, Issued, MANAGER_NAME, MIN_LIFETIME, ROOT_LIFETIME, ROOT_NAME, RootCa, Subject, WORKER_NAME, role_name,
 };

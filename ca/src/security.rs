@@ -2,6 +2,7 @@
 
 use crate::config;
 use crate::identity::{Identity, TlsInfo};
+use crate::refused::{Counters, Reason, Refused};
 use crate::root::MANAGER_NAME;
 use crate::roots::{RootBundle, Untrusted};
 use arc_swap::ArcSwap;
@@ -36,6 +37,7 @@ struct Shared {
     /// Held while a new state is made of the old one.
     change: Mutex<()>,
     generation: watch::Sender<u64>,
+    refused: Counters,
 }
 
 struct State {
@@ -81,7 +83,12 @@ impl SecurityConfig {
     /// For a node that has no cluster yet: only the local socket can be served, with a certificate made for the occasion.
     pub fn without_identity() -> Result<Self, SecurityError> {
         let state = State { node: None, local_server: Arc::new(ephemeral_local()?) };
-        Ok(Self(Arc::new(Shared { now: ArcSwap::from_pointee(state), change: Mutex::new(()), generation: watch::Sender::new(0) })))
+        Ok(Self(Arc::new(Shared {
+            now: ArcSwap::from_pointee(state),
+            change: Mutex::new(()),
+            generation: watch::Sender::new(0),
+            refused: Counters::default(),
+        })))
     }
 
     pub fn new(identity: Identity) -> Result<Self, SecurityError> {
@@ -152,6 +159,16 @@ impl SecurityConfig {
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.0.generation.subscribe()
+    }
+
+    /// The connections to the TCP port that were refused so far.
+    #[must_use]
+    pub fn refused(&self) -> Refused {
+        self.0.refused.read()
+    }
+
+    pub(crate) fn count_refused(&self, reason: Reason) {
+        self.0.refused.count(reason);
     }
 
     /// For the next connection on the TCP port.

@@ -7,7 +7,7 @@ use crate::state::NodeFile;
 use crate::swarm::Announced;
 use skep_agent::ManagerAddress;
 use skep_ca::SecurityConfig;
-use skep_proto::skep::{Replica, StatusResponse, status_response::Role};
+use skep_proto::skep::{RefusedConnections, Replica, StatusResponse, status_response::Role};
 use skep_store::Store;
 use skep_types::{ClusterView as _, NodeRole};
 use std::path::{Path, PathBuf};
@@ -108,6 +108,7 @@ impl Board {
         if role == Some(NodeRole::Manager) {
             status.listen_addr = node.listen_addr.to_string();
             status.advertise_addr = node.advertise_addr.to_string();
+            status.refused = Some(refused(&self.0.security));
         }
         let agent = shown.agent.borrow();
         status.connected = agent.session.connected;
@@ -120,6 +121,11 @@ impl Board {
         }
         status
     }
+}
+
+fn refused(security: &SecurityConfig) -> RefusedConnections {
+    let skep_ca::Refused { no_certificate, foreign, expired, unfinished, crowded, malformed } = security.refused();
+    RefusedConnections { no_certificate, foreign, expired, unfinished, crowded, malformed }
 }
 
 fn replica_of(store: &Store) -> Replica {
