@@ -233,13 +233,17 @@ fn constant(out: &mut Writer, kind: u16, value: &[u8]) {
     });
 }
 
+const TRANSPORT_HEADER: u32 = 2;
+
 fn encode_step(out: &mut Writer, expr: &Expr) {
     const LINK_HEADER: u32 = 0;
     const NETWORK_HEADER: u32 = 1;
-    const TRANSPORT_HEADER: u32 = 2;
     match expr {
         Expr::Network { offset, length, to } => payload(out, NETWORK_HEADER, *offset, *length, *to),
         Expr::DestinationPort { to } => payload(out, TRANSPORT_HEADER, 2, 2, *to),
+        Expr::SourcePort { to } => payload(out, TRANSPORT_HEADER, 0, 2, *to),
+        Expr::SetSourcePort { from, checksum } => set_port(out, 0, *from, *checksum),
+        Expr::SetDestinationPort { from, checksum } => set_port(out, 2, *from, *checksum),
         Expr::SourceMac { to } => payload(out, LINK_HEADER, 6, 6, *to),
         Expr::TcpFlags { to } => payload(out, TRANSPORT_HEADER, 13, 1, *to),
         Expr::L4Protocol { to } => load(out, "meta", 16, *to),
@@ -304,6 +308,13 @@ fn encode_step(out: &mut Writer, expr: &Expr) {
 fn payload(out: &mut Writer, base: u32, offset: u32, length: u32, to: Register) {
     step(out, "payload", |out| {
         out.big_u32(1, to.number()).big_u32(2, base).big_u32(3, offset).big_u32(4, length);
+    });
+}
+
+fn set_port(out: &mut Writer, offset: u32, from: Register, checksum: u32) {
+    step(out, "payload", |out| {
+        // checksum kind 1: `NFT_PAYLOAD_CSUM_INET`
+        out.big_u32(2, TRANSPORT_HEADER).big_u32(3, offset).big_u32(4, 2).big_u32(5, from.number()).big_u32(6, 1).big_u32(7, checksum);
     });
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Nothing of others is changed or flushed: every message that does names a table of ours. Only `firewall` reads others.
 
-pub(crate) mod encode; // data to messages
+mod encode; // data to messages
 mod firewall; // chains of others that drop tasks' packets
 pub(crate) mod flows; // what conntrack remembers
 pub(crate) mod model; // tables, chains, rules, sets as data

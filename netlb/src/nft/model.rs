@@ -62,6 +62,20 @@ pub(crate) enum Expr {
     DestinationPort {
         to: Register,
     },
+    /// Loads the source port, likewise.
+    SourcePort {
+        to: Register,
+    },
+    /// Writes it; the kernel keeps the checksum right that is at that offset of TCP's or UDP's header.
+    SetSourcePort {
+        from: Register,
+        checksum: u32,
+    },
+    /// The same for the destination port.
+    SetDestinationPort {
+        from: Register,
+        checksum: u32,
+    },
     /// Loads the sender's hardware address: six bytes, two registers.
     SourceMac {
         to: Register,
@@ -177,7 +191,7 @@ pub(crate) struct Rule {
 pub(crate) struct Hook {
     /// `nat` or `filter`.
     pub(crate) kind: &'static str,
-    /// `NF_INET_PRE_ROUTING` 0, `FORWARD` 2, `LOCAL_OUT` 3, `POST_ROUTING` 4.
+    /// `NF_INET_PRE_ROUTING` 0, `LOCAL_IN` 1, `FORWARD` 2, `LOCAL_OUT` 3, `POST_ROUTING` 4.
     pub(crate) number: u32,
     pub(crate) priority: i32,
 }

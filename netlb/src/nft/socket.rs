@@ -65,6 +65,13 @@ impl Nft {
         failed.map_or(Ok(()), Err)
     }
 
+    /// Puts the table in the place of whatever has its name, at one stroke.
+    pub(crate) fn replace(&mut self, table: &Table) -> io::Result<()> {
+        let mut batch = self.batch(table.family);
+        batch.replace(table);
+        self.commit(batch)
+    }
+
     /// Whether somebody else changed any table of this namespace since the last call; `true` on the first. The kernel
     /// counts transactions, so a message tells.
     pub(crate) fn changed_by_others(&mut self) -> io::Result<bool> {

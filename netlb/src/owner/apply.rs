@@ -98,7 +98,7 @@ impl Owner {
                 *known = Known::Adopted;
                 continue;
             }
-            replace(&mut self.nft, &table.table()).map_err(failed)?;
+            self.nft.replace(&table.table()).map_err(failed)?;
             *known = Known::Yes;
         }
         Ok(())
@@ -182,7 +182,7 @@ impl Sandbox {
                 *known = Known::Adopted;
                 continue;
             }
-            replace(nft, &table.table()).map_err(failed)?;
+            nft.replace(&table.table()).map_err(failed)?;
             *known = Known::Yes;
         }
         Ok(())
@@ -210,7 +210,7 @@ pub(super) fn audit_table(nft: &mut Nft, table: &Table, known: &mut Known, place
     if *known == Known::Adopted || (*known == Known::Yes && nft.holds(table).map_err(failed)?) {
         return Ok(None);
     }
-    replace(nft, table).map_err(failed)?;
+    nft.replace(table).map_err(failed)?;
     *known = Known::Yes;
     Ok(Some(format!("table {} of {:?} in {place}", table.name, table.family)))
 }
@@ -230,12 +230,6 @@ pub(super) fn forget_stale(nft: &mut Nft, family: Family, place: &str, is_stale:
 
 fn table_error(table: &str, place: &str, source: std::io::Error) -> NetlbError {
     NetlbError::Table { table: table.to_owned(), place: place.to_owned(), source }
-}
-
-fn replace(nft: &mut Nft, table: &Table) -> std::io::Result<()> {
-    let mut batch = nft.batch(table.family);
-    batch.replace(table);
-    nft.commit(batch)
 }
 
 /// Sends the update, or the whole table where the kernel's is not known to be ours. One transaction either way: traffic
@@ -269,7 +263,7 @@ fn tell(
         }
     }
     *known = Known::No;
-    replace(nft, &whole())?;
+    nft.replace(&whole())?;
     *known = Known::Yes;
     Ok(())
 }
