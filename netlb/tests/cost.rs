@@ -21,6 +21,18 @@ async fn measured(what: &str, count: u32, work: impl Future<Output = ()>) {
     println!("COST {what}: {:.3} ms CPU, {:.3} ms wall each ({count})", cpu / f64::from(count), wall / f64::from(count));
 }
 
+/// What it costs to be told each of these and have it in place.
+async fn set_measured(netlb: &Netlb, what: &str, steps: Vec<Wanted>) {
+    let count = u32::try_from(steps.len()).unwrap();
+    measured(what, count, async {
+        for step in steps {
+            netlb.set_wanted(step);
+            netlb.applied().await.unwrap();
+        }
+    })
+    .await;
+}
+
 #[test]
 fn tasks_made_one_by_one_and_many_at_once() {
     on_own_host("tasks_made_one_by_one_and_many_at_once", async |_world| {
@@ -114,19 +126,9 @@ fn one_backend_changes_among_many_services() {
             };
             let with = |ports: Vec<PublishedPort>| wanted(&[ingress.clone()], &[], ports);
             let whole = with(ports(0));
-            measured(&format!("{services} services loaded"), 1, async {
-                netlb.set_wanted(whole);
-                netlb.applied().await.unwrap();
-            })
-            .await;
+            set_measured(&netlb, &format!("{services} services loaded"), vec![whole]).await;
             let steps: Vec<Wanted> = (0..20u8).map(|step| with(ports(1 + step % 2))).collect();
-            measured(&format!("one of 4 backends changes among {services} services"), 20, async {
-                for step in steps {
-                    netlb.set_wanted(step);
-                    netlb.applied().await.unwrap();
-                }
-            })
-            .await;
+            set_measured(&netlb, &format!("one of 4 backends changes among {services} services"), steps).await;
             assert_eq!(netlb.audit().await.unwrap(), Audit::default());
         }
         netlb.remove_everything().await.unwrap();
@@ -165,38 +167,20 @@ fn a_task_moves_among_many_on_other_nodes() {
         for tasks in [10u16, 1_000, 10_000] {
             let netlb = World::netlb();
             let whole = far(&network, 9, tasks, 0);
-            measured(&format!("{tasks} tasks on 9 other nodes loaded"), 1, async {
-                netlb.set_wanted(whole);
-                netlb.applied().await.unwrap();
-            })
-            .await;
+            set_measured(&netlb, &format!("{tasks} tasks on 9 other nodes loaded"), vec![whole]).await;
             let steps: Vec<Wanted> = (1..=20).map(|step| far(&network, 9, tasks, step)).collect();
-            measured(&format!("one moves among {tasks} tasks on other nodes"), 20, async {
-                for step in steps {
-                    netlb.set_wanted(step);
-                    netlb.applied().await.unwrap();
-                }
-            })
-            .await;
+            set_measured(&netlb, &format!("one moves among {tasks} tasks on other nodes"), steps).await;
             assert_eq!(netlb.audit().await.unwrap(), Audit::default());
             netlb.remove_everything().await.unwrap();
         }
         let netlb = World::netlb();
         for nodes in [10u16, 300, 1_000] {
             let whole = far(&network, nodes, 1_000, 0);
-            measured(&format!("up to {nodes} other nodes"), 1, async {
-                netlb.set_wanted(whole);
-                netlb.applied().await.unwrap();
-            })
-            .await;
+            set_measured(&netlb, &format!("up to {nodes} other nodes"), vec![whole]).await;
         }
         let mut fewer = far(&network, 1_000, 1_000, 0);
         fewer.networks[0].overlay.as_mut().unwrap().peers.pop();
-        measured("one of 1000 nodes goes", 1, async {
-            netlb.set_wanted(fewer);
-            netlb.applied().await.unwrap();
-        })
-        .await;
+        set_measured(&netlb, "one of 1000 nodes goes", vec![fewer]).await;
         assert_eq!(netlb.audit().await.unwrap(), Audit::default());
         netlb.remove_everything().await.unwrap();
     });

@@ -18,9 +18,7 @@ fn responder() {
 #[test]
 fn tasks_reach_each_other_across_hosts() {
     overlay_test("tasks_reach_each_other_across_hosts", async |mut world| {
-        let hosts = hosts(2);
-        let mut cluster = Cluster::new(2, &[network(2, false)]);
-        let tasks = one_on_each(&mut world, &mut cluster, &hosts).await;
+        let (hosts, mut cluster, tasks) = spread(&mut world, 2, network(2, false)).await;
         cluster.tell(&hosts).await;
         for (from, to, seen) in [(&tasks[0], 12, 11), (&tasks[1], 11, 12)] {
             let (to4, to6) = (format!("10.0.2.{to}"), format!("fd00:0:0:2::{to:x}"));
@@ -45,18 +43,14 @@ fn tasks_reach_each_other_across_hosts() {
         }
         cluster.tasks.pop();
         cluster.tell(&hosts).await;
-        for host in &hosts {
-            host.is_as_wanted().await;
-        }
+        all_are_as_wanted(&hosts).await;
     });
 }
 
 #[test]
 fn the_way_between_hosts_may_be_ipv6() {
     overlay_test("the_way_between_hosts_may_be_ipv6", async |mut world| {
-        let hosts = hosts(2);
-        let mut cluster = Cluster::new(2, &[network(2, false)]);
-        let tasks = one_on_each(&mut world, &mut cluster, &hosts).await;
+        let (hosts, mut cluster, tasks) = spread(&mut world, 2, network(2, false)).await;
         cluster.tell(&hosts).await;
         assert_eq!(within(&tasks[0], || ask("10.0.2.12", 80)).unwrap(), "T2 saw 10.0.2.11");
         // The addresses of hosts change: another device, the same tasks.
@@ -67,18 +61,14 @@ fn the_way_between_hosts_may_be_ipv6() {
         }
         assert_eq!(within(&tasks[0], || ask("10.0.2.12", 80)).unwrap(), "T2 saw 10.0.2.11");
         assert_eq!(within(&tasks[1], || ask("fd00:0:0:2::b", 80)).unwrap(), "T1 saw fd00:0:0:2::c");
-        for host in &hosts {
-            host.is_as_wanted().await;
-        }
+        all_are_as_wanted(&hosts).await;
     });
 }
 
 #[test]
 fn a_virtual_address_leads_to_tasks_on_every_host() {
     overlay_test("a_virtual_address_leads_to_tasks_on_every_host", async |mut world| {
-        let hosts = hosts(3);
-        let mut cluster = Cluster::new(3, &[network(2, false)]);
-        let tasks = one_on_each(&mut world, &mut cluster, &hosts).await;
+        let (hosts, mut cluster, tasks) = spread(&mut world, 3, network(2, false)).await;
         cluster.vips = vec![vip("10.0.2.100", &cluster), vip("fd00:0:0:2::100", &cluster)];
         let client = cluster.place(&mut world, &hosts[2], 9, vec![attach(&cluster.networks[0].clone(), 99)]).await;
         cluster.tell(&hosts).await;
@@ -95,9 +85,7 @@ fn a_virtual_address_leads_to_tasks_on_every_host() {
             }
         }
         assert_eq!(seen, ["T1 saw 10.0.2.1", "T2 saw 10.0.2.11", "T3 saw 10.0.2.11"].map(str::to_owned).into());
-        for host in &hosts {
-            host.is_as_wanted().await;
-        }
+        all_are_as_wanted(&hosts).await;
     });
 }
 
@@ -137,9 +125,7 @@ fn every_host_answers_on_a_published_port_and_tasks_see_the_client() {
                 drop(stream);
             }
         }
-        for host in &hosts {
-            host.is_as_wanted().await;
-        }
+        all_are_as_wanted(&hosts).await;
     });
 }
 
@@ -164,10 +150,8 @@ fn a_client_that_keeps_its_port_may_come_by_another_host() {
 #[test]
 fn an_internal_network_spans_hosts_and_leads_nowhere_else() {
     overlay_test("an_internal_network_spans_hosts_and_leads_nowhere_else", async |mut world| {
-        let hosts = hosts(2);
         let closed = Network { internal: true, ..network(3, false) };
-        let mut cluster = Cluster::new(2, &[closed]);
-        let tasks = one_on_each(&mut world, &mut cluster, &hosts).await;
+        let (hosts, mut cluster, tasks) = spread(&mut world, 2, closed).await;
         cluster.vips = vec![vip("10.0.3.100", &cluster)];
         cluster.tell(&hosts).await;
         assert_eq!(within(&tasks[0], || ask("10.0.3.12", 80)).unwrap(), "T2 saw 10.0.3.11");
@@ -183,9 +167,7 @@ fn an_internal_network_spans_hosts_and_leads_nowhere_else() {
             assert!(within(&tasks[0], || tcp(out, 80)).unwrap_err().contains("unreachable"), "{out}");
         }
         assert_eq!(hosts[0].in_sandbox(&cluster.networks[0], "ip -o link | grep -c gw || true").trim(), "0");
-        for host in &hosts {
-            host.is_as_wanted().await;
-        }
+        all_are_as_wanted(&hosts).await;
     });
 }
 
@@ -204,8 +186,6 @@ fn a_host_that_has_ipv6_switched_off_reaches_the_others_all_the_same() {
         for index in [1, 2] {
             all_answer(&["T1", "T2"], CLIENT, || within(&World::client(), || ask(&address(index), 8080)));
         }
-        for host in &hosts {
-            host.is_as_wanted().await;
-        }
+        all_are_as_wanted(&hosts).await;
     });
 }

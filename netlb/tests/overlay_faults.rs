@@ -5,7 +5,6 @@ mod hosts;
 mod support;
 
 use hosts::*;
-use skep_netlb::*;
 use support::*;
 
 /// Not a test: the program in the tasks' namespaces.
@@ -59,9 +58,7 @@ fn a_task_that_moves_is_one_route_on_the_other_hosts() {
 #[test]
 fn a_host_that_vanishes_leaves_the_others_alone() {
     overlay_test("a_host_that_vanishes_leaves_the_others_alone", async |mut world| {
-        let hosts = hosts(3);
-        let mut cluster = Cluster::new(3, &[network(1, true)]);
-        let tasks = one_on_each(&mut world, &mut cluster, &hosts).await;
+        let (hosts, mut cluster, tasks) = spread(&mut world, 3, network(1, true)).await;
         publish(&mut cluster);
         cluster.tell(&hosts).await;
         assert_eq!(within(&tasks[0], || ask("10.0.1.12", 80)).unwrap(), "T2 saw 10.0.1.11");
@@ -110,11 +107,8 @@ fn a_host_that_vanishes_leaves_the_others_alone() {
 #[test]
 fn a_restart_keeps_connections_between_hosts() {
     overlay_test("a_restart_keeps_connections_between_hosts", async |mut world| {
-        let mut hosts = hosts(2);
-        let mut cluster = Cluster::new(2, &[network(1, true)]);
-        let tasks = one_on_each(&mut world, &mut cluster, &hosts).await;
-        let only_second: Vec<TaskNetwork> = vec![cluster.tasks[1].0.clone()];
-        cluster.ports = vec![ingress_port(Protocol::Tcp, 8080, &only_second)];
+        let (mut hosts, mut cluster, tasks) = spread(&mut world, 2, network(1, true)).await;
+        publish_second(&mut cluster);
         cluster.tell(&hosts).await;
         let keep = || {
             [
@@ -146,9 +140,7 @@ fn a_restart_keeps_connections_between_hosts() {
         cluster.tell(&hosts).await;
         after.into_iter().for_each(Kept::still_answers);
         assert_eq!(inside(), before);
-        for host in &hosts {
-            host.is_as_wanted().await;
-        }
+        all_are_as_wanted(&hosts).await;
         all_answer(&["T2"], CLIENT, || within(&World::client(), || ask(&address(1), 8080)));
     });
 }
@@ -156,11 +148,8 @@ fn a_restart_keeps_connections_between_hosts() {
 #[test]
 fn an_audit_mends_what_others_broke_between_hosts() {
     overlay_test("an_audit_mends_what_others_broke_between_hosts", async |mut world| {
-        let hosts = hosts(2);
-        let mut cluster = Cluster::new(2, &[network(1, true)]);
-        let tasks = one_on_each(&mut world, &mut cluster, &hosts).await;
-        let only_second: Vec<TaskNetwork> = vec![cluster.tasks[1].0.clone()];
-        cluster.ports = vec![ingress_port(Protocol::Tcp, 8080, &only_second)];
+        let (hosts, mut cluster, tasks) = spread(&mut world, 2, network(1, true)).await;
+        publish_second(&mut cluster);
         cluster.tell(&hosts).await;
         let sandbox = hosts[0].sandbox(&cluster.networks[0]);
         for damage in [
@@ -244,11 +233,8 @@ fn a_foreign_flush_is_mended_unasked_and_ports_lead_to_other_hosts_again() {
 #[test]
 fn the_size_of_packets_changes_while_tasks_run() {
     overlay_test("the_size_of_packets_changes_while_tasks_run", async |mut world| {
-        let hosts = hosts(2);
-        let mut cluster = Cluster::new(2, &[network(1, true)]);
-        let tasks = one_on_each(&mut world, &mut cluster, &hosts).await;
-        let only_second: Vec<TaskNetwork> = vec![cluster.tasks[1].0.clone()];
-        cluster.ports = vec![ingress_port(Protocol::Tcp, 8080, &only_second)];
+        let (hosts, mut cluster, tasks) = spread(&mut world, 2, network(1, true)).await;
+        publish_second(&mut cluster);
         cluster.tell(&hosts).await;
         let kept = Kept::open(|| within(&World::client(), || connect(&address(1), 8080)), "T2 saw 198.18.0.9");
         cluster.networks[0].mtu = 1350;

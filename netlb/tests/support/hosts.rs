@@ -192,6 +192,20 @@ pub async fn one_on_each(world: &mut World, cluster: &mut Cluster, hosts: &[Host
     paths
 }
 
+/// So many hosts, a network that spans them, and a task on each.
+pub async fn spread(world: &mut World, count: u8, network: Network) -> (Vec<Host>, Cluster, Vec<PathBuf>) {
+    let (hosts, mut cluster) = (hosts(count), Cluster::new(count, &[network]));
+    let tasks = one_on_each(world, &mut cluster, &hosts).await;
+    (hosts, cluster, tasks)
+}
+
+/// Audits find nothing on any of them.
+pub async fn all_are_as_wanted(hosts: &[Host]) {
+    for host in hosts {
+        host.is_as_wanted().await;
+    }
+}
+
 /// The line a TCP port answers with. Waits long, and for one answer.
 pub fn ask(to: &str, port: u16) -> Result<String, String> {
     let address = SocketAddr::new(to.parse().unwrap(), port);
@@ -341,4 +355,9 @@ pub fn vip(address: &str, cluster: &Cluster) -> Vip {
 pub fn publish(cluster: &mut Cluster) {
     let tasks: Vec<TaskNetwork> = cluster.tasks.iter().map(|(task, _)| task.clone()).collect();
     cluster.ports = vec![ingress_port(Protocol::Tcp, 8080, &tasks), ingress_port(Protocol::Udp, 8080, &tasks)];
+}
+
+/// Publishes port 8080 of every host, TCP, to the second task.
+pub fn publish_second(cluster: &mut Cluster) {
+    cluster.ports = vec![ingress_port(Protocol::Tcp, 8080, &[cluster.tasks[1].0.clone()])];
 }
