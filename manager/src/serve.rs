@@ -3,6 +3,7 @@
 mod at_once; // calls that need not wait
 mod calls; // from connections to routes
 mod deadline; // how long callers wait
+mod unreadable; // messages that are none
 
 use self::at_once::AtOnce;
 use self::calls::Calls;

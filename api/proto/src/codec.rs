@@ -5,9 +5,9 @@
 
 use prost::Message;
 use std::marker::PhantomData;
+use std::sync::Arc;
 use tonic::Status;
-use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
-use tonic_prost::{ProstCodec, ProstDecoder};
+use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
 /// Messages of a stream that are ready together go out together up to this size: tonic's own default.
 const GATHERED: usize = 32 * 1024;
@@ -30,14 +30,14 @@ where
     type Encode = T;
     type Decode = U;
     type Encoder = LeanEncoder<T>;
-    type Decoder = ProstDecoder<U>;
+    type Decoder = LeanDecoder<U>;
 
     fn encoder(&mut self) -> LeanEncoder<T> {
         LeanEncoder(PhantomData)
     }
 
-    fn decoder(&mut self) -> ProstDecoder<U> {
-        ProstCodec::<T, U>::raw_decoder(settings())
+    fn decoder(&mut self) -> LeanDecoder<U> {
+        LeanDecoder(PhantomData)
     }
 }
 
@@ -57,6 +57,34 @@ impl<T: Message> Encoder for LeanEncoder<T> {
     fn encode(&mut self, item: T, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
         buffer.reserve(item.encoded_len());
         item.encode(buffer).map_err(|error| Status::internal(format!("a message could not be encoded: {error}")))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        settings()
+    }
+}
+
+/// The bytes of a message are not those of its type. INTERNAL to whoever reads an answer; a server finds it as the source of the
+/// status and knows that its caller is to blame.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the message cannot be read: {0}")]
+pub struct Unreadable(prost::DecodeError);
+
+/// Reads messages, and says so if it cannot.
+#[derive(Debug, Clone)]
+pub struct LeanDecoder<U>(PhantomData<U>);
+
+impl<U: Message + Default> Decoder for LeanDecoder<U> {
+    type Item = U;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
+        U::decode(buffer).map(Some).map_err(|error| {
+            let unreadable = Unreadable(error);
+            let mut status = Status::internal(unreadable.to_string());
+            status.set_source(Arc::new(unreadable));
+            status
+        })
     }
 
     fn buffer_settings(&self) -> BufferSettings {

@@ -21,6 +21,6 @@ mod convert; // messages to types and back
 mod redact; // what answers leave out
 mod redacted; // no secret in a debug print
 
-pub use codec::{LeanCodec, LeanEncoder};
+pub use codec::{LeanCodec, LeanDecoder, LeanEncoder, Unreadable};
 pub use convert::{FromWire, ToWire, parse, parse_required};
 pub use redact::{redact_cluster, redact_secret};

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either};
 use http::request::Parts;
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use skep_store::{Leadership, Member, RaftId};
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -112,9 +112,10 @@ impl Kept {
             return Ok(Self::Streamed(Some(body)));
         }
         let whole = Limited::new(body, MAX_REQUEST).collect().await;
-        whole
-            .map(|whole| Self::Whole(whole.to_bytes()))
-            .map_err(|error| Status::out_of_range(format!("the request cannot be read: {error}")))
+        whole.map(|whole| Self::Whole(whole.to_bytes())).map_err(|error| match error.downcast_ref::<LengthLimitError>() {
+            Some(_) => Status::resource_exhausted(format!("the request is longer than {} MiB", MAX_REQUEST >> 20)),
+            None => Status::cancelled(format!("the request broke off: {error}")),
+        })
     }
 
     fn take(&mut self) -> Option<Body> {

@@ -2,6 +2,7 @@
 
 use super::at_once::next_turn;
 use super::deadline::deadline;
+use super::unreadable::told;
 use crate::authorize::ConnectionInfo;
 use futures_util::future::BoxFuture;
 use http::{Request, Response};
@@ -41,9 +42,9 @@ impl hyper::service::Service<Request<Incoming>> for Calls {
                 next_turn().await;
             }
             match deadline(request.headers()) {
-                None => routes.call(request).await,
+                None => routes.call(request).await.map(told),
                 Some(limit) => match tokio::time::timeout(limit, routes.call(request)).await {
-                    Ok(answer) => answer,
+                    Ok(answer) => answer.map(told),
                     Err(_) => Ok(Status::cancelled("Timeout expired").into_http()),
                 },
             }

@@ -150,19 +150,26 @@ async fn messages_beyond_all_measure_are_refused() {
     let path = "/docker.swarmkit.v1.Control/CreateService";
     let mut deep = vec![0x0b; 1_000_000];
     deep.truncate(3 << 20);
-    let refused: [(&str, Vec<u8>, &[Code]); 6] = [
-        ("2 GiB are announced", envelope(0, 0x7fff_ffff, b"x"), &[Code::OutOfRange, Code::ResourceExhausted]),
-        ("more than is allowed", whole(&vec![0; (4 << 20) + 1]), &[Code::OutOfRange, Code::ResourceExhausted]),
-        // Nothing is unpacked, so there is no bomb.
-        ("packed", envelope(1, 4, b"bomb"), &[Code::Internal, Code::Unimplemented]),
-        ("a million deep", whole(&deep), &[Code::Internal, Code::InvalidArgument]),
+    let refused = [
+        ("2 GiB are announced", envelope(0, 0x7fff_ffff, b"x"), Code::ResourceExhausted),
+        ("more than is allowed", whole(&vec![0; (4 << 20) + 1]), Code::ResourceExhausted),
+        // Nothing is unpacked, so there is no bomb. The code is gRPC's own for it (`compression.md`).
+        ("packed", envelope(1, 4, b"bomb"), Code::Internal),
+        ("a million deep", whole(&deep), Code::InvalidArgument),
         // spec.annotations.name
-        ("no UTF-8", whole(&[0x0a, 5, 0x0a, 3, 0x0a, 1, 0xff]), &[Code::Internal, Code::InvalidArgument]),
-        ("cut off", whole(&[0x0a, 0x7f, 0x0a]), &[Code::Internal, Code::InvalidArgument]),
+        ("no UTF-8", whole(&[0x0a, 5, 0x0a, 3, 0x0a, 1, 0xff]), Code::InvalidArgument),
+        ("cut off", whole(&[0x0a, 0x7f, 0x0a]), Code::InvalidArgument),
     ];
-    for (what, body, codes) in refused {
+    for (what, body, wanted) in refused {
         let (_, code) = ask(&mut channel, Method::POST, path, &body).await;
-        assert!(code.is_some_and(|code| codes.contains(&code)), "{what}: {code:?}");
+        assert_eq!(code, Some(wanted), "{what}");
+        // The same where the method reads a stream of them, and where another manager's raft is meant, which may say more at once.
+        for path in ["/docker.swarmkit.v1.LogBroker/PublishLogs", "/skep.v1.Raft/Call"] {
+            if what != "more than is allowed" || !path.contains("Raft") {
+                let (_, code) = ask(&mut channel, Method::POST, path, &body).await;
+                assert_eq!(code, Some(wanted), "{what} {path}");
+            }
+        }
     }
     // Many small things are only many.
     let names: Vec<u8> = (0..1_000_000).flat_map(|_| [0x0a, 0]).collect();
