@@ -10,6 +10,9 @@ pub const PREDEFINED_LABEL: &str = "com.docker.swarm.predefined";
 /// The driver option in which the VXLAN ids are stored, comma-separated, in subnet order.
 pub const VXLAN_IDS_OPTION: &str = "com.docker.network.driver.overlay.vxlanid_list";
 
+/// The driver options that say what a packet of a task may measure, in bytes: docker's name and the short one.
+pub const MTU_OPTIONS: [&str; 2] = ["com.docker.network.driver.mtu", "mtu"];
+
 /// IPv4 or IPv6, or what the subnet says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AddressFamily {
@@ -88,6 +91,13 @@ impl Network {
             Some(driver) if !driver.name.is_empty() => &driver.name,
             _ => "overlay",
         }
+    }
+
+    /// What a packet of a task may measure if its user says so, in bytes.
+    #[must_use]
+    pub fn wanted_mtu(&self) -> Option<u32> {
+        let options = self.spec.driver.as_ref().map(|driver| &driver.options)?;
+        MTU_OPTIONS.iter().find_map(|name| options.get(*name)).and_then(|text| text.parse().ok())
     }
 
     #[must_use]

@@ -30,9 +30,6 @@ fn check_kind(spec: &NetworkSpec) -> Result<(), Status> {
     if spec.annotations.labels.contains_key(PREDEFINED_LABEL) {
         return Err(Status::permission_denied(format!("label {PREDEFINED_LABEL} is for internally created predefined networks only")));
     }
-    if spec.ingress && spec.driver.as_ref().is_some_and(|driver| !matches!(driver.name.as_str(), "" | "overlay")) {
-        return Err(Status::unimplemented("spec.driver_config.name: only overlay driver is currently supported for ingress network"));
-    }
     if !spec.config_from.is_empty() {
         return Err(Status::unimplemented("spec.network: taking a network's configuration from another is not supported"));
     }

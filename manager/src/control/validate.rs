@@ -3,7 +3,8 @@
 
 use skep_plan::validate::{check_name, check_texts};
 use skep_types::{
-    Annotations, CONFIG_MAX_BYTES, ClusterSpec, ConfigSpec, Driver, FieldError, IpamConfig, NetworkSpec, SECRET_MAX_BYTES, SecretSpec,
+    Annotations, CONFIG_MAX_BYTES, ClusterSpec, ConfigSpec, Driver, FieldError, IpamConfig, MTU_OPTIONS, NetworkSpec, SECRET_MAX_BYTES,
+    SecretSpec, VXLAN_IDS_OPTION,
 };
 use std::net::IpAddr;
 use std::time::Duration;
@@ -12,6 +13,9 @@ use std::time::Duration;
 const MIN_CERT_EXPIRY: Duration = Duration::from_secs(3600);
 /// Nodes are given up after some missed heartbeats.
 const MAX_HEARTBEAT: Duration = Duration::from_secs(3600);
+
+/// IPv6 needs 1280 bytes (RFC 8200 §5); no device takes more than IP's length can say.
+const MTU_RANGE: std::ops::RangeInclusive<u32> = 1280..=65535;
 
 pub(super) fn labels(annotations: &Annotations) -> Result<(), FieldError> {
     check_texts("", annotations)
@@ -24,6 +28,9 @@ pub(super) fn network(spec: &NetworkSpec) -> Result<(), FieldError> {
         return Err(FieldError::new("attachable", "ingress network cannot be attachable; choose one"));
     }
     driver("driver_config", spec.driver.as_ref())?;
+    if let Some(driver) = &spec.driver {
+        network_driver(driver).map_err(|error| error.inside("driver_config"))?;
+    }
     let Some(ipam) = &spec.ipam else { return Ok(()) };
     if !matches!(ipam.driver.name.as_str(), "" | "default") {
         return Err(FieldError::new("ipam.driver.name", format!("{:?} is not known; use \"default\" or leave it out", ipam.driver.name)));
@@ -39,6 +46,28 @@ fn driver(field: &str, driver: Option<&Driver>) -> Result<(), FieldError> {
         Some(driver) if driver.name.is_empty() => Err(FieldError::new(format!("{field}.name"), "is missing; give the driver's name")),
         _ => Ok(()),
     }
+}
+
+/// A driver or an option that does nothing here would be believed to do something: a network that is thought to be encrypted, for one.
+fn network_driver(driver: &Driver) -> Result<(), FieldError> {
+    if driver.name != "overlay" {
+        let name = &driver.name;
+        return Err(FieldError::new("name", format!("networks of driver {name:?} are not supported; use \"overlay\" or leave it out")));
+    }
+    for (name, value) in &driver.options {
+        let field = || format!("options[{name}]");
+        if MTU_OPTIONS.contains(&name.as_str()) {
+            let is_good = value.parse::<u32>().is_ok_and(|mtu| MTU_RANGE.contains(&mtu));
+            let (least, most) = (MTU_RANGE.start(), MTU_RANGE.end());
+            is_good.then_some(()).ok_or_else(|| FieldError::new(field(), format!("{value:?} is not a size of {least} to {most} bytes")))?;
+        } else if name == "encrypted" {
+            let why = "networks cannot be encrypted yet; leave it out, or carry the hosts' traffic over an encrypted network of theirs";
+            return Err(FieldError::new(field(), why));
+        } else if name != VXLAN_IDS_OPTION {
+            return Err(FieldError::new(field(), format!("is not known; known are {}, mtu and {VXLAN_IDS_OPTION}", MTU_OPTIONS[0])));
+        }
+    }
+    Ok(())
 }
 
 fn subnet(config: &IpamConfig) -> Result<(), FieldError> {
@@ -192,6 +221,27 @@ mod tests {
         let config_of = |size: usize| config(&ConfigSpec { annotations: named("c"), data: Sensitive(vec![1; size]), templating: None });
         assert!(config_of(CONFIG_MAX_BYTES).is_ok());
         assert!(config_of(CONFIG_MAX_BYTES + 1).is_err());
+    }
+
+    #[test]
+    fn a_network_promises_nothing_that_is_not_kept() {
+        let check = |name: &str, options: &[(&str, &str)]| {
+            let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+            let driver = Some(Driver { name: name.into(), options });
+            let annotations = Annotations { name: "back".into(), ..Annotations::default() };
+            network(&NetworkSpec { annotations, driver, ..NetworkSpec::default() }).map_err(|error| error.to_string())
+        };
+        for (name, options, reason) in [
+            ("macvlan", &[][..], "driver_config.name"),
+            ("overlay", &[("encrypted", "")], "driver_config.options[encrypted]"),
+            ("overlay", &[("mtu", "100")], "1280 to 65535"),
+            ("overlay", &[("mtu", "x")], "driver_config.options[mtu]"),
+            ("overlay", &[("speed", "fast")], "is not known"),
+        ] {
+            let error = check(name, options).unwrap_err();
+            assert!(error.contains(reason), "{name} {options:?}: {error}");
+        }
+        assert_eq!(check("overlay", &[("com.docker.network.driver.mtu", "1400"), (VXLAN_IDS_OPTION, "5000")]), Ok(()));
     }
 
     #[test]
