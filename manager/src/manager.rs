@@ -1,24 +1,23 @@
 //! Starting, leading, stopping.
 
 use crate::authorize::Door;
-use crate::authorize::revoke::{self, Revocations};
+use crate::authorize::revoke;
 use crate::ca;
 use crate::dispatcher::Dispatcher;
 use crate::drive::{DriveError, Term, chain, drive};
 use crate::forward::Forwarder;
 use crate::health::{CONTROL_API, HealthService, RAFT};
-use crate::logs::Broker;
-use crate::peers::{self, Group, LeaveError, PeerTransport};
+use crate::peers::{self, LeaveError, PeerTransport};
 use crate::roles;
 use crate::routes::routes;
 use crate::settings;
-use crate::shared::{Local, ManagerPeer, Shared};
+use crate::shared::{ManagerPeer, Shared};
 use skep_ca::SecurityConfig;
 use skep_store::{Clock, Store};
 use skep_types::NodeId;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -50,20 +49,7 @@ impl Manager {
     pub fn start(config: ManagerConfig, stop: &CancellationToken) -> ManagerHandle {
         let stop = stop.child_token();
         config.transport.started(config.store.raft_id());
-        let (members, advertise) = (config.store.members().borrow().clone(), config.advertise_addr);
-        let shared = Arc::new(Shared {
-            store: config.store,
-            security: config.security,
-            clock: config.clock,
-            local: Local { id: config.node_id, addr: advertise.ip(), advertise },
-            broker: Broker::default(),
-            ca: ca::Desk::default(),
-            transport: config.transport,
-            group: Group::new(members),
-            revocations: Arc::new(Revocations::default()),
-            orphan_after: AtomicU64::new(skep_plan::NODE_DOWN_PERIOD.as_secs()),
-            stop: stop.clone(),
-        });
+        let shared = Arc::new(Shared::new(config, stop.clone()));
         let dispatcher = Arc::new(Dispatcher::new(shared.clone()));
         let (health, local_health) = (HealthService::default(), HealthService::default());
         let mut tasks = JoinSet::new();

@@ -5,6 +5,7 @@ use crate::authorize::{Facts, Standing};
 use crate::ca::Desk;
 use crate::control::errors;
 use crate::logs::Broker;
+use crate::manager::ManagerConfig;
 use crate::peers::{Group, PeerTransport};
 use skep_ca::SecurityConfig;
 use skep_store::{Clock, Feed, ProposeError, Store, View};
@@ -52,6 +53,24 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    pub(crate) fn new(config: ManagerConfig, stop: CancellationToken) -> Self {
+        let advertise = config.advertise_addr;
+        let members = config.store.members().borrow().clone();
+        Self {
+            store: config.store,
+            security: config.security,
+            clock: config.clock,
+            local: Local { id: config.node_id, addr: advertise.ip(), advertise },
+            broker: Broker::default(),
+            ca: Desk::default(),
+            transport: config.transport,
+            group: Group::new(members),
+            revocations: Arc::default(),
+            orphan_after: AtomicU64::new(skep_plan::NODE_DOWN_PERIOD.as_secs()),
+            stop,
+        }
+    }
+
     pub(crate) fn now(&self) -> Timestamp {
         (self.clock)()
     }

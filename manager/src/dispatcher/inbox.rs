@@ -21,11 +21,18 @@ pub(crate) struct Inbox {
     filled: Notify,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Content {
     pub tasks: BTreeSet<TaskId>,
     /// Events were lost: all tasks must be looked at.
     pub everything: bool,
+}
+
+impl Content {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.tasks.extend(other.tasks);
+        self.everything |= other.everything;
+    }
 }
 
 impl Inbox {
@@ -51,6 +58,11 @@ impl Inbox {
 
     pub(crate) fn take(&self) -> Content {
         std::mem::take(&mut *self.lock())
+    }
+
+    /// What there is; it stays.
+    pub(crate) fn look(&self) -> Content {
+        self.lock().clone()
     }
 
     #[cfg(test)]

@@ -192,11 +192,6 @@ impl Dispatcher {
         self.writer_wake.notify_one();
     }
 
-    /// Up to where the streams' inboxes are filled.
-    fn routed(&self) -> Version {
-        *self.routed.borrow()
-    }
-
     /// Returns when everything up to `version` is in the trail and in the inboxes; never if the store has stopped.
     async fn wait_routed(&self, version: Version) {
         if self.routed.subscribe().wait_for(|routed| *routed >= version).await.is_err() {

@@ -117,17 +117,23 @@ impl AssignmentStream {
                 ended = self.session.wait_ended() => return Err(ended.status()),
                 () = self.inbox.ready(self.quiet_until) => {}
             }
-            // In this order: what was routed so far is in the inbox, and the view shows it.
-            let routed = self.dispatcher.routed();
-            let content = self.inbox.take();
+            let mut content = self.inbox.take();
             let view = self.view();
+            // The message is to say all there is up to one revision and nothing behind it, and to have its name: an agent that knows more
+            // than the name says would be told that again by the next leader. What the router has not come to yet is waited for;
+            // what is behind the view stays in the inbox.
+            tokio::select! {
+                ended = self.session.wait_ended() => return Err(ended.status()),
+                () = self.dispatcher.wait_routed(view.version()) => {}
+            }
+            content.add(self.inbox.look());
             let mut candidates = content.tasks;
             if content.everything {
                 candidates.extend(self.told.known());
                 candidates.extend(view.tasks_on_node(&self.session.node).map(|task| task.id.clone()));
             }
             let changes = self.told.difference(&view, candidates);
-            self.known = self.known.max(routed);
+            self.known = view.version();
             if !changes.is_empty() {
                 return Ok(self.message(v1::assignments_message::Type::Incremental, changes));
             }
@@ -229,3 +235,6 @@ pub(super) fn tasks(shared: Arc<Shared>, session: Arc<Session>) -> Messages<v1::
         Some((Ok(v1::TasksMessage { tasks }), Some(state)))
     }))
 }
+
+#[cfg(test)]
+mod tests;
