@@ -4,6 +4,7 @@ use crate::authority::AuthorityFilter;
 use crate::peer::{BadSubject, PeerIdentity};
 use crate::refused::Reason;
 use crate::security::{RemoteServers, SecurityConfig, SecurityError};
+use crate::turns::{Turn, Turns};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -78,17 +79,25 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        timeout(HANDSHAKE_TIMEOUT, self.shake_hands(io)).await.map_err(|_| AcceptError::TimedOut)?
+        self.accept_in_turn(io, &Turns::new().place()).await
     }
 
-    async fn shake_hands<IO>(&self, mut io: IO) -> Result<TlsConnection<IO>, AcceptError>
+    /// The same, among others.
+    pub(crate) async fn accept_in_turn<IO>(&self, io: IO, turn: &Turn) -> Result<TlsConnection<IO>, AcceptError>
+    where
+        IO: AsyncRead + AsyncWrite + Unpin,
+    {
+        timeout(HANDSHAKE_TIMEOUT, self.shake_hands(io, turn)).await.map_err(|_| AcceptError::TimedOut)?
+    }
+
+    async fn shake_hands<IO>(&self, mut io: IO, turn: &Turn) -> Result<TlsConnection<IO>, AcceptError>
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
         let stream = match self.door {
             Door::Remote => {
                 let servers = self.security.remote_servers()?;
-                shake_by_name(servers, Replay { first: Vec::new(), read: 0, io }).await
+                shake_by_name(servers, Replay { first: Vec::new(), read: 0, io }, turn).await
             }
             Door::Local => {
                 let mut first = first_record(&mut io).await.map_err(AcceptError::Handshake)?;
@@ -111,13 +120,14 @@ impl Acceptor {
 }
 
 /// The name that the client asks for decides whether it needs a certificate.
-async fn shake_by_name<IO>(servers: RemoteServers, io: IO) -> io::Result<TlsStream<IO>>
+async fn shake_by_name<IO>(servers: RemoteServers, io: IO, turn: &Turn) -> io::Result<TlsStream<IO>>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
     let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io).await?;
     let config = servers.for_name(hello.client_hello().server_name());
-    hello.into_stream(config).await
+    // Keys are made and signatures given as soon as it is asked for.
+    turn.take(async { hello.into_stream(config).await }).await
 }
 
 /// Reads one TLS record as it came, or the little that shows that it is none; rustls then says what is wrong with it.

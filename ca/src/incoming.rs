@@ -2,13 +2,13 @@
 
 use crate::accept::{AcceptError, Acceptor, Door, TlsConnection};
 use crate::refused::Reason;
+use crate::turns::{Turn, Turns};
 use futures_util::Stream;
 use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -26,8 +26,8 @@ struct Limits {
     half_open: usize,
     /// Of these, for one address that is not this machine: one idler cannot take every place.
     per_source: usize,
-    /// When all places are taken, the oldest handshake gives up its own if it is older than this. An honest one takes
-    /// milliseconds, and a quarter of a second when 1,024 compete for one core.
+    /// When all places are taken, the oldest handshake that waits for its client gives up its own if it is older than this. An
+    /// honest one takes milliseconds.
     grace: Duration,
 }
 
@@ -103,6 +103,7 @@ impl<IO> Stream for TlsIncoming<IO> {
 
 async fn accept_loop<L: Listener>(listener: L, acceptor: Acceptor, ready: mpsc::Sender<TlsConnection<L::Io>>, limits: Limits) {
     let sources = Sources { counts: Arc::default(), limit: limits.per_source };
+    let turns = Turns::new();
     let mut handshakes = Handshakes { tasks: JoinSet::new(), oldest_first: VecDeque::new(), limits };
     loop {
         handshakes.make_room(&acceptor).await;
@@ -122,9 +123,9 @@ async fn accept_loop<L: Listener>(listener: L, acceptor: Acceptor, ready: mpsc::
             tracing::warn!(peer = %shown(address), "too many unfinished handshakes from this address; connection closed");
             continue;
         };
-        let finished = Arc::new(AtomicBool::new(false));
-        let handshake = one_handshake(acceptor.clone(), io, address, ready.clone(), source, finished.clone());
-        handshakes.start(handshake, address, finished);
+        let turn = turns.place();
+        let handshake = one_handshake(acceptor.clone(), io, address, ready.clone(), source, turn.clone());
+        handshakes.start(handshake, address, turn);
     }
 }
 
@@ -139,14 +140,13 @@ struct HalfOpen {
     task: AbortHandle,
     address: Option<SocketAddr>,
     since: Instant,
-    /// The handshake is done and its connection waits to be taken.
-    finished: Arc<AtomicBool>,
+    turn: Turn,
 }
 
 impl Handshakes {
-    fn start(&mut self, handshake: impl Future<Output = ()> + Send + 'static, address: Option<SocketAddr>, finished: Arc<AtomicBool>) {
+    fn start(&mut self, handshake: impl Future<Output = ()> + Send + 'static, address: Option<SocketAddr>, turn: Turn) {
         let task = self.tasks.spawn(handshake);
-        self.oldest_first.push_back(HalfOpen { task, address, since: Instant::now(), finished });
+        self.oldest_first.push_back(HalfOpen { task, address, since: Instant::now(), turn });
         if self.oldest_first.len() > 2 * self.limits.half_open {
             self.oldest_first.retain(|entry| !entry.task.is_finished());
         }
@@ -157,9 +157,9 @@ impl Handshakes {
         while self.tasks.try_join_next().is_some() {}
         while self.tasks.len() >= self.limits.half_open {
             self.oldest_first.retain(|entry| !entry.task.is_finished());
-            let idler = self.oldest_first.iter().find(|entry| !entry.finished.load(Ordering::Acquire));
+            let idler = self.oldest_first.iter().find(|entry| !entry.turn.is_ours());
             let Some(idler) = idler else {
-                self.tasks.join_next().await; // the server does not take its connections
+                self.tasks.join_next().await; // all wait for us
                 continue;
             };
             tokio::select! {
@@ -181,11 +181,11 @@ async fn one_handshake<IO: AsyncRead + AsyncWrite + Unpin>(
     address: Option<SocketAddr>,
     ready: mpsc::Sender<TlsConnection<IO>>,
     _source: Source,
-    finished: Arc<AtomicBool>,
+    turn: Turn,
 ) {
-    match acceptor.accept(io).await {
+    match acceptor.accept_in_turn(io, &turn).await {
         Ok(connection) => {
-            finished.store(true, Ordering::Release);
+            turn.waits_for_us(true);
             tracing::debug!(
                 peer = %shown(address),
                 node = connection.peer().map(|peer| peer.node_id.as_str()),

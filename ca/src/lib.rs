@@ -29,6 +29,7 @@ mod secret; // text that must not be seen
 mod security; // the configurations of this moment
 mod sni; // server names that are no names, on the local socket
 mod token; // join tokens
+mod turns; // whose handshake is computed now
 
 #[cfg(test)]
 mod genuine_tests;
@@ -49,7 +50,8 @@ pub use peer::{BadSubject, PeerIdentity};
 pub use provider::install_crypto_provider;
 pub use refused::Refused;
 pub use root::{
-    CaError, DEFAULT_LIFETIME, Issued, MANAGER_NAME, MIN_LIFETIME, ROOT_LIFETIME, ROOT_NAME, RootCa, Subject, WORKER_NAME, role_name,
+    CaError, CrossRequest, DEFAULT_LIFETIME, Issued, MANAGER_NAME, MIN_LIFETIME, ROOT_LIFETIME, ROOT_NAME, RootCa, Subject, WORKER_NAME,
+    role_name,
 };
 pub use roots::{BadIssue, BadRoots, IssuerId, RootBundle, Untrusted};
 pub use secret::{Secret, equal_in_constant_time};
