@@ -1,13 +1,16 @@
 //! The authority that signs node certificates.
 
+mod cross; // asking somebody else to cross-sign
+
 use crate::NodeRole;
 use crate::der::{BIT_STRING, INTEGER, OCTET_STRING, SEQUENCE, element, take, take_tag};
 use crate::key::{BadCsr, BadKey, NodeKey, public_key_of_request};
 use crate::roots::{BadRoots, RootBundle, certificate_pem};
 use crate::secret::Secret;
+pub use cross::CrossRequest;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType,
-    SerialNumber, SigningKey as _,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose,
+    SanType, SerialNumber, SigningKey as _,
 };
 use rustls::pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -48,6 +51,11 @@ pub enum CaError {
     SigningCertificate,
     #[error("the cross-signed certificate does not lead from the new root to the old one")]
     CrossCertificate,
+    #[error(
+        "the cross-signed certificate writes the new root's name otherwise than the new root does, so that nobody would find it; make the \
+         new root with the program that signs it, or let managers make one"
+    )]
+    CrossName,
     #[error("the life of the certificate asked for ends outside what X.509 can say; choose a shorter one")]
     Lifetime,
     #[error("signing failed: {0}")]
@@ -97,7 +105,9 @@ impl RootCa {
         let key = NodeKey::generate()?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, ROOT_NAME);
+        // As Go writes it, SwarmKit and CFSSL with it: whoever cross-signs this root writes its name anew, and must come to the same bytes.
+        let name = ROOT_NAME.try_into().map_err(|error: rcgen::Error| CaError::Sign(error.to_string()))?;
+        params.distinguished_name.push(DnType::CommonName, DnValue::PrintableString(name));
         params.serial_number = Some(random_serial());
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -126,6 +136,9 @@ impl RootCa {
         let signer = Signer::new(certificate.clone(), NodeKey::parse(new_key.expose())?, cross_pem.to_owned())?;
         if spki_of(&cross) != spki_of(certificate) || !old.certificates().iter().any(|root| is_signed_by(&cross, root)) {
             return Err(CaError::CrossCertificate);
+        }
+        if subject_of(&cross) != subject_of(certificate) {
+            return Err(CaError::CrossName);
         }
         Ok(Self { bundle: old.clone(), signer: Arc::new(signer) })
     }
@@ -298,6 +311,10 @@ const AUTHORITY_KEY_ID: &[u8] = &[0x06, 0x03, 0x55, 0x1d, 0x23];
 pub(crate) fn spki_of(certificate: &[u8]) -> Option<Vec<u8>> {
     let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
     Some(parsed.public_key().raw.to_vec())
+}
+
+fn subject_of(certificate: &[u8]) -> Option<&[u8]> {
+    Some(TbsParts::read(certificate)?.subject)
 }
 
 /// Whether the issuer's name and key fit.

@@ -32,6 +32,8 @@ fn a_root_is_as_swarmkit_makes_it() {
     let root = RootCa::generate(now()).unwrap();
     let (_, certificate) = X509Certificate::from_der(&root.bundle().certificates()[0]).unwrap();
     assert_eq!(certificate.subject().to_string(), "CN=swarm-ca");
+    let name = [b"\x30\x13\x31\x11\x30\x0f\x06\x03\x55\x04\x03\x13\x08".as_slice(), b"swarm-ca"].concat();
+    assert_eq!(certificate.subject().as_raw(), name, "a PrintableString, as Go writes it");
     assert!(certificate.is_ca());
     assert_eq!(certificate.basic_constraints().unwrap().unwrap().value.path_len_constraint, None);
     let usage = certificate.key_usage().unwrap().unwrap().value;
@@ -172,4 +174,34 @@ fn a_chain_is_refused_when_its_time_is_over() {
     root.bundle().verify(&chain, now() + Duration::from_secs(3500)).unwrap();
     assert!(root.bundle().verify(&chain, now() + Duration::from_secs(3700)).is_err());
     assert!(root.bundle().verify(&chain, now() - Duration::from_secs(3700)).is_err());
+}
+
+#[test]
+fn somebody_else_is_told_all_that_a_cross_signed_certificate_needs() {
+    let root = RootCa::generate(now()).unwrap();
+    let asked = root.cross_request().unwrap();
+    let key = public_key_of_request(asked.pem.as_bytes()).unwrap();
+    let der = rustls::pki_types::CertificateSigningRequestDer::from_pem_slice(asked.pem.as_bytes()).unwrap();
+    let (_, request) = x509_parser::certification_request::X509CertificationRequest::from_der(&der).unwrap();
+    let issuer = root.bundle().issuer();
+    assert_eq!(rcgen::PublicKeyData::subject_public_key_info(&key), issuer.public_key);
+    assert_eq!(request.certification_request_info.subject.as_raw(), issuer.subject);
+    assert_eq!(asked.name, [("CN", ROOT_NAME.to_owned())]);
+    assert_eq!((asked.constraints.as_slice(), asked.constraints_critical), ([0x30, 3, 1, 1, 0xff].as_slice(), true));
+}
+
+#[test]
+fn a_cross_signed_certificate_with_the_name_in_other_bytes_is_told_from_one_that_leads_nowhere() {
+    let (old, new) = (RootCa::generate(now()).unwrap(), RootCa::generate(now()).unwrap());
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, ROOT_NAME); // as UTF8String
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let signed_by = |root: &RootCa| {
+        let issuer = Issuer::from_ca_cert_der(&root.signer.certificate, root.signer.key.pair()).unwrap();
+        certificate_pem(params.signed_by(new.signer.key.pair(), &issuer).unwrap().der())
+    };
+    let rotate = |cross: &str| RootCa::during_rotation(old.bundle(), new.bundle().pem(), &new.key_pem(), cross).unwrap_err();
+    assert_eq!(rotate(&signed_by(&old)), CaError::CrossName);
+    assert_eq!(rotate(&signed_by(&new)), CaError::CrossCertificate);
 }
