@@ -76,9 +76,10 @@ impl NodeParts {
         self.config.data_dir.join("agent/managers.json")
     }
 
-    /// Removes the manager's store. Repeats without harm.
+    /// Removes the manager's store, and the mark of how far it had come. Repeats without harm.
     pub fn erase_raft(&self) -> Result<()> {
-        remove_dir(&self.raft_dir())
+        remove(&self.raft_dir())?;
+        remove(&self.raft_dir().with_extension("mark"))
     }
 
     /// Removes identity and cluster state. Repeats without harm.
@@ -88,7 +89,7 @@ impl NodeParts {
         self.erase_raft()?;
         for entry in std::fs::read_dir(&self.config.data_dir).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(BESIDE_RAFT) {
-                remove_dir(&entry.path())?;
+                remove(&entry.path())?;
             }
         }
         // The managers of one cluster are strangers to the next.
@@ -103,10 +104,12 @@ impl NodeParts {
     }
 }
 
-fn remove_dir(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
+/// A file, or a directory with all that is in it.
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    match removed {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", dir.display()))
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
         }
         _ => Ok(()),
     }

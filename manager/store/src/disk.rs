@@ -6,6 +6,7 @@
 //! raft/log/0000000000000007.seg segments, preallocated and recycled; frames chained by their tags
 //! raft/log/spare                the next segment, ready or being zeroed
 //! raft/snapshot/12-900.snap     the newest snapshot
+//! raft.mark                     how far all that had come, so that it is noticed when it is put back as a whole
 //! ```
 //!
 //! Everything here blocks; `raft` calls it from threads of its own.
@@ -14,7 +15,9 @@ pub(crate) mod frame;
 pub(crate) mod key;
 pub(crate) mod keys;
 pub(crate) mod log;
+pub(crate) mod mark;
 pub(crate) mod segment;
+pub(crate) mod slot;
 pub(crate) mod snapshot;
 pub(crate) mod spare;
 pub(crate) mod state;
@@ -42,6 +45,12 @@ pub enum DiskError {
          or remove it and join this node to the cluster again", .path.display()
     )]
     MissingFile { path: PathBuf },
+    #[error(
+        "{} was put back to an earlier state: {what} when {} was written last. It may have forgotten what it acknowledged and for whom it \
+         voted. Remove both and join this node to the cluster again. If there is no other manager and the loss is known and meant, \
+         remove {} alone and start again", .path.display(), .mark.display(), .mark.display()
+    )]
+    PutBack { path: PathBuf, mark: PathBuf, what: &'static str },
     #[error("{} cannot be read with this data key; put back the file `dek` that belongs to it", .path.display())]
     WrongKey { path: PathBuf },
     #[error("{} was written by a newer version of skep (format {format}); start that version again", .path.display())]
@@ -80,6 +89,19 @@ pub(crate) fn failed<'a>(step: &'static str, path: &'a Path) -> impl FnOnce(io::
 pub(crate) fn sync_dir(path: &Path) -> Result<(), DiskError> {
     counted_sync();
     File::open(path).and_then(|dir| dir.sync_all()).map_err(failed("sync the directory", path))
+}
+
+/// The name of a directory with something behind it.
+pub(crate) fn beside(dir: &Path, suffix: &str) -> PathBuf {
+    let mut name = dir.file_name().unwrap_or_default().to_owned();
+    name.push(".");
+    name.push(suffix);
+    dir.with_file_name(name)
+}
+
+/// Makes the name of a file or directory durable.
+pub(crate) fn sync_parent(path: &Path) -> Result<(), DiskError> {
+    sync_dir(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
 }
 
 static SYNCS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);

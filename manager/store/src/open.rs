@@ -4,6 +4,7 @@ use crate::config::{MIN_SEGMENT_BYTES, StoreConfig};
 use crate::disk::key::DataKey;
 use crate::disk::keys::Keys;
 use crate::disk::log::{DirLock, Log};
+use crate::disk::mark;
 use crate::disk::snapshot::SnapshotDir;
 use crate::disk::state::StateFile;
 use crate::disk::{DiskError, failed};
@@ -52,13 +53,17 @@ impl Opened {
                 return Err(DiskError::MissingFile { path: state_path }.into());
             }
             None => match make {
-                Some(raft_id) => StateFile::create(&state_path, &keys, raft_id)?,
+                Some(raft_id) => {
+                    mark::forget(dir)?; // of a store that was here before
+                    StateFile::create(&state_path, &keys, raft_id)?
+                }
                 None => return Err(StoreError::Empty { dir: dir.clone() }),
             },
         };
         let raft_id = state.state().raft_id;
         let mut log = Log::open(&dir.join("log"), &keys, state, config.segment_bytes.max(MIN_SEGMENT_BYTES), config.cache_bytes)?;
         log.hold(lock);
+        mark::check(dir, &keys, log.votes())?;
         let (head, tables, parts) = Machine::load(SnapshotDir::open(&dir.join("snapshot"), &keys)?, log.shared())?;
         check_gap(&log, head.as_ref().and_then(|head| head.last).map(|id| id.index), &dir.join("snapshot"))?;
         let view = View::from(tables.clone());
@@ -76,6 +81,7 @@ impl Opened {
             needed.write(&file, config.unlock.as_ref().filter(|_| locked))?;
             keys.become_those(&needed);
         }
+        log.keep_mark(dir);
         Ok(Self { log, raft_id, keys, machine, published })
     }
 }

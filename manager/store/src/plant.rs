@@ -9,9 +9,10 @@ use crate::config::{MIN_SEGMENT_BYTES, StoreConfig};
 use crate::disk::key::DataKey;
 use crate::disk::keys::Keys;
 use crate::disk::log::{self, Log};
+use crate::disk::mark;
 use crate::disk::snapshot::{self, SnapshotDir, SnapshotHead};
 use crate::disk::state::StateFile;
-use crate::disk::{DiskError, failed, sync_dir};
+use crate::disk::{DiskError, beside, failed, sync_dir, sync_parent};
 use crate::error::StoreError;
 use crate::group::{self, MemberStatus};
 use crate::open::{KEY_FILE, check_gap, find_keys, lock};
@@ -78,25 +79,14 @@ fn sow(dir: &Path, seed: Seed<'_>) -> Result<(), DiskError> {
 }
 
 /// An empty directory beside `dir`; what a crash left there goes.
-fn beside(dir: &Path, suffix: &str) -> Result<PathBuf, DiskError> {
-    let path = named_beside(dir, suffix);
+fn empty_beside(dir: &Path, suffix: &str) -> Result<PathBuf, DiskError> {
+    let path = beside(dir, suffix);
     match std::fs::remove_dir_all(&path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
         Ok(()) | Err(_) => {}
     }
     DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed("create the directory", &path))?;
     Ok(path)
-}
-
-fn named_beside(dir: &Path, suffix: &str) -> PathBuf {
-    let mut name = dir.file_name().unwrap_or_default().to_owned();
-    name.push(".");
-    name.push(suffix);
-    dir.with_file_name(name)
-}
-
-fn sync_parent(dir: &Path) -> Result<(), DiskError> {
-    sync_dir(dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))
 }
 
 pub(crate) fn restore(
@@ -111,10 +101,11 @@ pub(crate) fn restore(
         return Err(StoreError::Exists { dir: dir.clone() });
     }
     let (_, tables) = backup::read(&mut backup, key)?;
-    let new = beside(dir, "restoring")?;
+    let new = empty_beside(dir, "restoring")?;
     let keys = new_keys(config, &new, config.unlock.as_ref())?;
     sow(&new, Seed { raft_id, member, term: 1, index: 1, keys: &keys, tables: &tables })?;
     skep_failpoint::failpoint!("store.restore.sown");
+    mark::forget(dir)?;
     // A lock file may be there from a try to open it; anything else makes the renaming fail, which is right.
     let _ = std::fs::remove_file(dir.join("lock"));
     std::fs::rename(&new, dir).map_err(failed("put the restored store in place at", dir))?;
@@ -140,14 +131,15 @@ pub(crate) fn recover(config: &StoreConfig, raft_id: RaftId, member: Member) -> 
     }
     let _lock = lock(dir)?;
     let remains = exhume(config, &find_keys(config)?)?;
-    let new = beside(dir, "recovering")?;
+    let new = empty_beside(dir, "recovering")?;
     let keys = new_keys(config, &new, sealed_by(config)?)?;
     // Behind everything the old group can have written, so that an old leader's entries are never taken for newer ones.
     let index = remains.last.map_or(0, |last| last.index) + 1;
     sow(&new, Seed { raft_id, member, term: remains.term + 1, index, keys: &keys, tables: &remains.tables })?;
     skep_failpoint::failpoint!("store.recover.sown");
-    let old = (1..).map(|number| named_beside(dir, &format!("before-recovery-{number}"))).find(|path| !path.exists());
+    let old = (1..).map(|number| beside(dir, &format!("before-recovery-{number}"))).find(|path| !path.exists());
     let old = old.expect("numbers do not end");
+    mark::forget(dir)?;
     // First the new store takes the name that the old one will have, then they change places in one step.
     std::fs::rename(&new, &old).map_err(failed("rename the new store to", &old))?;
     skep_failpoint::failpoint!("store.recover.renamed");

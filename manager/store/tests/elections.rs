@@ -359,11 +359,14 @@ async fn a_leader_that_lost_its_last_writes_does_not_write_others_in_their_place
         let (dir, image) = (cluster.dir.path().join(id.to_string()), cluster.dir.path().join("image"));
         let copied = std::process::Command::new("cp").arg("-a").arg(&dir).arg(&image).status().unwrap();
         assert!(copied.success());
+        let mark = cluster.dir.path().join(format!("{id}.mark"));
+        let marked = std::fs::read(&mark).unwrap();
         cluster.isolate(id);
         cluster.stop(id).await;
         drop(leader);
         std::fs::remove_dir_all(&dir).unwrap();
         std::fs::rename(&image, &dir).unwrap();
+        std::fs::write(&mark, marked).unwrap();
         if round % 2 == 0 {
             // Back before anybody else was elected: it must not go on where it was.
             cluster.net.heal();

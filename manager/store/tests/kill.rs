@@ -16,6 +16,7 @@ fn config(dir: &Path) -> StoreConfig {
 }
 
 async fn open_or_bootstrap(dir: &Path) -> Store {
+    let dir = &dir.join("raft");
     match Store::open(config(dir), Arc::new(Alone)).await {
         Ok(store) => {
             store.wait_leader(Duration::from_secs(20)).await.unwrap();
@@ -119,7 +120,7 @@ async fn every_acknowledged_proposal_survives_kill_9() {
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn every_failpoint_leaves_a_store_that_opens() {
-    const POINTS: [(&str, usize); 21] = [
+    const POINTS: [(&str, usize); 24] = [
         ("store.key.written", 1),
         ("store.state.created", 1),
         ("store.state.copy", 1),
@@ -129,6 +130,9 @@ async fn every_failpoint_leaves_a_store_that_opens() {
         ("store.bootstrap.initialize", 1),
         ("store.roll.written", 2),
         ("store.roll.renamed", 2),
+        ("store.mark.copy", 1),
+        ("store.mark.copy", 2),
+        ("store.mark.copy", 5),
         ("store.vote.before", 1),
         ("store.vote.after", 1),
         ("store.append.before", 30),

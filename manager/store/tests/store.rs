@@ -175,3 +175,115 @@ async fn a_snapshot_that_is_gone_is_missed_once_the_log_was_cut_for_it() {
     let says = refused(dir.path()).await;
     assert!(says.contains("snap") && says.contains("missing"), "{says}");
 }
+
+/// The directory `raft` and all that is in it, elsewhere.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for file in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(file.file_name());
+        if file.file_type().unwrap().is_dir() {
+            copy(&file.path(), &to);
+        } else {
+            std::fs::copy(file.path(), to).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_put_back_as_a_whole_is_refused_with_its_place_and_a_cure() {
+    let dir = tempfile::tempdir().unwrap();
+    let (raft, early, late) = (dir.path().join("raft"), dir.path().join("early"), dir.path().join("late"));
+    let store = bootstrap(config(dir.path())).await;
+    store.propose(vec![Action::Create(node(1))]).await.unwrap();
+    store.shutdown().await;
+    drop(store);
+    copy(&raft, &early);
+    let store = Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap();
+    store.wait_leader(std::time::Duration::from_secs(10)).await.unwrap();
+    store.propose(vec![Action::Create(node(2))]).await.unwrap();
+    let hash = store.state_hash();
+    store.shutdown().await;
+    drop(store);
+    copy(&raft, &late);
+
+    std::fs::remove_dir_all(&raft).unwrap();
+    copy(&early, &raft);
+    let says = refused(dir.path()).await;
+    println!("{says}");
+    assert!(
+        says.contains(raft.to_str().unwrap()) && says.contains("put back") && says.contains("raft.mark") && says.contains("join"),
+        "{says}"
+    );
+    // What belongs there is taken again.
+    std::fs::remove_dir_all(&raft).unwrap();
+    copy(&late, &raft);
+    let store = Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap();
+    store.wait_leader(std::time::Duration::from_secs(10)).await.unwrap();
+    assert_eq!(store.state_hash(), hash);
+    store.shutdown().await;
+    drop(store);
+    // The cure for an only manager: the loss is accepted in so many words.
+    std::fs::remove_dir_all(&raft).unwrap();
+    copy(&early, &raft);
+    std::fs::remove_file(dir.path().join("raft.mark")).unwrap();
+    let store = Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap();
+    store.wait_leader(std::time::Duration::from_secs(10)).await.unwrap();
+    assert_eq!(store.view().nodes().count(), 1);
+    store.shutdown().await;
+    drop(store);
+    // The cure for a member: a store made anew does not mind the old mark.
+    std::fs::remove_dir_all(&raft).unwrap();
+    let store = bootstrap(config(dir.path())).await;
+    store.shutdown().await;
+    drop(store);
+    Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap().shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_snapshot_is_refused_under_any_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = || StoreConfig { segment_bytes: 128 * 1024, snapshot_entries: 1_000_000, keep_entries: 2, ..config(dir.path()) };
+    let snapshots = dir.path().join("raft/snapshot");
+    let store = bootstrap(config()).await;
+    let mut older = None;
+    for round in 0..2 {
+        for n in 0..150 {
+            let number = 150 * round + n;
+            store.propose(vec![Action::Create(secret(number, &number.to_string(), 2_000))]).await.unwrap();
+        }
+        let before = store.status().snapshot_index;
+        store.trigger_snapshot().await.unwrap();
+        while store.status().snapshot_index == before {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        if round == 0 {
+            let file = only_file(&snapshots, "snap");
+            older = Some((std::fs::read(&file).unwrap(), file));
+        }
+    }
+    // Some sixty entries each: the two last begin behind the older snapshot.
+    let segments = || {
+        let files = std::fs::read_dir(dir.path().join("raft/log")).unwrap();
+        files.filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|extension| extension == "seg")).count()
+    };
+    while segments() > 2 {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    store.shutdown().await;
+    drop(store);
+    let (bytes, older) = older.unwrap();
+    let newest = only_file(&snapshots, "snap");
+    assert_ne!(older, newest);
+    let intact = std::fs::read(&newest).unwrap();
+    std::fs::write(&newest, &bytes).unwrap();
+    let says = refused(dir.path()).await;
+    assert!(says.contains(newest.to_str().unwrap()) && says.contains("another snapshot"), "{says}");
+    // With its own name it lacks what the log was cut for.
+    std::fs::remove_file(&newest).unwrap();
+    std::fs::write(&older, bytes).unwrap();
+    let says = refused(dir.path()).await;
+    assert!(says.contains("snap") && says.contains("missing"), "{says}");
+    std::fs::remove_file(&older).unwrap();
+    std::fs::write(&newest, intact).unwrap();
+    Store::open(config(), Arc::new(Alone)).await.unwrap().shutdown().await;
+}

@@ -16,6 +16,7 @@ use self::replay::list;
 use super::frame::{FrameKind, frame_size, write_frame};
 use super::key::Tag;
 use super::keys::Keys;
+use super::mark::{Mark, Reached};
 use super::segment::{self, Segment};
 use super::spare::Readiness;
 use super::state::StateFile;
@@ -61,6 +62,8 @@ pub(crate) struct Log {
     buffer: Vec<u8>,
     /// Nobody else opens the directory while we may write to it.
     lock: Option<DirLock>,
+    /// Tells those who open it later how far it has come.
+    pub(super) mark: Option<Mark>,
 }
 
 /// The lock on the store's directory.
@@ -86,6 +89,7 @@ impl Log {
             shared,
             buffer: Vec::new(),
             lock: None,
+            mark: None,
         };
         log.check_numbers(&numbers)?;
         log.replay(&numbers)?;
@@ -114,6 +118,21 @@ impl Log {
         self.state.state().raft_id
     }
 
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
+    }
+
+    /// How often the vote was written.
+    pub(crate) fn votes(&self) -> u64 {
+        self.state.writes()
+    }
+
+    /// Where everything durable ends.
+    pub(super) fn reached(&self) -> Reached {
+        let segment = self.held.back().map_or(0, |held| held.segment.number);
+        Reached { segment, end: self.end, tag: self.tag, votes: self.votes() }
+    }
+
     /// Notes and tells what is on the disk now.
     fn set_last(&mut self, last: Option<LogId>) {
         self.last = last;
@@ -125,6 +144,7 @@ impl Log {
         skep_failpoint::failpoint!("store.vote.before");
         self.state.set_vote(vote)?;
         skep_failpoint::failpoint!("store.vote.after");
+        self.note_mark(true);
         Ok(())
     }
 
@@ -178,6 +198,7 @@ impl Log {
     /// Goes on with the current key.
     pub(crate) fn reseal(&mut self) -> Result<(), DiskError> {
         self.state.reseal(&self.keys)?;
+        self.reseal_mark();
         skep_failpoint::failpoint!("store.reseal.state");
         // Without waiting for space: the next segment has the new key in any case.
         if matches!(self.shared.spare.ensure(None), Readiness::Ready) { self.roll() } else { Ok(()) }
@@ -196,6 +217,7 @@ impl Log {
     pub(crate) fn close(&mut self) -> Result<(), DiskError> {
         self.shared.spare.settle();
         self.write(FrameKind::Closed, &[])?;
+        self.settle_mark();
         Ok(())
     }
 
@@ -250,6 +272,7 @@ impl Log {
             self.buffer = Vec::new();
         }
         self.publish_room();
+        self.note_mark(false);
         Ok(offset)
     }
 
@@ -274,6 +297,7 @@ impl Log {
         self.end = bytes.len() as u64;
         self.size = self.segment_bytes;
         self.tag = tag;
+        self.settle_mark();
         self.shared.spare.ensure(self.pool.pop());
         Ok(())
     }

@@ -50,6 +50,16 @@ pub(crate) fn segment_number(name: &str) -> Option<u64> {
     u64::from_str_radix(digits, 16).ok()
 }
 
+/// The highest number of a segment in the directory.
+pub(crate) fn newest(dir: &Path) -> Result<Option<u64>, DiskError> {
+    let mut newest = None;
+    for file in std::fs::read_dir(dir).map_err(failed("list", dir))? {
+        let name = file.map_err(failed("list", dir))?.file_name();
+        newest = newest.max(name.to_str().and_then(segment_number));
+    }
+    Ok(newest)
+}
+
 /// The first bytes of a new segment and the key of its frames. Each segment has a key of its own, so that random
 /// nonces cannot run out.
 pub(crate) fn preface(keys: &Keys, number: u64, size: u64) -> (Vec<u8>, SealKey) {

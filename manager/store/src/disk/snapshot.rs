@@ -323,6 +323,16 @@ impl SnapshotDir {
         Ok(self.all()?.pop())
     }
 
+    /// Reads it in full. An older one under its name is refused.
+    pub(crate) fn load_newest(&self) -> Result<Option<(PathBuf, SnapshotHead, Tables)>, DiskError> {
+        let Some(path) = self.newest()? else { return Ok(None) };
+        let (head, tables) = load(&path, &self.keys)?;
+        if head.last.map(|last| self.path(last)).as_ref() != Some(&path) {
+            return Err(DiskError::Corrupt { path, offset: 0, what: "it is another snapshot than its name says" });
+        }
+        Ok(Some((path, head, tables)))
+    }
+
     fn all(&self) -> Result<Vec<PathBuf>, DiskError> {
         let mut found = Vec::new();
         for file in std::fs::read_dir(&self.dir).map_err(failed("list", &self.dir))? {

@@ -4,10 +4,10 @@
 //! not answered for yet, and later damage to one leaves the other. Overwriting needs no space, so a vote is possible
 //! on a full disk.
 
-use super::key::{NONCE_BYTES, SealKey, TAG_BYTES, random};
+use super::key::SealKey;
 use super::keys::Keys;
+use super::slot::{SLOT, read_slot, write_slot};
 use super::{DiskError, counted_sync, failed, sync_dir};
-use crate::codec;
 use crate::raft::types::Vote;
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -15,10 +15,8 @@ use std::io::ErrorKind;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// A slot is larger than any sector, so that writing one cannot hurt the other.
-const SLOT: usize = 4096;
 const MAGIC: [u8; 4] = *b"SKST";
-const BOUND: usize = 32;
+const WHAT: &str = "vote";
 
 /// What is kept besides log and snapshot.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,7 +73,7 @@ impl StateFile {
         let mut newest: Option<HardState> = None;
         for slot in bytes.chunks(SLOT) {
             // Written with whatever key was the current one then: here none is marked as needed.
-            if let Some(state) = keys.each(b"state", b"").iter().find_map(|key| read_slot(key, slot))
+            if let Some(state) = keys.each(b"state", b"").iter().find_map(|key| read(key, slot))
                 && newest.as_ref().is_none_or(|newest| newest.counter < state.counter)
             {
                 newest = Some(state);
@@ -86,7 +84,7 @@ impl StateFile {
             return Err(DiskError::Corrupt { path: path.to_owned(), offset: 0, what });
         };
         let mut opened = Self { file, path: path.to_owned(), key: keys.derive(b"state", b""), state };
-        if bytes.len() != 2 * SLOT || bytes.chunks(SLOT).any(|slot| read_slot(&opened.key, slot).as_ref() != Some(&opened.state)) {
+        if bytes.len() != 2 * SLOT || bytes.chunks(SLOT).any(|slot| read(&opened.key, slot).as_ref() != Some(&opened.state)) {
             tracing::warn!(file = %path.display(), "a copy of the vote was damaged, old or sealed with a former key; written anew");
             opened.save()?;
         }
@@ -95,6 +93,11 @@ impl StateFile {
 
     pub(crate) fn state(&self) -> &HardState {
         &self.state
+    }
+
+    /// How often it was written; only ever more.
+    pub(crate) fn writes(&self) -> u64 {
+        self.state.counter
     }
 
     /// Durable when this returns.
@@ -117,7 +120,7 @@ impl StateFile {
 
     fn save(&mut self) -> Result<(), DiskError> {
         self.state.counter += 1;
-        let slot = write_slot(&self.key, &self.state)?;
+        let slot = write_slot(MAGIC, WHAT, &self.key, &self.state)?;
         for copy in 0..2 {
             self.file.write_all_at(&slot, copy * SLOT as u64).map_err(failed("write", &self.path))?;
             counted_sync();
@@ -128,28 +131,8 @@ impl StateFile {
     }
 }
 
-fn write_slot(key: &SealKey, state: &HardState) -> Result<Vec<u8>, DiskError> {
-    let payload = codec::encode("vote", state)?;
-    let mut slot = Vec::with_capacity(SLOT);
-    let nonce: [u8; NONCE_BYTES] = random();
-    slot.extend_from_slice(&MAGIC);
-    slot.extend_from_slice(&u32::try_from(payload.len()).expect("a vote is small").to_le_bytes());
-    slot.extend_from_slice(&nonce);
-    slot.resize(BOUND, 0);
-    let bound = slot.clone();
-    slot.extend_from_slice(&payload);
-    key.seal(nonce, &bound, &mut slot, BOUND);
-    slot.resize(SLOT, 0);
-    Ok(slot)
-}
-
-fn read_slot(key: &SealKey, slot: &[u8]) -> Option<HardState> {
-    let bound = slot.get(..BOUND).filter(|bound| bound.starts_with(&MAGIC))?.to_vec();
-    let length = u32::from_le_bytes(bound[4..8].try_into().ok()?) as usize;
-    let nonce = bound[8..8 + NONCE_BYTES].try_into().ok()?;
-    let mut sealed = slot.get(BOUND..BOUND + length + TAG_BYTES)?.to_vec();
-    let plain = key.open(nonce, &bound, &mut sealed)?;
-    codec::decode("vote", plain).ok()
+fn read(key: &SealKey, slot: &[u8]) -> Option<HardState> {
+    read_slot(MAGIC, WHAT, key, slot)
 }
 
 #[cfg(test)]

@@ -136,13 +136,9 @@ fn meta(last: Option<LogId>, membership: &Membership) -> SnapshotMeta {
 impl Machine {
     /// Loads the newest snapshot, if there is one. Blocking.
     pub(crate) fn load(snapshots: SnapshotDir, log: Arc<LogShared>) -> Result<(Option<SnapshotHead>, Tables, MachineParts), DiskError> {
-        let path = snapshots.newest()?;
-        let (head, tables) = match &path {
-            None => (None, Tables::new()),
-            Some(path) => {
-                let (head, tables) = snapshot::load(path, &snapshots.keys)?;
-                (Some(head), tables)
-            }
+        let (path, head, tables) = match snapshots.load_newest()? {
+            None => (None, None, Tables::new()),
+            Some((path, head, tables)) => (Some(path), Some(head), tables),
         };
         snapshots.tidy()?;
         Ok((head, tables, MachineParts { path, snapshots, log }))
