@@ -11,9 +11,10 @@
 //! * one that follows the leadership, and per term of leading:
 //!   * `drive`: the deciders of `skep-plan`, asked one after the other, each proposal committed before the next question;
 //!   * `dispatcher`: three, for events to agents, writes from agents, and missed heartbeats;
+//!   * `netstate`: what nodes have to know of networks, and have done about it;
 //!   * `ca`: lets nodes in, signs certificates, moves nodes to a new root;
 //!   * `roles`: promotes and demotes.
-//! * Streams (sessions, assignments, logs, watches) have no tasks: they are polled by their connections and end with them.
+//! * Streams (sessions, assignments, networks, logs, watches) have no tasks: they are polled by their connections and end with them.
 //!
 //! Channels: one per log subscription, bounded, the publisher waits; all else is "look at the state again" by `Notify`.
 //! Decisions are not made here but in `skep-plan`; what is written is kept by `skep-store`.
@@ -30,6 +31,7 @@ mod forward; // calls that only the leader answers
 mod health; // is this manager well
 mod logs; // log lines from agents to clients
 mod manager; // starting, leading, stopping
+mod netstate; // networks that span hosts, as nodes have to know them
 mod peers; // the other managers
 mod resource; // networks for containers outside services
 mod roles; // who is a manager

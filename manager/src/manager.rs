@@ -7,6 +7,7 @@ use crate::dispatcher::Dispatcher;
 use crate::drive::{DriveError, Term, chain, drive};
 use crate::forward::Forwarder;
 use crate::health::{CONTROL_API, HealthService, RAFT};
+use crate::netstate;
 use crate::peers::{self, LeaveError, PeerTransport};
 use crate::roles;
 use crate::routes::routes;
@@ -177,6 +178,7 @@ async fn lead(shared: &Arc<Shared>, dispatcher: &Arc<Dispatcher>, stop: &Cancell
     loops.spawn(dispatcher.clone().run(term.clone()));
     loops.spawn(drive(shared.clone(), term.clone()));
     loops.spawn(ca::run(shared.clone(), term.clone()));
+    loops.spawn(netstate::run(shared.clone(), term.clone()));
     loops.spawn(roles::run(shared.clone(), term));
     while let Some(ended) = loops.join_next().await {
         // The first to end takes the others with it.

@@ -8,10 +8,12 @@ use crate::dispatcher::{Dispatcher, DispatcherService};
 use crate::forward::{Forwarded, Forwarder};
 use crate::health::HealthService;
 use crate::logs::LogService;
+use crate::netstate::NetworkStateService;
 use crate::peers::{MAX_RAFT_MESSAGE, MembershipService, RaftService};
 use crate::resource::ResourceService;
 use crate::shared::Shared;
 use crate::watch::WatchService;
+use skep_proto::skep::network_state_server::NetworkStateServer;
 use skep_proto::skep::{membership_server::MembershipServer, raft_server::RaftServer};
 use skep_proto::v1;
 use std::sync::Arc;
@@ -61,6 +63,7 @@ pub(crate) fn routes(
     leader!(v1::logs_server::LogsServer::new(logs.clone()));
     leader!(v1::log_broker_server::LogBrokerServer::new(logs));
     leader!(v1::resource_allocator_server::ResourceAllocatorServer::new(ResourceService));
+    leader!(NetworkStateServer::new(NetworkStateService::new(shared())));
     here!(v1::watch_server::WatchServer::new(WatchService::new(shared())));
     here!(v1::health_server::HealthServer::new(health));
     if door == Door::Remote {

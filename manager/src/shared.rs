@@ -6,6 +6,7 @@ use crate::ca::Desk;
 use crate::control::errors;
 use crate::logs::Broker;
 use crate::manager::ManagerConfig;
+use crate::netstate::NetworkStates;
 use crate::peers::{Group, PeerTransport};
 use skep_ca::SecurityConfig;
 use skep_store::{Clock, Feed, ProposeError, Store, View};
@@ -45,6 +46,7 @@ pub(crate) struct Shared {
     pub ca: Desk,
     pub transport: Arc<PeerTransport>,
     pub group: Group,
+    pub netstate: NetworkStates,
     pub revocations: Arc<Revocations>,
     /// Seconds that a node may be down before its tasks count as lost.
     pub orphan_after: AtomicU64,
@@ -65,6 +67,7 @@ impl Shared {
             ca: Desk::default(),
             transport: config.transport,
             group: Group::new(members),
+            netstate: NetworkStates::default(),
             revocations: Arc::default(),
             orphan_after: AtomicU64::new(skep_plan::NODE_DOWN_PERIOD.as_secs()),
             stop,
@@ -92,6 +95,19 @@ impl Shared {
         let version = self.propose(actions).await.map_err(errors::propose)?;
         skep_failpoint::failpoint!("manager.control.committed");
         Ok(version)
+    }
+
+    /// The address others know a node by. An agent beside a manager reaches it over loopback, through whichever manager leads.
+    pub(crate) fn outer_addr(&self, node: &NodeId, addr: IpAddr) -> IpAddr {
+        if !addr.is_loopback() {
+            return addr;
+        }
+        if *node == self.local.id {
+            return self.local.addr;
+        }
+        let managers = self.managers();
+        let manager = managers.iter().find(|manager| manager.node == *node);
+        manager.and_then(|manager| manager.addr.parse::<SocketAddr>().ok()).map_or(addr, |addr| addr.ip())
     }
 
     pub(crate) fn orphan_after(&self) -> Duration {

@@ -132,6 +132,16 @@ pub struct ManagerStatus {
     pub reachability: Reachability,
 }
 
+/// How the other nodes reach a node in networks that span hosts.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct NodeOverlay {
+    /// Its number among its peers, unique in the cluster, 1 or more; 0 = not given yet.
+    pub index: u32,
+    /// IP address for VXLAN.
+    pub underlay: String,
+}
+
 /// A machine of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
@@ -156,6 +166,10 @@ pub struct Node {
     /// VXLAN UDP port; 0 = 4789.
     #[serde(default)]
     pub vxlan_port: u32,
+    /// `None`: it never asked for the state of networks, as workers of the original, and is nobody's peer. Not on the
+    /// original's wire.
+    #[serde(default)]
+    pub overlay: Option<NodeOverlay>,
 }
 
 impl Node {
@@ -171,6 +185,7 @@ impl Node {
             role: NodeRole::default(),
             attachments: Vec::new(),
             vxlan_port: 0,
+            overlay: None,
         }
     }
 

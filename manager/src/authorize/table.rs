@@ -40,7 +40,7 @@ const RULES: &[(&str, Rule)] = &[
 ];
 
 /// The same for what is ours.
-const OWN_RULES: &[(&str, Rule)] = &[("Raft/", Rule::Peer), ("Membership/", Rule::Manager)];
+const OWN_RULES: &[(&str, Rule)] = &[("Raft/", Rule::Peer), ("Membership/", Rule::Manager), ("NetworkState/", Rule::ManagerOrWorker)];
 
 /// Calls that live long: they end when the right to make them does.
 const STREAMS: &[&str] = &[
@@ -52,6 +52,9 @@ const STREAMS: &[&str] = &[
     "LogBroker/PublishLogs",
     "Watch/Watch",
 ];
+
+/// The same of ours.
+const OWN_STREAMS: &[&str] = &["NetworkState/Follow"];
 
 /// The rule for a gRPC path; `None` for a method that has none, which nobody may call.
 pub(crate) fn rule_for(path: &str) -> Option<Rule> {
@@ -67,7 +70,8 @@ pub(crate) fn rule_for(path: &str) -> Option<Rule> {
 
 /// Whether the method has a stream in either direction.
 pub(crate) fn is_stream(path: &str) -> bool {
-    path.strip_prefix("/docker.swarmkit.v1.").is_some_and(|method| STREAMS.contains(&method))
+    let is_one = |prefix: &str, streams: &[&str]| path.strip_prefix(prefix).is_some_and(|method| streams.contains(&method));
+    is_one("/docker.swarmkit.v1.", STREAMS) || is_one("/skep.v1.", OWN_STREAMS)
 }
 
 #[cfg(test)]
@@ -95,6 +99,29 @@ mod tests {
         assert!(methods > 55, "{methods}");
     }
 
+    /// Of what is ours, the services with a rule are on the cluster's port; the others are on the local socket only.
+    #[test]
+    fn every_method_of_ours_on_the_cluster_s_port_ends_with_the_right_to_it_if_it_lives_long() {
+        let proto = include_str!("../../../api/proto/proto/skep/v1/skep.proto");
+        let (mut service, mut streams) = (String::new(), 0);
+        for line in proto.lines() {
+            let mut words = line.split_whitespace();
+            match words.next() {
+                Some("service") => service = words.next().unwrap().to_owned(),
+                Some("rpc") => {
+                    let method = words.next().unwrap().split('(').next().unwrap();
+                    let path = format!("/skep.v1.{service}/{method}");
+                    if rule_for(&path).is_some() {
+                        assert_eq!(is_stream(&path), line.contains("stream "), "{path}");
+                        streams += usize::from(is_stream(&path));
+                    }
+                }
+                _ => {}
+            }
+        }
+        assert!(streams > 0);
+    }
+
     #[test]
     fn what_is_not_in_the_table_may_be_called_by_nobody() {
         assert_eq!(rule_for("/docker.swarmkit.v1.CA/Other"), None);
@@ -103,6 +130,7 @@ mod tests {
         assert_eq!(rule_for("/skep.v1.LocalImages/List"), None);
         assert_eq!(rule_for("/skep.v1.Raft/Call"), Some(Rule::Peer));
         assert_eq!(rule_for("/skep.v1.Membership/Join"), Some(Rule::Manager));
+        assert_eq!(rule_for("/skep.v1.NetworkState/Follow"), Some(Rule::ManagerOrWorker));
         assert_eq!(rule_for("/docker.swarmkit.v1.Control/CreateService"), Some(Rule::Manager));
         assert_eq!(rule_for("/docker.swarmkit.v1.Dispatcher/Session"), Some(Rule::ManagerOrWorker));
     }

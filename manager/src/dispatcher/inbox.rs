@@ -8,7 +8,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// A message is sent at once when this many changes wait (`SK/manager/dispatcher/dispatcher.go`, `modificationBatchLimit`).
-const BATCH: usize = 100;
+pub(crate) const BATCH: usize = 100;
 /// The longest a change waits for company (`batchingWaitTime`).
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
 /// Silence that each sent change costs: one change may follow another after a millisecond, a hundred after a hundred.
@@ -96,7 +96,7 @@ impl Inbox {
 }
 
 /// Until when to be quiet after sending this many changes.
-pub(crate) fn quiet_after(changes: usize, now: Instant) -> Instant {
+pub fn quiet_after(changes: usize, now: Instant) -> Instant {
     now + SILENCE_PER_CHANGE.saturating_mul(u32::try_from(changes).unwrap_or(u32::MAX)).min(LONGEST_WAIT)
 }
 

@@ -24,7 +24,18 @@ mod session;
 mod streams;
 mod trail;
 
+pub(crate) use inbox::{BATCH, quiet_after};
 pub(crate) use service::DispatcherService;
+
+/// What the cluster simulator runs of the dispatcher.
+pub mod pure {
+    pub use super::assignments::{AssignmentSet, Change, Needs, concerns_agent, same_but_status};
+    pub use super::heartbeat::{Deadlines, GRACE_PERIODS, GRACE_PERIODS_UNKNOWN, jittered};
+    pub use super::inbox::quiet_after;
+    pub use super::pending::{Batch, NodeNews, Pending};
+    pub use super::streams::to_wire;
+    pub use super::trail::{Name, Step, Trail};
+}
 
 use crate::drive::{DriveError, Failed, Term, after_failure, pause};
 use crate::shared::Shared;

@@ -7,12 +7,10 @@ use super::session::{Ended, Registrations, Session};
 use super::{Dispatcher, streams};
 use crate::authorize::{Caller, caller};
 use crate::control::errors::invalid;
-use crate::shared::Shared;
 use futures_util::stream::BoxStream;
 use skep_failpoint::failpoint;
 use skep_proto::{FromWire as _, ToWire as _, parse, v1};
-use skep_types::{ClusterView as _, NodeDescription, NodeId, SessionId, TaskId, TaskStatus};
-use std::net::{IpAddr, SocketAddr};
+use skep_types::{ClusterView as _, NodeDescription, SessionId, TaskId, TaskStatus};
 use std::sync::Arc;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
@@ -72,7 +70,7 @@ impl DispatcherService {
                 }
             };
             dispatcher.expect_beat(&mut state, &node, now + period * GRACE_PERIODS);
-            let addr = caller.addr.map(|addr| outer_addr(&dispatcher.shared, &node, addr).to_string()).unwrap_or_default();
+            let addr = caller.addr.map(|addr| dispatcher.shared.outer_addr(&node, addr).to_string()).unwrap_or_default();
             let news = NodeNews::Registered { description, addr };
             if state.pending.is_known(stored, &news) {
                 return Ok(session);
@@ -85,19 +83,6 @@ impl DispatcherService {
         failpoint!("manager.dispatcher.session.written");
         Ok(session)
     }
-}
-
-/// The address others know a node by. An agent beside a manager reaches it over loopback, through whichever manager leads.
-fn outer_addr(shared: &Shared, node: &NodeId, addr: IpAddr) -> IpAddr {
-    if !addr.is_loopback() {
-        return addr;
-    }
-    if *node == shared.local.id {
-        return shared.local.addr;
-    }
-    let managers = shared.managers();
-    let manager = managers.iter().find(|manager| manager.node == *node);
-    manager.and_then(|manager| manager.addr.parse::<SocketAddr>().ok()).map_or(addr, |addr| addr.ip())
 }
 
 #[tonic::async_trait]

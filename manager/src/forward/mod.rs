@@ -41,6 +41,8 @@ const RETRY: Duration = Duration::from_millis(100);
 const LAST_WORDS: Duration = Duration::from_millis(500);
 /// Longest request: 4 MiB and the frame's head (spec wire-behaviour 2.1).
 const MAX_REQUEST: usize = (4 << 20) + 5;
+/// What every node follows as long as it lives.
+const NETWORK_STATE: &str = "/skep.v1.NetworkState/Follow";
 /// Marks the answer of a manager that was taken for the leader and did nothing.
 const NOT_LEADER: &str = "skep-not-leader";
 
@@ -132,7 +134,7 @@ impl Kept {
 
 /// Requests with a stream from the caller cannot be kept.
 fn is_streamed(path: &str) -> bool {
-    path == "/docker.swarmkit.v1.LogBroker/PublishLogs"
+    ["/docker.swarmkit.v1.LogBroker/PublishLogs", NETWORK_STATE].contains(&path)
 }
 
 /// Calls that change nothing, or the same again: they may be sent once more when nobody knows whether they arrived.
@@ -148,6 +150,14 @@ fn is_repeatable(path: &str) -> bool {
 fn is_read(path: &str) -> bool {
     let method = path.strip_prefix("/docker.swarmkit.v1.Control/");
     method.is_some_and(|method| method.starts_with("Get") || method.starts_with("List"))
+}
+
+/// What nodes want by themselves, and thousands of them at the same time after a change of leader: streams that last, registrations,
+/// certificates.
+pub(crate) fn is_for_agents(path: &str) -> bool {
+    let prefixes = ["Dispatcher/", "LogBroker/", "NodeCA/", "CA/"];
+    path == NETWORK_STATE
+        || path.strip_prefix("/docker.swarmkit.v1.").is_some_and(|method| prefixes.iter().any(|prefix| method.starts_with(prefix)))
 }
 
 /// Calls whose callers expect an answer and not another try: they wait while the leadership moves away from here.

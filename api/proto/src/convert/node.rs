@@ -66,6 +66,7 @@ impl FromWire for Node {
             role: plain::from("role", role)?,
             attachments: plain::from("attachments", attachments)?,
             vxlan_port: vxlanudp_port,
+            overlay: None,
         })
     }
 }
@@ -75,7 +76,7 @@ impl ToWire for Node {
 
     #[expect(deprecated, reason = "`attachment` is left empty: every worker of the original that can join reads `attachments`")]
     fn to_wire(&self) -> v1::Node {
-        let Self { id, meta, spec, description, status, certificate, role, attachments, vxlan_port } = self;
+        let Self { id, meta, spec, description, status, certificate, role, attachments, vxlan_port, overlay: _ } = self;
         v1::Node {
             id: id.to_wire(),
             meta: full::to(meta),

@@ -4,7 +4,7 @@
 //! plan gave out is reserved until the change arrives, or until the next plan if it never does.
 
 mod network; // subnets and VXLAN ids of networks
-mod node; // the addresses of nodes on their tasks' networks
+mod node; // numbers of nodes, and their addresses on their tasks' networks
 mod port; // published ports
 mod ranges; // sets of numbers
 mod service; // virtual IPs and ports of services
@@ -29,6 +29,10 @@ use subnet::{Addresses, Subnets, address_of};
 const FIRST_VNI: u128 = 4096;
 const LAST_VNI: u128 = (1 << 24) - 1;
 
+/// Numbers of nodes. They are marks of connections and numbers of routing tables on the nodes, so the highest ones are left out.
+const FIRST_NODE_INDEX: u128 = 1;
+const LAST_NODE_INDEX: u128 = (1 << 24) - 1;
+
 /// New tasks per plan at most; more are left for the next one, which [`Plan::wake_at`] asks for at once.
 const TASKS_PER_PLAN: usize = 2_000;
 
@@ -39,6 +43,7 @@ enum Lease {
     Port(Protocol, u16),
     Subnet(ipnet::IpNet),
     Vni(u32),
+    NodeIndex(u32),
 }
 
 /// What is in use, and what waits to be given something.
@@ -46,6 +51,7 @@ enum Lease {
 pub struct Allocator {
     subnets: Subnets,
     vnis: Serial,
+    node_indexes: Serial,
     ports: Ports,
     /// Subnets of the networks that have theirs.
     networks: HashMap<NetworkId, Vec<Addresses>>,
@@ -98,6 +104,7 @@ impl Allocator {
         let mut this = Self {
             subnets: Subnets::default(),
             vnis: Serial::new(FIRST_VNI, LAST_VNI),
+            node_indexes: Serial::new(FIRST_NODE_INDEX, LAST_NODE_INDEX),
             ports: Ports::default(),
             networks: HashMap::new(),
             uses: HashMap::new(),
@@ -122,6 +129,7 @@ impl Allocator {
             this.observe(&Change::Created(object));
         }
         this.vnis.seek_end();
+        this.node_indexes.seek_end();
         this.ports.seek_end();
         this.networks.values_mut().flatten().for_each(Addresses::seek_end);
         this
@@ -188,6 +196,9 @@ impl Allocator {
                 Lease::Subnet(net) => self.subnets.remove(&net),
                 Lease::Vni(vni) => {
                     self.vnis.cancel(u128::from(vni));
+                }
+                Lease::NodeIndex(index) => {
+                    self.node_indexes.cancel(u128::from(index));
                 }
             }
         }

@@ -1,14 +1,29 @@
-//! The addresses of nodes on the networks that their tasks use (wire-behaviour 16.4).
+//! The numbers of nodes in networks that span hosts, and the addresses of those of the original on the networks that their tasks
+//! use (wire-behaviour 16.4). Ours route by endpoint and need no address of their own.
 
 use super::{Allocator, Lease, addresses, is_overlay};
 use crate::Plan;
-use skep_types::{Action, ClusterView, NetworkAttachment, NetworkId, Node, NodeId, Object};
+use skep_types::{Action, ClusterView, NetworkAttachment, NetworkId, Node, NodeId, NodeOverlay, Object};
 use std::sync::Arc;
+
+fn index(node: &Node) -> Option<u32> {
+    node.overlay.as_ref().map(|overlay| overlay.index).filter(|index| *index != 0)
+}
 
 impl Allocator {
     pub(super) fn observe_node(&mut self, old: Option<&Arc<Node>>, new: Option<&Arc<Node>>) {
-        if matches!((old, new), (Some(old), Some(new)) if old.attachments == new.attachments) {
+        if matches!((old, new), (Some(old), Some(new)) if old.attachments == new.attachments && old.overlay == new.overlay) {
             return;
+        }
+        let (index_before, index_after) = (old.and_then(|old| index(old)), new.and_then(|new| index(new)));
+        if index_before != index_after {
+            if let Some(index) = index_after {
+                self.leases.remove(&Lease::NodeIndex(index));
+                self.node_indexes.claim(u128::from(index));
+            }
+            if let Some(index) = index_before {
+                self.node_indexes.release(u128::from(index));
+            }
         }
         let before = old.map(|old| addresses(&old.attachments)).unwrap_or_default();
         let after = new.map(|new| addresses(&new.attachments)).unwrap_or_default();
@@ -49,15 +64,31 @@ impl Allocator {
     pub(super) fn plan_nodes(&mut self, view: &dyn ClusterView, plan: &mut Plan) {
         for id in std::mem::take(&mut self.dirty_nodes) {
             let Some(node) = view.node(&id) else { continue };
-            let attachments = self.attach(view, node);
-            if attachments != node.attachments {
+            let (overlay, attachments) = (self.number(node), self.attach(view, node));
+            if attachments != node.attachments || overlay != node.overlay {
                 self.dirty_nodes.insert(id);
-                plan.changes.push(Action::Update(Object::Node(Arc::new(Node { attachments, ..Node::clone(node) }))));
+                plan.changes.push(Action::Update(Object::Node(Arc::new(Node { overlay, attachments, ..Node::clone(node) }))));
             }
         }
     }
 
+    /// The node as its peers are to know it.
+    fn number(&mut self, node: &Node) -> Option<NodeOverlay> {
+        let overlay = node.overlay.clone()?;
+        if overlay.index != 0 {
+            return Some(overlay);
+        }
+        let index = self.node_indexes.take().and_then(|index| u32::try_from(index).ok()).unwrap_or_default();
+        if index != 0 {
+            self.leases.insert(Lease::NodeIndex(index));
+        }
+        Some(NodeOverlay { index, ..overlay })
+    }
+
     fn attach(&mut self, view: &dyn ClusterView, node: &Node) -> Vec<NetworkAttachment> {
+        if node.overlay.is_some() {
+            return Vec::new();
+        }
         let used = self.uses.get(&node.id).into_iter().flatten().map(|(network, _)| network);
         let others = used.filter(|network| self.ingress.as_ref() != Some(network));
         let wanted: Vec<NetworkId> = self.ingress.iter().chain(others).cloned().collect();

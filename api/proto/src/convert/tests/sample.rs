@@ -211,7 +211,6 @@ fields! {
     EngineDescription { engine_version, labels, plugins }
     TlsInfo { trust_root, cert_issuer_subject, cert_issuer_public_key }
     NodeDescription { hostname, platform, resources, engine, tls_info, fips }
-    Node { id, meta, spec, description, status, certificate, role, attachments, vxlan_port }
     IpamConfig { family, subnet, range, gateway, reserved }
     IpamOptions { driver, configs }
     NetworkSpec { annotations, driver, ipv6_enabled, internal, ipam, attachable, ingress, config_from }
@@ -296,6 +295,19 @@ sample! {
         applied_by: Sample::sample(source),
         applied_at: Sample::sample(source),
         running_since: None,
+    };
+    // `overlay` never travels.
+    Node: |source| Self {
+        id: Sample::sample(source),
+        meta: Sample::sample(source),
+        spec: Sample::sample(source),
+        description: Sample::sample(source),
+        status: Sample::sample(source),
+        certificate: Sample::sample(source),
+        role: Sample::sample(source),
+        attachments: Sample::sample(source),
+        vxlan_port: Sample::sample(source),
+        overlay: None,
     };
     // An empty driver state or IPAM of an attached network means none, for genuine workers must always find them.
     NetworkAttachment: |source| {

@@ -1,0 +1,203 @@
+//! Who has an interest in what. Pure.
+//!
+//! Made once of a view and then fed every commit. A change costs as much as the nodes it concerns; what they have to be told
+//! comes out as [`Touch`]es, and is looked up here when it is time to say it ([`render`](super::render)).
+
+use super::acks::Acks;
+use super::dirty::Touch;
+use super::facts::{DEFAULT_VXLAN_PORT, host, networks};
+use skep_types::{Change, ClusterView, Network, NetworkId, NodeId, Object, Service, ServiceId, Task, TaskId, Version};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+/// Takes what a node has to be told.
+pub(super) type Out<'a> = &'a mut dyn FnMut(&NodeId, Touch);
+
+#[derive(Debug, Default)]
+pub(super) struct Index {
+    /// Every commit up to here is in it.
+    pub(super) version: Version,
+    pub(super) vxlan_port: u32,
+    pub(super) nodes: HashMap<NodeId, Seat>,
+    /// Nodes that can be peers, by their numbers.
+    pub(super) numbers: HashMap<u32, NodeId>,
+    /// The same nodes.
+    pub(super) spanning: BTreeSet<NodeId>,
+    /// Tasks on overlay networks, from their assignment until they have ended.
+    pub(super) tasks: HashMap<TaskId, Arc<Task>>,
+    pub(super) services: HashMap<ServiceId, Member>,
+    /// Services by the networks they ask for, as ids or names in small letters.
+    pub(super) wanting: HashMap<String, BTreeSet<ServiceId>>,
+    pub(super) names: HashMap<String, NetworkId>,
+    pub(super) networks: HashMap<NetworkId, Net>,
+    pub(super) ingress: BTreeSet<NetworkId>,
+    pub(super) leaving: HashMap<TaskId, Leaving>,
+}
+
+/// A node.
+#[derive(Debug, Default)]
+pub(super) struct Seat {
+    pub(super) exists: bool,
+    /// Its number and its underlay address, once it can be a peer.
+    pub(super) place: Option<(u32, String)>,
+    pub(super) down: bool,
+    /// The last revision it acknowledged.
+    pub(super) programmed: Version,
+    /// Networks that tasks of it are on.
+    pub(super) networks: BTreeSet<NetworkId>,
+    /// Tasks of it that may be stopped.
+    pub(super) cleared: BTreeSet<TaskId>,
+}
+
+/// A network, or what asks for one that is not there.
+#[derive(Debug, Default)]
+pub(super) struct Net {
+    /// `None`: it is not there, or has no subnets yet.
+    pub(super) network: Option<Arc<Network>>,
+    pub(super) ingress: bool,
+    pub(super) hosts: BTreeMap<NodeId, BTreeSet<TaskId>>,
+    pub(super) services: BTreeSet<ServiceId>,
+    pub(super) acks: Acks,
+}
+
+impl Net {
+    pub(super) fn is_void(&self) -> bool {
+        self.network.is_none() && self.hosts.is_empty() && self.services.is_empty() && self.acks.is_idle()
+    }
+}
+
+/// A service with its networks, and what else it is called there.
+#[derive(Debug)]
+pub(super) struct Member {
+    pub(super) service: Arc<Service>,
+    pub(super) networks: BTreeMap<NetworkId, Vec<String>>,
+}
+
+/// A task that is to leave.
+#[derive(Debug)]
+pub(super) struct Leaving {
+    pub(super) since: Version,
+    /// Networks where some node has not taken it out yet.
+    pub(super) waits_for: BTreeSet<NetworkId>,
+}
+
+impl Index {
+    /// Reads everything once: O(objects).
+    pub(super) fn new(view: &dyn ClusterView) -> Self {
+        let mut this = Self { version: view.version(), vxlan_port: DEFAULT_VXLAN_PORT, ..Self::default() };
+        let cluster = view.cluster().map(|cluster| Object::Cluster(Arc::clone(cluster)));
+        let networks = view.networks().map(|network| Object::Network(Arc::clone(network)));
+        let nodes = view.nodes().map(|node| Object::Node(Arc::clone(node)));
+        let services = view.services().map(|service| Object::Service(Arc::clone(service)));
+        let tasks = view.tasks().map(|task| Object::Task(Arc::clone(task)));
+        for object in cluster.into_iter().chain(networks).chain(nodes).chain(services).chain(tasks) {
+            this.note(&Change::Created(object), &mut |_, _| {});
+        }
+        this
+    }
+
+    /// A look at everything anew. What nodes acknowledged stays true.
+    pub(super) fn renewed(&self, view: &dyn ClusterView) -> Self {
+        let mut this = Self::new(view);
+        for (node, seat) in &self.nodes {
+            this.acknowledge(node, seat.programmed, &mut |_, _| {});
+        }
+        this
+    }
+
+    /// Takes in one commit.
+    pub(super) fn observe(&mut self, version: Version, changes: &[Change], out: Out) {
+        if version <= self.version {
+            return;
+        }
+        self.version = version;
+        for change in changes {
+            self.note(change, out);
+        }
+    }
+
+    /// Networks a node has an interest in.
+    pub(super) fn interests<'a>(&'a self, node: &'a NodeId) -> impl Iterator<Item = (&'a NetworkId, &'a Net)> {
+        let seat = self.nodes.get(node);
+        let hosted = seat.into_iter().flat_map(|seat| &seat.networks);
+        let ingress = self.ingress.iter().filter(move |id| seat.is_some_and(|seat| seat.place.is_some() && !seat.networks.contains(*id)));
+        hosted.chain(ingress).filter_map(|id| Some((id, self.networks.get(id).filter(|net| net.network.is_some())?)))
+    }
+
+    pub(super) fn has_interest(&self, node: &NodeId, net: &Net) -> bool {
+        net.network.is_some() && (net.hosts.contains_key(node) || (net.ingress && self.spanning.contains(node)))
+    }
+
+    /// The nodes with an interest in a network.
+    pub(super) fn interested<'a>(&'a self, net: &'a Net) -> impl Iterator<Item = &'a NodeId> {
+        let everybody = self.spanning.iter().filter(|node| net.ingress && !net.hosts.contains_key(*node));
+        net.hosts.keys().chain(everybody).filter(|_| net.network.is_some())
+    }
+
+    /// Every node with an interest is told.
+    pub(super) fn tell(&self, id: &NetworkId, touch: &Touch, out: Out) {
+        if let Some(net) = self.networks.get(id) {
+            self.interested(net).for_each(|node| out(node, touch.clone()));
+        }
+    }
+
+    /// A node has everything up to this revision in place.
+    pub(super) fn acknowledge(&mut self, node: &NodeId, programmed: Version, out: Out) {
+        let Some(seat) = self.nodes.get_mut(node).filter(|seat| seat.programmed < programmed) else { return };
+        seat.programmed = programmed;
+        let networks: Vec<NetworkId> = self.interests(node).map(|(id, _)| id.clone()).collect();
+        networks.iter().for_each(|id| self.expect(node, id, out));
+    }
+
+    /// Sets anew whether the network's changes wait for this node.
+    pub(super) fn expect(&mut self, node: &NodeId, id: &NetworkId, out: Out) {
+        let seat = self.nodes.get(node).filter(|seat| seat.place.is_some() && !seat.down);
+        let counts = self.networks.get(id).is_some_and(|net| self.has_interest(node, net));
+        let programmed = seat.filter(|_| counts).map(|seat| seat.programmed);
+        let Some(net) = self.networks.get_mut(id) else { return };
+        net.acks.set(node, programmed);
+        self.clear(id, out);
+    }
+
+    /// Tells the nodes of tasks that every other node has taken out.
+    pub(super) fn clear(&mut self, id: &NetworkId, out: Out) {
+        let cleared = self.networks.get_mut(id).map(|net| net.acks.take_cleared()).unwrap_or_default();
+        for task in cleared {
+            let Some(leaving) = self.leaving.get_mut(&task) else { continue };
+            leaving.waits_for.remove(id);
+            if leaving.waits_for.is_empty()
+                && let Some(node) = self.tasks.get(&task).and_then(|task| host(task))
+                && let Some(seat) = self.nodes.get_mut(node)
+            {
+                seat.cleared.insert(task.clone());
+                out(node, Touch::Cleared(task));
+            }
+        }
+    }
+
+    /// The task is to leave: from this revision on its nodes' acknowledgements count.
+    pub(super) fn leave(&mut self, task: &Task, out: Out) {
+        let ids: BTreeSet<NetworkId> = networks(task).map(|attachment| attachment.network.id.clone()).collect();
+        for id in &ids {
+            self.networks.entry(id.clone()).or_default().acks.wait(self.version, task.id.clone());
+        }
+        self.leaving.insert(task.id.clone(), Leaving { since: self.version, waits_for: ids.clone() });
+        ids.iter().for_each(|id| self.clear(id, out));
+    }
+
+    /// The task has ended, or is gone.
+    pub(super) fn forget_leaving(&mut self, task: &TaskId) {
+        let Some(leaving) = self.leaving.remove(task) else { return };
+        for id in leaving.waits_for {
+            if let Some(net) = self.networks.get_mut(&id) {
+                net.acks.forget(leaving.since, task);
+            }
+        }
+    }
+
+    /// Every node with an interest in the network has its changes up to here; for the allocator, which waits for that before it
+    /// gives an address again.
+    pub(super) fn acknowledged(&self, id: &NetworkId) -> Version {
+        self.networks.get(id).and_then(|net| net.acks.lowest()).unwrap_or(self.version)
+    }
+}
