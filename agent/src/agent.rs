@@ -7,6 +7,7 @@ use crate::executor::{Executor, Images, Network};
 use crate::logs::{LogWriter, LogWriterCommand};
 use crate::session::{Describe, Dial, Farewell, ManagerAddress, Session, SessionConfig, SessionState};
 use crate::worker::Assign;
+use std::net::IpAddr;
 use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -21,6 +22,8 @@ pub struct AgentConfig {
     pub managers: Vec<ManagerAddress>,
     /// `host:port` of a manager on this very node.
     pub local_manager: Option<String>,
+    /// Where other nodes reach this one with VXLAN; `None` = where its connections come from.
+    pub data_path_addr: Option<IpAddr>,
 }
 
 /// What an agent works with.
@@ -72,6 +75,11 @@ impl Agent {
             logs.keep(token).await;
             "log writer"
         });
+        let (network, token) = (Arc::clone(&deps.network), stop.clone());
+        work.spawn(async move {
+            network.keep(token).await;
+            "network"
+        });
         let erased: Arc<dyn Executor> = Arc::new(executor.clone());
         let (engine, run) = Engine::start(&data_dir, &node_id, erased, deps.network, stop.clone()).await?;
         work.spawn(async move {
@@ -85,6 +93,7 @@ impl Agent {
             managers: config.managers,
             logs_dir,
             node_id,
+            data_path_addr: config.data_path_addr,
         };
         let (local_manager, local) = watch::channel(config.local_manager);
         let (farewell, going) = watch::channel(None);

@@ -27,6 +27,8 @@ pub struct Engine {
     pub(crate) applied: Applied,
     /// Told by the session; without one no task is ever restarted for want of managers.
     pub(crate) reach: Reach,
+    /// For what managers say of networks on other nodes.
+    pub(crate) network: Arc<dyn Network>,
 }
 
 impl Engine {
@@ -46,7 +48,7 @@ impl Engine {
         let ledger = Ledger::new(&data_dir.join("agent/applied.json"), node_id, applied.clone());
         let context = Arc::new(Context {
             executor,
-            network,
+            network: Arc::clone(&network),
             payloads: payloads.clone(),
             records: Records::open(&data_dir.join("agent/tasks"))?,
             reports: reports.clone(),
@@ -55,6 +57,6 @@ impl Engine {
         let (mut worker, tasks) = Worker::new(context, ledger, stop);
         worker.recover().await?;
         let (assign, inbox) = mpsc::channel(ASSIGNMENTS);
-        Ok((Self { assign, reports, payloads, tasks, applied, reach }, worker.run(inbox)))
+        Ok((Self { assign, reports, payloads, tasks, applied, reach, network }, worker.run(inbox)))
     }
 }

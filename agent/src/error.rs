@@ -34,6 +34,8 @@ pub enum NetworkError {
     PortTaken { port: u32, protocol: &'static str, holder: String },
     #[error("network {network} cannot be joined: {reason}")]
     BadNetwork { network: String, reason: String },
+    #[error("DNS server {resolver:?} of the service is not an IP address; update the service with one that is")]
+    BadResolver { resolver: String },
     #[error("could not {step} the network: {reason}")]
     Kernel { step: &'static str, reason: String },
 }

@@ -1,6 +1,7 @@
 //! What the agent asks of the parts that do the work: traits of its own, so that tests and the wiring choose.
 
 use crate::error::{ExecError, ImageError, NetworkError};
+use crate::network::{Changes, Following};
 use crate::payloads::Payloads;
 use crate::task::Outcome;
 use async_trait::async_trait;
@@ -113,7 +114,7 @@ pub struct Sandbox {
     pub namespace: Option<PathBuf>,
     /// Its own addresses, for its hosts file.
     pub addresses: Vec<IpAddr>,
-    /// DNS servers; empty = the host's.
+    /// DNS servers that answer in its namespace; empty = the host's.
     pub nameservers: Vec<IpAddr>,
 }
 
@@ -129,10 +130,30 @@ pub trait Network: Send + Sync + 'static {
     /// No new connection comes to the task once this is done; bounded in time.
     async fn withdraw(&self, task: &TaskId);
 
+    /// After [`Self::withdraw`], before a task that managers want gone is stopped: waits until other nodes lead nobody to it any
+    /// more, as far as anybody can say so; bounded in time.
+    async fn cleared(&self, _task: &TaskId) {}
+
     /// Removes the task's namespace and whatever was made for it.
     async fn detach(&self, task: &TaskId) -> Result<(), NetworkError>;
 
     /// The tasks of this node after a restart, and which of them run: those are served on without a gap. What belongs to
     /// other tasks is removed.
     async fn recover(&self, tasks: &[(Task, bool)]) -> Result<(), NetworkError>;
+
+    /// What a manager says of networks that span nodes. In effect when [`Self::programmed`] says so.
+    fn take(&self, _changes: Changes) {}
+
+    /// Waits until all that was taken in is in place on this node; bounded in time.
+    async fn programmed(&self) -> Result<(), NetworkError> {
+        Ok(())
+    }
+
+    /// Whether a manager tells of other nodes from now on.
+    fn following(&self, _following: Following) {}
+
+    /// What is to be looked after as long as the agent runs. Returns soon after `stop`.
+    async fn keep(&self, stop: CancellationToken) {
+        stop.cancelled().await;
+    }
 }

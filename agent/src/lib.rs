@@ -41,12 +41,20 @@ pub use engine::Engine;
 pub use error::{AgentError, ExecError, ImageError, NetworkError};
 pub use executor::{Executor, Found, ImageConfig, ImageReady, Images, Network, Probe, Sandbox, Started};
 pub use logs::{LogLine, LogOptions, LogQuery, LogStream, LogWriter, LogWriterCommand, LogWriterError, Tail, read_logs, run_log_writer};
-pub use network::NetlbNetwork;
+pub use network::{Changes as NetworkChanges, Following, NetlbNetwork};
 pub use node_images::NodeImages;
 pub use payloads::Payloads;
 pub use report::{NodeSettings, machine_architecture, machine_hostname, machine_resources, node_description};
 pub use reports::Reports;
-pub use session::{Describe, Dial, DialError, ManagerAddress, SessionState, TlsDial};
+pub use session::{Backoff, Describe, Dial, DialError, ManagerAddress, SessionState, TlsDial};
 pub use task::Outcome;
 pub use template::{NodeFacts, TemplateError};
 pub use worker::{Assign, TaskList};
+
+/// The parts that have no clock, no socket and no task of their own, for the cluster simulator (`testing/sim`) and nobody else.
+#[doc(hidden)]
+pub mod pure {
+    pub use crate::session::pure::*;
+    pub use crate::task::isolated::{Alone, restart_after, wait};
+    pub use crate::task::machine::{Action, Event, Machine, Outcome, RETRY_DELAY, Recovered};
+}

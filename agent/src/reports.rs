@@ -47,13 +47,13 @@ impl Reports {
     }
 
     /// A status that takes the place of a higher one, of which no manager has heard: the task runs again.
-    pub(crate) fn take_back(&self, task: &TaskId, status: TaskStatus) {
+    pub fn take_back(&self, task: &TaskId, status: TaskStatus) {
         self.0.table.lock().expect("no panic while held").set(task, status);
         self.0.changed.notify_one();
     }
 
     /// A manager acknowledged these.
-    pub(crate) fn told(&self, batch: &[(TaskId, TaskStatus)]) {
+    pub fn told(&self, batch: &[(TaskId, TaskStatus)]) {
         {
             let mut table = self.0.table.lock().expect("no panic while held");
             for (task, status) in batch {
@@ -118,7 +118,9 @@ impl Reports {
         }
     }
 
-    fn take_now(&self, limit: usize) -> Vec<(TaskId, TaskStatus)> {
+    /// What is to be told now, at most `limit` statuses.
+    #[must_use]
+    pub fn take_now(&self, limit: usize) -> Vec<(TaskId, TaskStatus)> {
         let mut table = self.0.table.lock().expect("no panic while held");
         let mut batch = Vec::new();
         while batch.len() < limit {

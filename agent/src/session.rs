@@ -1,6 +1,6 @@
 //! The session with a manager: who it is held with, and what goes over it (wire-behaviour 8 and 9).
 //!
-//! One loop: wait the back-off, choose a manager, connect, register, then four streams side by side until one of them
+//! One loop: wait the back-off, choose a manager, connect, register, then streams side by side until one of them
 //! ends. Tasks do not notice any of it: assignments come in by the engine's channel, statuses wait in its reports.
 //!
 //! A manager that ends a session by itself, because it leads no more or its leader is gone, is asked again over the same
@@ -14,19 +14,26 @@ mod dial; // TLS channels
 mod farewell; // why this node goes
 mod link; // one session
 mod logs; // subscriptions to logs
+mod networks; // that span nodes
 mod remotes; // known managers and their weights
 #[cfg(test)]
 mod tests;
 
+pub use backoff::Backoff;
 pub use dial::{Dial, DialError, TlsDial};
 pub use remotes::ManagerAddress;
 
+/// What the cluster simulator runs of the session.
+pub mod pure {
+    pub use super::assignments::{Sorted, sort};
+}
+
 use crate::engine::Engine;
-use backoff::Backoff;
 pub(crate) use farewell::Farewell;
 use link::{Ended, Link};
 use remotes::Remotes;
 use skep_types::{Node, NodeDescription};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +74,8 @@ pub struct SessionConfig {
     /// `<data>/agent/logs`
     pub logs_dir: PathBuf,
     pub node_id: String,
+    /// Where other nodes reach this one with VXLAN; `None` = where its connections come from.
+    pub data_path_addr: Option<IpAddr>,
 }
 
 /// Holds a session with one manager after the other.

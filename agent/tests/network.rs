@@ -71,8 +71,13 @@ fn get_from(host: IpAddr, port: u16) -> Option<String> {
 
 async fn started(containerd: &Containerd, netlb: &skep_netlb::Netlb) -> Agent {
     let config = containerd.config();
-    let agent_config =
-        AgentConfig { log_writer: log_writer(&config.run_dir), containerd: config, managers: Vec::new(), local_manager: None };
+    let agent_config = AgentConfig {
+        log_writer: log_writer(&config.run_dir),
+        containerd: config,
+        managers: Vec::new(),
+        local_manager: None,
+        data_path_addr: None,
+    };
     let deps = AgentDeps {
         dial: Arc::new(Nobody),
         describe: Arc::new(|| node_description(&NodeSettings::default(), None)),

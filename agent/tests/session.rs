@@ -173,6 +173,7 @@ async fn start(containerd: &Containerd, address: std::net::SocketAddr, stop: &Ca
             containerd: config,
             managers: vec![ManagerAddress { node_id: String::new(), addr: address.to_string() }],
             local_manager: None,
+            data_path_addr: None,
         },
         AgentDeps {
             dial: Arc::new(Plain),

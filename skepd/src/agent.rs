@@ -12,6 +12,7 @@ use skep_agent::{
 use skep_ca::SecurityConfig;
 use skep_images::ImageStore;
 use skep_netlb::Netlb;
+use skep_netlb::dns::Dns;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +29,8 @@ pub struct AgentParts {
     pub security: SecurityConfig,
     pub images: ImageStore,
     pub network: Netlb,
+    /// Its servers outlive the agent: names are answered while another one is begun.
+    pub dns: Dns,
     /// Of a node whose identity is sealed; else the identity says it.
     pub node_id: String,
     /// `host:port` of managers, as the join command named them; others are learnt from the sessions.
@@ -39,6 +42,8 @@ pub struct AgentParts {
 impl AgentParts {
     async fn start(&self, stop: &CancellationToken) -> Result<Agent, AgentError> {
         let node_id = self.security.identity().map_or_else(|| self.node_id.clone(), |identity| identity.node_id().to_string());
+        let network = NetlbNetwork::with_dns(self.network.clone(), self.dns.clone());
+        let network = network.remembering(&self.config.data_dir.join("agent/networks.json"), &node_id);
         let facts = NodeFacts { id: node_id, hostname: machine_hostname(), os: "linux".into(), architecture: machine_architecture() };
         let config = &self.config;
         let mut containerd = ContainerdConfig::new(config.containerd.clone(), config.data_dir.clone(), config.run_dir.clone(), facts);
@@ -54,13 +59,14 @@ impl AgentParts {
             dial: Arc::new(TlsDial::new(&self.security)),
             describe: Arc::new(move || node_description(&settings, security.tls_info().map(tls_info))),
             images: Arc::new(NodeImages::new(self.images.clone())),
-            network: Arc::new(NetlbNetwork::new(self.network.clone())),
+            network: Arc::new(network),
         };
         let config = AgentConfig {
             containerd,
             log_writer: log_writer(&config.run_dir),
             managers: self.managers.iter().map(|addr| ManagerAddress { node_id: String::new(), addr: addr.clone() }).collect(),
             local_manager: self.local_manager.clone(),
+            data_path_addr: config.data_path_addr,
         };
         Agent::start(config, deps, stop).await
     }
@@ -81,6 +87,7 @@ impl AgentParts {
                 Err(why) => tracing::warn!(why, "tasks of an earlier cluster may be left; the next start tries again"),
             }
         }
+        self.dns.stop_all().await;
         if let Err(error) = self.network.remove_everything().await {
             tracing::warn!(error = %chain(&error), "network objects may be left; the next start tries again");
         }

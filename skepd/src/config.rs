@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde::Deserialize;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 /// Where the configuration file is looked for when none is named; it may be missing.
@@ -36,6 +36,9 @@ pub struct Flags {
     /// Address that other nodes reach this one at, with or without port [default: found out]
     #[arg(long, value_name = "IP[:PORT]")]
     pub advertise_addr: Option<String>,
+    /// Address of this machine that other nodes send the packets of overlay networks to [default: the one that managers see]
+    #[arg(long, value_name = "IP")]
+    pub data_path_addr: Option<IpAddr>,
     /// Registries that are spoken to without TLS (those on loopback always are)
     #[arg(long, value_name = "HOST:PORT")]
     pub insecure_registry: Vec<String>,
@@ -70,6 +73,7 @@ struct File {
     cgroup_parent: Option<String>,
     listen_addr: Option<SocketAddr>,
     advertise_addr: Option<String>,
+    data_path_addr: Option<IpAddr>,
     insecure_registries: Vec<String>,
     labels: std::collections::BTreeMap<String, String>,
     log_level: Option<String>,
@@ -87,6 +91,7 @@ pub struct Config {
     /// As configured; see [`Self::listen`].
     pub listen_addr: Option<SocketAddr>,
     pub advertise_addr: Option<String>,
+    pub data_path_addr: Option<IpAddr>,
     pub insecure_registries: Vec<String>,
     pub labels: std::collections::BTreeMap<String, String>,
     pub log_level: String,
@@ -119,6 +124,7 @@ impl Config {
             cgroup_parent: flags.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
             listen_addr: flags.listen_addr.or(file.listen_addr),
             advertise_addr: flags.advertise_addr.or(file.advertise_addr).filter(|text| !text.is_empty()),
+            data_path_addr: flags.data_path_addr.or(file.data_path_addr),
             insecure_registries: flags.insecure_registry.into_iter().chain(file.insecure_registries).collect(),
             labels,
             log_level: flags.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
@@ -149,6 +155,10 @@ impl Config {
         ensure!(self.listen().port() != 0, "listen_addr: port 0 would change with every start; choose a port");
         if let Some(asked) = &self.advertise_addr {
             crate::address::advertised(asked, self.listen())?;
+        }
+        if let Some(ip) = self.data_path_addr {
+            let is_usable = !ip.is_unspecified() && !ip.is_multicast();
+            ensure!(is_usable, "data_path_addr: nobody can be reached at {ip}; name an address of this machine");
         }
         let name = &self.containerd_namespace;
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -203,6 +213,7 @@ mod tests {
             (Flags { run_dir: Some(format!("/{}", "x".repeat(120)).into()), ..Flags::default() }, "run_dir"),
             (Flags { listen_addr: Some(SocketAddr::from(([0, 0, 0, 0], 0))), ..Flags::default() }, "listen_addr"),
             (Flags { advertise_addr: Some("0.0.0.0".into()), ..Flags::default() }, "advertise_addr"),
+            (Flags { data_path_addr: Some(IpAddr::from([0, 0, 0, 0])), ..Flags::default() }, "data_path_addr"),
             (Flags { containerd_namespace: Some("a/b".into()), ..Flags::default() }, "containerd_namespace"),
             (Flags { cgroup_parent: Some("/a/../b".into()), ..Flags::default() }, "cgroup_parent"),
             (Flags { cgroup_parent: Some("/".into()), ..Flags::default() }, "cgroup_parent"),

@@ -9,6 +9,7 @@ use skep_agent::NodeImages;
 use skep_ca::SecurityConfig;
 use skep_images::{ImageStore, RegistryConfig};
 use skep_netlb::Netlb;
+use skep_netlb::dns::{Dns, DnsLimits};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ pub struct NodeParts {
     pub vault: Vault,
     images: ImageStore,
     network: Netlb,
+    dns: Dns,
 }
 
 impl NodeParts {
@@ -35,7 +37,14 @@ impl NodeParts {
         let images = ImageStore::connect_with(&config.containerd, &config.containerd_namespace, registries)?;
         let instance = config.run_dir.to_string_lossy().into_owned();
         let network = Netlb::start(skep_netlb::Config { run_dir: config.run_dir.clone(), instance })?;
-        Ok(Self { config: Arc::clone(config), security: security.clone(), vault: vault.clone(), images, network })
+        Ok(Self {
+            config: Arc::clone(config),
+            security: security.clone(),
+            vault: vault.clone(),
+            images,
+            network,
+            dns: Dns::new(DnsLimits::default()),
+        })
     }
 
     pub fn image_service(&self) -> NodeImages {
@@ -60,6 +69,7 @@ impl NodeParts {
             security: self.security.clone(),
             images: self.images.clone(),
             network: self.network.clone(),
+            dns: self.dns.clone(),
             node_id: node.map(|node| node.node_id.clone()).unwrap_or_default(),
             managers: node.map(|node| node.managers.clone()).unwrap_or_default(),
             local_manager,

@@ -140,14 +140,21 @@ pub fn resolv_conf(spec: &ContainerSpec, sandbox: &Sandbox) -> String {
         // The host's own resolver does not answer in another namespace.
         servers.retain(|server| !server.starts_with("127.") && server != "::1");
     }
-    if !sandbox.nameservers.is_empty() {
-        servers = sandbox.nameservers.iter().map(ToString::to_string).collect();
-    }
     if let Some(dns) = &spec.dns {
         for (mine, given) in [(&mut servers, &dns.nameservers), (&mut search, &dns.search), (&mut options, &dns.options)] {
             if !given.is_empty() {
                 mine.clone_from(given);
             }
+        }
+    }
+    if !sandbox.nameservers.is_empty() {
+        // They ask whom the service names. A program must not try a search domain first: that question would go out.
+        servers = sandbox.nameservers.iter().map(ToString::to_string).collect();
+        let is_ndots = |option: &String| option.starts_with("ndots:");
+        let asked = spec.dns.as_ref().is_some_and(|dns| dns.options.iter().any(is_ndots));
+        if !asked {
+            options.retain(|option| !is_ndots(option));
+            options.push("ndots:0".into());
         }
     }
     let mut text: String = servers.iter().map(|server| format!("nameserver {server}\n")).collect();
@@ -283,6 +290,10 @@ mod tests {
         assert_eq!(resolv_conf(&spec, &Sandbox::default()), "nameserver 9.9.9.9\nsearch a b\noptions ndots:2\n");
         let sandbox = Sandbox { namespace: Some("/x".into()), nameservers: vec!["127.0.0.11".parse().unwrap()], ..Sandbox::default() };
         assert!(resolv_conf(&ContainerSpec::default(), &sandbox).starts_with("nameserver 127.0.0.11\n"));
+        assert!(resolv_conf(&ContainerSpec::default(), &sandbox).ends_with("ndots:0\n"));
+        assert_eq!(resolv_conf(&spec, &sandbox), "nameserver 127.0.0.11\nsearch a b\noptions ndots:2\n", "the server asks 9.9.9.9");
+        let plain = ContainerSpec { dns: Some(DnsConfig { options: vec!["timeout:1".into()], ..DnsConfig::default() }), ..spec };
+        assert!(resolv_conf(&plain, &sandbox).ends_with("options timeout:1 ndots:0\n"));
     }
 
     #[test]

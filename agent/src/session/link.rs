@@ -3,7 +3,7 @@
 use super::assignments::{apply, sort};
 use super::farewell::{self, Farewell};
 use super::remotes::{ManagerAddress, Remotes};
-use super::{SessionConfig, SessionState, describe, logs};
+use super::{SessionConfig, SessionState, describe, logs, networks};
 use crate::engine::Engine;
 use crate::error::chain;
 use skep_failpoint::failpoint;
@@ -27,7 +27,7 @@ const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(5);
 /// Statuses in one call: a message must stay well below 4 MiB.
 const STATUSES: usize = 1024;
 /// The first assignment message holds all tasks, secrets and configs of the node (wire-behaviour 2.1).
-const MAX_MESSAGE: usize = i32::MAX as usize;
+pub(super) const MAX_MESSAGE: usize = i32::MAX as usize;
 
 /// Why a session ended.
 #[derive(Debug)]
@@ -148,6 +148,7 @@ impl Link<'_> {
             loss = assignments(dispatcher.clone(), id.clone(), &engine) => Cause::Lost(loss),
             loss = statuses(dispatcher.clone(), id.clone(), &engine) => Cause::Lost(loss),
             loss = logs::subscriptions(channel.clone(), address, &config, &engine) => Cause::Lost(loss),
+            never = networks::follow(channel.clone(), &config, &engine.network) => match never {},
             loss = self.messages(stream) => Cause::Lost(loss),
         };
         *self.period = period;

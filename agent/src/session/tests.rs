@@ -171,6 +171,7 @@ async fn start(managers: &[SocketAddr]) -> Bench {
         managers: managers.iter().map(|addr| ManagerAddress { node_id: String::new(), addr: addr.to_string() }).collect(),
         logs_dir: dir.path().to_owned(),
         node_id: "n1".into(),
+        data_path_addr: None,
     };
     let (_, local) = watch::channel(None);
     let (farewell, going) = watch::channel(None);

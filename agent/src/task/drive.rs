@@ -310,6 +310,11 @@ impl Driver {
             // Out of every VIP before the signal (DESIGN 3.7).
             context.network.withdraw(&task.id).await;
             failpoint!("agent.stop.withdrawn");
+            // One that fails or leaves with its node is nobody's to clear: no manager knows of it yet.
+            if task.desired_state >= TaskState::Shutdown {
+                context.network.cleared(&task.id).await;
+            }
+            failpoint!("agent.stop.cleared");
             match context.executor.stop(&task).await {
                 Ok(outcome) => Event::Stopped(outcome),
                 Err(error) => failed(&error),

@@ -1,0 +1,126 @@
+//! What managers say of other nodes taken in, and the waits for them: bounded, and none where nobody is to be waited for.
+
+use super::held::Phase;
+use super::picture::Changes;
+use super::{NetlbNetwork, State};
+use skep_types::{Task, TaskId};
+use std::collections::BTreeSet;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// For a manager to tell of the networks of a task that it just assigned: both leave it within a tenth of a second.
+const TOLD_LIMIT: Duration = Duration::from_secs(3);
+/// For all nodes to take a task out of their load balancers before it is stopped. One that cannot must not hold up the others' work
+/// for longer.
+const CLEARED_LIMIT: Duration = Duration::from_secs(5);
+
+/// Whether a manager tells this node of others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Following {
+    /// None can be reached, or it does not know of this.
+    #[default]
+    Nobody,
+    /// One was asked to.
+    Asked,
+    /// One does.
+    Told,
+}
+
+impl NetlbNetwork {
+    /// See [`crate::executor::Network::take`].
+    pub(super) fn take_in(&self, changes: Changes) {
+        let cleared: BTreeSet<TaskId> = changes.cleared.iter().cloned().collect();
+        self.tell(|state| {
+            let (touched, strangers) = state.picture.change(changes);
+            for network in strangers {
+                tracing::warn!(%network, "a manager told of changes in a network that this node was not told of");
+            }
+            state.cleared.extend(cleared.into_iter().filter(|task| state.held.contains_key(task)));
+            state.is_newer = true;
+            (touched, ())
+        });
+    }
+
+    /// See [`crate::executor::Network::following`].
+    pub(super) fn follow(&self, following: Following) {
+        self.with(|state| state.following = following);
+        self.changed.send_replace(());
+    }
+
+    /// Waits until a manager told of the task's networks, if one does: a task that starts should find the others.
+    pub(super) async fn told_of(&self, task: &Task) {
+        let is_told = |state: &State| {
+            let mut networks = super::overlays(task).map(|attachment| &attachment.network.id);
+            state.following == Following::Nobody || networks.all(|id| state.picture.networks.contains_key(id))
+        };
+        if timeout(TOLD_LIMIT, self.until(is_told)).await.is_err() {
+            tracing::warn!(task = %task.id, "no manager tells of the task's networks; it may not find those on other nodes yet");
+        }
+    }
+
+    /// Waits until no node leads to the task any more.
+    pub(super) async fn others_cleared(&self, task: &TaskId) {
+        let is_cleared = |state: &State| !state.is_waited_for(task);
+        if timeout(CLEARED_LIMIT, self.until(is_cleared)).await.is_err() {
+            tracing::warn!(task = %task, "not every node said in time that it leads nobody to the task any more; it is stopped now");
+        }
+        self.with(|state| {
+            if let Some(one) = state.held.get_mut(task)
+                && let Phase::Leaving { others_may_lead_here } = &mut one.phase
+            {
+                *others_may_lead_here = false;
+            }
+        });
+    }
+
+    async fn until(&self, holds: impl Fn(&State) -> bool) {
+        let mut changed = self.changed.subscribe();
+        while !self.with(|state| holds(state)) {
+            if changed.changed().await.is_err() {
+                std::future::pending::<()>().await; // never: we hold the sender
+            }
+        }
+    }
+}
+
+impl State {
+    /// Whether other nodes may still lead to the task, and a manager will say when they do not.
+    fn is_waited_for(&self, task: &TaskId) -> bool {
+        let served = self.held.get(task).is_some_and(|one| one.phase == Phase::Leaving { others_may_lead_here: true });
+        served && self.following == Following::Told && !self.cleared.contains(task) && self.picture.is_known_elsewhere(task)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::fixtures::{back, table, web};
+    use crate::network::picture::Readiness;
+
+    #[test]
+    fn a_task_is_waited_for_only_while_others_may_lead_to_it_and_somebody_tells() {
+        let known = back(&[1, 2], &[(1, 1, Readiness::Leaving)]);
+        let leaving = |others_may_lead_here| Phase::Leaving { others_may_lead_here };
+        let mut state = State { held: table(vec![web(1, true)]), following: Following::Told, ..State::default() };
+        state.picture.node_index = 1;
+        state.picture.networks = [(known.network.id.clone(), known.clone())].into();
+        let task = TaskId::for_test(1);
+        let mut is_waited_for = |change: &dyn Fn(&mut State)| {
+            let one = state.held.get_mut(&task).unwrap();
+            one.phase = leaving(true);
+            state.following = Following::Told;
+            state.cleared.clear();
+            state.picture.networks = [(known.network.id.clone(), known.clone())].into();
+            change(&mut state);
+            state.is_waited_for(&task)
+        };
+        assert!(is_waited_for(&|_| ()));
+        assert!(!is_waited_for(&|state| state.following = Following::Asked), "nobody would say");
+        assert!(!is_waited_for(&|state| state.cleared.extend([TaskId::for_test(1)])));
+        assert!(!is_waited_for(&|state| state.held.get_mut(&TaskId::for_test(1)).unwrap().phase = leaving(false)), "it never served");
+        assert!(!is_waited_for(&|state| state.picture.networks.clear()), "nobody knows of it");
+        assert!(!is_waited_for(&|state| {
+            state.picture.networks.values_mut().for_each(|network| network.peers.retain(|index, _| *index != 2));
+        }));
+    }
+}

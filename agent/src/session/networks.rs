@@ -1,0 +1,118 @@
+//! What a manager says of networks that span nodes, and what this node did about it (`skep.v1.NetworkState`).
+//!
+//! The stream lives beside the session and never ends it. A manager of another kind does not know of it: then networks end at this
+//! node, as they do until the first message.
+
+use super::SessionConfig;
+use super::link::MAX_MESSAGE;
+use crate::error::chain;
+use crate::executor::Network;
+use crate::network::{Following, read_changes};
+use skep_failpoint::failpoint;
+use skep_proto::skep::network_state_client::NetworkStateClient;
+use skep_proto::skep::{NetworkHello, NetworkReport};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+/// After a stream that broke off, or changes that could not be put in place.
+const RETRY: Duration = Duration::from_secs(1);
+/// Reports on their way: the latest counts, so one is enough.
+const REPORTS: usize = 1;
+
+/// Says that nobody tells of other nodes any more, however the stream ends.
+struct Followed<'a>(&'a Arc<dyn Network>);
+
+impl Drop for Followed<'_> {
+    fn drop(&mut self) {
+        self.0.following(Following::Nobody);
+    }
+}
+
+/// Until dropped.
+pub async fn follow(channel: Channel, config: &SessionConfig, network: &Arc<dyn Network>) -> Infallible {
+    loop {
+        let status = once(channel.clone(), config, network).await;
+        if status.code() == Code::Unimplemented {
+            tracing::info!("the manager says nothing of networks on other nodes; they end at this one");
+            std::future::pending::<()>().await;
+        }
+        tracing::info!(reason = status.message(), "the stream of network changes ended; asking again");
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// One stream; returns why it ended.
+async fn once(channel: Channel, config: &SessionConfig, network: &Arc<dyn Network>) -> Status {
+    network.following(Following::Asked);
+    let _followed = Followed(network);
+    let (reports, queue) = mpsc::channel(REPORTS);
+    let hello = NetworkHello { data_path_addr: config.data_path_addr.map(|address| address.to_string()).unwrap_or_default() };
+    if reports.try_send(NetworkReport { hello: Some(hello), programmed: 0 }).is_err() {
+        return Status::internal("a queue that was just made is full");
+    }
+    let mut client = NetworkStateClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+    let mut stream = match client.follow(ReceiverStream::new(queue)).await {
+        Ok(stream) => stream.into_inner(),
+        Err(status) => return status,
+    };
+    let (taken, latest) = watch::channel(0);
+    let taking = async {
+        loop {
+            match stream.message().await {
+                Ok(Some(message)) => {
+                    let (changes, unclear) = read_changes(message);
+                    for why in unclear {
+                        tracing::warn!(error = %why, "a part of a manager's message about networks is not understood");
+                    }
+                    let revision = changes.revision;
+                    tracing::debug!(revision, complete = changes.complete, networks = changes.networks.len(), "network changes");
+                    network.take(changes);
+                    network.following(Following::Told);
+                    failpoint!("agent.networks.taken");
+                    taken.send_replace(revision);
+                }
+                Ok(None) => return Status::unavailable("the manager ended it"),
+                Err(status) => return status,
+            }
+        }
+    };
+    tokio::select! {
+        status = taking => status,
+        () = acknowledge(network, latest, reports) => Status::unavailable("the manager takes no reports"),
+    }
+}
+
+/// Reports each revision once it is in place, the latest instead of many. Returns when nobody takes reports.
+async fn acknowledge(network: &Arc<dyn Network>, mut latest: watch::Receiver<u64>, reports: mpsc::Sender<NetworkReport>) {
+    let mut failed = String::new();
+    // The sender lives as long as the stream.
+    while latest.changed().await.is_ok() {
+        let revision = loop {
+            let revision = *latest.borrow_and_update();
+            match network.programmed().await {
+                Ok(()) => break revision,
+                Err(error) => {
+                    let words = chain(&error);
+                    if words != failed {
+                        tracing::warn!(revision, error = words, "network changes are not in place yet");
+                        failed = words;
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        };
+        failed.clear();
+        failpoint!("agent.networks.programmed");
+        if reports.send(NetworkReport { hello: None, programmed: revision }).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
