@@ -43,15 +43,23 @@ pub fn kernel_has_overlays(name: &str) -> bool {
 
 /// Hosts 1 to `count`, on the client's cable.
 pub fn hosts(count: u8) -> Vec<Host> {
-    sh("ip addr flush dev up0; ip link add br0 type bridge; ip link set up0 master br0; ip link set br0 up");
+    let cable = (1..=count).map(|index| {
+        format!("netns add h{index}; link add p{index} type veth peer name eth0 netns h{index}; link set p{index} master br0 up; ")
+    });
+    ip(
+        &[],
+        &format!("addr flush dev up0; link add br0 type bridge; link set up0 master br0; link set br0 up; {}", cable.collect::<String>()),
+    );
     (1..=count)
         .map(|index| {
-            sh(&format!(
-                "ip netns add h{index}; ip -n h{index} link set lo up
-                 ip link add p{index} type veth peer name eth0 netns h{index}; ip link set p{index} master br0 up
-                 ip -n h{index} addr add 198.18.0.{index}/24 dev eth0; ip -n h{index} addr add 2001:db8::{index}/64 dev eth0 nodad
-                 ip -n h{index} link set eth0 up"
-            ));
+            ip(
+                &["-n", &format!("h{index}")],
+                &format!(
+                    "link set lo up; addr add {0}/24 dev eth0; addr add {1}/64 dev eth0 nodad; link set eth0 up",
+                    address(index),
+                    address6(index)
+                ),
+            );
             Host::start(index)
         })
         .collect()

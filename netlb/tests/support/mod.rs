@@ -49,6 +49,15 @@ pub fn sh(line: &str) -> String {
     run_quietly("sh", &["-ec", line]).unwrap_or_else(|error| panic!("{line}: {error}"))
 }
 
+/// Commands of `ip`, with these options for all of them. One process for all, for each takes its time where the processor
+/// is emulated.
+pub fn ip(options: &[&str], commands: &str) {
+    let mut child = Command::new("ip").args(options).args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
+    let lines: String = commands.split([';', '\n']).map(|command| format!("{}\n", command.trim())).collect();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "ip {options:?}: {commands}");
+}
+
 /// What a line of shell shows of a host, without the state of the uplink, which comes and goes for a second after it was
 /// made (the kernel tells of carriers once a second).
 pub fn look(line: &str) -> String {
@@ -72,11 +81,13 @@ pub const CLIENT6: &str = "2001:db8::9";
 
 impl World {
     fn new() -> Self {
-        sh("mount -t tmpfs none /run; ip link set lo up; ip netns add client; ip -n client link set lo up
-            ip link add up0 type veth peer name eth0 netns client
-            ip addr add 198.18.0.1/24 dev up0; ip addr add 2001:db8::1/64 dev up0 nodad; ip link set up0 up
-            ip -n client addr add 198.18.0.9/24 dev eth0; ip -n client addr add 2001:db8::9/64 dev eth0 nodad
-            ip -n client link set eth0 up");
+        sh("mount -t tmpfs none /run");
+        ip(
+            &[],
+            "link set lo up; netns add client; link add up0 type veth peer name eth0 netns client
+             addr add 198.18.0.1/24 dev up0; addr add 2001:db8::1/64 dev up0 nodad; link set up0 up",
+        );
+        ip(&["-n", "client"], "link set lo up; addr add 198.18.0.9/24 dev eth0; addr add 2001:db8::9/64 dev eth0 nodad; link set eth0 up");
         Self { responders: Vec::new() }
     }
 

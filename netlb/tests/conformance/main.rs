@@ -1,0 +1,47 @@
+//! One list of what any load balancer must do, on two hosts and with an outside client, dual stack. See `support/hosts.rs`.
+//! What this machine's kernel has not is run by `make vm`, on another one.
+
+#[path = "../support/hosts.rs"]
+mod hosts;
+mod ports; // published ports
+mod scene; // hosts, tasks, and what leads to them
+#[path = "../support/mod.rs"]
+mod support;
+mod vips; // virtual addresses
+
+use scene::Driver;
+
+/// Not a test: the program in the tasks' namespaces.
+#[test]
+fn responder() {
+    support::responder();
+}
+
+/// The list, once for each driver.
+macro_rules! conformance {
+    ($($part:ident::$check:ident),* $(,)?) => {
+        mod nftables {
+            $(#[test]
+            fn $check() {
+                super::scene::run(super::Driver::Nftables, stringify!($check), super::$part::$check);
+            })*
+        }
+    };
+}
+
+conformance! {
+    vips::a_connection_goes_to_any_backend_whatever_its_port_and_protocol,
+    vips::a_backend_that_left_gets_nothing_new_and_keeps_what_it_has,
+    vips::a_virtual_address_without_backends_refuses,
+    vips::a_virtual_address_that_is_removed_keeps_what_is_connected,
+    vips::udp_flows_go_to_another_backend_when_theirs_goes,
+    vips::a_task_that_reaches_itself_is_answered,
+    vips::no_connection_fails_while_backends_come_and_go,
+    vips::an_audit_mends_what_others_broke,
+    vips::a_restart_keeps_connections,
+    vips::nothing_is_left_of_what_is_removed,
+    ports::every_host_answers_and_tasks_see_the_client,
+    ports::a_backend_that_left_gets_nothing_new_of_a_port_and_keeps_what_it_has,
+    ports::udp_flows_of_a_port_go_to_another_backend_when_theirs_goes,
+    ports::a_port_that_is_published_no_more_refuses,
+}
