@@ -51,6 +51,8 @@ pub enum CaError {
     SigningCertificate,
     #[error("the cross-signed certificate does not lead from the new root to the old one")]
     CrossCertificate,
+    #[error("the cross-signed certificate is not one of a CA: nobody would believe what the new root signs")]
+    CrossIsNoCa,
     #[error(
         "the cross-signed certificate writes the new root's name otherwise than the new root does, so that nobody would find it; make the \
          new root with the program that signs it, or let managers make one"
@@ -139,6 +141,9 @@ impl RootCa {
         }
         if subject_of(&cross) != subject_of(certificate) {
             return Err(CaError::CrossName);
+        }
+        if !X509Certificate::from_der(&cross).is_ok_and(|(_, cross)| cross.is_ca()) {
+            return Err(CaError::CrossIsNoCa);
         }
         Ok(Self { bundle: old.clone(), signer: Arc::new(signer) })
     }

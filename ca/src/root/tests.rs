@@ -197,11 +197,14 @@ fn a_cross_signed_certificate_with_the_name_in_other_bytes_is_told_from_one_that
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, ROOT_NAME); // as UTF8String
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let signed_by = |root: &RootCa| {
+    let signed_by = |root: &RootCa, params: &CertificateParams| {
         let issuer = Issuer::from_ca_cert_der(&root.signer.certificate, root.signer.key.pair()).unwrap();
         certificate_pem(params.signed_by(new.signer.key.pair(), &issuer).unwrap().der())
     };
     let rotate = |cross: &str| RootCa::during_rotation(old.bundle(), new.bundle().pem(), &new.key_pem(), cross).unwrap_err();
-    assert_eq!(rotate(&signed_by(&old)), CaError::CrossName);
-    assert_eq!(rotate(&signed_by(&new)), CaError::CrossCertificate);
+    assert_eq!(rotate(&signed_by(&old, &params)), CaError::CrossName);
+    assert_eq!(rotate(&signed_by(&new, &params)), CaError::CrossCertificate);
+    params.distinguished_name.push(DnType::CommonName, DnValue::PrintableString(ROOT_NAME.try_into().unwrap()));
+    params.is_ca = IsCa::ExplicitNoCa;
+    assert_eq!(rotate(&signed_by(&old, &params)), CaError::CrossIsNoCa);
 }
