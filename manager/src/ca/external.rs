@@ -4,22 +4,29 @@
 //! What it sends back is not taken on trust: the certificate must be for the key, node, role and cluster that were asked for, and
 //! verify under the cluster's roots.
 
+mod cross; // roots that it signs
+
 use super::authority::text;
+use super::root::{UnusableRoot, nobody};
 use bytes::Bytes;
+pub(crate) use cross::cross_sign;
 use futures_util::StreamExt as _;
 use http::header::{CONTENT_TYPE, HOST};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
-use skep_ca::{BadIssue, MANAGER_NAME, RootBundle, SecurityConfig, Subject, role_name};
+use skep_ca::{BadIssue, MANAGER_NAME, NodeKey, NodeRole, RootBundle, SecurityConfig, Subject, role_name};
 use skep_types::{Certificate, Cluster, ClusterId, ExternalCa, FieldError, IssuanceState, Node};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// For one URL, and for finding out whether it answers (spec wire-behaviour 4.7 and 4.8).
+/// For one URL (spec wire-behaviour 4.8).
 const TIME_LIMIT: Duration = Duration::from_secs(5);
+/// For all URLs together while an operator waits.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Longest reply that is read.
 const MAX_REPLY: usize = 256 * 1024;
 /// Requests under way at once.
@@ -43,6 +50,20 @@ pub(crate) enum ExternalError {
     /// Final.
     #[error("what the external CA {url} signed is not what it was asked for")]
     Wrong { url: String, source: BadIssue },
+    #[error(
+        "the external CA {url}, which has the present root's key, refuses to sign the new root: {reason}; it needs a signing profile named \
+         CA that may sign CA certificates (ca_constraint) and lets the extension 2.5.29.19 be asked for (allowed_extensions)"
+    )]
+    RefusedRoot { url: String, reason: String },
+    #[error("no certificate can be asked for")]
+    NoRequest { source: UnusableRoot },
+    #[error(
+        "what the external CA {url} signed does not introduce the new root; its signing profile CA must be there, sign CA certificates \
+         (ca_constraint) and let the extension 2.5.29.19 be asked for (allowed_extensions)"
+    )]
+    WrongRoot { url: String, source: UnusableRoot },
+    #[error("the external CAs {urls} together take longer than {} s; name fewer, or those that answer first", PATIENCE.as_secs())]
+    TooSlow { urls: String },
 }
 
 impl ExternalError {
@@ -112,6 +133,14 @@ pub(crate) fn entries_for<'a>(entries: &'a [ExternalCa], wanted: &RootBundle, pr
     entries.iter().filter(belongs).collect()
 }
 
+/// Writes down which root entries without certificate belong to: the present one. After a rotation they would be taken for entries of
+/// the next one, whose certificates they cannot sign.
+pub(crate) fn pin_entries(entries: &mut [ExternalCa], present: &[u8]) {
+    for entry in entries.iter_mut().filter(|entry| entry.ca_cert.is_empty()) {
+        entry.ca_cert = present.to_vec();
+    }
+}
+
 /// Whether all entries could be used. Errors name fields of `ca_config`.
 pub(crate) fn check_entries(entries: &[ExternalCa]) -> Result<(), FieldError> {
     for (index, entry) in entries.iter().enumerate() {
@@ -136,6 +165,8 @@ struct SignRequest<'a> {
     subject: WireSubject<'a>,
     #[serde(skip_serializing_if = "str::is_empty")]
     profile: &'a str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    extensions: Vec<WireExtension>,
 }
 
 /// `signer.Subject` of CFSSL; its `CN` has no tag in Go and so is written as it is.
@@ -143,15 +174,17 @@ struct SignRequest<'a> {
 struct WireSubject<'a> {
     #[serde(rename = "CN")]
     cn: &'a str,
-    names: [WireName<'a>; 1],
+    /// `csr.Name` of CFSSL: parts of a name by their short names. Those of all entries are put together.
+    names: Vec<BTreeMap<&'static str, &'a str>>,
 }
 
+/// `signer.Extension` of CFSSL.
 #[derive(Debug, Serialize)]
-struct WireName<'a> {
-    #[serde(rename = "O")]
-    organisation: &'a str,
-    #[serde(rename = "OU")]
-    unit: &'a str,
+struct WireExtension {
+    id: &'static str,
+    critical: bool,
+    /// DER in hexadecimal digits.
+    value: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -234,26 +267,44 @@ impl External {
         }
     }
 
-    /// Asks one after the other until one signs; of several failures the last one counts.
     async fn sign(&self, security: &SecurityConfig, csr: &[u8], subject: &Subject, now: SystemTime) -> Result<String, ExternalError> {
         let csr = text(csr);
+        let request = |target: &Target| node_request(&csr, subject, &target.profile);
+        self.first(security, request, |target, leaf| {
+            let chain = format!("{leaf}{}", self.intermediates);
+            let wrong = |source| ExternalError::Wrong { url: target.url.clone(), source };
+            self.roots.check_issued(csr.as_bytes(), &chain, subject, now).map_err(wrong)?;
+            // What nodes will trust when the rotation is over.
+            if let Some(coming) = &self.coming {
+                coming.verify_pem(&chain, now).map_err(|error| wrong(error.into()))?;
+            }
+            Ok(chain)
+        })
+        .await
+    }
+
+    /// Asks one after the other until one signs what is `accepted`; of several failures the last one counts.
+    async fn first<T>(
+        &self,
+        security: &SecurityConfig,
+        request: impl Fn(&Target) -> Bytes,
+        accepted: impl Fn(&Target, String) -> Result<T, ExternalError>,
+    ) -> Result<T, ExternalError> {
         let mut outcome = None;
         for target in &self.targets {
-            let body = node_request(&csr, subject, &target.profile);
-            let signed = match self.ask(security, target, &body).await {
-                Ok(leaf) => {
-                    let chain = format!("{leaf}{}", self.intermediates);
-                    let checked = self.roots.check_issued(csr.as_bytes(), &chain, subject, now);
-                    checked.map(|()| chain).map_err(|source| ExternalError::Wrong { url: target.url.clone(), source })
-                }
-                Err(error) => Err(error),
-            };
+            let signed = self.ask(security, target, &request(target)).await.and_then(|certificate| accepted(target, certificate));
             if signed.is_ok() {
                 return signed;
             }
             outcome = Some(signed);
         }
         outcome.expect("there is at least one target")
+    }
+
+    /// The same while somebody waits for the answer.
+    async fn within_patience<T>(&self, asked: impl Future<Output = Result<T, ExternalError>>) -> Result<T, ExternalError> {
+        let urls = || self.targets.iter().map(|target| target.url.as_str()).collect::<Vec<_>>().join(", ");
+        timeout(PATIENCE, asked).await.unwrap_or_else(|_| Err(ExternalError::TooSlow { urls: urls() }))
     }
 
     async fn ask(&self, security: &SecurityConfig, target: &Target, body: &Bytes) -> Result<String, ExternalError> {
@@ -265,25 +316,15 @@ impl External {
     }
 }
 
-/// Whether one of these entries answers at all, by TLS. The last failure if none does.
-pub(crate) async fn check_reachable(
-    security: &SecurityConfig,
-    entries: &[ExternalCa],
-    coming: Option<&RootBundle>,
-) -> Result<(), ExternalError> {
-    let mut outcome = Ok(());
-    for entry in entries {
-        let Ok(target) = Target::parse(&entry.url) else { continue };
-        let url = || target.url.clone();
-        outcome = match timeout(TIME_LIMIT, dial(security, coming, &target)).await {
-            Err(_) => Err(ExternalError::TimedOut { url: url() }),
-            Ok(dialled) => dialled.map(drop),
-        };
-        if outcome.is_ok() {
-            break;
-        }
-    }
-    outcome
+/// Whether one of the external CAs that sign under these settings really does: it is asked for a certificate for nobody, under a key
+/// that is thrown away. The last failure if none does.
+pub(crate) async fn check_signs(security: &SecurityConfig, cluster: &Cluster, now: SystemTime) -> Result<(), ExternalError> {
+    // Entries that cannot be used were refused before, and that there is one was required.
+    let Some(external) = External::of(cluster) else { return Ok(()) };
+    let request = NodeKey::generate().and_then(|key| key.request());
+    let request = request.map_err(|error| ExternalError::NoRequest { source: error.into() })?;
+    let subject = nobody(&cluster.id, NodeRole::Worker);
+    external.within_patience(external.sign(security, request.as_bytes(), &subject, now)).await.map(drop)
 }
 
 type Stream = tokio_rustls::client::TlsStream<TcpStream>;
@@ -326,13 +367,13 @@ fn node_request(csr: &str, subject: &Subject, profile: &str) -> Bytes {
     if unit == MANAGER_NAME {
         hosts.push(skep_ca::ROOT_NAME);
     }
-    let request = SignRequest {
-        hosts,
-        certificate_request: csr,
-        subject: WireSubject { cn: subject.node.as_str(), names: [WireName { organisation: subject.cluster.as_str(), unit }] },
-        profile,
-    };
-    serde_json::to_vec(&request).expect("texts can be written as JSON").into()
+    let names = vec![BTreeMap::from([("O", subject.cluster.as_str()), ("OU", unit)])];
+    let subject = WireSubject { cn: subject.node.as_str(), names };
+    body(&SignRequest { hosts, certificate_request: csr, subject, profile, extensions: Vec::new() })
+}
+
+fn body(request: &SignRequest<'_>) -> Bytes {
+    serde_json::to_vec(request).expect("texts can be written as JSON").into()
 }
 
 /// The certificate in a CFSSL envelope.

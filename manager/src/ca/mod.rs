@@ -10,8 +10,8 @@ mod signer; // what waits for a certificate
 mod throttle; // wrong tokens per address
 mod unheard; // who asks again
 
-pub(crate) use external::{check_entries, check_reachable};
-pub(crate) use root::{check_lifetime, required_external, wanted_root};
+pub(crate) use external::{check_entries, check_signs, cross_sign, pin_entries};
+pub(crate) use root::{WantedRoot, check_lifetime, requires_external, wanted_root};
 
 use crate::authorize::{Caller, caller};
 use crate::control::errors::{self, id, invalid, missing};

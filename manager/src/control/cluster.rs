@@ -4,14 +4,18 @@ use super::errors::{id, invalid, missing, out_of_sequence};
 use super::filter;
 use super::node::drop_old_removals;
 use super::validate;
-use crate::ca::{check_entries, check_lifetime, check_reachable, required_external, wanted_root};
+use crate::ca::{WantedRoot, check_entries, check_lifetime, check_signs, cross_sign, pin_entries, requires_external, wanted_root};
 use crate::clock::system_time;
 use crate::drive::chain;
 use crate::shared::Shared;
 use skep_ca::JoinToken;
 use skep_proto::{ToWire as _, parse_required, redact_cluster, v1};
-use skep_types::{Action, Cluster, ClusterId, ClusterSpec, ClusterView as _, FieldError, Kind, Object, Sensitive, UnlockKey, Version};
+use skep_types::{
+    Action, CaConfig, Cluster, ClusterId, ClusterRootCa, ClusterSpec, ClusterView as _, FieldError, Kind, Object, Sensitive, UnlockKey,
+    Version,
+};
 use std::sync::Arc;
+use std::time::SystemTime;
 use tonic::Status;
 
 fn answer(cluster: &Cluster) -> v1::Cluster {
@@ -48,43 +52,58 @@ pub(super) async fn update(shared: &Shared, request: v1::UpdateClusterRequest) -
     check_lifetime(&spec.ca_config).map_err(in_spec)?;
     check_entries(&spec.ca_config.external_cas).map_err(in_spec)?;
     let rotation = request.rotation.unwrap_or_default();
-    let (new, external) = {
+    let cluster = {
         let view = shared.store.view();
-        let cluster = view.cluster().filter(|cluster| cluster.id == id).ok_or_else(|| missing(Kind::Cluster, id.as_str()))?;
-        if cluster.meta.version != version {
-            return Err(out_of_sequence());
-        }
-        check_unchanged(&cluster.spec, &spec)?;
-        let mut new = Cluster { spec, ..Cluster::clone(cluster) };
-        drop_old_removals(&mut new, shared.now());
-        if let Some(root_ca) = wanted_root(cluster, &new.spec.ca_config, system_time(shared.now())).map_err(in_spec)? {
-            new.root_ca = root_ca;
-        }
-        // Taken over where it was wanted; clients never get it back.
-        new.spec.ca_config.signing_ca_cert.clear();
-        new.spec.ca_config.signing_ca_key = Sensitive(Vec::new());
-        if rotation.worker_join_token {
-            new.root_ca.join_tokens.worker = renew(&new.root_ca.join_tokens.worker)?;
-        }
-        if rotation.manager_join_token {
-            new.root_ca.join_tokens.manager = renew(&new.root_ca.join_tokens.manager)?;
-        }
-        lock(&mut new, rotation.manager_unlock_key)?;
-        let external = required_external(&new.root_ca, &new.spec.ca_config).map_err(in_spec)?;
-        let changed = new.root_ca != cluster.root_ca || new.spec.ca_config.external_cas != cluster.spec.ca_config.external_cas;
-        (new, external.filter(|_| changed))
+        view.cluster().filter(|cluster| cluster.id == id).ok_or_else(|| missing(Kind::Cluster, id.as_str()))?.clone()
     };
+    if cluster.meta.version != version {
+        return Err(out_of_sequence());
+    }
+    check_unchanged(&cluster.spec, &spec)?;
+    let mut new = Cluster { spec, ..Cluster::clone(&cluster) };
+    drop_old_removals(&mut new, shared.now());
+    lock(&mut new, rotation.manager_unlock_key)?;
+    // Last, for it may ask an external CA, which signs for good.
+    let now = system_time(shared.now());
+    new.root_ca = next_root(shared, &cluster, &new.spec.ca_config, now).await.map_err(in_spec)?;
+    // Taken over where it was wanted; clients never get it back.
+    new.spec.ca_config.signing_ca_cert.clear();
+    new.spec.ca_config.signing_ca_key = Sensitive(Vec::new());
+    if new.root_ca.root_rotation.is_some() {
+        pin_entries(&mut new.spec.ca_config.external_cas, &new.root_ca.ca_cert);
+    }
+    if rotation.worker_join_token {
+        new.root_ca.join_tokens.worker = renew(&new.root_ca.join_tokens.worker)?;
+    }
+    if rotation.manager_join_token {
+        new.root_ca.join_tokens.manager = renew(&new.root_ca.join_tokens.manager)?;
+    }
     // One that is down for a moment does not keep other settings from being changed.
-    if let Some((entries, signing)) = external {
-        check_reachable(&shared.security, &entries, Some(&signing))
-            .await
-            .map_err(|error| in_spec(FieldError::new("ca_config.external_cas", chain(&error))))?;
+    let changed = new.root_ca != cluster.root_ca || new.spec.ca_config.external_cas != cluster.spec.ca_config.external_cas;
+    if requires_external(&new.root_ca, &new.spec.ca_config).map_err(in_spec)? && changed {
+        check_signs(&shared.security, &new, now).await.map_err(|error| in_spec(no_external(&error)))?;
     }
     shared.write(vec![Action::Update(Object::Cluster(Arc::new(new)))]).await?;
     shared.ca.rotation.notify_one();
     let view = shared.store.view();
     let cluster = view.cluster().ok_or_else(|| missing(Kind::Cluster, id.as_str()))?;
     Ok(v1::UpdateClusterResponse { cluster: Some(answer(cluster)) })
+}
+
+/// The root by these settings. Where the present root's key is with an external CA, that one is asked to sign a new root.
+async fn next_root(shared: &Shared, cluster: &Cluster, wanted: &CaConfig, now: SystemTime) -> Result<ClusterRootCa, FieldError> {
+    let ca = &cluster.root_ca;
+    match wanted_root(cluster, wanted, now)? {
+        WantedRoot::Unchanged => Ok(ca.clone()),
+        WantedRoot::Decided(root_ca) => Ok(*root_ca),
+        WantedRoot::Unsigned(new) => {
+            cross_sign(&shared.security, ca, &wanted.external_cas, &new, now).await.map_err(|error| no_external(&error))
+        }
+    }
+}
+
+fn no_external(error: &dyn std::error::Error) -> FieldError {
+    FieldError::new("ca_config.external_cas", chain(error))
 }
 
 /// Refuses changes that nobody would carry out.

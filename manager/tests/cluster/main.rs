@@ -3,6 +3,8 @@
 mod a_service_lives;
 mod abuse;
 mod burst;
+#[path = "../common/cfssl.rs"]
+mod cfssl;
 mod control_api;
 mod every_method;
 mod joining;

@@ -1,5 +1,6 @@
 //! A new root for a cluster that lives: nodes renew when they are asked, and nobody is locked out.
 
+use crate::cfssl::{Cfssl, Mood};
 use crate::support::{Cluster, description, eventually};
 use skep_ca::{Connector, Identity, JoinToken, NodeKey, RootBundle, RootCa, SecurityConfig};
 use skep_proto::v1::{self, dispatcher_client::DispatcherClient, node_ca_client::NodeCaClient};
@@ -162,6 +163,64 @@ async fn a_rotation_can_be_replaced_and_given_up() {
     let refused = change(&cluster, set(&own, false)).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().starts_with("spec.ca_config.signing_ca_key: "), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_can_be_given_to_an_external_ca_and_taken_back_from_it() {
+    let cluster = Cluster::start().await;
+    let worker = cluster.join(NodeRole::Worker).await;
+    let mut nodes = JoinSet::new();
+    for security in [&cluster.security, &worker] {
+        nodes.spawn(play_node(cluster.addr, security.clone()));
+    }
+    let (old, kept) = (cluster.root(), RootCa::generate(SystemTime::now()).unwrap());
+    let outside = Cfssl::start(&kept, &kept, &[old, &kept], Mood::SignsRoots).await;
+    let unhelpful = Cfssl::start(&kept, old, &[old, &kept], Mood::Signs).await;
+    let pem = kept.bundle().pem().as_bytes().to_vec();
+    let give = |url: &str| {
+        let entry = v1::ExternalCa { url: url.into(), ca_cert: pem.clone(), ..Default::default() };
+        let pem = pem.clone();
+        move |ca: &mut v1::CaConfig| {
+            ca.signing_ca_cert.clone_from(&pem);
+            ca.external_cas = vec![entry.clone()];
+        }
+    };
+    // One that signs with another key than that of the certificate is found out before anything is done.
+    let refused = change(&cluster, give(&unhelpful.url)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().starts_with("spec.ca_config.external_cas: ") && refused.message().contains(&unhelpful.url), "{refused:?}");
+    assert_eq!(root_of(&cluster).root_rotation, None);
+    change(&cluster, give(&outside.url)).await.unwrap();
+    let after = finished(&cluster).await;
+    assert_eq!((after.ca_cert.as_slice(), after.ca_key.0.is_empty()), (kept.bundle().pem().as_bytes(), true));
+    let issuer = |security: &SecurityConfig| security.tls_info().unwrap().cert_issuer_public_key;
+    let of_root = |root: &RootBundle| root.issuer().public_key;
+    for security in [&cluster.security, &worker] {
+        assert_eq!(issuer(security), of_root(kept.bundle()));
+    }
+
+    // Away from it again, to a root of the managers' own: its key is nowhere but there, so it signs the new one.
+    let without_cert = |ca: &mut v1::CaConfig| {
+        ca.force_rotate = 1;
+        ca.external_cas[0].ca_cert.clear();
+    };
+    let begun = change(&cluster, without_cert).await.unwrap();
+    let entries = begun.spec.unwrap().ca_config.unwrap().external_cas;
+    assert_eq!(entries[0].ca_cert, kept.bundle().pem().as_bytes(), "it stays the old root's");
+    let after = finished(&cluster).await;
+    assert!(after.ca_cert != kept.bundle().pem().as_bytes() && !after.ca_key.0.is_empty());
+    let roots = RootBundle::parse(std::str::from_utf8(&after.ca_cert).unwrap()).unwrap();
+    let follows = |security: &SecurityConfig| *security.identity().unwrap().roots() == roots && issuer(security) == of_root(&roots);
+    eventually("the new root on every node", || async { [&cluster.security, &worker].into_iter().all(follows) }, |all| *all).await;
+    // It is gone, and is not missed.
+    drop(outside);
+    let channel = cluster.try_channel(Connector::bootstrap(&roots).unwrap()).await.unwrap();
+    let csr = NodeKey::generate().unwrap().request().unwrap().into_bytes();
+    let mut ca = NodeCaClient::new(channel);
+    let request = v1::IssueNodeCertificateRequest { csr, token: after.join_tokens.worker.0, ..Default::default() };
+    let node_id = ca.issue_node_certificate(request).await.unwrap().into_inner().node_id;
+    let status = ca.node_certificate_status(v1::NodeCertificateStatusRequest { node_id }).await.unwrap().into_inner();
+    roots.verify_pem(std::str::from_utf8(&status.certificate.unwrap().certificate).unwrap(), SystemTime::now()).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

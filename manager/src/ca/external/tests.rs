@@ -1,85 +1,18 @@
 //! Against a server of our own that speaks as CFSSL does.
 
+#[path = "../../../tests/common/cfssl.rs"]
+mod cfssl;
+
 use super::*;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use rustls::server::WebPkiClientVerifier;
-use skep_ca::{DEFAULT_LIFETIME, Identity, NodeKey, NodeRole, RootCa, Secret};
+use crate::ca::{WantedRoot, wanted_root};
+use cfssl::{Cfssl, Mood};
+use skep_ca::{CaError, DEFAULT_LIFETIME, Identity, NodeKey, NodeRole, RootCa, Secret};
 use skep_types::{ClusterRootCa, NodeId, Sensitive};
-use std::convert::Infallible;
-use tokio::net::TcpListener;
-use tokio::task::JoinSet;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mood {
-    Signs,
-    SignsForAnother,
-    Refuses,
-    TalksNonsense,
-    TalksWithoutEnd,
-}
-
-/// What was asked, and what an external CA makes of it.
-fn answer(root: &RootCa, mood: Mood, body: &[u8]) -> Vec<u8> {
-    let asked: serde_json::Value = serde_json::from_slice(body).unwrap();
-    let name = &asked["subject"]["names"][0];
-    let role = if name["OU"] == "swarm-manager" { NodeRole::Manager } else { NodeRole::Worker };
-    let node = asked["subject"]["CN"].as_str().unwrap();
-    assert_eq!(asked["hosts"][0], name["OU"]);
-    assert_eq!(asked["hosts"][1], node);
-    let node: NodeId = if mood == Mood::SignsForAnother { NodeId::for_test(99) } else { node.parse().unwrap() };
-    let subject = Subject { node, role, cluster: name["O"].as_str().unwrap().parse().unwrap() };
-    match mood {
-        Mood::Signs | Mood::SignsForAnother => {
-            let request = asked["certificate_request"].as_str().unwrap();
-            let issued = root.issue(request.as_bytes(), &subject, DEFAULT_LIFETIME, SystemTime::now()).unwrap();
-            serde_json::json!({ "success": true, "result": { "certificate": issued.chain_pem }, "errors": [], "messages": [] })
-                .to_string()
-                .into_bytes()
-        }
-        Mood::Refuses => {
-            let errors = serde_json::json!([{ "code": 5300, "message": "policy violation" }]);
-            serde_json::json!({ "success": false, "result": null, "errors": errors, "messages": [] }).to_string().into_bytes()
-        }
-        Mood::TalksNonsense => b"<html>".to_vec(),
-        Mood::TalksWithoutEnd => vec![b' '; MAX_REPLY + 1],
-    }
-}
-
-/// Listens with a certificate of `root` and signs with `signer`.
-async fn external_ca(root: &RootCa, signer: &RootCa, mood: Mood) -> (String, JoinSet<()>) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let issuer_key = rcgen::KeyPair::from_pem(root.key_pem().expose()).unwrap();
-    let issuer = rcgen::Issuer::from_ca_cert_pem(root.bundle().pem(), issuer_key).unwrap();
-    let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(root.bundle().certificates()[0].clone()).unwrap();
-    let verifier = WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap();
-    let key = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-    let config =
-        rustls::ServerConfig::builder().with_client_cert_verifier(verifier).with_single_cert(vec![certificate.der().clone()], key).unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("https://{}/api/v1/cfssl/sign", listener.local_addr().unwrap());
-    let signer = signer.clone();
-    let mut server = JoinSet::new();
-    server.spawn(async move {
-        loop {
-            let (tcp, _) = listener.accept().await.unwrap();
-            let Ok(tls) = acceptor.accept(tcp).await else { continue };
-            let signer = signer.clone();
-            let service = service_fn(move |request: http::Request<Incoming>| {
-                let signer = signer.clone();
-                async move {
-                    assert_eq!((request.method(), request.uri().path()), (&http::Method::POST, "/api/v1/cfssl/sign"));
-                    let body = request.into_body().collect().await.unwrap().to_bytes();
-                    Ok::<_, Infallible>(http::Response::new(Full::new(Bytes::from(answer(&signer, mood, &body)))))
-                }
-            });
-            let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(tls), service).await;
-        }
-    });
-    (url, server)
+/// With a certificate of `root`, whose clients it knows, and the key of `signer`.
+async fn external_ca(root: &RootCa, signer: &RootCa, mood: Mood) -> (String, Cfssl) {
+    let server = Cfssl::start(root, signer, &[root], mood).await;
+    (server.url.clone(), server)
 }
 
 fn root() -> RootCa {
@@ -171,18 +104,76 @@ async fn during_a_rotation_the_new_roots_ca_is_asked_and_its_chain_leads_to_the_
 }
 
 #[tokio::test]
-async fn whether_it_answers_is_found_out_beforehand() {
+async fn whether_it_signs_is_found_out_beforehand() {
     let (root, stranger) = (root(), root());
     let (url, _server) = external_ca(&root, &root, Mood::Signs).await;
     let (foreign, _foreign_server) = external_ca(&stranger, &stranger, Mood::Signs).await;
+    let (wrong, _wrong_server) = external_ca(&root, &stranger, Mood::Signs).await;
+    let (refuses, _refusing_server) = external_ca(&root, &root, Mood::Refuses).await;
     let security = security(&root);
     let check = async |urls: &[&str]| {
-        let entries: Vec<_> = urls.iter().map(|url| entry(url, None)).collect();
-        check_reachable(&security, &entries, None).await
+        let entries = urls.iter().map(|url| entry(url, None)).collect();
+        check_signs(&security, &cluster(&root, entries), SystemTime::now()).await
     };
-    check(&["https://127.0.0.1:1/", &url]).await.unwrap();
+    check(&["https://127.0.0.1:1/", &refuses, &url]).await.unwrap();
     assert!(matches!(check(&["https://127.0.0.1:1/"]).await, Err(ExternalError::Unreachable { .. })));
     assert!(matches!(check(&[&foreign]).await, Err(ExternalError::Unreachable { .. })), "it has no certificate of our root");
+    assert!(matches!(check(&[&refuses]).await, Err(ExternalError::Refused { .. })));
+    assert!(matches!(check(&[&wrong]).await, Err(ExternalError::Wrong { .. })), "it signs with another root's key");
+}
+
+/// A new root for a cluster whose root's key is with these external CAs.
+async fn introduce(old: &RootCa, entries: Vec<ExternalCa>) -> Result<ClusterRootCa, ExternalError> {
+    let mut cluster = cluster(old, entries);
+    cluster.spec.ca_config.force_rotate = 1;
+    let now = SystemTime::now();
+    let WantedRoot::Unsigned(new) = wanted_root(&cluster, &cluster.spec.ca_config, now).unwrap() else { panic!("it is signed outside") };
+    cross_sign(&security(old), &cluster.root_ca, &cluster.spec.ca_config.external_cas, &new, now).await
+}
+
+#[tokio::test]
+async fn the_ca_that_has_the_old_key_introduces_a_new_root() {
+    let old = root();
+    let (nodes_only, _first) = external_ca(&old, &old, Mood::Signs).await;
+    let (url, _second) = external_ca(&old, &old, Mood::SignsRoots).await;
+    let entries = vec![entry("https://127.0.0.1:1/", Some(&root())), entry(&nodes_only, None), entry(&url, Some(&old))];
+    let mut cluster = cluster(&old, entries.clone());
+    cluster.root_ca = introduce(&old, entries).await.unwrap();
+    assert_eq!((cluster.root_ca.ca_key.0.is_empty(), cluster.root_ca.last_forced_rotation), (true, 1));
+    pin_entries(&mut cluster.spec.ca_config.external_cas, &cluster.root_ca.ca_cert);
+    assert!(External::of(&cluster).is_none(), "the cluster signs itself, under the new root");
+    let rotation = cluster.root_ca.root_rotation.take().unwrap();
+    let (cert, cross) = (text(&rotation.ca_cert), text(&rotation.cross_signed_ca_cert));
+    RootCa::during_rotation(old.bundle(), &cert, &Secret::new(text(&rotation.ca_key.0)), &cross).unwrap();
+    // The new one is the present one; entries of the old root stay so.
+    cluster.root_ca.ca_cert = rotation.ca_cert;
+    assert!(External::of(&cluster).is_none());
+}
+
+#[tokio::test]
+async fn a_new_root_that_is_not_introduced_says_where_and_what_to_do() {
+    let old = root();
+    for (mood, says) in [
+        (Mood::Signs, "signing profile CA must be there"),
+        (Mood::Refuses, "policy violation (code 5300); it needs a signing profile named CA"),
+        (Mood::RenamesRoots, "otherwise than the new root"),
+        (Mood::TalksNonsense, "not as a CFSSL server"),
+    ] {
+        let (url, _server) = external_ca(&old, &old, mood).await;
+        let error = crate::drive::chain(&introduce(&old, vec![entry(&url, None)]).await.unwrap_err());
+        assert!(error.contains(says) && error.contains(&url), "{mood:?}: {error}");
+    }
+    let (url, _server) = external_ca(&old, &root(), Mood::SignsRoots).await;
+    let error = introduce(&old, vec![entry(&url, None)]).await.unwrap_err();
+    assert!(matches!(&error, ExternalError::WrongRoot { source: UnusableRoot::Ca(CaError::CrossCertificate), .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn one_that_does_not_answer_is_not_waited_for() {
+    let old = root();
+    let (silent, _first) = external_ca(&old, &old, Mood::SaysNothing).await;
+    let (url, _second) = external_ca(&old, &old, Mood::SignsRoots).await;
+    introduce(&old, vec![entry(&silent, None), entry(&url, None)]).await.unwrap();
 }
 
 #[test]

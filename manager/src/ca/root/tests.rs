@@ -1,5 +1,5 @@
 use super::*;
-use skep_types::ClusterId;
+use skep_types::ExternalCa;
 
 fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
@@ -35,6 +35,18 @@ fn of(root: &RootCa, force_rotate: u64) -> CaConfig {
     config(root.bundle().pem(), root.key_pem().expose(), force_rotate)
 }
 
+/// What becomes of the root, without asking anybody.
+fn decide(cluster: &Cluster, wanted: &CaConfig) -> ClusterRootCa {
+    match wanted_root(cluster, wanted, now()).unwrap() {
+        WantedRoot::Decided(root_ca) => *root_ca,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn unchanged(cluster: &Cluster, wanted: &CaConfig) -> bool {
+    matches!(wanted_root(cluster, wanted, now()), Ok(WantedRoot::Unchanged))
+}
+
 fn refused(cluster: &Cluster, wanted: &CaConfig) -> (String, String) {
     let FieldError { field, problem } = wanted_root(cluster, wanted, now()).unwrap_err();
     (field, problem)
@@ -43,16 +55,16 @@ fn refused(cluster: &Cluster, wanted: &CaConfig) -> (String, String) {
 #[test]
 fn nothing_asked_is_nothing_done() {
     let mut cluster = cluster(&root());
-    assert_eq!(wanted_root(&cluster, &CaConfig::default(), now()), Ok(None));
+    assert!(unchanged(&cluster, &CaConfig::default()));
     cluster.root_ca.last_forced_rotation = 3;
-    assert_eq!(wanted_root(&cluster, &config("", "", 3), now()), Ok(None));
+    assert!(unchanged(&cluster, &config("", "", 3)));
 }
 
 #[test]
 fn a_forced_rotation_brings_a_root_of_our_own_beside_the_old_one() {
     let old = root();
     let mut cluster = cluster(&old);
-    let begun = wanted_root(&cluster, &config("", "", 1), now()).unwrap().unwrap();
+    let begun = decide(&cluster, &config("", "", 1));
     assert_eq!(begun.last_forced_rotation, 1);
     let rotation = begun.root_rotation.clone().unwrap();
     assert_eq!(ClusterRootCa { root_rotation: None, last_forced_rotation: 0, ..begun.clone() }, cluster.root_ca, "the old one stays");
@@ -62,7 +74,7 @@ fn a_forced_rotation_brings_a_root_of_our_own_beside_the_old_one() {
 
     // Forced again: the next one is cross-signed by the root that is trusted, not by the one that was on its way.
     cluster.root_ca = begun;
-    let again = wanted_root(&cluster, &config("", "", 2), now()).unwrap().unwrap().root_rotation.unwrap();
+    let again = decide(&cluster, &config("", "", 2)).root_rotation.unwrap();
     assert_ne!(again.ca_cert, rotation.ca_cert);
     RootCa::during_rotation(old.bundle(), &text(&again.ca_cert), &secret(&again.ca_key), &text(&again.cross_signed_ca_cert)).unwrap();
 }
@@ -74,21 +86,21 @@ fn an_operators_own_root_is_taken_replaced_and_given_up() {
     let pending = |cluster: &Cluster| text(&cluster.root_ca.root_rotation.as_ref().unwrap().ca_cert);
     // However it is written: what is served has no text around it.
     let noisy = config(&format!("my root\n{}\n", one.bundle().pem()), one.key_pem().expose(), 0);
-    cluster.root_ca = wanted_root(&cluster, &noisy, now()).unwrap().unwrap();
+    cluster.root_ca = decide(&cluster, &noisy);
     assert_eq!(pending(&cluster), one.bundle().pem());
 
     // The same again changes nothing but the key, which is the same.
-    let again = wanted_root(&cluster, &of(&one, 0), now()).unwrap().unwrap();
+    let again = decide(&cluster, &of(&one, 0));
     assert_eq!(again, cluster.root_ca);
-    let without_key = wanted_root(&cluster, &config(one.bundle().pem(), "", 0), now()).unwrap().unwrap();
+    let without_key = decide(&cluster, &config(one.bundle().pem(), "", 0));
     assert_eq!(without_key, cluster.root_ca);
 
-    cluster.root_ca = wanted_root(&cluster, &of(&other, 0), now()).unwrap().unwrap();
+    cluster.root_ca = decide(&cluster, &of(&other, 0));
     assert_eq!(pending(&cluster), other.bundle().pem());
 
     // The present one ends it, with or without its key; what was forced by the same order is not forced later.
     for key in [old.key_pem().expose(), ""] {
-        let back = wanted_root(&cluster, &config(old.bundle().pem(), key, 5), now()).unwrap().unwrap();
+        let back = decide(&cluster, &config(old.bundle().pem(), key, 5));
         assert_eq!(back.root_rotation, None);
         assert_eq!(back.last_forced_rotation, 5);
         assert_eq!(back.ca_key, cluster.root_ca.ca_key);
@@ -132,10 +144,10 @@ fn roots_made_by_others_sign_for_nodes() {
     let mut cluster = cluster(&root());
     // From ours to one of P-384, from there to RSA, and back to one of ours.
     for [cert, key] in [OPENSSL, OPENSSL_RSA] {
-        cluster.root_ca = wanted_root(&cluster, &config(cert, key, 0), now()).unwrap().unwrap();
+        cluster.root_ca = decide(&cluster, &config(cert, key, 0));
         cluster.root_ca = finished(&cluster.root_ca, [[1; 16], [2; 16]]).unwrap().unwrap();
     }
-    assert!(wanted_root(&cluster, &config("", "", 1), now()).unwrap().is_some());
+    assert!(decide(&cluster, &config("", "", 1)).root_rotation.is_some());
 }
 
 #[test]
@@ -152,7 +164,7 @@ fn the_end_puts_the_new_root_in_place_with_new_tokens() {
     let (old, new) = (root(), root());
     let mut cluster = cluster(&old);
     assert_eq!(finished(&cluster.root_ca, [[3; 16], [4; 16]]).unwrap(), None);
-    cluster.root_ca = wanted_root(&cluster, &of(&new, 7), now()).unwrap().unwrap();
+    cluster.root_ca = decide(&cluster, &of(&new, 7));
     let before = cluster.root_ca.join_tokens.clone();
     let end = finished(&cluster.root_ca, [[3; 16], [4; 16]]).unwrap().unwrap();
     assert_eq!(text(&end.ca_cert), new.bundle().pem());
@@ -189,24 +201,36 @@ fn a_root_whose_key_is_outside_needs_somebody_there_who_signs() {
     }
     let entries = vec![external("https://a.example/", Some(&new)), external("https://b.example/", None)];
     let wanted = without_key(entries);
-    cluster.root_ca = wanted_root(&cluster, &wanted, now()).unwrap().unwrap();
+    cluster.root_ca = decide(&cluster, &wanted);
     assert!(cluster.root_ca.root_rotation.as_ref().unwrap().ca_key.0.is_empty());
-    let (required, signing) = required_external(&cluster.root_ca, &wanted).unwrap().unwrap();
+    let required = entries_for(&wanted.external_cas, new.bundle(), old.bundle());
     assert_eq!((required.len(), required[0].url.as_str()), (1, "https://a.example/"));
-    assert!(signing.is_same(new.bundle()));
-    assert_eq!(required_external(&cluster.root_ca, &CaConfig::default()).unwrap_err().field, "ca_config.external_cas");
+    assert_eq!(requires_external(&cluster.root_ca, &wanted), Ok(true));
+    assert_eq!(requires_external(&cluster.root_ca, &CaConfig::default()).unwrap_err().field, EXTERNAL);
 
     // In its place, it is the one that an entry without certificate belongs to.
     cluster.root_ca = finished(&cluster.root_ca, [[1; 16], [2; 16]]).unwrap().unwrap();
     let plain = CaConfig { external_cas: vec![external("https://b.example/", None)], ..CaConfig::default() };
-    assert_eq!(required_external(&cluster.root_ca, &plain).unwrap().unwrap().0.len(), 1);
-    // Nobody here can sign for another root now, until the key is here.
-    let (field, problem) = refused(&cluster, &of(&other, 0));
-    assert_eq!(field, CERT);
-    assert!(problem.contains("external CA"), "{problem}");
-    cluster.root_ca = wanted_root(&cluster, &of(&new, 0), now()).unwrap().unwrap();
-    assert_eq!(required_external(&cluster.root_ca, &CaConfig::default()), Ok(None));
-    assert!(wanted_root(&cluster, &of(&other, 0), now()).unwrap().is_some());
+    assert_eq!(requires_external(&cluster.root_ca, &plain), Ok(true));
+    // It must sign for another root; with nobody who can, or with another whose key is elsewhere too, there is none.
+    assert!(matches!(wanted_root(&cluster, &CaConfig { force_rotate: 1, ..plain.clone() }, now()), Ok(WantedRoot::Unsigned(_))));
+    let given = CaConfig { external_cas: plain.external_cas.clone(), ..of(&other, 0) };
+    assert!(matches!(wanted_root(&cluster, &given, now()), Ok(WantedRoot::Unsigned(_))));
+    for nobody in
+        [of(&other, 0), config("", "", 1), CaConfig { external_cas: vec![external("https://a.example/", Some(&old))], ..of(&other, 0) }]
+    {
+        let (field, problem) = refused(&cluster, &nobody);
+        assert_eq!(field, EXTERNAL);
+        assert!(problem.contains("has to sign the new root") && problem.contains("signing_ca_key"), "{problem}");
+    }
+    let both = CaConfig { external_cas: vec![external("https://c.example/", Some(&other))], ..config(other.bundle().pem(), "", 0) };
+    let (field, problem) = refused(&cluster, &both);
+    assert_eq!(field, KEY);
+    assert!(problem.contains("so is that of the present root"), "{problem}");
+    // With the key brought here, nobody is asked.
+    cluster.root_ca = decide(&cluster, &of(&new, 0));
+    assert_eq!(requires_external(&cluster.root_ca, &CaConfig::default()), Ok(false));
+    assert!(decide(&cluster, &of(&other, 0)).root_rotation.is_some());
 }
 
 #[test]
@@ -215,8 +239,8 @@ fn a_key_can_be_brought_to_a_rotation_under_way() {
     let mut cluster = cluster(&old);
     let entries = vec![external("https://a.example/", Some(&new))];
     let without_key = CaConfig { external_cas: entries, ..config(new.bundle().pem(), "", 0) };
-    cluster.root_ca = wanted_root(&cluster, &without_key, now()).unwrap().unwrap();
-    let with_key = wanted_root(&cluster, &of(&new, 0), now()).unwrap().unwrap().root_rotation.unwrap();
+    cluster.root_ca = decide(&cluster, &without_key);
+    let with_key = decide(&cluster, &of(&new, 0)).root_rotation.unwrap();
     assert_eq!(secret(&with_key.ca_key), new.key_pem());
-    assert_eq!(required_external(&ClusterRootCa { root_rotation: Some(with_key), ..cluster.root_ca }, &CaConfig::default()), Ok(None));
+    assert_eq!(requires_external(&ClusterRootCa { root_rotation: Some(with_key), ..cluster.root_ca }, &CaConfig::default()), Ok(false));
 }
