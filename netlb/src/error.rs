@@ -27,6 +27,8 @@ pub enum NetlbError {
          if other software of this host has that id or port, give the cluster another port"
     )]
     Vxlan { network: String, vni: u32, port: u16, source: io::Error },
+    #[error(transparent)]
+    Secure(#[from] crate::secure::SecureError),
     #[error("task {task} has two addresses of one family in network {network}")]
     TwoAddresses { task: String, network: String },
     #[error("the namespace of task {task} was removed while it was made")]

@@ -3,10 +3,12 @@
 use crate::error::NetlbError;
 use crate::names::Tag;
 use crate::owner::{self, Applied, Oversight, Request};
+use crate::secure::{Backend as WireGuard, Dropped, KeyEpoch};
 use crate::wanted::{TaskNetwork, Wanted};
 use skep_types::TaskId;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Callers wait when so many requests are queued: each takes milliseconds.
@@ -37,6 +39,25 @@ pub struct Generation(pub u64);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Audit {
     pub repaired: Vec<String>,
+}
+
+/// How encryption between nodes is doing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct EncryptionStatus {
+    /// What encrypts; `None` while nothing is to be encrypted, or nothing can.
+    pub by: Option<WireGuard>,
+    pub dropped: Dropped,
+    /// Of all tunnels, by epoch and number.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// The other end of a tunnel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PeerStatus {
+    pub epoch: KeyEpoch,
+    pub node_index: u32,
+    /// Time since it proved its key last, which it does every two minutes while packets flow; `None`: never.
+    pub handshake: Option<Duration>,
 }
 
 /// The node's network. Clones are the same; the owner's thread ends when the last one is dropped, and leaves the network
@@ -129,6 +150,11 @@ impl Netlb {
     /// when it is first seen after something was wanted.
     pub async fn host_firewall_warning(&self) -> Result<Option<String>, NetlbError> {
         self.ask(Request::FirewallWarning).await?
+    }
+
+    /// How encryption between nodes is doing.
+    pub async fn encryption(&self) -> Result<EncryptionStatus, NetlbError> {
+        self.ask(Request::Encryption).await?
     }
 
     /// Removes every namespace, link and table of this instance, running tasks' too. Goes on after a failure.

@@ -10,7 +10,9 @@
 //!
 //! A network may span nodes ([`Overlay`]): tasks, virtual addresses and published ports lead to wherever a task is.
 //!
-//! Not here yet: encryption between nodes, IPVS. The agent does not use [`Overlay`] and [`dns`] yet: what they have to know
+//! Networks may be encrypted between nodes ([`Encryption`]): WireGuard, the kernel's or our own.
+//!
+//! Not here yet: IPVS. The agent does not use [`Overlay`] and [`dns`] yet: what they have to know
 //! about other nodes and their tasks is not sent by managers so far.
 
 pub mod dns; // what tasks ask at 127.0.0.11
@@ -23,13 +25,18 @@ mod nft; // nf_tables without the nft program
 mod owner; // the thread that carries everything out
 mod plan; // pure: from what is wanted to what to do
 mod port; // is a port free on this host
+mod secure; // encrypted networks
 mod sysctl; // settings of the kernel
 mod wanted; // what the agent asks for
 
 pub use error::NetlbError;
-pub use handle::{Audit, Config, Generation, Netlb, TaskNetns};
+pub use handle::{Audit, Config, EncryptionStatus, Generation, Netlb, PeerStatus, TaskNetns};
 pub use owner::Oversight;
 pub use port::port_is_taken;
+pub use secure::{
+    Backend as WireGuard, Driver, Dropped, Encryption, KeyEpoch, Keyring, NotAKey, PrivateKey, PublicKey, SecureError, Sizes, Tunnel,
+    TunnelPeer, can_encrypt, sizes as encrypted_sizes,
+};
 pub use wanted::{
     Attachment, Backend, Endpoint, Location, Mac, Network, Overlay, Peer, Protocol, PublishMode, PublishedPort, Subnet, TaskNetwork, Vip,
     Wanted, WantedNetwork,

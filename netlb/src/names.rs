@@ -38,6 +38,16 @@ impl Tag {
         format!("{}g{:x}", self.link_prefix(), network.vni & 0x00ff_ffff)
     }
 
+    /// What the links of this instance's tunnels to other nodes begin with; with none of the above.
+    pub(crate) fn tunnel_prefix(&self) -> String {
+        format!("sw{}", self.0)
+    }
+
+    /// The name of the tables that keep encrypted networks from travelling in clear.
+    pub(crate) fn guard_table(&self) -> String {
+        format!("skep-{}-clear", self.0)
+    }
+
     /// The name of this instance's tables, one in the family ip and one in ip6.
     pub(crate) fn table(&self) -> String {
         format!("skep-{}", self.0)

@@ -91,6 +91,13 @@ pub(crate) fn let_loopback_leave_by(link: &str) -> Result<(), NetlbError> {
     write(&path, "1")
 }
 
+/// Lets a tunnel to other nodes have the address we give it, and no other, also on a host that has IPv6 switched off.
+pub(crate) fn let_tunnel_have_address(link: &str) -> Result<(), NetlbError> {
+    let dir = Path::new(ROOT).join("ipv6/conf").join(link);
+    let wanted = [("addr_gen_mode", "1"), ("accept_ra", "0"), ("router_solicitations", "0"), ("disable_ipv6", "0")];
+    wanted.iter().try_for_each(|(key, value)| write(&dir.join(key), value))
+}
+
 fn is(key: &str, value: &str) -> bool {
     fs::read_to_string(Path::new(ROOT).join(key)).is_ok_and(|found| found.trim() == value)
 }

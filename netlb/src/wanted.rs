@@ -1,5 +1,6 @@
 //! What the network of this node should be: plain data, the whole node at once.
 
+use crate::secure::Encryption;
 use ipnet::IpNet;
 use skep_types::{NetworkId, TaskId};
 use std::collections::BTreeSet;
@@ -75,6 +76,8 @@ pub struct Wanted {
     /// The tasks this node still holds, in whatever state. The namespace of any other task is removed by an audit,
     /// except of those that [`crate::Netlb::ensure_task`] made in this process.
     pub tasks: BTreeSet<TaskId>,
+    /// `None`: no network is encrypted.
+    pub encryption: Option<Encryption>,
 }
 
 /// A network and who is on it.

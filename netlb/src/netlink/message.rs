@@ -19,7 +19,7 @@ use netlink_packet_route::neighbour::{
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleHeader, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, RouteMessageBuilder};
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, LinkWireguard, RouteMessageBuilder};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -115,6 +115,11 @@ pub(super) fn new_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32, place: Bo
     };
     let device = with_mac(device.mtu(mtu).up(), Some(mac)).setns_by_fd(place.as_raw_fd());
     (Message::NewLink(device.build()).into(), CREATE | EXCL)
+}
+
+/// A WireGuard device, down: what it needs first is said to it in its own language.
+pub(super) fn new_wireguard(name: &str) -> Asked {
+    (Message::NewLink(LinkWireguard::new(name).build()).into(), CREATE | EXCL)
 }
 
 pub(super) fn delete_link(name: &str) -> Asked {

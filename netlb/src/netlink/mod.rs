@@ -6,6 +6,7 @@
 //! Routing messages are those of `netlink-packet-route`, in part built with `rtnetlink`; those crates are named nowhere
 //! else. nf_tables and conntrack have no such crate and are written with [`wire`].
 
+pub(crate) mod generic; // families of messages with numbers of their own
 mod hop; // objects for next hops
 mod message; // changes and questions as messages of the routing family
 pub(crate) mod route; // sending them: links, addresses, routes, neighbours, next hops, rules

@@ -73,6 +73,11 @@ impl RouteSocket {
         self.request(message::new_vxlan(name, vxlan, mac, mtu, place))
     }
 
+    /// Makes a WireGuard device, down, in the namespace of this socket.
+    pub(crate) fn create_wireguard(&mut self, name: &str) -> io::Result<()> {
+        self.request(message::new_wireguard(name))
+    }
+
     /// Deletes a link and waits until it is gone (about 20 ms); one that is not there is no error.
     pub(crate) fn delete_link(&mut self, name: &str) -> io::Result<()> {
         match self.request(message::delete_link(name)) {

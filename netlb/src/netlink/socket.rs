@@ -5,7 +5,7 @@ pub(crate) use netlink_packet_core::{
     NLM_F_ACK as ACK, NLM_F_CREATE as CREATE, NLM_F_DUMP as DUMP, NLM_F_EXCL as EXCL, NLM_F_MULTIPART as MULTIPART,
     NLM_F_REPLACE as REPLACE, NLM_F_REQUEST as REQUEST,
 };
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_GENERIC, NETLINK_NETFILTER, NETLINK_ROUTE};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{MsgFlags, recv, setsockopt, sockopt};
@@ -44,6 +44,11 @@ impl Socket {
         let socket = Self::open(NETLINK_NETFILTER)?;
         setsockopt(&socket.fd, sockopt::SndBufForce, &SEND_BUFFER)?;
         Ok(socket)
+    }
+
+    /// Generic: see [`super::generic`].
+    pub(super) fn generic() -> io::Result<Self> {
+        Self::open(NETLINK_GENERIC)
     }
 
     fn open(protocol: isize) -> io::Result<Self> {

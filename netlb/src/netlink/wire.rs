@@ -93,6 +93,17 @@ impl Writer {
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
+
+    /// Makes room, so that what is added is not moved, which would leave a copy behind.
+    pub(crate) fn reserve(&mut self, bytes: usize) -> &mut Self {
+        self.bytes.reserve(bytes);
+        self
+    }
+
+    /// Overwrites all of it.
+    pub(crate) fn wipe(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.bytes);
+    }
 }
 
 /// One message as received.

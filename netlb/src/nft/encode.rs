@@ -194,6 +194,11 @@ pub(crate) fn comment(rule: &Rule) -> Vec<u8> {
     [&[0, length], rule.comment.as_bytes(), &[0]].concat()
 }
 
+/// The text of what [`comment`] wrote.
+pub(crate) fn read_comment(data: &[u8]) -> String {
+    crate::netlink::wire::text(data.get(2..).unwrap_or(&[]))
+}
+
 fn encode_element(out: &mut Writer, key: &[u8], value: &Value) {
     out.nest(1, |out| {
         out.attribute(1, key);
@@ -244,6 +249,9 @@ fn encode_step(out: &mut Writer, expr: &Expr) {
         Expr::SourcePort { to } => payload(out, TRANSPORT_HEADER, 0, 2, *to),
         Expr::SetSourcePort { from, checksum } => set_port(out, 0, *from, *checksum),
         Expr::SetDestinationPort { from, checksum } => set_port(out, 2, *from, *checksum),
+        // RFC 7348 §5: behind UDP's eight bytes, at the fourth of its own.
+        Expr::VxlanNumber { to } => payload(out, TRANSPORT_HEADER, 12, 3, *to),
+        Expr::Counter => step(out, "counter", |_| {}),
         Expr::SourceMac { to } => payload(out, LINK_HEADER, 6, 6, *to),
         Expr::TcpFlags { to } => payload(out, TRANSPORT_HEADER, 13, 1, *to),
         Expr::L4Protocol { to } => load(out, "meta", 16, *to),

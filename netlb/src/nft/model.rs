@@ -76,6 +76,12 @@ pub(crate) enum Expr {
         from: Register,
         checksum: u32,
     },
+    /// Loads the three bytes of the network's number from a VXLAN packet.
+    VxlanNumber {
+        to: Register,
+    },
+    /// Counts packets and bytes.
+    Counter,
     /// Loads the sender's hardware address: six bytes, two registers.
     SourceMac {
         to: Register,

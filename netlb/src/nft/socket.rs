@@ -1,6 +1,6 @@
 //! Transactions and dumps over one netfilter socket.
 
-use super::encode::{Batch, comment, message_kind};
+use super::encode::{Batch, comment, message_kind, read_comment};
 use super::model::{Family, Table, Value};
 use crate::netlink::socket::{DUMP, REQUEST, Socket, outcome};
 use crate::netlink::wire::{self, Writer};
@@ -131,6 +131,19 @@ impl Nft {
         Ok(true)
     }
 
+    /// What the rules of a table have counted, by comment.
+    pub(crate) fn counted(&mut self, family: Family, table: &str) -> io::Result<Vec<(String, u64)>> {
+        let mut counted = Vec::new();
+        self.dump(GET_RULE, family.number(), &[(1, table)], |message| {
+            if wire::attribute(message.body, 4, 1).map(wire::text).as_deref() == Some(table)
+                && let Some(packets) = packets(message.body)
+            {
+                counted.push((read_comment(wire::attribute(message.body, 4, 7).unwrap_or(&[])), packets));
+            }
+        })?;
+        Ok(counted)
+    }
+
     /// The comments of the rules, by chain and in order.
     fn rules(&mut self, table: &Table) -> io::Result<BTreeMap<String, Vec<Vec<u8>>>> {
         let mut rules: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
@@ -157,6 +170,14 @@ impl Nft {
         })?;
         Ok(elements)
     }
+}
+
+/// The packets that the counter of a rule has seen, if it has one (`NFTA_COUNTER_PACKETS`).
+fn packets(rule: &[u8]) -> Option<u64> {
+    let steps = wire::attribute(rule, 4, 4)?;
+    let is_counter = |step: &&[u8]| wire::attribute(step, 0, 1).map(wire::text).as_deref() == Some("counter");
+    let counter = wire::attributes(steps, 0).map(|(_, step)| step).find(is_counter)?;
+    Some(u64::from_be_bytes(wire::attribute(wire::attribute(counter, 0, 2)?, 0, 2)?.try_into().ok()?))
 }
 
 fn value(data: &[u8]) -> Value {

@@ -22,6 +22,7 @@ impl Owner {
     pub(super) fn apply(&mut self, wanted: Arc<Wanted>) -> Result<(), NetlbError> {
         let mut errors = Vec::new();
         self.wanted = Some(Arc::clone(&wanted));
+        errors.extend(self.have_tunnels(wanted.encryption.as_ref()));
         for network in &wanted.networks {
             if let Err(error) = self.ensure_sandbox(&network.network) {
                 errors.push(error);
@@ -42,6 +43,7 @@ impl Owner {
         failpoint!("netlb.apply.ports");
         errors.extend(self.leave_all());
         errors.extend(self.remove_unused_sandboxes());
+        errors.extend(self.leave_tunnels(wanted.encryption.as_ref()));
         NetlbError::all(errors)
     }
 
@@ -132,6 +134,7 @@ impl Owner {
         }
         self.host_state = crate::plan::State::default();
         failpoint!("netlb.everything.links");
+        errors.extend(self.leave_tunnels(None));
         let name = self.tag.table();
         for (family, table, known) in &mut self.tables {
             *table = crate::plan::tables::HostTable::new(*family, self.tag.clone());
@@ -228,13 +231,13 @@ pub(super) fn forget_stale(nft: &mut Nft, family: Family, place: &str, is_stale:
     }
 }
 
-fn table_error(table: &str, place: &str, source: std::io::Error) -> NetlbError {
+pub(super) fn table_error(table: &str, place: &str, source: std::io::Error) -> NetlbError {
     NetlbError::Table { table: table.to_owned(), place: place.to_owned(), source }
 }
 
 /// Sends the update, or the whole table where the kernel's is not known to be ours. One transaction either way: traffic
 /// sees the old state or the new one.
-fn tell(
+pub(super) fn tell(
     nft: &mut Nft,
     name: &str,
     known: &mut Known,

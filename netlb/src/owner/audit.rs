@@ -35,6 +35,8 @@ impl Owner {
         };
         note(self.audit_files(), &mut errors);
         failpoint!("netlb.audit.files");
+        note(self.audit_tunnels(), &mut errors);
+        failpoint!("netlb.audit.tunnels");
         let mut missing = BTreeSet::new();
         let networks: Vec<Network> = self.sandboxes.values().map(|sandbox| sandbox.network.clone()).collect();
         for network in &networks {
@@ -187,7 +189,7 @@ impl Owner {
     }
 
     pub(super) fn audit_host_tables(&mut self) -> Result<Vec<String>, NetlbError> {
-        let mut all = Vec::new();
+        let mut all = self.audit_guard()?;
         for (family, table, known) in &mut self.tables {
             if self.sandboxes.is_empty() && *known == super::Known::No {
                 continue;

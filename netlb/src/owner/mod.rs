@@ -8,14 +8,16 @@ mod audit; // looking everything over
 mod overlay; // joining a sandbox to those of other nodes
 mod oversight; // doing so all the time
 mod sandbox; // a network's namespace and the host's link to it
+mod secure; // tunnels to other nodes
 mod task; // a task's namespace
 
 use self::audit::Depth;
 use self::overlay::Told;
 pub use self::oversight::Oversight;
 use self::oversight::Watch;
+use self::secure::Secure;
 use crate::error::NetlbError;
-use crate::handle::{Audit, Generation, TaskNetns};
+use crate::handle::{Audit, EncryptionStatus, Generation, TaskNetns};
 use crate::names::Tag;
 use crate::netlink::route::{Failed, RouteSocket};
 use crate::netns::Namespace;
@@ -50,6 +52,7 @@ pub(crate) enum Request {
     Remove { task: TaskId, reply: Reply<()> },
     Audit(Reply<Audit>),
     FirewallWarning(Reply<Option<String>>),
+    Encryption(Reply<EncryptionStatus>),
     RemoveEverything(Reply<()>),
 }
 
@@ -113,6 +116,7 @@ struct Owner {
     /// Links and routes of ours in the host's namespace, as told to the kernel.
     host_state: State,
     tables: Vec<(Family, HostTable, Known)>,
+    secure: Secure,
     sandboxes: BTreeMap<NetworkId, Sandbox>,
     tasks: BTreeMap<TaskId, TaskNetwork>,
     pending: BTreeMap<TaskId, Pending>,
@@ -152,6 +156,7 @@ pub(crate) fn start(
         ipv6,
         host_forwards: false,
         host_state: State::default(),
+        secure: Secure::default(),
         sandboxes: BTreeMap::new(),
         tasks: BTreeMap::new(),
         pending: BTreeMap::new(),
@@ -224,6 +229,7 @@ impl Owner {
             Request::Remove { task, reply } => drop(reply.send(self.remove_task(&task))),
             Request::Audit(reply) => drop(reply.send(self.audit(Depth::All))),
             Request::FirewallWarning(reply) => drop(reply.send(self.firewall_warning())),
+            Request::Encryption(reply) => drop(reply.send(self.encryption())),
             Request::RemoveEverything(reply) => drop(reply.send(self.remove_everything())),
         }
     }

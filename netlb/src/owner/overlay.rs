@@ -39,11 +39,12 @@ impl Owner {
     /// Puts in place what other nodes are wanted on the network. Its sandbox must be there.
     pub(super) fn join(&mut self, wanted: &WantedNetwork) -> Result<(), NetlbError> {
         let network = &wanted.network;
+        let overlay = self.way_between_nodes(wanted)?;
         let Some(sandbox) = self.sandboxes.get_mut(&network.id) else { return Ok(()) };
-        if sandbox.told.as_ref().is_some_and(|told| told.leaving.is_empty() && told.overlay == wanted.overlay) {
+        if sandbox.told.as_ref().is_some_and(|told| told.leaving.is_empty() && told.overlay == overlay) {
             return self.join_tasks(wanted);
         }
-        let state = match &wanted.overlay {
+        let state = match &overlay {
             None => State::default(),
             Some(with) => {
                 overlay::check(network, with)?;
@@ -74,7 +75,7 @@ impl Owner {
         let sandbox = self.sandboxes.get_mut(&network.id).expect("it was there above");
         sandbox.take(&coming)?;
         failpoint!("netlb.overlay.told");
-        let (overlay, endpoints) = (wanted.overlay.clone(), wanted.endpoints.clone());
+        let endpoints = wanted.endpoints.clone();
         sandbox.told = Some(Told { overlay, endpoints, state, leaving });
         Ok(())
     }

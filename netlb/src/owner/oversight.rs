@@ -132,7 +132,7 @@ impl Owner {
                 return Ok(true);
             }
         }
-        Ok(false)
+        self.guard_is_missing()
     }
 
     /// See [`crate::Netlb::host_firewall_warning`].

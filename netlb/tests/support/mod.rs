@@ -128,6 +128,13 @@ impl World {
         self.responders.push(child);
     }
 
+    /// Stops the one that was started last.
+    pub fn stop_last_responder(&mut self) {
+        let mut child = self.responders.pop().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
     pub fn stop_responders(&mut self) {
         for mut child in self.responders.drain(..) {
             child.kill().unwrap();
@@ -269,6 +276,7 @@ pub fn wanted(networks: &[Network], tasks: &[TaskNetwork], published: Vec<Publis
         networks: networks.iter().map(on).collect(),
         published,
         tasks: tasks.iter().map(|task| task.task.clone()).collect::<BTreeSet<_>>(),
+        encryption: None,
     }
 }
 
