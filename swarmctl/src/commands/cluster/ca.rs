@@ -24,7 +24,8 @@ pub struct Ca {
     /// How long new node certificates are valid
     #[arg(long, value_name = "DURATION", value_parser = duration, requires = "rotate")]
     cert_expiry: Option<Duration>,
-    /// CA outside that signs instead: protocol=cfssl,url=https://…[,cacert=FILE]; "none" removes those there are
+    /// CA outside that signs instead: protocol=cfssl,url=https://…[,cacert=FILE]; "none" removes those there are. Without cacert it is
+    /// the present root's; the one that has the present root's key also signs the new root, by its profile CA
     #[arg(long, value_name = "CA", value_parser = external_ca, requires = "rotate")]
     external_ca: Vec<ExternalCas>,
     /// Do not wait until every node has its new certificate
