@@ -45,5 +45,5 @@ pub use authorize::ConnectionInfo;
 pub use bootstrap::{NewCluster, initial_objects};
 pub use manager::{Manager, ManagerConfig, ManagerHandle};
 pub use peers::{JoinError, LeaveError, PeerTransport, join_managers};
-pub use serve::{RemoteAddr, ServeError, serve};
+pub use serve::{Crowd, RemoteAddr, ServeError, serve, serve_beside};
 pub use shared::ManagerPeer;

@@ -59,6 +59,7 @@ impl Manager {
         let told = dispatcher.clone();
         tasks.spawn(peers::follow(shared.clone(), move || told.managers_changed()));
         tasks.spawn(peers::announce(shared.clone()));
+        tasks.spawn(peers::keep_warm(shared.clone()));
         tasks.spawn(revoke::follow(shared.clone()));
         tasks.spawn(follow_leadership(shared.clone(), dispatcher.clone(), [health.clone(), local_health.clone()]));
         let forwarder = Arc::new(Forwarder::new(shared.clone()));

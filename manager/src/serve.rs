@@ -2,8 +2,11 @@
 
 mod at_once; // calls that need not wait
 mod calls; // from connections to routes
+mod crowd; // a runtime for agents
 mod deadline; // how long callers wait
 mod unreadable; // messages that are none
+
+pub use self::crowd::Crowd;
 
 use self::at_once::AtOnce;
 use self::calls::Calls;
@@ -18,6 +21,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::service::Routes;
@@ -64,7 +68,24 @@ pub enum ServeError {
 ///
 /// # Errors
 /// If connections cannot be accepted any more; a single bad connection is none.
-pub async fn serve<IO>(mut incoming: TlsIncoming<IO>, routes: Routes, stop: CancellationToken) -> Result<(), ServeError>
+pub async fn serve<IO>(incoming: TlsIncoming<IO>, routes: Routes, stop: CancellationToken) -> Result<(), ServeError>
+where
+    IO: AsyncRead + AsyncWrite + RemoteAddr + Unpin + Send + 'static,
+{
+    serve_beside(incoming, routes, stop, Handle::current()).await
+}
+
+/// The same, with what concerns agents done by another runtime: when thousands of them come at once, the managers' calls to each
+/// other and what clients ask for do not wait in one queue with them.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_beside<IO>(
+    mut incoming: TlsIncoming<IO>,
+    routes: Routes,
+    stop: CancellationToken,
+    crowd: Handle,
+) -> Result<(), ServeError>
 where
     IO: AsyncRead + AsyncWrite + RemoteAddr + Unpin + Send + 'static,
 {
@@ -76,8 +97,11 @@ where
             connection = incoming.next() => match connection {
                 Some(connection) => {
                     let info = ConnectionInfo { peer: connection.peer().cloned(), addr: connection.io().remote_addr() };
-                    let calls = Calls { routes: routes.clone(), connection: info };
-                    conversations.spawn(Conversation::new(&http, connection, calls, &stop));
+                    // Managers also pass on what agents of theirs want.
+                    let is_manager = info.peer.as_ref().is_some_and(|peer| peer.is_manager());
+                    let calls = Calls { routes: routes.clone(), connection: info, crowd: is_manager.then(|| crowd.clone()) };
+                    let conversation = Conversation::new(&http, connection, calls, &stop);
+                    if is_manager { conversations.spawn(conversation) } else { conversations.spawn_on(conversation, &crowd) };
                 }
                 None => break Err(ServeError::NothingAccepts),
             },

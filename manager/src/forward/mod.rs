@@ -191,6 +191,7 @@ impl Forwarder {
     {
         let (parts, body) = request.into_parts();
         let path = parts.uri.path().to_owned();
+        let purpose = if is_for_agents(&path) { Purpose::Agents } else { Purpose::Forward };
         let outcome = async {
             let by = Instant::now() + PATIENCE;
             let mut kept = Kept::of(&path, body).await?;
@@ -215,7 +216,7 @@ impl Forwarder {
                     Leader::There(..) if metadata::was_forwarded(&parts.headers) => return Err(second_hop()),
                     Leader::There(leader, member) => (leader, member),
                 };
-                let link = match self.shared.transport.link(Purpose::Forward, leader, &member).await {
+                let link = match self.shared.transport.link(purpose, leader, &member).await {
                     Ok(link) => link,
                     Err(error) => {
                         tracing::debug!(%path, leader, %error, "the leader cannot be reached");

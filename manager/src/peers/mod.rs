@@ -4,8 +4,8 @@
 //!  raft ──► PeerTransport ──► Links per manager ──TLS──► Raft service ──► Store::answer
 //!  forward ──────┘                                       Membership service ──► raft group
 //! ```
-//! Every connection makes sure that the other end is the node it is meant for. What is under way for raft and what is passed
-//! on for clients have connections of their own: neither waits for the other.
+//! Every connection makes sure that the other end is the node it is meant for. What is under way for raft, what is
+//! passed on for clients and what for agents have connections of their own: none waits for the others.
 
 mod admit;
 mod announce;
@@ -16,6 +16,7 @@ mod link;
 mod membership;
 mod raft;
 mod reach;
+mod warm;
 
 pub(crate) use self::announce::announce;
 pub(crate) use self::group::{Group, follow};
@@ -25,6 +26,7 @@ pub(crate) use self::leave::leave;
 pub(crate) use self::link::{Link, LinkService};
 pub(crate) use self::membership::{Departure, MembershipService, depart};
 pub(crate) use self::raft::{MAX_RAFT_MESSAGE, RaftService};
+pub(crate) use self::warm::keep_warm;
 
 use self::link::{DialError, Links, Target};
 use self::reach::Reach;
@@ -45,7 +47,10 @@ use tonic::{Code, Status};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Purpose {
     Raft,
+    /// Calls of clients, passed on.
     Forward,
+    /// What agents want, passed on: hundreds of streams on each connection.
+    Agents,
 }
 
 impl Purpose {
@@ -56,7 +61,7 @@ impl Purpose {
             Self::Raft => Duration::from_secs(2),
             // It carries sessions of hundreds of agents: a leader that is only busy must not lose them all. One that is dead is
             // noticed sooner, by who leads next.
-            Self::Forward => Duration::from_secs(6),
+            Self::Forward | Self::Agents => Duration::from_secs(6),
         }
     }
 }

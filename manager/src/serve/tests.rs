@@ -30,7 +30,7 @@ async fn connected() -> (SendRequest<Full<Bytes>>, CancellationToken, JoinSet<()
     let (near, far) = tokio::io::duplex(1 << 16);
     let addr = "192.0.2.1:9".parse().ok();
     let routes = Routes::new(HealthServer::new(Moody)).prepare();
-    let calls = Calls { routes, connection: ConnectionInfo { peer: None, addr } };
+    let calls = Calls { routes, connection: ConnectionInfo { peer: None, addr }, crowd: None };
     let (stop, mut both) = (CancellationToken::new(), JoinSet::new());
     both.spawn(Conversation::new(&http(), far, calls, &stop));
     let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();

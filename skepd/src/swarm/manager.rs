@@ -8,7 +8,7 @@ use crate::parts::NodeParts;
 use crate::state::NodeFile;
 use anyhow::{Context, Result, anyhow};
 use skep_ca::UnlockKey;
-use skep_manager::{LeaveError, Manager, ManagerConfig, ManagerHandle, PeerTransport};
+use skep_manager::{Crowd, LeaveError, Manager, ManagerConfig, ManagerHandle, PeerTransport};
 use skep_store::{Store, StoreConfig, StoreError, system_clock};
 use skep_types::ClusterView as _;
 use std::net::SocketAddr;
@@ -36,6 +36,8 @@ pub struct ManagerPart {
     helpers: JoinSet<()>,
     announced: watch::Receiver<Announced>,
     stop: CancellationToken,
+    /// Dropped after what runs on it has ended.
+    _crowd: Crowd,
 }
 
 impl ManagerPart {
@@ -53,7 +55,12 @@ impl ManagerPart {
         };
         let handle = Manager::start(config, &stop);
         let mut servers = JoinSet::new();
-        let serving = skep_manager::serve(skep_ca::serve_remote(listener, &parts.security), handle.remote_routes(), stop.clone());
+        let crowd = Crowd::start().context("no threads for the connections of agents")?;
+        let incoming = {
+            let _handshakes_there = crowd.handle().enter();
+            skep_ca::serve_remote(listener, &parts.security)
+        };
+        let serving = skep_manager::serve_beside(incoming, handle.remote_routes(), stop.clone(), crowd.handle());
         servers.spawn(async { serving.await.context("the cluster port's server ended") });
         let announcement = Announcement {
             security: parts.security.clone(),
@@ -81,7 +88,7 @@ impl ManagerPart {
             }
             follow_unlock_key(parts, followed, ending).await;
         });
-        Ok(Self { store, handle, servers, helpers, announced, stop })
+        Ok(Self { store, handle, servers, helpers, announced, stop, _crowd: crowd })
     }
 
     pub fn store(&self) -> &Store {
