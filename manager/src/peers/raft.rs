@@ -79,7 +79,7 @@ impl Raft for RaftService {
         let RaftCallRequest { from, payload, .. } = request.into_inner();
         match self.shared.store.answer_from(from, call_of(kind), &payload).await {
             Ok(payload) => Ok(Response::new(RaftCallResponse { payload })),
-            Err(error @ AnswerError::Forged { .. }) => {
+            Err(error @ (AnswerError::Forged { .. } | AnswerError::Impossible { .. })) => {
                 tracing::warn!(%error, "raft call refused");
                 Err(Status::permission_denied(error.to_string()))
             }

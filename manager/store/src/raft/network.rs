@@ -237,6 +237,9 @@ pub enum AnswerError {
     /// The message speaks for another manager than the one that sent it.
     #[error("raft member {from} speaks for member {claimed}")]
     Forged { from: RaftId, claimed: RaftId },
+    /// No candidate and no leader can say that.
+    #[error("{what} at entry {index}: whoever says so was not elected by this group")]
+    Impossible { what: &'static str, index: u64 },
     /// There is no room for the entries; the leader tries again.
     #[error("the log has no room")]
     Disk(#[source] Arc<crate::DiskError>),
@@ -253,6 +256,19 @@ fn check_speaker(from: Option<RaftId>, claimed: Option<RaftId>) -> Result<(), An
     match (from, claimed.unwrap_or_default()) {
         (Some(from), claimed) if from != claimed => Err(AnswerError::Forged { from, claimed }),
         _ => Ok(()),
+    }
+}
+
+/// Whoever is elected has everything that is committed. openraft takes that for granted and would follow, or panic, where a message
+/// contradicts it (0.9.25, `raft_state/log_state_reader.rs`, `has_log_id`).
+fn check_committed(log: &LogShared, request: &AppendEntriesRequest<RaftTypes>) -> Result<(), AnswerError> {
+    let Some(committed) = log.committed() else { return Ok(()) };
+    let index = log.index();
+    let mut told = request.prev_log_id.into_iter().chain(request.entries.iter().map(|entry| entry.log_id));
+    let contradicts = |id: &LogId| id.index <= committed.index && index.id_at(id.index).map_or(*id > committed, |known| known != *id);
+    match told.find(contradicts) {
+        Some(id) => Err(AnswerError::Impossible { what: "another entry than the one that is committed", index: id.index }),
+        None => Ok(()),
     }
 }
 
@@ -279,6 +295,10 @@ pub(crate) async fn answer(
         RaftCall::Vote => {
             let asked: VoteRequest<RaftId> = codec::decode("raft request", request)?;
             check_speaker(from, asked.vote.leader_id().voted_for())?;
+            if asked.vote.is_committed() {
+                let index = asked.last_log_id.map_or(0, |id| id.index);
+                return Err(AnswerError::Impossible { what: "a candidate that is elected already", index });
+            }
             let answer = raft.vote(asked).await;
             if answer.as_ref().is_ok_and(|answer| answer.vote_granted) {
                 polls.voted();
@@ -295,6 +315,7 @@ pub(crate) async fn answer(
             let entries: AppendEntriesRequest<RaftTypes> = codec::decode("raft request", request)?;
             check_speaker(from, entries.vote.leader_id().voted_for())?;
             check_gap(&entries)?;
+            check_committed(log, &entries)?;
             polls.hear(raft, &entries.vote);
             if !entries.entries.is_empty() {
                 // Refused here, it is a follower that lags; failed in the log, it would be a manager that stopped.

@@ -85,3 +85,25 @@ fn entries_with_a_gap_are_neither_sent_nor_taken() {
     assert!(check_gap(&append(None, &[7])).is_err());
     assert!(check_gap(&append(Some(4), &[5, 7])).is_err());
 }
+
+#[test]
+fn no_leader_contradicts_what_is_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = LogShared::new(dir.path(), 16 * 1024, 1024);
+    log.append(&[blank(0), blank(1), blank(2), blank(3)]);
+    let other = |prev: u64, entry: u64| {
+        let mut request = append(Some(prev), &[entry]);
+        request.entries[0].log_id = LogId::new(CommittedLeaderId::new(2, 2), entry);
+        request
+    };
+    // Nothing is committed yet: all may be replaced.
+    check_committed(&log, &other(1, 2)).unwrap();
+    log.set_committed(Some(id(2)));
+    check_committed(&log, &append(Some(1), &[2, 3])).unwrap();
+    check_committed(&log, &append(Some(3), &[])).unwrap();
+    check_committed(&log, &other(2, 3)).unwrap();
+    assert!(matches!(check_committed(&log, &other(1, 2)), Err(AnswerError::Impossible { index: 2, .. })));
+    let mut forged = append(Some(1), &[]);
+    forged.prev_log_id = Some(LogId::new(CommittedLeaderId::new(9, 9), 1));
+    assert!(matches!(check_committed(&log, &forged), Err(AnswerError::Impossible { index: 1, .. })));
+}
