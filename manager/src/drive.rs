@@ -10,18 +10,18 @@
 
 mod deciders;
 mod draft;
+mod mind;
 #[cfg(test)]
 mod tests;
 
+pub use draft::Draft;
+pub use mind::{Mind, Own};
+
 use crate::clock::sleep_until;
 use crate::shared::Shared;
-use deciders::Deciders;
-use draft::Draft;
 use skep_failpoint::failpoint;
-use skep_plan::Plan;
-use skep_store::{Commit, Feed, FeedEvent, MAX_TRANSACTION_CHANGES, ProposeError, View};
-use skep_types::{Action, ClusterView as _, Timestamp, Version};
-use std::collections::BTreeSet;
+use skep_store::{Feed, FeedEvent, MAX_TRANSACTION_CHANGES, ProposeError, View};
+use skep_types::{Action, ClusterView as _, Timestamp};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -46,12 +46,6 @@ pub(crate) struct Term {
 
 /// Proposals that went stale one after the other before everything is looked at anew; each is a lost race.
 const STALE_IN_A_ROW: u32 = 20;
-
-/// Rounds of questions before what there is gets written: far more than any chain of answers needs.
-const MOST_ROUNDS: usize = 64;
-
-/// Objects in one draft; more are left for the next.
-const LARGE_DRAFT: usize = 1_000;
 
 /// Before the next try when the store cannot write now: its disk is full, or no majority answers.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -110,27 +104,17 @@ pub(crate) async fn drive(shared: Arc<Shared>, term: Term) -> Result<(), DriveEr
     }
 }
 
-/// The commits a draft became.
-#[derive(Default)]
-struct Own {
-    versions: BTreeSet<Version>,
-    /// Wishes may have had no effect: the version is then that of a commit of somebody else.
-    doubtful: bool,
-}
-
 struct Driver {
     shared: Arc<Shared>,
     feed: Feed,
-    /// The revision up to which the deciders know everything.
-    seen: Version,
-    deciders: Deciders,
+    mind: Mind,
 }
 
 impl Driver {
     fn start(shared: Arc<Shared>) -> Self {
         let (view, feed) = shared.watch();
-        let deciders = Deciders::new(&view, shared.orphan_after(), shared.now());
-        Self { shared, feed, seen: view.version(), deciders }
+        let mind = Mind::new(&view, shared.orphan_after(), shared.now());
+        Self { shared, feed, mind }
     }
 
     /// Events were lost or decisions stay stale: begin as a new leader does.
@@ -156,7 +140,8 @@ impl Driver {
         let mut stale = 0;
         loop {
             let mut draft = Draft::new(self.caught_up().await?);
-            let wake_at = self.decide(&mut draft);
+            let clock = self.shared.clock.clone();
+            let wake_at = self.mind.decide(&mut draft, &mut rand::random::<[u8; 17]>, &*clock);
             if draft.is_empty() {
                 return Ok(wake_at);
             }
@@ -166,9 +151,9 @@ impl Driver {
                     stale = 0;
                     self.confirm(draft, &own).await?;
                 }
-                Err(Failed::Stale) if stale < STALE_IN_A_ROW && own.versions.is_empty() => {
+                Err(Failed::Stale) if stale < STALE_IN_A_ROW && own.is_empty() => {
                     stale += 1;
-                    self.take_back(draft);
+                    self.mind.take_back(draft, self.shared.now());
                 }
                 Err(Failed::Stale) if stale < STALE_IN_A_ROW => {
                     stale += 1;
@@ -189,50 +174,15 @@ impl Driver {
         }
     }
 
-    /// Asks in turn until nobody has anything to add to the draft. Returns when the first wants to be asked again.
-    fn decide(&mut self, draft: &mut Draft) -> Option<Timestamp> {
-        'again: for _ in 0..MOST_ROUNDS {
-            let mut wake_at: Option<Timestamp> = None;
-            for index in 0..Deciders::COUNT {
-                let now = self.shared.now();
-                let Plan { changes, wake_at: wish } = self.deciders.plan(index, draft.view(), now);
-                wake_at = [wake_at, wish].into_iter().flatten().min();
-                if changes.is_empty() {
-                    continue;
-                }
-                let name = Deciders::name(index);
-                match draft.add(&changes, now) {
-                    Ok([]) => continue,
-                    Ok(changes) => {
-                        tracing::debug!(decider = name, changes = changes.len(), "decided");
-                        for change in changes {
-                            self.deciders.observe(change, now);
-                        }
-                    }
-                    Err(error) => {
-                        tracing::warn!(decider = name, %error, "a decider proposed what does not fit its own picture; building it anew");
-                        self.deciders = Deciders::new(draft.view(), self.shared.orphan_after(), now);
-                    }
-                }
-                if draft.len() >= LARGE_DRAFT {
-                    return Some(now);
-                }
-                continue 'again;
-            }
-            return wake_at;
-        }
-        Some(self.shared.now())
-    }
-
-    /// The draft is written: the deciders know it already, but for the versions it got. Commits of others in between are told now; if
-    /// one touched the same objects, the draft is taken back and all is told in the order it happened.
+    /// Tells the deciders what became of the draft, and what others wrote meanwhile.
     async fn confirm(&mut self, draft: Draft, own: &Own) -> Result<(), DriveError> {
-        let Some(last) = own.versions.last().copied() else { return Ok(()) };
+        let Some(last) = own.last() else { return Ok(()) };
         let mut commits = Vec::new();
-        while self.seen < last {
+        let mut seen = self.mind.seen();
+        while seen < last {
             match self.feed.next().await {
                 Some(FeedEvent::Commit(commit)) => {
-                    self.seen = self.seen.max(commit.version);
+                    seen = seen.max(commit.version);
                     commits.push(commit);
                 }
                 Some(FeedEvent::Resync) => {
@@ -242,28 +192,8 @@ impl Driver {
                 None => return Err(DriveError::StoreClosed),
             }
         }
-        let now = self.shared.now();
-        let is_own = |commit: &Commit| own.versions.contains(&commit.version);
-        let mixed = own.doubtful || commits.iter().any(|commit| !is_own(commit) && draft.meets(&commit.changes));
-        if mixed {
-            self.take_back(draft);
-        }
-        for commit in &commits {
-            for change in &commit.changes {
-                match is_own(commit) && !mixed {
-                    true => self.deciders.confirm(change),
-                    false => self.deciders.observe(change, now),
-                }
-            }
-        }
+        self.mind.written(draft, own, &commits, self.shared.now());
         Ok(())
-    }
-
-    fn take_back(&mut self, draft: Draft) {
-        let now = self.shared.now();
-        for change in draft.undo() {
-            self.deciders.observe(&change, now);
-        }
     }
 
     /// Writes in pieces that the store likes; each change stands for itself. `own` are the versions it made.
@@ -276,8 +206,8 @@ impl Driver {
             match self.shared.propose(part).await {
                 Ok(version) => {
                     failpoint!("manager.drive.committed");
-                    own.doubtful |= !changes.drain(..length).any(|action| matches!(action, Action::Create(_) | Action::Update(_)));
-                    own.versions.insert(version);
+                    own.add(version, &changes[..length]);
+                    changes.drain(..length);
                 }
                 // Large specs: fewer at a time.
                 Err(ProposeError::TooLarge { .. }) if length > 1 => size = length / 2,
@@ -294,7 +224,7 @@ impl Driver {
                 self.note(Some(event))?;
             }
             let view = self.shared.store.view();
-            if view.version() <= self.seen {
+            if view.version() <= self.mind.seen() {
                 return Ok(view);
             }
             // It is there before its commit is in the feed, by a moment.
@@ -305,21 +235,10 @@ impl Driver {
 
     fn note(&mut self, event: Option<FeedEvent>) -> Result<(), DriveError> {
         match event {
-            Some(FeedEvent::Commit(commit)) => self.observe(&commit),
+            Some(FeedEvent::Commit(commit)) => self.mind.observe(&commit, self.shared.now()),
             Some(FeedEvent::Resync) => self.restart(),
             None => return Err(DriveError::StoreClosed),
         }
         Ok(())
-    }
-
-    fn observe(&mut self, commit: &Commit) {
-        if commit.version <= self.seen {
-            return;
-        }
-        self.seen = commit.version;
-        let now = self.shared.now();
-        for change in &commit.changes {
-            self.deciders.observe(change, now);
-        }
     }
 }

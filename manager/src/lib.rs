@@ -47,3 +47,11 @@ pub use manager::{Manager, ManagerConfig, ManagerHandle};
 pub use peers::{JoinError, LeaveError, PeerTransport, join_managers};
 pub use serve::{Crowd, RemoteAddr, ServeError, serve, serve_beside};
 pub use shared::ManagerPeer;
+
+/// The parts that have no clock, no socket and no task of their own, for the cluster simulator (`testing/sim`) and nobody else.
+#[doc(hidden)]
+pub mod pure {
+    pub use crate::control::removal;
+    pub use crate::dispatcher::pure::*;
+    pub use crate::drive::{Draft, Mind, Own};
+}

@@ -13,7 +13,8 @@ mod service;
 mod task;
 mod validate;
 
-pub(crate) use self::node::{certificate_start, removal};
+pub(crate) use self::node::certificate_start;
+pub use self::node::removal;
 use crate::shared::Shared;
 use skep_proto::v1;
 use std::sync::Arc;

@@ -129,7 +129,7 @@ pub(super) async fn remove(shared: &Shared, request: v1::RemoveNodeRequest) -> R
 }
 
 /// What takes a node out of the cluster, if it still has that version; `None` if it, or the cluster, is not there.
-pub(crate) fn removal(view: &dyn ClusterView, id: &NodeId, version: Option<Version>, now: Timestamp) -> Option<Vec<Action>> {
+pub fn removal(view: &dyn ClusterView, id: &NodeId, version: Option<Version>, now: Timestamp) -> Option<Vec<Action>> {
     let (cluster, node) = (view.cluster()?, view.node(id)?);
     let mut actions = vec![
         Action::Update(Object::Cluster(Arc::new(without(cluster, node, now)))),

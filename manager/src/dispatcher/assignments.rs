@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 /// One thing an agent is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Change {
+pub enum Change {
     Task(Arc<Task>),
     TaskGone(TaskId),
     Secret(Arc<Secret>),
@@ -54,7 +54,7 @@ impl<Id: Eq + Hash + Clone> References<Id> {
 
 /// What one stream has told its agent.
 #[derive(Debug)]
-pub(crate) struct AssignmentSet {
+pub struct AssignmentSet {
     node: NodeId,
     tasks: HashMap<TaskId, Known>,
     secrets: References<SecretId>,
@@ -70,13 +70,13 @@ struct Known {
 
 /// The secrets and configs a task reads.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Needs {
+pub struct Needs {
     secrets: BTreeSet<SecretId>,
     configs: BTreeSet<ConfigId>,
 }
 
 impl Needs {
-    pub(crate) fn of(task: &Task) -> Self {
+    pub fn of(task: &Task) -> Self {
         let mut needs = Self::default();
         for reference in &task.spec.resource_references {
             match reference.kind {
@@ -92,19 +92,19 @@ impl Needs {
         needs
     }
 
-    pub(crate) fn add(&mut self, other: Self) {
+    pub fn add(&mut self, other: Self) {
         self.secrets.extend(other.secrets);
         self.configs.extend(other.configs);
     }
 }
 
 impl AssignmentSet {
-    pub(crate) fn new(node: NodeId) -> Self {
+    pub fn new(node: NodeId) -> Self {
         Self { node, tasks: HashMap::new(), secrets: References::default(), configs: References::default() }
     }
 
     /// Everything for a stream that has said nothing yet.
-    pub(crate) fn complete(&mut self, view: &impl ClusterView) -> Vec<Change> {
+    pub fn complete(&mut self, view: &impl ClusterView) -> Vec<Change> {
         let mut ids: Vec<TaskId> = view.tasks_on_node(&self.node).map(|task| task.id.clone()).collect();
         ids.sort_unstable();
         self.difference(view, ids)
@@ -116,7 +116,7 @@ impl AssignmentSet {
     /// What the agent was told exactly is not known: the other stream may have been ahead of the revision it named. So a task
     /// that had any step is told as it is now, or that it is gone, and what any of its editions needed is brought in order.
     /// Saying a thing twice does no harm.
-    pub(crate) fn resume(&mut self, view: &impl ClusterView, steps: &[Step]) -> Vec<Change> {
+    pub fn resume(&mut self, view: &impl ClusterView, steps: &[Step]) -> Vec<Change> {
         // From here on this stream knows as much as one that had said it all itself.
         drop(self.complete(view));
         let mut changes = Vec::new();
@@ -143,14 +143,14 @@ impl AssignmentSet {
     }
 
     /// The tasks the agent was told of.
-    pub(crate) fn known(&self) -> impl Iterator<Item = TaskId> + '_ {
+    pub fn known(&self) -> impl Iterator<Item = TaskId> + '_ {
         self.tasks.keys().cloned()
     }
 
     /// What to say about these tasks now. Tasks that are as they were said to be add nothing.
     ///
     /// Secrets and configs come before the tasks that read them; what is taken back comes last.
-    pub(crate) fn difference(&mut self, view: &impl ClusterView, candidates: impl IntoIterator<Item = TaskId>) -> Vec<Change> {
+    pub fn difference(&mut self, view: &impl ClusterView, candidates: impl IntoIterator<Item = TaskId>) -> Vec<Change> {
         let mut dependencies = Vec::new();
         let mut tasks = Vec::new();
         let mut gone = Vec::new();
@@ -229,7 +229,7 @@ impl AssignmentSet {
 
 /// Whether a change from `old` to `new` may have to be said to an agent. Decides, without knowing any stream, whether one
 /// is woken up at all: most commits are status reports that no agent needs to hear of.
-pub(crate) fn concerns_agent(old: &Task, new: &Task) -> bool {
+pub fn concerns_agent(old: &Task, new: &Task) -> bool {
     new.status.state >= TaskState::Assigned
         && (new.status.state <= TaskState::Assigned
             || (old.status.state <= TaskState::Running && new.status.state > TaskState::Running)
@@ -237,7 +237,7 @@ pub(crate) fn concerns_agent(old: &Task, new: &Task) -> bool {
 }
 
 /// Whether two versions of a task differ at most in what agents report (`status`) and what the store sets (`meta`).
-pub(crate) fn same_but_status(a: &Task, b: &Task) -> bool {
+pub fn same_but_status(a: &Task, b: &Task) -> bool {
     // Every field by name: a new one must be thought about here.
     let Task {
         id,

@@ -10,22 +10,22 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// A node is down when nothing was heard for this many of the periods it was last given (`SK/manager/dispatcher/nodes.go`).
-pub(crate) const GRACE_PERIODS: u32 = 3;
+pub const GRACE_PERIODS: u32 = 3;
 /// After a change of leader nodes first have to find the new one.
-pub(crate) const GRACE_PERIODS_UNKNOWN: u32 = 6;
+pub const GRACE_PERIODS_UNKNOWN: u32 = 6;
 /// Each reply's period is moved by up to this much either way, so that nodes do not beat in step.
-pub(crate) const JITTER: Duration = Duration::from_millis(500);
+pub const JITTER: Duration = Duration::from_millis(500);
 
 /// The period of one reply: `period` ± [`JITTER`] (at most half the period, for the short periods of tests).
 /// `random` is any number, evenly distributed.
-pub(crate) fn jittered(period: Duration, random: u64) -> Duration {
+pub fn jittered(period: Duration, random: u64) -> Duration {
     let span = JITTER.min(period / 2).as_nanos() as u64;
     period - Duration::from_nanos(span) + Duration::from_nanos(if span == 0 { 0 } else { random % (2 * span + 1) })
 }
 
 /// The deadlines of the nodes that are expected to beat.
 #[derive(Debug, Default)]
-pub(crate) struct Deadlines {
+pub struct Deadlines {
     by_node: HashMap<NodeId, Instant>,
     /// For each node at least one entry that is not after its deadline; others are out of date and skipped.
     queue: BinaryHeap<Reverse<(Instant, NodeId)>>,
@@ -33,7 +33,7 @@ pub(crate) struct Deadlines {
 
 impl Deadlines {
     /// The node has until `deadline`.
-    pub(crate) fn set(&mut self, node: &NodeId, deadline: Instant) {
+    pub fn set(&mut self, node: &NodeId, deadline: Instant) {
         // Nearly always it is there already: a beat copies no name.
         let before = match self.by_node.get_mut(node) {
             Some(present) => Some(std::mem::replace(present, deadline)),
@@ -45,17 +45,17 @@ impl Deadlines {
     }
 
     /// Nothing is expected of the node any more.
-    pub(crate) fn forget(&mut self, node: &NodeId) {
+    pub fn forget(&mut self, node: &NodeId) {
         self.by_node.remove(node);
     }
 
     /// When to call [`Self::take_overdue`] next; `None` if nobody is expected.
-    pub(crate) fn next(&self) -> Option<Instant> {
+    pub fn next(&self) -> Option<Instant> {
         self.queue.peek().map(|Reverse((at, _))| *at)
     }
 
     /// Takes out the nodes whose deadline has passed.
-    pub(crate) fn take_overdue(&mut self, now: Instant) -> Vec<NodeId> {
+    pub fn take_overdue(&mut self, now: Instant) -> Vec<NodeId> {
         let mut overdue = Vec::new();
         while let Some(Reverse((at, _))) = self.queue.peek()
             && *at <= now

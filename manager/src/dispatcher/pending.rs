@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 /// What is to be written about a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum NodeNews {
+pub enum NodeNews {
     /// It has a session. What it does not describe stays as it was.
     Registered {
         description: Option<NodeDescription>,
@@ -57,7 +57,7 @@ impl NodeNews {
 
 /// The newest news per node and report per task, and who waits for them to be written.
 #[derive(Debug, Default)]
-pub(crate) struct Pending {
+pub struct Pending {
     nodes: BTreeMap<NodeId, NodeNews>,
     /// News in the batch that is being written now.
     in_flight: BTreeSet<NodeId>,
@@ -67,7 +67,7 @@ pub(crate) struct Pending {
 
 /// One transaction's worth.
 #[derive(Debug, Default)]
-pub(crate) struct Batch {
+pub struct Batch {
     pub actions: Vec<Action>,
     /// To put back if the transaction was stale.
     nodes: BTreeMap<NodeId, NodeNews>,
@@ -75,32 +75,32 @@ pub(crate) struct Batch {
 }
 
 impl Pending {
-    pub(crate) fn report(&mut self, task: TaskId, status: TaskStatus) {
+    pub fn report(&mut self, task: TaskId, status: TaskStatus) {
         self.reports.add(task, status);
     }
 
     /// News replace older news of the node.
-    pub(crate) fn node(&mut self, node: NodeId, news: NodeNews) {
+    pub fn node(&mut self, node: NodeId, news: NodeNews) {
         self.nodes.insert(node, news);
     }
 
     /// Whether the store shows these news already, and nothing else is on its way to it: then nobody need wait for a write.
-    pub(crate) fn is_known(&self, node: &Arc<Node>, news: &NodeNews) -> bool {
+    pub fn is_known(&self, node: &Arc<Node>, news: &NodeNews) -> bool {
         !self.nodes.contains_key(&node.id) && !self.in_flight.contains(&node.id) && news.write(node).is_none()
     }
 
     /// Ends when everything that is pending now has been written; with an error if it never will be.
-    pub(crate) fn when_written(&mut self) -> oneshot::Receiver<()> {
+    pub fn when_written(&mut self) -> oneshot::Receiver<()> {
         let (done, wait) = oneshot::channel();
         self.waiting.push(done);
         wait
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.nodes.is_empty() && self.reports.is_empty() && self.waiting.is_empty()
     }
 
-    pub(crate) fn take(&mut self, view: &impl ClusterView) -> Batch {
+    pub fn take(&mut self, view: &impl ClusterView) -> Batch {
         let nodes = std::mem::take(&mut self.nodes);
         self.in_flight = nodes.keys().cloned().collect();
         let mut actions: Vec<Action> = nodes
@@ -113,12 +113,12 @@ impl Pending {
     }
 
     /// The batch that was taken last is in the store.
-    pub(crate) fn landed(&mut self) {
+    pub fn landed(&mut self) {
         self.in_flight.clear();
     }
 
     /// A node had moved on: its news are decided anew. Reports of tasks are not lost: they are never stale and come again.
-    pub(crate) fn put_back(&mut self, batch: Batch) {
+    pub fn put_back(&mut self, batch: Batch) {
         self.in_flight.clear();
         for (node, news) in batch.nodes {
             self.nodes.entry(node).or_insert(news);
@@ -134,7 +134,7 @@ impl Pending {
 
 impl Batch {
     /// Tells who waited.
-    pub(crate) fn written(self) {
+    pub fn written(self) {
         for waiting in self.waiting {
             // Who stopped waiting does not mind.
             let _ = waiting.send(());

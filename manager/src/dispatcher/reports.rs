@@ -5,13 +5,13 @@ use std::collections::HashMap;
 
 /// Reports that wait. Never more than there are tasks, for a newer report of a task replaces the older.
 #[derive(Debug, Default)]
-pub(crate) struct Reports {
+pub struct Reports {
     newest: HashMap<TaskId, TaskStatus>,
 }
 
 impl Reports {
     /// Takes a report in. One with a lower state than the one that waits is dropped: observed states only grow.
-    pub(crate) fn add(&mut self, task: TaskId, status: TaskStatus) {
+    pub fn add(&mut self, task: TaskId, status: TaskStatus) {
         match self.newest.entry(task) {
             std::collections::hash_map::Entry::Vacant(vacant) => {
                 vacant.insert(status);
@@ -23,12 +23,12 @@ impl Reports {
         }
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.newest.is_empty()
     }
 
     /// All reports that say something new.
-    pub(crate) fn take(&mut self, view: &impl ClusterView) -> Vec<Action> {
+    pub fn take(&mut self, view: &impl ClusterView) -> Vec<Action> {
         let mut actions: Vec<(TaskId, TaskStatus)> = std::mem::take(&mut self.newest).into_iter().collect();
         actions.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
         actions

@@ -178,7 +178,8 @@ impl AssignmentStream {
     }
 }
 
-fn to_wire(change: Change) -> v1::AssignmentChange {
+/// A change as agents are told of it.
+pub fn to_wire(change: Change) -> v1::AssignmentChange {
     use v1::assignment::Item;
     use v1::assignment_change::AssignmentAction::{Remove, Update};
     let (item, action) = match change {

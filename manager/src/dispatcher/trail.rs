@@ -18,7 +18,7 @@ const KEPT_STEPS: usize = 32_768;
 
 /// Something that an agent was or has to be told about one of its tasks.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Step {
+pub struct Step {
     pub version: Version,
     pub task: TaskId,
     /// The task itself is to be told, not only that what it needed is free.
@@ -31,7 +31,7 @@ pub(crate) struct Step {
 
 /// The steps of all nodes since a revision, as far as they are kept.
 #[derive(Debug)]
-pub(crate) struct Trail {
+pub struct Trail {
     /// Nothing is known of what was before.
     floor: Version,
     nodes: HashMap<NodeId, NodeTrail>,
@@ -49,12 +49,12 @@ struct NodeTrail {
 
 impl Trail {
     /// Begins at a revision.
-    pub(crate) fn new(at: Version) -> Self {
+    pub fn new(at: Version) -> Self {
         Self { floor: at, nodes: HashMap::new(), order: VecDeque::new(), limit: KEPT_STEPS }
     }
 
     /// Takes a commit in; commits come in order and without gaps.
-    pub(crate) fn add(&mut self, commit: &Commit) {
+    pub fn add(&mut self, commit: &Commit) {
         for change in &commit.changes {
             match change {
                 Change::Created(Object::Task(task)) => self.came_or_went(commit.version, task),
@@ -112,7 +112,7 @@ impl Trail {
     }
 
     /// What a node that knows everything up to `known` has missed; `None` if nobody can say any more.
-    pub(crate) fn since(&self, node: &NodeId, known: Version) -> Option<Vec<Step>> {
+    pub fn since(&self, node: &NodeId, known: Version) -> Option<Vec<Step>> {
         if known < self.floor {
             return None;
         }
@@ -135,7 +135,7 @@ fn seen_by(task: &Task) -> Option<&NodeId> {
 /// Revisions may come again with other content when a cluster is restored from a backup or recovered without quorum. Such a
 /// group begins with raft ids that are new, so a leader of another history is not among those seen in this one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Name {
+pub struct Name {
     /// Of the messages of one stream.
     pub counter: u64,
     pub revision: Version,
@@ -151,7 +151,7 @@ impl fmt::Display for Name {
 
 impl Name {
     /// `None`: it is not one of ours, such as a genuine manager's.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
+    pub fn parse(text: &str) -> Option<Self> {
         let (counter, rest) = text.split_once('@')?;
         let (revision, leader) = rest.split_once('.')?;
         let leader = RaftId::from_str_radix(leader, 16).ok()?;

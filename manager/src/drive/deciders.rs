@@ -1,6 +1,6 @@
 //! Who decides what, and what each has to look at.
 
-use skep_plan::{Agenda, Allocator, Orchestrator, Plan, Scheduler};
+use skep_plan::{Agenda, Allocator, Ids, Orchestrator, Plan, Scheduler};
 use skep_store::View;
 use skep_types::{Change, ClusterView as _, Node, NodeId, NodeState, Object, Task, TaskId, Timestamp};
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,9 +97,9 @@ impl Deciders {
     }
 
     /// What one decider proposes. `wake_at` of an empty plan says when it wants to be asked again.
-    pub(super) fn plan(&mut self, index: usize, view: &View, now: Timestamp) -> Plan {
+    pub(super) fn plan(&mut self, index: usize, view: &View, ids: &mut dyn Ids, now: Timestamp) -> Plan {
         match index {
-            0 => self.orchestrator.plan(view, &mut rand::random::<[u8; 17]>, now),
+            0 => self.orchestrator.plan(view, ids, now),
             1 => self.plan_enforcement(view, now),
             2 => self.allocator.plan(view, now),
             3 => self.scheduler.schedule(now),

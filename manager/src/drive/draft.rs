@@ -11,7 +11,7 @@ use skep_types::{Action, Change, ClusterView as _, Kind, Object, TaskId, TaskSta
 use std::collections::HashMap;
 
 /// Proposals on top of a view.
-pub(super) struct Draft {
+pub struct Draft {
     base: View,
     tables: Tables,
     view: View,
@@ -34,22 +34,26 @@ struct Touch {
 }
 
 impl Draft {
-    pub(super) fn new(base: View) -> Self {
+    #[must_use]
+    pub fn new(base: View) -> Self {
         let tables = base.tables().clone();
         Self { view: base.clone(), base, tables, changes: Vec::new(), order: Vec::new(), touched: HashMap::new() }
     }
 
     /// The cluster as it would be.
-    pub(super) fn view(&self) -> &View {
+    #[must_use]
+    pub fn view(&self) -> &View {
         &self.view
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
         self.touched.is_empty()
     }
 
     /// Objects that would be written.
-    pub(super) fn len(&self) -> usize {
+    #[must_use]
+    pub fn len(&self) -> usize {
         self.touched.len()
     }
 
@@ -57,7 +61,7 @@ impl Draft {
     ///
     /// # Errors
     /// The action that does not fit, with nothing added: a decider had an old picture.
-    pub(super) fn add(&mut self, actions: &[Action], now: Timestamp) -> Result<&[Change], ApplyError> {
+    pub fn add(&mut self, actions: &[Action], now: Timestamp) -> Result<&[Change], ApplyError> {
         let version = Version(self.tables.revision().0 + 1);
         let changes = self.tables.apply(version, now, actions)?;
         if changes.is_empty() {
@@ -99,7 +103,8 @@ impl Draft {
     }
 
     /// The fewest actions with the same outcome.
-    pub(super) fn actions(&self) -> Vec<Action> {
+    #[must_use]
+    pub fn actions(&self) -> Vec<Action> {
         let mut actions = Vec::with_capacity(self.order.len());
         for key in &self.order {
             let touch = &self.touched[key];
@@ -120,7 +125,8 @@ impl Draft {
     }
 
     /// Whether a commit of somebody else wrote an object of this draft.
-    pub(super) fn meets(&self, changes: &[Change]) -> bool {
+    #[must_use]
+    pub fn meets(&self, changes: &[Change]) -> bool {
         changes.iter().any(|change| {
             let object = change.object();
             self.touched.contains_key(&(object.kind(), object.id().to_owned()))
@@ -128,7 +134,7 @@ impl Draft {
     }
 
     /// What takes everything back, in order.
-    pub(super) fn undo(self) -> impl Iterator<Item = Change> {
+    pub fn undo(self) -> impl Iterator<Item = Change> {
         self.changes.into_iter().rev().map(|change| match change {
             Change::Created(object) => Change::Removed(object),
             Change::Removed(object) => Change::Created(object),

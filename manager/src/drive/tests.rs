@@ -115,7 +115,7 @@ fn decide(deciders: &mut Deciders, draft: &mut Draft, now: Timestamp) {
     loop {
         let before = draft.len();
         for index in 0..Deciders::COUNT {
-            let plan = deciders.plan(index, draft.view(), now);
+            let plan = deciders.plan(index, draft.view(), &mut rand::random::<[u8; 17]>, now);
             for change in draft.add(&plan.changes, now).expect("it fits") {
                 deciders.observe(change, now);
             }
