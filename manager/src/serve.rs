@@ -2,6 +2,7 @@
 
 mod at_once; // calls that need not wait
 mod calls; // from connections to routes
+mod calm; // frames that carry nothing
 mod crowd; // a runtime for agents
 mod deadline; // how long callers wait
 mod unreadable; // messages that are none
@@ -10,6 +11,7 @@ pub use self::crowd::Crowd;
 
 use self::at_once::AtOnce;
 use self::calls::Calls;
+use self::calm::Calm;
 use crate::authorize::ConnectionInfo;
 use crate::drive::chain;
 use hyper::server::conn::http2::{self, Builder};
@@ -121,7 +123,7 @@ where
 /// One connection, until the other end closes it, or `stop` and the last call has ended. Written by hand because a manager has
 /// thousands of them: an `async fn` keeps room for what it was given beside what it made of that.
 struct Conversation<IO: AsyncRead + AsyncWrite + Unpin> {
-    http: http2::Connection<TokioIo<IO>, Calls, AtOnce>,
+    http: http2::Connection<TokioIo<Calm<IO>>, Calls, AtOnce>,
     /// `None` after the stop.
     stop: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
@@ -131,7 +133,7 @@ where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     fn new(http: &Builder<AtOnce>, connection: IO, calls: Calls, stop: &CancellationToken) -> Self {
-        let http = http.serve_connection(TokioIo::new(connection), calls);
+        let http = http.serve_connection(TokioIo::new(Calm::new(connection)), calls);
         Self { http, stop: Some(Box::pin(stop.clone().cancelled_owned())) }
     }
 }
