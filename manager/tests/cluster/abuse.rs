@@ -1,27 +1,29 @@
 //! Clients that mean harm: by HTTP/2, by gRPC, by messages that are none. Whatever they send, the manager goes on for the others.
 
 use crate::every_method::{anonymous_tls, ask, every_method};
-use crate::support::{Cluster, PATIENCE, eventually, service, tasks};
+use crate::support::{Cluster, Dice, PATIENCE, eventually, service, tasks};
+use crate::wire::varint;
 use http::Method;
 use rustls::pki_types::ServerName;
 use skep_proto::v1;
 use skep_types::ClusterView as _;
+use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::{Code, Request};
 
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
 const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub const CONTINUATION: u8 = 9;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
 /// `ENHANCE_YOUR_CALM`, RFC 9113 section 7.
 const CALM: u32 = 0xb;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
     frame.extend(stream.to_be_bytes());
@@ -30,7 +32,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A request by HPACK's static table: POST https / with an authority of one letter.
-const REQUEST: &[u8] = &[0x83, 0x87, 0x84, 0x41, 1, b'x'];
+pub const REQUEST: &[u8] = &[0x83, 0x87, 0x84, 0x41, 1, b'x'];
 
 /// How a connection ended: the code of its GOAWAY, or `None` if it just broke.
 async fn end_of(mut from_server: impl tokio::io::AsyncRead + Unpin) -> Option<u32> {
@@ -48,11 +50,11 @@ async fn end_of(mut from_server: impl tokio::io::AsyncRead + Unpin) -> Option<u3
     seen
 }
 
-type Tls = tokio_rustls::client::TlsStream<TcpStream>;
+pub type Tls = tokio_rustls::client::TlsStream<TcpStream>;
 
 /// A client that may speak HTTP/2, after the handshakes.
-async fn speaker(cluster: &Cluster) -> Tls {
-    let tcp = TcpStream::connect(cluster.addr).await.unwrap();
+pub async fn speaker(addr: SocketAddr) -> Tls {
+    let tcp = TcpStream::connect(addr).await.unwrap();
     let name = ServerName::try_from("swarm-ca").unwrap();
     let mut stream = tokio_rustls::TlsConnector::from(anonymous_tls(true)).connect(name, tcp).await.unwrap();
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
@@ -62,7 +64,7 @@ async fn speaker(cluster: &Cluster) -> Tls {
 
 /// Writes all of it, or until the server has had enough. Whether it had: it said so, or it broke off.
 async fn is_cut_off(cluster: &Cluster, frames: impl Iterator<Item = Vec<u8>> + Send + 'static) -> bool {
-    let (from_server, mut to_server) = tokio::io::split(speaker(cluster).await);
+    let (from_server, mut to_server) = tokio::io::split(speaker(cluster.addr).await);
     let mut writing = tokio::spawn(async move {
         let mut frames = frames.peekable();
         while frames.peek().is_some() {
@@ -109,7 +111,7 @@ async fn floods_of_http2_end_the_connection_they_come_on_and_nothing_else() {
 async fn who_asks_for_answers_and_never_reads_them_waits_alone() {
     let cluster = Cluster::start().await;
     for kind in [PING, SETTINGS] {
-        let mut stream = speaker(&cluster).await;
+        let mut stream = speaker(cluster.addr).await;
         let payload: &[u8] = if kind == PING { &[0; 8] } else { &[] };
         let many: Vec<u8> = (0..1000).flat_map(|_| frame(kind, 0, 0, payload)).collect();
         // Until the pipes are full in both directions, or the server has had enough.
@@ -124,7 +126,7 @@ async fn who_asks_for_answers_and_never_reads_them_waits_alone() {
         still_serves(&cluster).await;
     }
     // No window at all: 256 answers that cannot be sent.
-    let mut stream = speaker(&cluster).await;
+    let mut stream = speaker(cluster.addr).await;
     stream.write_all(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await.unwrap();
     let calls: Vec<u8> = (0..256u32).flat_map(|number| frame(HEADERS, END_HEADERS | END_STREAM, 2 * number + 1, REQUEST)).collect();
     stream.write_all(&calls).await.unwrap();
@@ -184,30 +186,20 @@ async fn messages_beyond_all_measure_are_refused() {
     still_serves(&cluster).await;
 }
 
-fn varint(mut number: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while number >= 0x80 {
-        bytes.push((number & 0x7f) as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number as u8);
-    bytes
-}
-
 /// Fields that could be some message's: nested, of every wire type, with lengths that fit more often than not.
-fn anything(dice: &mut impl FnMut(u64) -> u64, depth: u32) -> Vec<u8> {
+fn anything(dice: &mut Dice, depth: u32) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for _ in 0..dice(5) {
-        let (field, kind) = (1 + dice(12), dice(7));
+    for _ in 0..dice.below(5) {
+        let (field, kind) = (1 + dice.below(12), dice.below(7));
         bytes.extend(varint(field << 3 | kind));
         match kind {
-            0 => bytes.extend(varint(if dice(2) == 0 { dice(300) } else { u64::MAX - dice(3) })),
-            1 => bytes.extend(dice(u64::MAX).to_le_bytes()),
-            5 => bytes.extend((dice(1 << 32) as u32).to_le_bytes()),
+            0 => bytes.extend(varint(if dice.below(2) == 0 { dice.below(300) } else { dice.extreme() })),
+            1 => bytes.extend(dice.below(u64::MAX).to_le_bytes()),
+            5 => bytes.extend((dice.below(1 << 32) as u32).to_le_bytes()),
             2 => {
-                let inner =
-                    if depth == 0 || dice(3) == 0 { (0..dice(20)).map(|_| dice(256) as u8).collect() } else { anything(dice, depth - 1) };
-                let lie = if dice(10) == 0 { dice(1000) } else { inner.len() as u64 };
+                let is_end = depth == 0 || dice.below(3) == 0;
+                let inner = if is_end { (0..dice.below(20)).map(|_| dice.below(256) as u8).collect() } else { anything(dice, depth - 1) };
+                let lie = if dice.below(10) == 0 { dice.below(1000) } else { inner.len() as u64 };
                 bytes.extend(varint(lie));
                 bytes.extend(inner);
             }
@@ -221,15 +213,10 @@ fn anything(dice: &mut impl FnMut(u64) -> u64, depth: u32) -> Vec<u8> {
 async fn no_message_makes_a_method_panic_or_hang() {
     let cluster = Cluster::start().await;
     let mut channel = cluster.channel(&cluster.security).await;
-    // The same numbers in every run.
-    let mut state = 0x5eed_u64;
-    let mut dice = move |below: u64| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 11) % below.max(1)
-    };
+    let mut dice = Dice::new();
     let before = cluster.store.view().nodes().count();
     for path in every_method() {
-        for _ in 0..12 {
+        for _ in 0..dice.rounds(12) {
             let message = anything(&mut dice, 4);
             let (status, code) = ask(&mut channel, Method::POST, &path, &whole(&message)).await;
             // tonic answers a handler that panicked by ending the stream, which `ask` does not survive.

@@ -4,7 +4,7 @@
 mod common;
 
 #[allow(unused_imports, reason = "other crates' tests take a part of it")]
-pub use self::common::{PATIENCE, dial as channel_to, eventually};
+pub use self::common::{Dice, PATIENCE, dial as channel_to, eventually};
 
 use self::common::{Authority, Place, Serving, dial_local, enrol, prepare};
 use skep_ca::{Connector, RootCa, SecurityConfig};

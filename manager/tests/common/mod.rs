@@ -2,10 +2,12 @@
 
 mod authority;
 mod client;
+mod dice;
 mod serving;
 
 pub use self::authority::Authority;
 pub use self::client::{dial, dial_local, enrol, eventually};
+pub use self::dice::Dice;
 pub use self::serving::{Place, Serving};
 
 use std::time::Duration;

@@ -63,7 +63,7 @@ async fn raft_is_for_members_of_this_cluster_only() {
 
 /// Keeps what raft wanted to say.
 #[derive(Default)]
-struct Tap(Mutex<Vec<(RaftCall, Vec<u8>)>>);
+pub struct Tap(pub Mutex<Vec<(RaftCall, Vec<u8>)>>);
 
 #[async_trait::async_trait]
 impl RaftTransport for Tap {

@@ -3,6 +3,7 @@
 mod attacks;
 mod forwarding;
 mod joining;
+mod messages;
 mod roles;
 mod sessions;
 mod support;

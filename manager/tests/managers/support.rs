@@ -3,7 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-pub use self::common::{PATIENCE, dial, eventually};
+pub use self::common::{Dice, PATIENCE, dial, eventually};
 
 use self::common::{Authority, Place, Serving, dial_local, enrol, prepare};
 use skep_ca::{Connector, RootCa, SecurityConfig};
