@@ -5,6 +5,7 @@ use crate::fleet::Shared;
 use crate::member::Member;
 use crate::play::{Now, Play};
 use crate::tally::{add, shift};
+use skep_agent::Backoff;
 use skep_proto::v1::{self, dispatcher_client::DispatcherClient, log_broker_client::LogBrokerClient};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,9 +20,8 @@ use v1::assignments_message::Type;
 const CALL_LIMIT: Duration = Duration::from_secs(5);
 /// If a manager names no period.
 const DEFAULT_PERIOD: Duration = Duration::from_secs(5);
-/// Back-off after a failed session: the first, the longest.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(8);
+/// A session that lasted for less counts as an attempt that failed.
+const STOOD: Duration = Duration::from_secs(3);
 /// Statuses in one call.
 const REPORTS: usize = 1024;
 /// Offers a manager the last assignment that was applied, so that it need not send everything again.
@@ -54,6 +54,36 @@ pub(crate) struct State {
 struct Lost {
     registered: bool,
     reason: String,
+    /// The connection, if the manager itself ended the session over it and may be asked again.
+    channel: Option<Http2>,
+}
+
+impl Lost {
+    fn broken(reason: String) -> Self {
+        Self { registered: false, reason, channel: None }
+    }
+}
+
+/// Whether the manager said so itself, over a connection that stands.
+fn is_answer(status: &Status) -> bool {
+    let own = std::error::Error::source(status).is_some() || status.code() == Code::DeadlineExceeded;
+    !own && !matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated | Code::Unimplemented)
+}
+
+/// Why a stream or a call ended a session, and whether the connection is still good.
+struct Ended {
+    reason: String,
+    answered: bool,
+}
+
+impl Ended {
+    fn of(what: &str, status: &Status) -> Self {
+        Self { reason: words(what, status), answered: is_answer(status) }
+    }
+
+    fn said(reason: &str) -> Self {
+        Self { reason: reason.to_owned(), answered: true }
+    }
 }
 
 async fn limited<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
@@ -71,8 +101,11 @@ impl Agent {
 
     /// Until the fleet stops. The first session begins after `pause`.
     pub(crate) async fn run(mut self, pause: Duration) {
-        let mut wait = Duration::ZERO;
+        let mut backoff = Backoff::default();
+        let mut lost_at = Instant::now();
         let mut failed: Option<String> = None;
+        // A manager that answered but could not help, and the connection to it.
+        let mut kept: Option<(String, Http2)> = None;
         let stop = self.shared.stop.clone();
         let mut delay = pause;
         loop {
@@ -80,36 +113,56 @@ impl Agent {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(delay) => {}
             }
-            let Some(address) = self.shared.managers.choose(failed.as_deref(), rand::random()) else { break };
+            let (address, channel) = match kept.take() {
+                Some((address, channel)) => (address, Some(channel)),
+                None => match self.shared.managers.choose(failed.as_deref(), rand::random()) {
+                    Some(address) => (address, None),
+                    None => break,
+                },
+            };
+            let began = Instant::now();
             let lost = tokio::select! {
                 () = stop.cancelled() => break,
-                lost = self.once(&address) => lost,
+                lost = self.once(&address, channel) => lost,
             };
             if lost.registered {
                 add(&self.shared.tally.counters.lost, 1);
                 self.shared.tally.counters.connected.fetch_sub(1, Ordering::Relaxed);
-                wait = Duration::ZERO;
+            }
+            if lost.registered && began.elapsed() > STOOD {
+                backoff.lost();
+                lost_at = Instant::now();
+            } else {
+                backoff.failed(lost_at.elapsed());
             }
             tracing::debug!(node = %self.member.node_id, manager = address, reason = lost.reason, "session lost");
             self.shared.tally.note_problem(format!("{address}: {}", lost.reason));
-            wait = (FIRST_WAIT + 2 * wait).min(LONGEST_WAIT);
-            delay = wait.mul_f64(rand::random());
-            failed = Some(address);
+            delay = backoff.delay(rand::random());
+            match lost.channel {
+                Some(channel) if backoff.same_again() => kept = Some((address, channel)),
+                _ => failed = Some(address),
+            }
         }
     }
 
-    async fn once(&mut self, address: &str) -> Lost {
+    /// Holds a session until it ends. `kept`: a connection to this manager that stands.
+    async fn once(&mut self, address: &str, kept: Option<Http2>) -> Lost {
         let counters = &self.shared.tally.counters;
         let member = self.member.clone();
-        let channel = match connect(address, |tcp| async move { member.secure(tcp).await }).await {
-            Ok(channel) => channel,
-            Err(error) => {
-                add(&counters.dial_failures, 1);
-                let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
-                return Lost { registered: false, reason: format!("{error}{cause}") };
-            }
+        let channel = match kept {
+            Some(channel) => channel,
+            None => match connect(address, |tcp| async move { member.secure(tcp).await }).await {
+                Ok(channel) => {
+                    add(&counters.dialled, 1);
+                    channel
+                }
+                Err(error) => {
+                    add(&counters.dial_failures, 1);
+                    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}")).unwrap_or_default();
+                    return Lost::broken(format!("{error}{cause}"));
+                }
+            },
         };
-        add(&counters.dialled, 1);
         // All tasks of a node come in one message (spec wire-behaviour 2.1).
         let dispatcher = DispatcherClient::with_origin(channel.clone(), origin()).max_decoding_message_size(i32::MAX as usize);
         let mut client = dispatcher.clone();
@@ -123,7 +176,8 @@ impl Agent {
             Ok(opened) => opened,
             Err(status) => {
                 add(&counters.register_failures, 1);
-                return Lost { registered: false, reason: words("registering", &status) };
+                let channel = is_answer(&status).then_some(channel);
+                return Lost { registered: false, reason: words("registering", &status), channel };
             }
         };
         self.session_id.clone_from(&first.session_id);
@@ -135,22 +189,22 @@ impl Agent {
         // Wakes the loop that sends reports; one permit is kept if it does not wait yet.
         let wake = Notify::new();
         let this = &*self;
-        let reason = tokio::select! {
-            reason = this.heartbeats(dispatcher.clone()) => reason,
-            reason = this.assignments(dispatcher.clone(), &wake) => reason,
-            reason = this.reports(dispatcher.clone(), &wake) => reason,
-            reason = subscriptions(channel) => reason,
-            reason = async {
+        let ended = tokio::select! {
+            ended = this.heartbeats(dispatcher.clone()) => ended,
+            ended = this.assignments(dispatcher.clone(), &wake) => ended,
+            ended = this.reports(dispatcher.clone(), &wake) => ended,
+            ended = subscriptions(channel.clone()) => ended,
+            ended = async {
                 loop {
                     match stream.message().await {
                         Ok(Some(message)) => this.listed(message),
-                        Ok(None) => break "the manager ended the session".to_owned(),
-                        Err(status) => break words("session", &status),
+                        Ok(None) => break Ended::said("the manager ended the session"),
+                        Err(status) => break Ended::of("session", &status),
                     }
                 }
-            } => reason,
+            } => ended,
         };
-        Lost { registered: true, reason }
+        Lost { registered: true, reason: ended.reason, channel: ended.answered.then_some(channel) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -182,7 +236,7 @@ impl Agent {
         self.shared.managers.replace(message.managers.into_iter().filter_map(|weighted| weighted.peer).map(|peer| peer.addr));
     }
 
-    async fn heartbeats(&self, mut dispatcher: DispatcherClient<Http2>) -> String {
+    async fn heartbeats(&self, mut dispatcher: DispatcherClient<Http2>) -> Ended {
         loop {
             let request = v1::HeartbeatRequest { session_id: self.session_id.clone() };
             match limited(dispatcher.heartbeat(request)).await {
@@ -191,12 +245,12 @@ impl Agent {
                     let period = answer.into_inner().period.and_then(|period| Duration::try_from(period).ok());
                     tokio::time::sleep(period.filter(|period| !period.is_zero()).unwrap_or(DEFAULT_PERIOD)).await;
                 }
-                Err(status) => return words("heartbeat", &status),
+                Err(status) => return Ended::of("heartbeat", &status),
             }
         }
     }
 
-    async fn assignments(&self, mut dispatcher: DispatcherClient<Http2>, wake: &Notify) -> String {
+    async fn assignments(&self, mut dispatcher: DispatcherClient<Http2>, wake: &Notify) -> Ended {
         let mut offer = self.lock().applied.clone();
         loop {
             let mut request = Request::new(v1::AssignmentsRequest { session_id: self.session_id.clone() });
@@ -207,7 +261,7 @@ impl Agent {
             }
             let mut stream = match limited(dispatcher.assignments(request)).await {
                 Ok(stream) => stream.into_inner(),
-                Err(status) => return words("assignments", &status),
+                Err(status) => return Ended::of("assignments", &status),
             };
             let mut is_first = true;
             loop {
@@ -225,8 +279,8 @@ impl Agent {
                             break;
                         }
                     }
-                    Ok(None) => return "the manager ended the assignments".into(),
-                    Err(status) => return words("assignments", &status),
+                    Ok(None) => return Ended::said("the manager ended the assignments"),
+                    Err(status) => return Ended::of("assignments", &status),
                 }
             }
         }
@@ -252,7 +306,7 @@ impl Agent {
         shift(&counters.tasks_failed, failed, play.failed());
     }
 
-    async fn reports(&self, mut dispatcher: DispatcherClient<Http2>, wake: &Notify) -> String {
+    async fn reports(&self, mut dispatcher: DispatcherClient<Http2>, wake: &Notify) -> Ended {
         loop {
             let (updates, next) = {
                 let mut state = self.lock();
@@ -279,7 +333,7 @@ impl Agent {
                 Ok(_) => {}
                 // The tasks are not there any more.
                 Err(status) if status.code() == Code::NotFound => {}
-                Err(status) => return words("status report", &status),
+                Err(status) => return Ended::of("status report", &status),
             }
             unsent.updates = None;
             add(&self.shared.tally.counters.reports, count);
@@ -296,18 +350,18 @@ async fn until(at: Option<std::time::Instant>) {
 }
 
 /// Real agents wait for subscriptions to logs; nobody subscribes here, so that there is nothing to do about one.
-async fn subscriptions(channel: Http2) -> String {
+async fn subscriptions(channel: Http2) -> Ended {
     let mut broker = LogBrokerClient::with_origin(channel, origin());
     let mut stream = match limited(broker.listen_subscriptions(v1::ListenSubscriptionsRequest {})).await {
         Ok(stream) => stream.into_inner(),
         Err(status) if status.code() == Code::Unimplemented => return std::future::pending().await,
-        Err(status) => return words("log subscriptions", &status),
+        Err(status) => return Ended::of("log subscriptions", &status),
     };
     loop {
         match stream.message().await {
             Ok(Some(_)) => {}
-            Ok(None) => return "the manager ended the log subscriptions".into(),
-            Err(status) => return words("log subscriptions", &status),
+            Ok(None) => return Ended::said("the manager ended the log subscriptions"),
+            Err(status) => return Ended::of("log subscriptions", &status),
         }
     }
 }

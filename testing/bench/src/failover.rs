@@ -1,6 +1,7 @@
 //! B13: the leader is killed, or told to stop, while many sessions stand and somebody writes.
 
 use crate::managers::{Managers, config, until};
+use crate::meter::{Meter, Used};
 use crate::report::{Goal, Report, Row};
 use crate::sessions::service;
 use crate::stats::median;
@@ -61,7 +62,11 @@ struct Outcome {
     resent: i64,
     complete: i64,
     restarts: i64,
+    /// Connections that agents had to make.
+    dialled: i64,
     writes: usize,
+    /// From the signal until all were back and a little longer: CPU of the two managers that stay, and of the agents.
+    used: Used,
 }
 
 struct Ring {
@@ -139,6 +144,7 @@ impl Ring {
                     eprintln!("{sessions} sessions, {name}: round {} of {}", round + 1, size.rounds);
                     outcomes.push(self.round(signal, *sessions).await?);
                 }
+                report.foreign.extend(outcomes.iter().map(|outcome| outcome.used.foreign));
                 report.rows.extend(rows(name, *sessions, &outcomes));
             }
         }
@@ -198,12 +204,13 @@ impl Ring {
         tokio::time::sleep(BEFORE).await;
         let before = self.fleet.tally().count();
         self.fleet.tally().begin_round();
-        let begin = Instant::now();
+        let stay: Vec<u32> = self.managers.pids_but(leader);
+        let (meter, begin) = (Meter::start(&stay), Instant::now());
         self.managers.signal(leader, signal)?;
         let back = until("all sessions are back", LIMIT, STEP, || async { Ok(self.fleet.tally().how_many_back() >= sessions) }).await;
         back.map_err(|error| error.context(format!("{:?} {}", self.fleet.tally().count(), self.fleet.tally().last_problem())))?;
         tokio::time::sleep(AFTER).await;
-        let end = Instant::now();
+        let (used, end) = (meter.stop(), Instant::now());
         stop.cancel();
         let written = writer.await.context("the writer panicked")?;
         ensure!(!written.is_empty(), "no write was acknowledged at all");
@@ -216,7 +223,9 @@ impl Ring {
             resent: count.tasks_resent - before.tasks_resent,
             complete: count.complete - before.complete,
             restarts: count.tasks_started - before.tasks_started,
+            dialled: count.dialled - before.dialled,
             writes: written.len(),
+            used,
         };
         eprintln!("{outcome:?}");
         self.managers.ended(leader).await;
@@ -240,6 +249,9 @@ fn rows(name: &str, sessions: usize, outcomes: &[Outcome]) -> Vec<Row> {
         Row::plain(label("tasks sent again"), "tasks", Some(worst(&|one| one.resent as f64)), Some(Goal::Value(0.0))),
         Row::plain(label("complete lists sent"), "messages", Some(worst(&|one| one.complete as f64)), None),
         Row::plain(label("writes acknowledged, median"), "writes", typical(&|one| one.writes as f64), None),
+        Row::plain(label("connections made anew, median"), "connections", typical(&|one| one.dialled as f64), None),
+        Row::plain(label("CPU of the two managers that stay, median"), "s", typical(&|one| one.used.cpu), None),
+        Row::plain(label("CPU of the agents, median"), "s", typical(&|one| one.used.own), None),
     ]
 }
 

@@ -47,14 +47,16 @@ use writes::Writes;
 const ALL: [&str; 11] = ["B5", "B1", "B2", "B3", "B16", "SC1", "B7", "B6", "SC4", "B4", "B13"];
 /// Those that share one run.
 const SESSIONS: [&str; 4] = ["SC1", "B7", "B6", "SC4"];
+/// Of B1.
+const ROUNDS: usize = 10;
 const USAGE: &str = "usage: skep-bench [--out DIR] [--rounds N] [--cycles N] [--without skep|dockerd] [--full] [--managers N] [--agents N] \
      [--steps N,N,…] [B1|B2|B3|B4|B5|B6|B7|B13|B16|SC1|SC4]... | table";
 
 #[derive(Debug)]
 struct Options {
     out: PathBuf,
-    /// Of B1; the larger operations take fewer.
-    rounds: usize,
+    /// Of B1, where the larger operations take fewer, and of B13; each has a number of its own if none is given.
+    rounds: Option<usize>,
     cycles: usize,
     with_ours: bool,
     with_dockerd: bool,
@@ -82,6 +84,7 @@ impl Options {
         if let Some(agents) = self.agents {
             size.sessions = vec![agents];
         }
+        size.rounds = self.rounds.unwrap_or(size.rounds).max(1);
         size
     }
 
@@ -96,7 +99,7 @@ fn options() -> Result<Options> {
     let beside = std::env::current_exe()?.parent().and_then(Path::parent).context("this program has no directory")?.join("bench");
     let mut options = Options {
         out: beside,
-        rounds: 10,
+        rounds: None,
         cycles: 1000,
         with_ours: true,
         with_dockerd: true,
@@ -111,7 +114,7 @@ fn options() -> Result<Options> {
         let mut value = || arguments.next().with_context(|| format!("{argument} needs a value\n{USAGE}"));
         match argument.as_str() {
             "--out" => options.out = value()?.into(),
-            "--rounds" => options.rounds = value()?.parse().context("--rounds: write a number")?,
+            "--rounds" => options.rounds = Some(value()?.parse().context("--rounds: write a number")?),
             "--cycles" => options.cycles = value()?.parse().context("--cycles: write a number")?,
             "--without" => match value()?.as_str() {
                 "skep" => options.with_ours = false,
@@ -159,10 +162,11 @@ fn main() -> Result<()> {
             field = Some(Field::new(options.with_ours, options.with_dockerd)?);
         }
         // The larger operations take so long that fewer rounds must do.
-        let few = options.rounds.div_ceil(2);
+        let rounds = options.rounds.unwrap_or(ROUNDS);
+        let few = rounds.div_ceil(2);
         let reports = match (which.as_str(), &field) {
             ("B5", _) => sched::sched().map(one),
-            ("B1", Some(field)) => tasks::start_one(field, options.rounds).map(one),
+            ("B1", Some(field)) => tasks::start_one(field, rounds).map(one),
             ("B2", Some(field)) => tasks::start_burst(field, &[50, 100], few).map(one),
             ("B3", Some(field)) => tasks::stop_and_remove(field, &[1, 10, 50], few, options.cycles).map(one),
             ("B16", Some(field)) => footprint::footprint(field).map(one),

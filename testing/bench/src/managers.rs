@@ -177,6 +177,13 @@ impl Managers {
         self.daemons.iter().filter_map(|daemon| daemon.child.as_ref().map(Child::id)).collect()
     }
 
+    /// Those that run, without one.
+    #[must_use]
+    pub fn pids_but(&self, number: usize) -> Vec<u32> {
+        let others = self.daemons.iter().enumerate().filter(|(other, _)| *other != number);
+        others.filter_map(|(_, daemon)| daemon.child.as_ref().map(Child::id)).collect()
+    }
+
     #[must_use]
     pub fn data_dir(&self, number: usize) -> PathBuf {
         self.daemons[number].dir.join("data")
