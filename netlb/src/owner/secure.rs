@@ -30,6 +30,10 @@ const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// What the kernel was told of encryption.
 pub(super) struct Secure {
     by: Option<Running>,
+    /// What is in place as far as it is known; looked at before anything is worked out, for most changes are none of ours.
+    in_place: Option<Encryption>,
+    /// Of the tunnels that are wanted; `None` if those cannot be.
+    sizes: Option<Sizes>,
     devices: BTreeMap<String, Device>,
     /// Addresses and routes; `None`: to be read from the kernel.
     state: Option<State>,
@@ -51,7 +55,7 @@ struct Running {
 impl Default for Secure {
     fn default() -> Self {
         let (devices, guarded, tables) = (BTreeMap::new(), BTreeSet::new(), [Known::No; 2]);
-        Self { by: None, devices, state: None, guarded, tables, settled: false }
+        Self { by: None, in_place: None, sizes: None, devices, state: None, guarded, tables, settled: false }
     }
 }
 
@@ -63,7 +67,14 @@ impl Owner {
         let networks = self.on_wire(wanted).union(&self.secure.guarded).copied().collect();
         let guarded = self.guard(networks);
         failpoint!("netlb.secure.guarded");
-        [guarded, self.set_up_tunnels(wanted)].into_iter().filter_map(Result::err).collect()
+        let mut results = vec![guarded];
+        if self.secure.in_place.as_ref() != Some(wanted) {
+            self.secure.in_place = None;
+            let set_up = self.set_up_tunnels(wanted);
+            self.secure.in_place = set_up.is_ok().then(|| wanted.clone());
+            results.push(set_up);
+        }
+        results.into_iter().filter_map(Result::err).collect()
     }
 
     /// How a network spans nodes: an encrypted one over the tunnels. It is refused as long as clear packets of it could come in
@@ -74,14 +85,14 @@ impl Owner {
         };
         let network = &wanted.network;
         let refused = |reason: String| NetlbError::BadOverlay { network: network.name.clone(), reason };
-        let way = match path::check(encryption) {
-            Err(error) => Err(error.into()),
-            Ok(sizes) if network.mtu > sizes.network => Err(refused(format!(
+        let way = match self.secure.sizes {
+            None => Err(refused("there can be no tunnels as they are asked for".into())),
+            Some(sizes) if network.mtu > sizes.network => Err(refused(format!(
                 "its packets may measure {} bytes, and encrypted ones {} where {} get from node to node; give it that mtu or less",
                 network.mtu, sizes.network, encryption.path_mtu
             ))),
-            Ok(_) if !self.is_guarded(overlay, network.vni) => Err(refused("clear packets of it could not be kept back".into())),
-            Ok(_) => Ok(Some(path::over_tunnels(overlay.clone()))),
+            Some(_) if !self.is_guarded(overlay, network.vni) => Err(refused("clear packets of it could not be kept back".into())),
+            Some(_) => Ok(Some(path::over_tunnels(overlay.clone()))),
         };
         if way.is_err() {
             self.cut_clear_way(&network.id)?;
@@ -123,6 +134,8 @@ impl Owner {
         };
         mended.extend(self.audit_guard()?);
         let sizes = path::check(encryption)?;
+        // If this fails half-way the next change finds out what is missing.
+        let in_place = self.secure.in_place.take();
         self.run_backend(encryption.driver)?;
         for device in path::devices(encryption, &self.tag.tunnel_prefix(), sizes) {
             let steps = self.mend_device(device.clone())?;
@@ -130,6 +143,7 @@ impl Owner {
         }
         self.secure.state = None;
         mended.extend(self.route_into_tunnels(encryption, sizes)?.iter().map(|change| format!("the host: {change:?}")));
+        self.secure.in_place = in_place;
         Ok(mended)
     }
 
@@ -236,7 +250,9 @@ impl Owner {
         if !sysctl::kernel_has_ipv6() {
             return Err(SecureError::Bad("the tunnels speak IPv6, and the kernel has none; boot it without ipv6.disable=1".into()).into());
         }
+        self.secure.sizes = None;
         let sizes = path::check(wanted)?;
+        self.secure.sizes = Some(sizes);
         self.run_backend(wanted.driver)?;
         for device in path::devices(wanted, &self.tag.tunnel_prefix(), sizes) {
             if self.secure.devices.get(&device.name) != Some(&device) {
@@ -316,7 +332,7 @@ impl Owner {
     /// Nothing is encrypted any more.
     fn end_encryption(&mut self) -> Result<(), NetlbError> {
         let mut errors = Vec::new();
-        (self.secure.by, self.secure.state) = (None, None);
+        (self.secure.by, self.secure.in_place, self.secure.sizes, self.secure.state) = (None, None, None, None);
         let name = self.tag.guard_table();
         let mut there = Vec::new();
         for (at, family) in FAMILIES.into_iter().enumerate() {

@@ -1,4 +1,4 @@
-//! Who listens on the cable: counters of the bridge that joins the hosts.
+//! Who listens on the cable: counters of what each host puts on it.
 
 use crate::support::*;
 
@@ -7,15 +7,18 @@ pub struct Cable;
 
 impl Cable {
     pub fn watch() -> Self {
-        sh("nft add table bridge cable; nft delete table bridge cable; nft add table bridge cable
-            nft add chain bridge cable pass '{ type filter hook forward priority 0; }'
-            nft add rule bridge cable pass udp dport 4789 counter comment clear
-            nft add rule bridge cable pass udp dport 51820-51821 counter comment wireguard");
+        let ports = "$(ip -br link | grep -o '^p[0-9]*' | paste -s -d,)";
+        sh(&format!(
+            "nft add table netdev cable; nft delete table netdev cable; nft add table netdev cable
+             nft add chain netdev cable sent \"{{ type filter hook ingress devices = {{ {ports} }} priority 0; }}\"
+             nft add rule netdev cable sent udp dport 4789 counter comment clear
+             nft add rule netdev cable sent udp dport 51820-51821 counter comment wireguard"
+        ));
         Self
     }
 
     pub fn shows(&self) -> String {
-        sh("nft list table bridge cable")
+        sh("nft list table netdev cable")
     }
 
     pub fn reset(&self) {

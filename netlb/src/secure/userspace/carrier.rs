@@ -11,11 +11,15 @@ use ipnet::IpNet;
 use ipnetwork::IpNetwork;
 use skep_failpoint::failpoint;
 use std::io;
+use std::net::{Ipv6Addr, UdpSocket};
 use std::time::Duration;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// A burst from a peer at full speed is some hundred packets; the default of most kernels is 208 KiB.
 const SOCKET_BUFFER: usize = 4 << 20;
+
+/// Tasks that are told to end do so at their next wake-up, micro- to milliseconds later.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 type Tunnel = device::Device<(UdpSocketFactory, Wire, Wire)>;
 
@@ -24,6 +28,8 @@ pub(super) struct Carrier {
     tunnel: Tunnel,
     name: String,
     identity: Identity,
+    /// That it was told last, whether or not it has it.
+    port: u16,
 }
 
 /// What a device was told of itself.
@@ -44,7 +50,7 @@ impl Carrier {
         let sockets = UdpSocketFactory { recv_buffer_size: Some(SOCKET_BUFFER), send_buffer_size: Some(SOCKET_BUFFER) };
         let built = DeviceBuilder::new().with_udp(sockets).with_ip(wire).build().await;
         let tunnel = built.map_err(|error| failed(io::Error::other(error)))?;
-        Ok(Self { tunnel, name, identity: Identity::None })
+        Ok(Self { tunnel, name, identity: Identity::None, port: wanted.port })
     }
 
     /// `None` if it has ended, such as because somebody deleted its link.
@@ -66,6 +72,7 @@ impl Carrier {
     }
 
     pub(super) async fn change(&mut self, wanted: &Device, changes: &[DeviceChange]) -> Result<(), SecureError> {
+        self.port = wanted.port;
         let before = std::mem::replace(&mut self.identity, Identity::Unknown);
         let written = self.tunnel.write(async |tunnel| {
             for change in changes {
@@ -94,9 +101,17 @@ impl Carrier {
         }
     }
 
-    /// Waits for its tasks, but not for ever.
+    /// Waits for its tasks and until its port is free for the next, but not for ever.
     pub(super) async fn stop(self, at_most: Duration) {
-        if timeout(at_most, self.tunnel.stop()).await.is_err() {
+        let Self { tunnel, port, .. } = self;
+        let ended = async {
+            tunnel.stop().await;
+            // `gotatun` does not wait for the tasks that have the socket.
+            while UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse) {
+                sleep(LOOK_AGAIN).await;
+            }
+        };
+        if timeout(at_most, ended).await.is_err() {
             tracing::warn!(link = %self.name, "a WireGuard device does not end; it ends with its thread");
         }
     }
