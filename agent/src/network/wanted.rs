@@ -47,6 +47,8 @@ pub fn wanted(held: &BTreeMap<TaskId, Held>, picture: &Picture) -> Wanted {
             members.put(&one.task.id, Member { addresses, location: Location::Local, service: None, serves });
         }
     }
+    // Where nobody is there is nothing to reach: a node without published ports has no sandbox for them.
+    networks.retain(|_, members| !members.tasks.is_empty());
     for (id, known) in &picture.networks {
         if let Some(members) = networks.get(id).filter(|_| known.network.spec.ingress) {
             ports.add_services(known, members);
@@ -56,7 +58,6 @@ pub fn wanted(held: &BTreeMap<TaskId, Held>, picture: &Picture) -> Wanted {
         networks: networks.into_values().map(Members::finish).collect(),
         published: ports.finish(),
         tasks: held.keys().cloned().collect(),
-        encryption: None,
         ..Wanted::default()
     }
 }

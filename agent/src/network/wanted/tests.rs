@@ -106,8 +106,15 @@ fn a_network_on_this_node_alone_spans_nothing() {
 }
 
 #[test]
+fn a_network_that_nobody_is_on_is_not_made() {
+    // Task 1 is to run here and has no network yet.
+    let state = |picture| wanted(&table(vec![]), &picture);
+    assert_eq!(state(picture(vec![back(&[1, 2], &[(1, 1, Readiness::Planned)]), ingress(&[1, 2], &[])])), Wanted::default());
+}
+
+#[test]
 fn packets_are_smaller_over_nodes_with_ipv6() {
-    let mut known = back(&[1, 2], &[]);
+    let mut known = back(&[1, 2], &[(4, 2, Readiness::Starting)]);
     for (index, peer) in &mut known.peers {
         peer.underlay = format!("2001:db8::{index}").parse().unwrap();
     }

@@ -1,0 +1,280 @@
+//! Networks that span hosts: names, virtual addresses and published ports lead to tasks wherever they are, and go on doing so
+//! through updates, restarts of daemons, and without managers.
+
+use anyhow::{Context, Result, ensure};
+use skep_kit::{Cluster, Scenario, Task, eventually};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(60);
+/// For one request; a starved machine is no failure.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// `whoami`'s own, and the published one.
+const PORT: u16 = 8080;
+
+/// Runs on a thread of its own in a network namespace.
+fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let file = File::open(namespace).with_context(|| namespace.display().to_string())?;
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            work()
+        });
+        thread.join().expect("no panic in a thread")
+    })
+}
+
+/// One request over a connection of its own.
+fn ask(to: SocketAddr) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connect to {to}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).with_context(|| format!("read from {to}"))?;
+    let line = text.lines().last().unwrap_or_default();
+    ensure!(line.starts_with("host="), "{to} answers {text:?}");
+    Ok(line.to_owned())
+}
+
+/// A field of `whoami`'s line.
+fn field<'a>(line: &'a str, name: &str) -> &'a str {
+    line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default()
+}
+
+/// Asks until every one of `hosts` answered, and returns the addresses that they took for the client's.
+fn until_all_answer(to: SocketAddr, hosts: &BTreeSet<String>) -> Result<BTreeSet<String>> {
+    let (mut seen, mut clients) = (BTreeSet::new(), BTreeSet::new());
+    // Each draw is at random: with three, the chance to miss one in 200 is (2/3)^200.
+    for _ in 0..200 {
+        let line = ask(to)?;
+        seen.insert(field(&line, "host").to_owned());
+        clients.insert(field(&line, "client").to_owned());
+        if seen == *hosts {
+            return Ok(clients);
+        }
+    }
+    anyhow::bail!("{to}: {seen:?} answer instead of {hosts:?}")
+}
+
+/// A task that looks at the network from within.
+struct View {
+    namespace: PathBuf,
+    resolv_conf: PathBuf,
+}
+
+impl View {
+    fn of(cluster: &Cluster, task: &Task) -> Result<Self> {
+        let host = &cluster[task.host.context("it is on a host")?];
+        let namespace = host.run_dir().join("netns").join(&task.id);
+        Ok(Self { namespace, resolv_conf: host.data_dir().join("agent/etc").join(&task.id).join("resolv.conf") })
+    }
+
+    /// What the C library makes of a name with the task's own `resolv.conf`: the addresses, in order.
+    fn look_up(&self, name: &str) -> Result<Vec<IpAddr>> {
+        let script = "mount --bind \"$0\" /etc/resolv.conf && exec getent ahosts \"$1\"";
+        let output = Command::new("nsenter")
+            .arg(format!("--net={}", self.namespace.display()))
+            .args(["unshare", "--mount", "sh", "-c", script])
+            .arg(&self.resolv_conf)
+            .arg(name)
+            .output()?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "{name}: {}{text}", String::from_utf8_lossy(&output.stderr));
+        let words = text.lines().filter_map(|line| line.split_whitespace().next());
+        let found: BTreeSet<IpAddr> = words.map(str::parse).collect::<Result<_, _>>()?;
+        Ok(found.into_iter().collect())
+    }
+
+    /// Its own address on the way to another.
+    fn address_towards(&self, to: SocketAddr) -> Result<String> {
+        inside(&self.namespace, || {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect(to)?;
+            Ok(socket.local_addr()?.ip().to_string())
+        })
+    }
+}
+
+/// The tasks of a service that run.
+fn running(cluster: &Cluster, through: usize, service: &str) -> Result<Vec<Task>> {
+    Ok(cluster.tasks(through, service)?.into_iter().filter(Task::runs).collect())
+}
+
+/// As containers are called without a wish of the service: the beginning of the task's id.
+fn names(tasks: &[Task]) -> BTreeSet<String> {
+    tasks.iter().map(|task| task.id.chars().take(12).collect()).collect()
+}
+
+/// Asks again and again until told to stop; returns how often, and what went wrong.
+fn steadily(to: SocketAddr, stop: &AtomicBool) -> (usize, Vec<String>) {
+    let (mut count, mut failures) = (0, Vec::new());
+    while !stop.load(Ordering::Relaxed) {
+        count += 1;
+        if let Err(error) = ask(to) {
+            failures.push(format!("request {count}: {error:#}"));
+        }
+    }
+    (count, failures)
+}
+
+/// Does something while clients outside, at every host, and tasks inside ask without a pause; no request may fail.
+fn undisturbed(cluster: &Cluster, views: &[View], vip: SocketAddr, act: impl FnOnce() -> Result<()>) -> Result<()> {
+    let stop = AtomicBool::new(false);
+    let client = Path::new("/run/netns").join(cluster.client_namespace());
+    let outside = cluster.managers().chain(cluster.workers()).map(|host| Ok(SocketAddr::new(cluster.address(host).parse()?, PORT)));
+    let outside = outside.collect::<Result<Vec<_>>>()?;
+    let under_way = outside.iter().map(|to| (client.as_path(), *to)).chain(views.iter().map(|view| (view.namespace.as_path(), vip)));
+    let under_way: Vec<_> = under_way.collect();
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        let loops: Vec<_> =
+            under_way.into_iter().map(|(at, to)| scope.spawn(move || inside(at, || Ok((to, steadily(to, stop)))))).collect();
+        let outcome = act();
+        stop.store(true, Ordering::Relaxed);
+        let mut failed = Vec::new();
+        for ended in loops {
+            let (to, (count, failures)) = ended.join().expect("no panic in a thread")?;
+            eprintln!("{count} requests to {to}, {} failed", failures.len());
+            ensure!(count > 0, "{to} was never asked");
+            failed.extend(failures.into_iter().take(5));
+        }
+        outcome?;
+        ensure!(failed.is_empty(), "{failed:#?}");
+        Ok(())
+    })
+}
+
+/// A connection that is kept, and asked over from time to time.
+struct Kept(BufReader<TcpStream>);
+
+impl Kept {
+    fn open(cluster: &Cluster, to: SocketAddr) -> Result<Self> {
+        inside(&Path::new("/run/netns").join(cluster.client_namespace()), || {
+            let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            Ok(Self(BufReader::new(stream)))
+        })
+    }
+
+    fn ask(&mut self) -> Result<()> {
+        self.0.get_mut().write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")?;
+        let mut line = String::new();
+        while line.trim() != "healthy" {
+            line.clear();
+            ensure!(self.0.read_line(&mut line)? > 0, "the connection was closed");
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn names_addresses_and_ports_lead_to_tasks_on_any_host() -> Result<()> {
+    Scenario::new("networks", 1, 2).run(|cluster| {
+        let before = cluster.inventories()?;
+        cluster.ctl(0, &["network", "create", "back"])?.success()?;
+        let create = |flags: &[&str], args: &[&str]| -> Result<()> {
+            let all = [&["service", "create", "-d", "--network", "back"], flags, &["whoami"], args].concat();
+            cluster.ctl(0, &all)?.success().map(drop)
+        };
+        let rolling = ["--update-parallelism", "1", "--update-monitor", "0s"];
+        let web = ["--name", "web", "--mode", "global", "--publish", "published=8080,target=8080"];
+        create(&[&web[..], &rolling].concat(), &["graceful"])?;
+        create(&["--name", "looker", "--mode", "global"], &["sleep"])?;
+        cluster.wait_running(0, "web", 3)?;
+        cluster.wait_running(0, "looker", 3)?;
+        let lookers = running(cluster, 0, "looker")?;
+        let views = lookers.iter().map(|task| View::of(cluster, task)).collect::<Result<Vec<_>>>()?;
+        let web = names(&running(cluster, 0, "web")?);
+
+        // Names and the virtual address, from every host to every host.
+        let vips: Vec<IpAddr> = eventually(SOON, "the service has a name", || views[0].look_up("web"))?;
+        let [vip] = vips.as_slice() else { anyhow::bail!("web is {vips:?}") };
+        let vip = SocketAddr::new(*vip, PORT);
+        for view in &views {
+            eventually(SOON, "every task has the names", || {
+                ensure!(view.look_up("web")? == [vip.ip()]);
+                let tasks = view.look_up("tasks.web")?;
+                ensure!(tasks.len() == 3 && !tasks.contains(&vip.ip()), "{tasks:?}");
+                Ok(())
+            })?;
+            let clients =
+                eventually(SOON, "the virtual address leads to every host", || inside(&view.namespace, || until_all_answer(vip, &web)))?;
+            // Its own task sees the gateway's address, if it asked itself; this service never does.
+            ensure!(clients == [view.address_towards(vip)?].into(), "the tasks see {clients:?}");
+            ensure!(view.look_up("nosuch.example.invalid").is_err(), "what does not exist has an address");
+        }
+
+        // Published ports on every host, with the client's own address, in both families.
+        let client = Path::new("/run/netns").join(cluster.client_namespace());
+        for host in 0..3 {
+            for (address, own) in [(cluster.address(host), "198.18.0.2"), (cluster.address_v6(host), "fd18::2")] {
+                let to = SocketAddr::new(address.parse()?, PORT);
+                let clients = eventually(SOON, "the port leads to every host", || inside(&client, || until_all_answer(to, &web)))?;
+                ensure!(clients == [own.to_owned()].into(), "by {to} the tasks see {clients:?}");
+            }
+        }
+
+        // A rolling update: nobody notices.
+        undisturbed(cluster, &views, vip, || {
+            cluster.ctl(0, &["service", "update", "-d", "--env-add", "TASK=new", "web"])?.success()?;
+            eventually(2 * SOON, "all tasks are new", || {
+                let now = running(cluster, 0, "web")?;
+                ensure!(now.len() == 3 && names(&now).is_disjoint(&web), "{now:#?}");
+                Ok(())
+            })
+        })?;
+        let web = names(&running(cluster, 0, "web")?);
+
+        // A worker's daemon dies: no connection does.
+        let by_worker = SocketAddr::new(cluster.address(1).parse()?, PORT);
+        let mut kept = (0..6).map(|_| Kept::open(cluster, by_worker)).collect::<Result<Vec<_>>>()?;
+        kept.iter_mut().try_for_each(Kept::ask)?;
+        cluster[1].kill_skepd();
+        undisturbed(cluster, &views, vip, || {
+            std::thread::sleep(Duration::from_secs(2));
+            kept.iter_mut().try_for_each(Kept::ask)
+        })?;
+        cluster[1].start_skepd()?;
+        undisturbed(cluster, &views, vip, || {
+            std::thread::sleep(Duration::from_secs(2));
+            kept.iter_mut().try_for_each(Kept::ask).context("over a connection from before the restart")
+        })?;
+
+        // No managers: names and addresses go on, also on a worker whose daemon begins anew meanwhile.
+        cluster.wait_ready(SOON)?;
+        std::thread::sleep(Duration::from_secs(4));
+        cluster[0].kill_skepd();
+        cluster[2].kill_skepd();
+        cluster[2].start_skepd()?;
+        for view in views.iter().filter(|view| !view.namespace.starts_with(cluster[0].run_dir())) {
+            ensure!(eventually(SOON, "names are answered", || view.look_up("web"))? == [vip.ip()]);
+            ensure!(view.look_up("tasks.web")?.len() == 3);
+            inside(&view.namespace, || until_all_answer(vip, &web))?;
+        }
+        let own = inside(&client, || until_all_answer(SocketAddr::new(cluster.address(2).parse()?, PORT), &web))?;
+        ensure!(own == ["198.18.0.2".to_owned()].into(), "the tasks see {own:?}");
+        cluster[0].start_skepd()?;
+        cluster.wait_leader(SOON)?;
+        cluster.wait_ready(SOON)?;
+
+        // And nothing is left when the services are gone.
+        for service in ["web", "looker"] {
+            cluster.ctl(0, &["service", "rm", service])?.success()?;
+        }
+        eventually(SOON, "the network is removed", || cluster.ctl(0, &["network", "rm", "back"])?.success())?;
+        for (host, before) in before.iter().enumerate() {
+            eventually(SOON, &format!("nothing is left on {}", cluster[host].name()), || {
+                let leaked = skep_kit::Inventory::take(&cluster[host])?.leaked_since(before);
+                ensure!(leaked.is_empty(), "{leaked:#?}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    })
+}
