@@ -95,6 +95,7 @@ fn after_a_kill_at_any_point_the_next_start_encrypts_again() {
                     continue; // is visited once only
                 }
                 assert_eq!(signal, Some(9), "{point} lies on the path: {}", String::from_utf8_lossy(&killed.stderr));
+                eprintln!("killed at {point}, visit {visit}");
                 secured.start_again(1).await;
                 secured.tell().await;
                 let host = &secured.hosts[0];

@@ -125,6 +125,8 @@ impl World {
             assert_eq!(out.read(&mut byte).unwrap(), 1, "the responder ended: {heard}");
             heard.push(byte[0] as char);
         }
+        // Kept open: after a minute the test harness says that it has been running for long, and ends if nobody can hear it.
+        child.stdout = Some(out);
         self.responders.push(child);
     }
 
