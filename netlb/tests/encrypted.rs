@@ -38,6 +38,7 @@ async fn nothing_in_clear(mut world: World, underlay: Underlay) {
     secured.tell().await;
     secured.all_reach_each_other();
     assert!(cable.clear() > 0, "{}", cable.shows());
+    assert_eq!(secured.hosts[0].netlb.encryption().await.unwrap(), EncryptionStatus::default());
     secured.encrypted = true;
     secured.tell().await;
     cable.reset();
@@ -250,6 +251,13 @@ fn a_host_that_cannot_encrypt_says_so_and_sends_nothing() {
         assert!(!secured.reaches(0, 1));
         assert_eq!(cable.clear(), 0, "{}", cable.shows());
         secured.path_mtu = 1500;
+        // No keys yet.
+        let mut without_keys = secured.for_node(1);
+        without_keys.encryption.as_mut().unwrap().tunnels.clear();
+        secured.hosts[0].netlb.set_wanted(without_keys);
+        let why = secured.hosts[0].netlb.applied().await.unwrap_err().to_string();
+        assert!(why.contains("no keys are known yet"), "{why}");
+        assert!(!secured.reaches(0, 1));
         if can_encrypt(Driver::Kernel).is_err() {
             secured.driver = Driver::Kernel;
             secured.hosts[0].netlb.set_wanted(secured.for_node(1));
@@ -261,6 +269,26 @@ fn a_host_that_cannot_encrypt_says_so_and_sends_nothing() {
         }
         secured.tell().await;
         secured.all_reach_each_other();
+        secured.end(&mut world).await;
+    });
+}
+
+#[test]
+fn a_host_with_ipv6_switched_off_encrypts_all_the_same() {
+    encrypted_test("a_host_with_ipv6_switched_off_encrypts_all_the_same", async |mut world| {
+        let mut secured = Secured::spread(&mut world, 2, Underlay::V4).await;
+        let cable = Cable::watch();
+        let host = secured.hosts.remove(0);
+        host.netlb.remove_everything().await.unwrap();
+        host.sh("for which in all default; do echo 1 > /proc/sys/net/ipv6/conf/$which/disable_ipv6; done");
+        drop(host);
+        secured.start_again(1).await;
+        secured.tell().await;
+        world.respond(&secured.tasks[0], "T1");
+        assert_eq!(within(&secured.tasks[0], || ask("10.0.2.12", 80)).unwrap(), "T2 saw 10.0.2.11");
+        assert_eq!(within(&secured.tasks[1], || ask("10.0.2.11", 80)).unwrap(), "T1 saw 10.0.2.12");
+        secured.hosts[0].is_as_wanted().await;
+        assert_eq!(cable.clear(), 0, "{}", cable.shows());
         secured.end(&mut world).await;
     });
 }
@@ -277,7 +305,9 @@ fn measure_throughput() {
             secured.all_reach_each_other();
             let tasks = secured.tasks.clone();
             let (megabits, cpu) = throughput(&tasks[0], &tasks[1], "10.0.2.12");
-            eprintln!("encrypted {encrypted}: {megabits:.0} Mbit/s of TCP, {cpu:.2} CPU seconds of this process a second");
+            let memory = std::fs::read_to_string("/proc/self/status").unwrap();
+            let memory = memory.lines().find(|line| line.starts_with("VmHWM")).unwrap();
+            eprintln!("encrypted {encrypted}: {megabits:.0} Mbit/s of TCP, {cpu:.2} CPU seconds of this process a second, {memory}");
         }
         secured.end(&mut world).await;
     });

@@ -151,8 +151,8 @@ impl Owner {
     pub(super) fn audit_guard(&mut self) -> Result<Vec<String>, NetlbError> {
         let mut mended = Vec::new();
         if self.wanted.as_ref().is_some_and(|wanted| wanted.encryption.is_some()) {
-            for at in 0..FAMILIES.len() {
-                let table = self.guard_table(FAMILIES[at]);
+            for (at, family) in FAMILIES.into_iter().enumerate() {
+                let table = self.guard_table(family);
                 mended.extend(audit_table(&mut self.nft, &table, &mut self.secure.tables[at], "the host")?);
             }
         }

@@ -152,6 +152,26 @@ mod tests {
     }
 
     #[test]
+    fn the_steps_lead_to_what_is_wanted_from_anywhere() {
+        for (before, after) in [(&[][..], &[2, 3][..]), (&[2, 3], &[3, 4]), (&[2, 3, 4], &[]), (&[2], &[2])] {
+            let (old, wanted) = (device(before), device(after));
+            let mut is = as_found(&old);
+            for step in changes(&is, &wanted, Some(&old)) {
+                match step {
+                    DeviceChange::Identity => (is.key, is.port) = (Some(wanted.key.public()), wanted.port),
+                    DeviceChange::RemovePeer(key) => assert!(is.peers.remove(&key).is_some(), "only what is there is removed"),
+                    DeviceChange::SetPeer(key, place) => {
+                        let one = Device { peers: [(key, place)].into(), ..wanted.clone() };
+                        is.peers.extend(as_found(&one).peers);
+                    }
+                }
+            }
+            assert_eq!(is, as_found(&wanted));
+            assert_eq!(changes(&is, &wanted, Some(&wanted)), []);
+        }
+    }
+
+    #[test]
     fn an_address_that_somebody_added_is_taken_away_again() {
         let wanted = device(&[2]);
         let mut is = as_found(&wanted);

@@ -50,6 +50,9 @@ pub(crate) fn check(wanted: &Encryption) -> Result<Sizes, SecureError> {
     if wanted.node_index == 0 {
         return bad("this node has the number 0; they begin with 1".into());
     }
+    if wanted.tunnels.is_empty() {
+        return bad("no keys are known yet with which packets to other nodes could be encrypted".into());
+    }
     if !wanted.tunnels.iter().any(|tunnel| tunnel.epoch == wanted.sending) {
         return bad(format!("packets are to leave by the tunnel of epoch {}, which is none", wanted.sending.0));
     }
@@ -158,7 +161,7 @@ mod tests {
         assert!(refused(&|bad| bad.tunnels[0].peers.push(peer(1, 4))).contains("node 1 has"), "this node is no peer of its own");
         assert!(refused(&|bad| bad.tunnels[0].peers[0].key = bad.tunnels[0].key.public()).contains("node 2 has"));
         assert!(refused(&|bad| bad.path_mtu = 1300).contains("at least 1340"));
-        assert!(refused(&|bad| bad.tunnels.clear()).contains("which is none"));
+        assert!(refused(&|bad| bad.tunnels.clear()).contains("no keys are known yet"));
     }
 
     #[test]

@@ -23,14 +23,16 @@ pub enum Driver {
 /// How packets between nodes are encrypted, for those networks that ask for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Encryption {
-    /// No packet of these leaves this node in clear, and none that came in clear is let in.
+    /// No packet of these leaves this node in clear, and none that came in clear is let in. To be said as soon as the network is
+    /// known, whether or not there are keys yet: a network that is not in here *is* in clear.
     pub networks: BTreeSet<NetworkId>,
     /// This node's number in the cluster; its address within the tunnels follows from it.
     pub node_index: u32,
     /// What a packet to any of the other nodes may measure on its way, in bytes: see [`super::mtu`].
     pub path_mtu: u32,
     pub driver: Driver,
-    /// One; two, of epochs that follow each other, while keys are rotated.
+    /// One; two, of epochs that follow each other, while keys are rotated; none as long as keys are not known: then encrypted
+    /// networks span no nodes, and it is an error that says so.
     pub tunnels: Vec<Tunnel>,
     /// The epoch whose tunnel this node sends by. It receives by all of them. A peer that is not in this one gets its packets
     /// by the other.

@@ -72,7 +72,7 @@ impl Forged {
         let id = std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
         let packets = match (from, to) {
             (IpAddr::V4(from), IpAddr::V4(to)) if way.in_pieces() => pieces(&outer, |offset, more, part| {
-                let field = offset / 8 | if more { 0x2000 } else { 0 };
+                let field = (offset / 8) | if more { 0x2000 } else { 0 };
                 ipv4_piece(from.octets(), to.octets(), 17, (id as u16, field), part)
             }),
             (IpAddr::V4(from), IpAddr::V4(to)) => vec![ipv4(from.octets(), to.octets(), 17, 0, false, &outer)],
