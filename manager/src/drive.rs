@@ -140,7 +140,8 @@ impl Driver {
         let mut stale = 0;
         loop {
             let mut draft = Draft::new(self.caught_up().await?);
-            let clock = self.shared.clock.clone();
+            let (clock, netstate) = (self.shared.clock.clone(), &self.shared.netstate);
+            self.mind.acknowledge(&|network| netstate.acknowledged(network));
             let wake_at = self.mind.decide(&mut draft, &mut rand::random::<[u8; 17]>, &*clock);
             if draft.is_empty() {
                 return Ok(wake_at);

@@ -70,6 +70,8 @@ impl Leader {
             let plan = self.orchestrator.plan_reaping(world);
             busy |= self.carry_out(world, plan);
             self.other_wakes.clear();
+            self.allocator.settle(Version(world.version), world.now);
+            self.allocator.acknowledge(&|_| Some(Version(world.version)));
             let plan = self.allocator.plan(world, world.now);
             self.other_wakes.extend(plan.wake_at);
             busy |= self.carry_out(world, plan);

@@ -2,7 +2,7 @@
 
 use skep_plan::{Agenda, Allocator, Ids, Orchestrator, Plan, Scheduler};
 use skep_store::View;
-use skep_types::{Change, ClusterView as _, Node, NodeId, NodeState, Object, Task, TaskId, Timestamp};
+use skep_types::{Change, ClusterView as _, NetworkId, Node, NodeId, NodeState, Object, Task, TaskId, Timestamp, Version};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,6 +94,16 @@ impl Deciders {
     /// who keeps objects to propose something about them later needs that one.
     pub(super) fn confirm(&mut self, change: &Change) {
         self.scheduler.confirm(change.object());
+    }
+
+    /// Everything up to this revision was observed, and nothing that is not written.
+    pub(super) fn settle(&mut self, version: Version, now: Timestamp) {
+        self.allocator.settle(version, now);
+    }
+
+    /// See [`Allocator::acknowledge`].
+    pub(super) fn acknowledge(&mut self, acknowledged: &dyn Fn(&NetworkId) -> Option<Version>) {
+        self.allocator.acknowledge(acknowledged);
     }
 
     /// What one decider proposes. `wake_at` of an empty plan says when it wants to be asked again.

@@ -4,7 +4,7 @@ use super::deciders::Deciders;
 use super::draft::Draft;
 use skep_plan::{Ids, Plan};
 use skep_store::{Commit, View};
-use skep_types::{Action, Timestamp, Version};
+use skep_types::{Action, NetworkId, Timestamp, Version};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,8 +76,14 @@ impl Mind {
         }
     }
 
+    /// Tells what all nodes with an interest in a network have in place, if that is known: addresses wait for it.
+    pub fn acknowledge(&mut self, acknowledged: &dyn Fn(&NetworkId) -> Option<Version>) {
+        self.deciders.acknowledge(acknowledged);
+    }
+
     /// Asks in turn until nobody has anything to add to the draft. Returns when the first wants to be asked again.
     pub fn decide(&mut self, draft: &mut Draft, ids: &mut dyn Ids, clock: &dyn Fn() -> Timestamp) -> Option<Timestamp> {
+        self.deciders.settle(self.seen, clock());
         'again: for _ in 0..MOST_ROUNDS {
             let mut wake_at: Option<Timestamp> = None;
             for index in 0..Deciders::COUNT {

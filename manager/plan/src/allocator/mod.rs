@@ -6,6 +6,7 @@
 mod network; // subnets and VXLAN ids of networks
 mod node; // numbers of nodes, and their addresses on their tasks' networks
 mod port; // published ports
+mod quarantine; // freed addresses that nodes may still know
 mod ranges; // sets of numbers
 mod service; // virtual IPs and ports of services
 mod subnet; // pools, subnets, addresses
@@ -15,14 +16,16 @@ pub use subnet::SubnetError;
 
 use crate::Plan;
 use port::Ports;
+use quarantine::Quarantine;
 use ranges::Serial;
 use skep_types::{
     Change, ClusterView, Network, NetworkAttachment, NetworkId, NodeId, Object, Protocol, PublishMode, Service, ServiceId, Task, TaskId,
-    TaskState, Timestamp,
+    TaskState, Timestamp, Version,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use subnet::{Addresses, Subnets, address_of};
 
 /// First VXLAN id that is given out (`cnmallocator`), and the last there is.
@@ -35,6 +38,9 @@ const LAST_NODE_INDEX: u128 = (1 << 24) - 1;
 
 /// New tasks per plan at most; more are left for the next one, which [`Plan::wake_at`] asks for at once.
 const TASKS_PER_PLAN: usize = 2_000;
+
+/// How soon to look again whether an address that somebody waits for is out of quarantine.
+const QUARANTINE_LOOK: Duration = Duration::from_millis(250);
 
 /// Something given out by a plan that is not in the store yet.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -59,6 +65,7 @@ pub struct Allocator {
     uses: HashMap<NodeId, BTreeMap<NetworkId, u32>>,
     ingress: Option<NetworkId>,
     leases: HashSet<Lease>,
+    quarantine: Quarantine,
 
     dirty_networks: BTreeSet<NetworkId>,
     dirty_services: BTreeSet<ServiceId>,
@@ -110,6 +117,7 @@ impl Allocator {
             uses: HashMap::new(),
             ingress: None,
             leases: HashSet::new(),
+            quarantine: Quarantine::default(),
             dirty_networks: BTreeSet::new(),
             dirty_services: BTreeSet::new(),
             dirty_nodes: BTreeSet::new(),
@@ -128,6 +136,7 @@ impl Allocator {
         for object in networks.chain(services).chain(nodes).chain(tasks) {
             this.observe(&Change::Created(object));
         }
+        this.quarantine_ended_tasks(view);
         this.vnis.seek_end();
         this.node_indexes.seek_end();
         this.ports.seek_end();
@@ -166,7 +175,22 @@ impl Allocator {
         self.plan_services(view, &mut plan);
         self.plan_nodes(view, &mut plan);
         self.plan_tasks(view, now, &mut plan);
+        if !self.quarantine.is_empty() && self.is_anybody_stuck() {
+            plan.wake(now + QUARANTINE_LOOK);
+        }
         plan
+    }
+
+    /// Everything up to this revision was observed, and nothing that is not written: what was freed until now was free then.
+    pub fn settle(&mut self, version: Version, now: Timestamp) {
+        let released = self.quarantine.settle(version, now);
+        self.release(released);
+    }
+
+    /// Frees addresses for good, given the revision that all nodes with an interest in a network have in place, if that is known.
+    pub fn acknowledge(&mut self, acknowledged: &dyn Fn(&NetworkId) -> Option<Version>) {
+        let released = self.quarantine.acknowledge(acknowledged);
+        self.release(released);
     }
 
     /// The service that has this port on every node.
@@ -211,14 +235,40 @@ impl Allocator {
         self.dirty_nodes.append(&mut self.stuck_nodes);
     }
 
+    fn is_anybody_stuck(&self) -> bool {
+        !(self.stuck_services.is_empty() && self.stuck_tasks.is_empty() && self.stuck_nodes.is_empty())
+    }
+
+    /// A new leader does not know what the nodes have heard of: what was freed lately counts as freed now.
+    fn quarantine_ended_tasks(&mut self, view: &dyn ClusterView) {
+        for task in view.tasks().filter(|task| !holds_addresses(task)) {
+            let since = task.status.applied_at.unwrap_or(task.status.timestamp);
+            for (network, address) in addresses(&task.networks) {
+                if self.claim_address(&network, address) {
+                    self.quarantine.put(&network, address, Some(since));
+                }
+            }
+        }
+    }
+
     fn claim_address(&mut self, network: &NetworkId, address: IpAddr) -> bool {
         let subnets = self.networks.get_mut(network);
         subnets.is_some_and(|subnets| subnets.iter_mut().any(|subnet| subnet.claim(address)))
     }
 
+    fn release(&mut self, addresses: Vec<(NetworkId, IpAddr)>) {
+        for (network, address) in addresses {
+            if let Some(subnets) = self.networks.get_mut(&network) {
+                self.freed |= subnets.iter_mut().any(|subnet| subnet.release(address));
+            }
+        }
+    }
+
+    /// An address that an object in the store had is free, but not for others yet.
     fn release_address(&mut self, network: &NetworkId, address: IpAddr) {
-        if let Some(subnets) = self.networks.get_mut(network) {
-            self.freed |= subnets.iter_mut().any(|subnet| subnet.release(address));
+        let subnets = self.networks.get(network);
+        if subnets.is_some_and(|subnets| subnets.iter().any(|subnet| subnet.net.contains(&address) && subnet.is_used(address))) {
+            self.quarantine.put(network, address, None);
         }
     }
 
@@ -232,6 +282,7 @@ impl Allocator {
     fn exchange_addresses(&mut self, old: &[(NetworkId, IpAddr)], new: &[(NetworkId, IpAddr)]) {
         for (network, address) in new.iter().filter(|held| !old.contains(held)) {
             self.leases.remove(&Lease::Address(network.clone(), *address));
+            self.quarantine.take_back(network, *address);
             self.claim_address(network, *address);
         }
         for (network, address) in old.iter().filter(|held| !new.contains(held)) {

@@ -1,6 +1,6 @@
 //! Subnets, gateways and VXLAN ids of networks.
 
-use super::subnet::{Addresses, SubnetError, default_gateway};
+use super::subnet::{Addresses, Family, SubnetError, default_gateway};
 use super::{Allocator, Lease, is_ingress, is_overlay};
 use crate::Plan;
 use ipnet::IpNet;
@@ -13,6 +13,11 @@ fn subnets(network: &Network) -> impl Iterator<Item = (&IpamConfig, IpNet)> {
     let overlay = is_overlay(network);
     let configs = network.ipam.iter().flat_map(|ipam| &ipam.configs).filter(move |_| overlay);
     configs.filter_map(|config| config.subnet.parse::<IpNet>().ok().map(|net| (config, net.trunc())))
+}
+
+/// The families of addresses on a network: the first subnet of each counts, IPv4 before IPv6.
+pub(super) fn families(network: &Network) -> impl Iterator<Item = Family> {
+    Family::ALL.into_iter().filter(|family| subnets(network).any(|(_, net)| Family::of(net.addr()) == *family))
 }
 
 fn vnis(driver: Option<&Driver>) -> Vec<u32> {
@@ -34,6 +39,7 @@ impl Allocator {
                     self.vnis.release(u128::from(vni));
                 }
                 self.networks.remove(&old.id);
+                self.quarantine.forget(&old.id);
                 self.freed = true;
             }
             if let Some(new) = new.filter(|new| is_allocated(new)) {

@@ -1,7 +1,8 @@
 //! Virtual IPs and published ports of services.
 
-use super::subnet::address_of;
-use super::{Allocator, Lease, is_overlay, publishes_on_ingress, resolve_network};
+use super::network::families;
+use super::subnet::{Family, address_of};
+use super::{Allocator, Lease, publishes_on_ingress, resolve_network};
 use crate::Plan;
 use skep_types::{
     Action, ClusterView, Endpoint, Network, NetworkId, Object, PortConfig, Protocol, PublishMode, ResolutionMode, Service, ServiceId,
@@ -29,15 +30,21 @@ fn protocol_name(protocol: Protocol) -> &'static str {
     }
 }
 
+/// Whether the virtual IP is the network's of that family.
+fn is_for(vip: &VirtualIp, network: &NetworkId, family: Family) -> bool {
+    vip.network_id == *network && address_of(&vip.addr).is_some_and(|address| Family::of(address) == family)
+}
+
 /// Whether the service's tasks may get their addresses.
 fn is_ready(view: &dyn ClusterView, service: &Service) -> bool {
     let Some(endpoint) = &service.endpoint else { return service.spec.endpoint.is_none() && service.networks().is_empty() };
     endpoint.spec == service.spec.endpoint.clone().unwrap_or_default()
         && wanted_networks(view, service).is_ok_and(|networks| {
             let spec_is_vip = endpoint.spec.mode == ResolutionMode::Vip;
-            let wanted = networks.iter().filter(|network| spec_is_vip && is_overlay(network));
-            wanted.clone().count() == endpoint.virtual_ips.len()
-                && wanted.clone().all(|network| endpoint.virtual_ips.iter().any(|vip| vip.network_id == network.id))
+            let networks = networks.iter().filter(|_| spec_is_vip);
+            let wanted: Vec<_> = networks.flat_map(|network| families(network).map(move |family| (network, family))).collect();
+            wanted.len() == endpoint.virtual_ips.len()
+                && wanted.iter().all(|(network, family)| endpoint.virtual_ips.iter().any(|vip| is_for(vip, &network.id, *family)))
         })
 }
 
@@ -186,15 +193,16 @@ impl Allocator {
 
     fn allocate_vips(&mut self, service: &Service, networks: &[&Arc<Network>], new: &mut Vec<Lease>) -> Result<Vec<VirtualIp>, String> {
         let mut vips = Vec::new();
-        for network in networks.iter().filter(|network| is_overlay(network)) {
-            let known = service.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips).find(|vip| vip.network_id == network.id);
+        let wanted = networks.iter().flat_map(|network| families(network).map(move |family| (network, family)));
+        for (network, family) in wanted {
+            let mut held = service.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips);
+            let known = held.find(|vip| is_for(vip, &network.id, family));
             if let Some(known) = known.filter(|known| self.is_inside(&network.id, &known.addr)) {
                 vips.push(known.clone());
                 continue;
             }
             let subnets = self.networks.get_mut(&network.id).into_iter().flatten();
-            let mut v4 = subnets.filter(|subnet| matches!(subnet.net, ipnet::IpNet::V4(_)));
-            let given = v4.find_map(|subnet| subnet.take());
+            let given = subnets.filter(|subnet| Family::of(subnet.net.addr()) == family).find_map(|subnet| subnet.take());
             let given = given.ok_or_else(|| format!("network {} has no free address left", network.spec.annotations.name))?;
             new.push(Lease::Address(network.id.clone(), given.addr()));
             vips.push(VirtualIp { network_id: network.id.clone(), addr: given.to_string() });

@@ -27,6 +27,21 @@ fn bounds(net: &IpNet) -> (u128, u128) {
     (number(net.network()), number(net.broadcast()))
 }
 
+/// A family of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
 /// The address of a CIDR text or of a bare address.
 pub(crate) fn address_of(text: &str) -> Option<IpAddr> {
     text.parse::<IpNet>().map(|net| net.addr()).or_else(|_| text.parse()).ok()

@@ -151,6 +151,11 @@ impl Allocator {
                 let requested = wanted.iter().find(|address| subnet.net.contains(*address));
                 let address = match requested {
                     Some(address) if subnet.claim(*address) => ipnet::IpNet::new(*address, subnet.net.prefix_len()).ok(),
+                    Some(address) if self.quarantine.holds(&network.id, *address) => {
+                        return Err(format!(
+                            "the wanted address {address} of network {name} was freed a moment ago; some nodes still know it"
+                        ));
+                    }
                     Some(address) => return Err(format!("the wanted address {address} of network {name} is in use")),
                     None => subnet.take(),
                 };
