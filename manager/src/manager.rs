@@ -178,8 +178,8 @@ async fn lead(shared: &Arc<Shared>, dispatcher: &Arc<Dispatcher>, stop: &Cancell
     let mut loops = JoinSet::new();
     loops.spawn(dispatcher.clone().run(term.clone()));
     loops.spawn(drive(shared.clone(), term.clone()));
-    loops.spawn(ca::run(shared.clone(), term.clone()));
     loops.spawn(netstate::run(shared.clone(), term.clone()));
+    loops.spawn(ca::run(shared.clone(), term.clone()));
     loops.spawn(roles::run(shared.clone(), term));
     while let Some(ended) = loops.join_next().await {
         // The first to end takes the others with it.

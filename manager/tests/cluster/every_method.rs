@@ -28,11 +28,12 @@ const JOINING: [&str; 3] = [
 ];
 
 /// What a worker may call besides.
-const WORKING: [&str; 4] = [
+const WORKING: [&str; 5] = [
     "docker.swarmkit.v1.Dispatcher/",
     "docker.swarmkit.v1.LogBroker/",
     "docker.swarmkit.v1.ResourceAllocator/",
     "docker.swarmkit.v1.NodeCA/",
+    "skep.v1.NetworkState/",
 ];
 
 pub fn every_method() -> Vec<String> {

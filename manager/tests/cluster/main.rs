@@ -11,6 +11,7 @@ mod floods;
 mod fuzz;
 mod joining;
 mod many_at_once;
+mod networks;
 mod nodes_and_logs;
 mod root_rotation;
 mod sessions;

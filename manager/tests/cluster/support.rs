@@ -120,6 +120,11 @@ impl Cluster {
         self.authority.certify(NodeId::from_random(rand::random()), role)
     }
 
+    /// The same for a node that is known.
+    pub fn identity_of(&self, node: NodeId, role: NodeRole) -> SecurityConfig {
+        self.authority.certify(node, role)
+    }
+
     /// The agent of the first node.
     pub async fn agent(&self) -> Agent {
         Agent::start(self.channel(&self.security).await, true).await
