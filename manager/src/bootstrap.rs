@@ -27,7 +27,7 @@ pub struct NewCluster<'a> {
     pub network_ids: [NetworkId; 3],
     /// Pools for networks without a subnet; empty = `10.0.0.0/8`.
     pub default_address_pool: Vec<String>,
-    /// 0 = 24.
+    /// 0 = 20, or 24 as the original's clusters have it if that does not fit into a pool.
     pub subnet_size: u32,
     /// 0 = 4789.
     pub vxlan_port: u32,
@@ -67,13 +67,23 @@ fn cluster(new: NewCluster<'_>) -> Cluster {
             join_tokens: JoinTokens { worker: token(new.worker_secret), manager: token(new.manager_secret) },
             ..ClusterRootCa::default()
         },
+        subnet_size: if new.subnet_size == 0 { default_subnet_size(&new.default_address_pool) } else { new.subnet_size },
         default_address_pool: new.default_address_pool,
-        subnet_size: new.subnet_size,
         vxlan_port: new.vxlan_port,
         ..Cluster::new(new.cluster_id)
     };
     cluster.set_unlock_key(new.unlock_key.as_ref());
     cluster
+}
+
+/// Prefix length of networks without a subnet where nobody says another: a network that spans hosts has room for 4,000 tasks and
+/// virtual IPs, and the default pool for 4,096 such networks.
+const SUBNET_SIZE: u32 = 20;
+
+fn default_subnet_size(pools: &[String]) -> u32 {
+    let prefix = |pool: &String| pool.rsplit_once('/').and_then(|(_, prefix)| prefix.parse::<u32>().ok());
+    let fits = pools.iter().all(|pool| prefix(pool).is_some_and(|prefix| prefix <= SUBNET_SIZE));
+    if fits { SUBNET_SIZE } else { 24 }
 }
 
 fn first_node(new: &NewCluster<'_>) -> Node {
@@ -121,6 +131,13 @@ mod tests {
     use std::time::SystemTime;
 
     #[test]
+    fn networks_get_a_20_where_the_pools_have_room_for_it() {
+        let size = |pools: &[&str]| default_subnet_size(&pools.iter().map(|pool| (*pool).to_owned()).collect::<Vec<_>>());
+        assert_eq!([size(&[]), size(&["10.0.0.0/8"]), size(&["172.30.0.0/20"])], [20; 3]);
+        assert_eq!([size(&["10.0.0.0/8", "172.31.0.0/22"]), size(&["172.31.0.0/24"])], [24; 2]);
+    }
+
+    #[test]
     fn a_cluster_is_born_with_its_first_manager_and_three_networks() {
         let root = RootCa::generate(SystemTime::now()).unwrap();
         let actions = initial_objects(NewCluster {
@@ -155,6 +172,7 @@ mod tests {
                     assert_eq!(cluster.spec.annotations.name, "default");
                     assert_eq!(cluster.root_ca.ca_cert_hash, root.bundle().digest_text());
                     assert!(cluster.spec.auto_lock_managers);
+                    assert_eq!(cluster.subnet_size, 20);
                     assert_eq!(cluster.unlock_key(), Some(UnlockKey::new([6; 32])));
                 }
                 other => panic!("{other:?}"),

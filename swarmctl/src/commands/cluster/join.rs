@@ -32,7 +32,7 @@ pub struct Init {
     /// Pool from which networks get their subnets (CIDR; default 10.0.0.0/8)
     #[arg(long, value_name = "CIDR")]
     default_addr_pool: Vec<String>,
-    /// Prefix length of the subnets cut from the pools (default 24)
+    /// Prefix length of the subnets cut from the pools (default 20, or 24 if a pool has no room for that)
     #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(1..=30))]
     default_addr_pool_mask_length: Option<u32>,
     /// How long node certificates are valid (default 2160h)
