@@ -6,7 +6,9 @@ use super::validate;
 use crate::shared::Shared;
 use skep_proto::{ToWire as _, parse_required, v1};
 use skep_store::View;
-use skep_types::{Action, ClusterView as _, FieldError, Kind, Network, NetworkId, NetworkSpec, Object, PREDEFINED_LABEL, TaskState};
+use skep_types::{
+    Action, ClusterView as _, FieldError, Kind, Network, NetworkId, NetworkSpec, Object, PREDEFINED_LABEL, Service, Task, TaskState,
+};
 use std::sync::Arc;
 use tonic::Status;
 
@@ -81,16 +83,48 @@ fn check_unused(view: &View, network: &Network) -> Result<(), Status> {
     if network.is_predefined() {
         return Err(Status::failed_precondition(format!("{name} is a pre-defined network and cannot be removed")));
     }
-    for service in view.services() {
-        let uses = service.networks().iter().any(|wanted| wanted.target == network.id.as_str() || wanted.target == *name);
-        if uses || (is_ingress(network) && service.publishes_on_ingress()) {
-            return Err(Status::failed_precondition(format!("network {name} is in use by service {}", service.name())));
-        }
+    let named = |target: &str| target == network.id.as_str() || target.to_lowercase() == name.to_lowercase();
+    let uses = |service: &&Arc<Service>| {
+        service.networks().iter().any(|wanted| named(&wanted.target)) || (is_ingress(network) && service.publishes_on_ingress())
+    };
+    let services: Vec<&Arc<Service>> = view.services().filter(uses).collect();
+    // Tasks of services that were updated to be without it, and containers attached from outside.
+    let is_told = |task: &Task| services.iter().any(|service| task.service_id.as_ref() == Some(&service.id));
+    let live = |task: &&Arc<Task>| task.status.state <= TaskState::Running && task.desired_state <= TaskState::Running;
+    let on_it = |task: &&Arc<Task>| task.networks.iter().any(|attachment| attachment.network.id == network.id);
+    let tasks = view.tasks().filter(live).filter(on_it).filter(|task| !is_told(task));
+    let mut services: Vec<String> = services.iter().map(|service| service.name().to_owned()).collect();
+    services.sort_unstable();
+    let users: Vec<String> =
+        [listed("service", services), listed("task", tasks.map(|task| task.id.to_string()).collect())].into_iter().flatten().collect();
+    if users.is_empty() {
+        return Ok(());
     }
-    let live = |task: &&Arc<skep_types::Task>| task.status.state <= TaskState::Running && task.desired_state <= TaskState::Running;
-    let on_it = |task: &&Arc<skep_types::Task>| task.networks.iter().any(|attachment| attachment.network.id == network.id);
-    match view.tasks().filter(live).find(on_it) {
-        Some(task) => Err(Status::failed_precondition(format!("network {name} is in use by task {}", task.id))),
-        None => Ok(()),
+    Err(Status::failed_precondition(format!("network {name} is in use by {}", users.join(" and "))))
+}
+
+/// So many users are named at most.
+const MOST_NAMED: usize = 20;
+
+/// `None` if there is none.
+fn listed(what: &str, mut names: Vec<String>) -> Option<String> {
+    let more = names.len().saturating_sub(MOST_NAMED);
+    names.truncate(MOST_NAMED);
+    let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let plural = if names.len() > 1 { "s" } else { "" };
+    (!names.is_empty()).then(|| format!("{what}{plural} {}{rest}", names.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_listed_up_to_a_number() {
+        let names = |count: usize| (1..=count).map(|number| format!("s{number}")).collect::<Vec<_>>();
+        assert_eq!(listed("service", names(0)), None);
+        assert_eq!(listed("service", names(1)).as_deref(), Some("service s1"));
+        assert_eq!(listed("service", names(3)).as_deref(), Some("services s1, s2, s3"));
+        assert!(listed("task", names(22)).is_some_and(|text| text.starts_with("tasks s1,") && text.ends_with("s20 and 2 more")));
     }
 }
