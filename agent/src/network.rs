@@ -50,8 +50,7 @@ use wanted::wanted;
 
 /// For rules to be in place; a slow kernel must not hold a stop up for ever.
 const APPLY_LIMIT: Duration = Duration::from_secs(3);
-/// How often the host's resolvers are read again and a changed picture is written: what a crash in between costs is what changed in
-/// so little time, while no manager can be reached.
+/// How often the host's resolvers are read again, and a picture that could not be written is written after all.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
 /// Of the host; tests have their own.
 const RESOLV_CONF: &str = "/etc/resolv.conf";
@@ -63,6 +62,8 @@ pub struct NetlbNetwork {
     dns: Dns,
     bridge: Bridge,
     kept: Option<Kept>,
+    /// One after the other: who finds nothing to be written knows that it was.
+    saving: Arc<tokio::sync::Mutex<()>>,
     resolvers: Arc<Mutex<HostResolvers>>,
     state: Arc<Mutex<State>>,
     /// Anything in the state is not what it was.
@@ -109,7 +110,16 @@ impl NetlbNetwork {
     pub fn with_dns(netlb: Netlb, dns: Dns) -> Self {
         let bridge = Bridge::new(bridge::default_range(), netlb.netns_dir().with_file_name("bridge"));
         let resolvers = Arc::new(Mutex::new(HostResolvers::new(PathBuf::from(RESOLV_CONF))));
-        Self { netlb, dns, bridge, kept: None, resolvers, state: Arc::default(), changed: Arc::new(watch::Sender::new(())) }
+        Self {
+            netlb,
+            dns,
+            bridge,
+            kept: None,
+            saving: Arc::default(),
+            resolvers,
+            state: Arc::default(),
+            changed: Arc::new(watch::Sender::new(())),
+        }
     }
 
     /// Remembers in this file what managers say of other nodes to the node of that id.
@@ -180,7 +190,9 @@ impl NetlbNetwork {
         self.with(|state| std::mem::take(&mut state.is_newer).then(|| (kept, state.picture.clone())))
     }
 
+    /// On failure it is tried again some time later.
     async fn save(&self) {
+        let _one_at_a_time = self.saving.lock().await;
         let Some((kept, picture)) = self.keep_picture() else { return };
         let saved = tokio::task::spawn_blocking(move || kept.save(picture)).await;
         if let Err(error) = saved.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
@@ -300,7 +312,11 @@ impl Network for NetlbNetwork {
     }
 
     async fn programmed(&self) -> Result<(), NetworkError> {
-        self.applied("change").await
+        self.applied("change").await?;
+        // Who restarts begins with what it reported: were it older, it would lead to tasks that were stopped since. A full disk is
+        // not a reason to say nothing: the others would wait for this node with each task that they stop.
+        self.save().await;
+        Ok(())
     }
 
     fn following(&self, following: Following) {

@@ -31,12 +31,13 @@ impl NetlbNetwork {
     pub(super) fn take_in(&self, changes: Changes) {
         let cleared: BTreeSet<TaskId> = changes.cleared.iter().cloned().collect();
         self.tell(|state| {
+            let before = (state.picture.node_index, state.picture.vxlan_port);
             let (touched, strangers) = state.picture.change(changes);
+            state.is_newer |= !touched.is_empty() || before != (state.picture.node_index, state.picture.vxlan_port);
             for network in strangers {
                 tracing::warn!(%network, "a manager told of changes in a network that this node was not told of");
             }
             state.cleared.extend(cleared.into_iter().filter(|task| state.held.contains_key(task)));
-            state.is_newer = true;
             (touched, ())
         });
     }
