@@ -230,6 +230,27 @@ fn names_addresses_and_ports_lead_to_tasks_on_any_host() -> Result<()> {
             })
         })?;
         let web = names(&running(cluster, 0, "web")?);
+        let hosts = || cluster.managers().chain(cluster.workers());
+        let late: usize = hosts().map(|host| cluster[host].log().matches("not every node said in time").count()).sum();
+        ensure!(late < 3, "no task was cleared by the other nodes before it was stopped");
+
+        // The same of a service with one task: the new one is there before the old one goes.
+        create(&[&["--name", "one", "--update-order", "start-first"][..], &rolling].concat(), &["graceful"])?;
+        cluster.wait_running(0, "one", 1)?;
+        let old = names(&running(cluster, 0, "one")?);
+        let one = eventually(SOON, "the service has a name", || views[1].look_up("one"))?;
+        let one = SocketAddr::new(*one.first().context("it has an address")?, PORT);
+        for view in &views {
+            eventually(SOON, "every host leads to the task", || inside(&view.namespace, || until_all_answer(one, &old)))?;
+        }
+        undisturbed(cluster, &views, one, || {
+            cluster.ctl(0, &["service", "update", "-d", "--env-add", "TASK=new", "one"])?.success()?;
+            eventually(2 * SOON, "the task is new", || {
+                let now = running(cluster, 0, "one")?;
+                ensure!(now.len() == 1 && names(&now).is_disjoint(&old), "{now:#?}");
+                Ok(())
+            })
+        })?;
 
         // A worker's daemon dies: no connection does.
         let by_worker = SocketAddr::new(cluster.address(1).parse()?, PORT);
@@ -248,7 +269,6 @@ fn names_addresses_and_ports_lead_to_tasks_on_any_host() -> Result<()> {
 
         // No managers: names and addresses go on, also on a worker whose daemon begins anew meanwhile.
         cluster.wait_ready(SOON)?;
-        std::thread::sleep(Duration::from_secs(4));
         cluster[0].kill_skepd();
         cluster[2].kill_skepd();
         cluster[2].start_skepd()?;
@@ -264,7 +284,7 @@ fn names_addresses_and_ports_lead_to_tasks_on_any_host() -> Result<()> {
         cluster.wait_ready(SOON)?;
 
         // And nothing is left when the services are gone.
-        for service in ["web", "looker"] {
+        for service in ["web", "one", "looker"] {
             cluster.ctl(0, &["service", "rm", service])?.success()?;
         }
         eventually(SOON, "the network is removed", || cluster.ctl(0, &["network", "rm", "back"])?.success())?;
@@ -276,5 +296,63 @@ fn names_addresses_and_ports_lead_to_tasks_on_any_host() -> Result<()> {
             })?;
         }
         Ok(())
+    })
+}
+
+#[test]
+fn a_host_that_dies_or_comes_later_is_left_or_found() -> Result<()> {
+    Scenario::new("networks and hosts", 1, 2).run(|cluster| {
+        cluster.ctl(0, &["network", "create", "--ipv6", "back"])?.success()?;
+        let web = ["--name", "web", "--mode", "global", "--publish", "published=8080,target=8080"];
+        cluster.ctl(0, &[&["service", "create", "-d", "--network", "back"][..], &web, &["whoami"]].concat())?.success()?;
+        cluster.wait_running(0, "web", 3)?;
+        let tasks = running(cluster, 0, "web")?;
+        let first = tasks.iter().find(|task| task.host == Some(0)).context("one is on the first host")?;
+        let view = View::of(cluster, first)?;
+        let vips = eventually(SOON, "the service has a name", || view.look_up("web"))?;
+        let client = Path::new("/run/netns").join(cluster.client_namespace());
+        let port = SocketAddr::new(cluster.address(0).parse()?, PORT);
+        let all_lead_to = |tasks: &[Task]| {
+            let hosts = names(tasks);
+            // Of itself a task is told by another address; that is no matter here.
+            for vip in &vips {
+                inside(&view.namespace, || until_all_answer(SocketAddr::new(*vip, PORT), &hosts))?;
+            }
+            inside(&client, || until_all_answer(port, &hosts))?;
+            let found = view.look_up("tasks.web")?;
+            for address in found.iter().filter(|address| address.is_ipv6()) {
+                inside(&view.namespace, || ask(SocketAddr::new(*address, PORT)))?;
+            }
+            let found = found.len();
+            ensure!(found == 2 * tasks.len(), "{found} addresses of {} tasks", tasks.len());
+            Ok(())
+        };
+        eventually(SOON, "names, addresses and ports lead to every host", || all_lead_to(&tasks))?;
+
+        // A host that nobody hears of any more is left as soon as managers give it up.
+        cluster.cut(2)?;
+        let alive: Vec<Task> = tasks.iter().filter(|task| task.host != Some(2)).cloned().collect();
+        eventually(2 * SOON, "nobody is led to the host that is gone", || all_lead_to(&alive))?;
+        cluster.heal()?;
+        cluster.wait_ready(SOON)?;
+        let tasks = eventually(2 * SOON, "it has a task again", || {
+            let tasks = running(cluster, 0, "web")?;
+            ensure!(tasks.len() == 3, "{tasks:#?}");
+            Ok(tasks)
+        })?;
+        eventually(SOON, "all hosts are led to", || all_lead_to(&tasks))?;
+
+        // One that leaves in order, and comes back as another node.
+        cluster.ctl(2, &["cluster", "leave"])?.success()?;
+        let alive: Vec<Task> = tasks.iter().filter(|task| task.host != Some(2)).cloned().collect();
+        eventually(SOON, "nobody is led to the host that left", || all_lead_to(&alive))?;
+        cluster.join(2, "worker")?;
+        cluster.load_image()?;
+        let tasks = eventually(2 * SOON, "it has a task again", || {
+            let tasks = running(cluster, 0, "web")?;
+            ensure!(tasks.len() == 3, "{tasks:#?}");
+            Ok(tasks)
+        })?;
+        eventually(SOON, "the new node is found", || all_lead_to(&tasks))
     })
 }

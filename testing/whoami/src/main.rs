@@ -12,16 +12,17 @@
 //!
 //! `whoami check` asks its own `/health` and exits 0 or 1: a health check for images without a shell.
 //! `SIGTERM` ends it at once with code 0; `whoami stubborn` ignores it, for tests of the grace period.
-//! `whoami graceful` takes no new connections on `SIGTERM` and ends when those that it has are answered, as a good web server does.
+//! `whoami graceful` answers on `SIGTERM` all connections that clients have made, then ends, as a good web server does.
 //! `whoami stamp PATH` writes the time of its first instruction to PATH, then waits: for benchmarks.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Connections that are being answered.
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+static TOLD_TO_END: AtomicBool = AtomicBool::new(false);
 static HEALTHY: AtomicBool = AtomicBool::new(true);
 
 mod termination {
@@ -30,11 +31,7 @@ mod termination {
     unsafe extern "C" {
         fn signal(number: i32, handler: extern "C" fn(i32)) -> usize;
         fn _exit(code: i32) -> !;
-        fn shutdown(socket: i32, how: i32) -> i32;
     }
-
-    /// The listening socket.
-    pub static LISTENER: super::AtomicI32 = super::AtomicI32::new(-1);
 
     const SIGTERM: i32 = 15;
 
@@ -45,16 +42,14 @@ mod termination {
 
     extern "C" fn carry_on(_: i32) {}
 
-    extern "C" fn take_no_more(_: i32) {
-        const BOTH_WAYS: i32 = 2;
-        // SAFETY: shutdown(2) is async-signal-safe; on Linux it makes accept(2) on the socket fail from now on.
-        unsafe { shutdown(LISTENER.load(super::Ordering::SeqCst), BOTH_WAYS) };
+    extern "C" fn note(_: i32) {
+        super::TOLD_TO_END.store(true, super::Ordering::SeqCst);
     }
 
     /// Instead of what [`on_sigterm`] chose.
-    pub fn take_no_more_on_sigterm() {
-        // SAFETY: as in `on_sigterm`.
-        unsafe { signal(SIGTERM, take_no_more) };
+    pub fn note_sigterm() {
+        // SAFETY: as in `on_sigterm`; storing into an atomic is async-signal-safe.
+        unsafe { signal(SIGTERM, note) };
     }
 
     /// Pid 1 has no default action for SIGTERM: without a handler it would be ignored.
@@ -119,20 +114,36 @@ fn serve(port: u16) {
         std::process::exit(1);
     });
     println!("listening on port {port} as {}", host_name());
-    if std::env::args().nth(1).as_deref() == Some("graceful") {
-        termination::LISTENER.store(std::os::fd::AsRawFd::as_raw_fd(&listener), Ordering::SeqCst);
-        termination::take_no_more_on_sigterm();
+    let is_graceful = std::env::args().nth(1).as_deref() == Some("graceful");
+    if is_graceful {
+        termination::note_sigterm();
+        // The queue of the kernel must be seen to be empty: what is in it when the socket is closed would be reset.
+        let _ = listener.set_nonblocking(true);
     }
-    while let Ok((stream, _)) = listener.accept() {
-        UNDER_WAY.fetch_add(1, Ordering::SeqCst);
-        std::thread::spawn(move || {
-            let _ = answer(&stream);
-            UNDER_WAY.fetch_sub(1, Ordering::SeqCst);
-        });
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => take(stream),
+            Err(error) if is_graceful && error.kind() == std::io::ErrorKind::WouldBlock => {
+                if TOLD_TO_END.load(Ordering::SeqCst) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(_) => {}
+        }
     }
     while UNDER_WAY.load(Ordering::SeqCst) != 0 {
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+fn take(stream: TcpStream) {
+    UNDER_WAY.fetch_add(1, Ordering::SeqCst);
+    std::thread::spawn(move || {
+        let _ = answer(&stream);
+        drop(stream);
+        UNDER_WAY.fetch_sub(1, Ordering::SeqCst);
+    });
 }
 
 fn host_name() -> String {
