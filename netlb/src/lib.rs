@@ -12,8 +12,7 @@
 //!
 //! Networks may be encrypted between nodes ([`Encryption`]): WireGuard, the kernel's or our own.
 //!
-//! Not here yet: IPVS. The agent does not use [`Overlay`] and [`dns`] yet: what they have to know
-//! about other nodes and their tasks is not sent by managers so far.
+//! Not here yet: IPVS.
 
 pub mod dns; // what tasks ask at 127.0.0.11
 mod error; // what can go wrong

@@ -5,7 +5,6 @@ pub mod image;
 pub mod logs;
 pub mod network;
 pub mod node;
-mod reach;
 pub mod service;
 pub mod task;
 

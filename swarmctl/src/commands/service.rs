@@ -1,6 +1,6 @@
 //! `swarmctl service …`
 
-use super::{InspectFlags, ListFlags, TRIES, each, logs, reach, short, task};
+use super::{InspectFlags, ListFlags, TRIES, each, logs, short, task};
 use crate::connect::Connection;
 use crate::failure::{Exit, Failure};
 use crate::flags::{CreateFlags, Grant, Grants, UpdateFlags};
@@ -136,7 +136,6 @@ async fn run_create(create: Create, connection: &Connection) -> Result<(), Failu
     let answer = connection.control().create_service(v1::CreateServiceRequest { spec: Some(spec.to_wire()) }).await?.into_inner();
     let id = answer.service.map(|service| service.id).unwrap_or_default();
     output::put(&format!("{id}\n"))?;
-    reach::warn(&spec, connection).await;
     create.waiting.wait(connection, &id, false).await
 }
 
@@ -196,7 +195,7 @@ async fn run_update(update: Update, connection: &Connection) -> Result<(), Failu
         let id = roll_back(&update.service, connection).await?;
         return update.waiting.wait(connection, &id, true).await;
     }
-    let (id, spec) = change(&update.service, connection, async |spec| {
+    let id = change(&update.service, connection, async |spec| {
         let mut networks = update
             .flags
             .network_rm
@@ -213,17 +212,16 @@ async fn run_update(update: Update, connection: &Connection) -> Result<(), Failu
     })
     .await?;
     output::put(&format!("{id}\n"))?;
-    reach::warn(&spec, connection).await;
     update.waiting.wait(connection, &id, false).await
 }
 
 /// Reads a service, changes its spec, writes it back with the version it was read at; looks again if it was overtaken. Returns the
-/// service's id and what it is to be.
+/// service's id.
 async fn change(
     name: &str,
     connection: &Connection,
     edit: impl AsyncFn(&mut ServiceSpec) -> Result<(), Failure>,
-) -> Result<(String, ServiceSpec), Failure> {
+) -> Result<String, Failure> {
     let mut tries = 0;
     loop {
         let wire = resolve::service(connection, name).await?;
@@ -238,7 +236,7 @@ async fn change(
         };
         tries += 1;
         match connection.control().update_service(request).await.map_err(Failure::from) {
-            Ok(_) => return Ok((service.id.to_string(), spec)),
+            Ok(_) => return Ok(service.id.to_string()),
             Err(failure) if failure.exit == Exit::Conflict && tries < TRIES => {}
             Err(failure) => return Err(failure),
         }
@@ -267,7 +265,7 @@ async fn scale(targets: &[String], waiting: &Waiting, connection: &Connection) -
     }
     let mut ids = Vec::new();
     for (name, count) in wanted {
-        let (id, _) = change(name, connection, async |spec| match &mut spec.mode {
+        let id = change(name, connection, async |spec| match &mut spec.mode {
             ServiceMode::Replicated { replicas } => {
                 *replicas = count;
                 Ok(())
