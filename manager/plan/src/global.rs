@@ -20,8 +20,8 @@ pub(crate) fn plan(context: &mut Context<'_>) {
     for (id, slot) in &mut slots {
         keep_one(context, id, slot, &constraints, &dirt);
     }
-    // Tasks on paused nodes stay as they are.
-    let is_open = |context: &Context<'_>, node: &NodeId| context.host(Some(node)) == Host::Fine;
+    // Tasks on paused nodes stay as they are, and what a node was asked to give up is not begun anew there.
+    let is_open = |context: &Context<'_>, id: &NodeId| view.node(id).is_some_and(|node| accepts(context, node, &constraints));
     update::step(context, &mut slots, &dirt, is_open, |context, node, desired| context.create(0, Some(node.clone()), desired));
     for slot in slots.values_mut() {
         restart::release_waiting(context, slot);

@@ -24,19 +24,23 @@ pub fn new_service(id: ServiceId, spec: ServiceSpec, now: Timestamp) -> Service 
 /// ends; every update of a job runs it again.
 #[must_use]
 pub fn updated(service: &Service, spec: ServiceSpec, sent: Version, now: Timestamp) -> Service {
-    let run_again = |status: JobStatus| JobStatus { iteration: Version(status.iteration.0 + 1), last_execution: Some(now) };
     Service {
         spec,
         spec_version: Some(sent),
         previous_spec: Some(service.spec.clone()),
         previous_spec_version: service.spec_version,
         update_status: None,
-        job_status: service.job_status.map(run_again),
+        job_status: service.job_status.map(|status| run_again(status, now)),
         ..service.clone()
     }
 }
 
-/// The service with its spec and the one before swapped; `None` if there is none before.
+fn run_again(status: JobStatus, now: Timestamp) -> JobStatus {
+    JobStatus { iteration: Version(status.iteration.0 + 1), last_execution: Some(now) }
+}
+
+/// The service with its spec and the one before swapped; `None` if there is none before. A job runs again at once, as at every
+/// update: nothing is rolled out, so nobody would ever end a rollback of it.
 #[must_use]
 pub fn rolled_back_by_user(service: &Service, now: Timestamp) -> Option<Service> {
     let previous = service.previous_spec.clone()?;
@@ -51,7 +55,8 @@ pub fn rolled_back_by_user(service: &Service, now: Timestamp) -> Option<Service>
         spec_version: service.previous_spec_version,
         previous_spec: Some(service.spec.clone()),
         previous_spec_version: service.spec_version,
-        update_status: Some(status),
+        update_status: service.job_status.is_none().then_some(status),
+        job_status: service.job_status.map(|status| run_again(status, now)),
         ..service.clone()
     })
 }

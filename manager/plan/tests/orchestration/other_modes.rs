@@ -141,3 +141,39 @@ fn tasks_that_a_node_may_not_run_any_more_are_rejected() {
     let rejected = world.all_tasks().into_iter().find(|task| task.status.state == TaskState::Rejected).expect("one");
     assert_eq!(rejected.status.err, "the node does not have the reserved resources any more: needs 2048 MiB of memory, 1024 MiB free");
 }
+
+#[test]
+fn an_update_of_a_global_service_begins_nothing_on_nodes_it_no_longer_wants() {
+    let mut world = cluster(3);
+    let id = world.add_service(1, |spec| spec.mode = ServiceMode::Global);
+    world.converge(&id);
+    world.change_node(&NodeId::for_test(2), |node| drop(node.spec.annotations.labels.insert("zone".into(), "a".into())));
+    world.update_service(&id, |spec| {
+        image(spec, "web:2");
+        task_spec(spec).placement = Some(Placement { constraints: vec!["node.labels.zone == a".into()], ..Placement::default() });
+    });
+    for _ in 0..20 {
+        world.converge(&id);
+        world.pass(secs(2));
+    }
+    let new: Vec<_> =
+        world.all_tasks().into_iter().filter(|task| task.spec.container().is_some_and(|spec| spec.image == "web:2")).collect();
+    assert_eq!(new.len(), 1);
+    assert_eq!(new[0].node_id, Some(NodeId::for_test(2)));
+    assert_eq!(world.live().len(), 1);
+}
+
+#[test]
+fn a_job_that_is_rolled_back_runs_again_and_no_rollback_goes_on() {
+    let mut world = cluster(1);
+    let id = world.add_service(1, |spec| spec.mode = ServiceMode::ReplicatedJob { max_concurrent: 1, total_completions: 1 });
+    world.converge(&id);
+    world.update_service(&id, |spec| image(spec, "web:2"));
+    world.converge(&id);
+    let swapped = skep_plan::rolled_back_by_user(world.service(&id), world.now).expect("has a previous spec");
+    world.replace_service(swapped);
+    world.converge(&id);
+    assert_eq!(world.service(&id).update_status, None);
+    assert_eq!(images(&world), ["web:1"]);
+    assert_eq!(world.running()[0].job_iteration, Some(Version(2)));
+}
