@@ -77,6 +77,9 @@ impl Dirty {
     }
 
     pub(super) fn put(&mut self, touch: Touch) {
+        if self.everything {
+            return;
+        }
         self.count += 1;
         match touch {
             Touch::Header => self.header = true,

@@ -70,6 +70,8 @@ struct World {
     tables: Tables,
     index: Index,
     streams: BTreeMap<NodeId, Stream>,
+    /// What the last commit had to say, to nodes with and without a stream.
+    touches: Vec<NodeId>,
 }
 
 fn node(number: u64) -> NodeId {
@@ -88,7 +90,7 @@ impl World {
     fn new() -> Self {
         let tables = Tables::new();
         let index = Index::new(&View::from(tables.clone()));
-        Self { tables, index, streams: BTreeMap::new() }
+        Self { tables, index, streams: BTreeMap::new(), touches: Vec::new() }
     }
 
     /// Two nodes with a stream each, and networks 1 (ingress) and 2.
@@ -114,8 +116,12 @@ impl World {
         if changes.is_empty() {
             return; // the store makes no commit of it
         }
-        let streams = &mut self.streams;
-        self.index.observe(version, &changes, &mut |node, touch| tell(streams, node, touch));
+        let (streams, touches) = (&mut self.streams, &mut self.touches);
+        touches.clear();
+        self.index.observe(version, &changes, &mut |node, touch| {
+            touches.push(node.clone());
+            tell(streams, node, touch);
+        });
     }
 
     fn write(&mut self, object: Object) {
@@ -430,6 +436,26 @@ fn a_change_without_interest_says_nothing() {
     world.put_network(3, false, true);
     world.take_all();
     assert_eq!(world.streams[&node(1)].messages, before);
+}
+
+#[test]
+fn a_change_is_said_once_to_each_node_that_has_to_know_it() {
+    let mut world = World::new();
+    world.put_network(1, true, true);
+    world.put_network(2, false, true);
+    world.put_network(3, false, true);
+    for number in 1..=40 {
+        world.put_node(number, Some((number as u32, "192.0.2.1")), NodeState::Ready);
+        world.put_task(number, number, &[2 + number % 2], TaskState::Starting);
+    }
+    world.report(8, TaskState::Running);
+    let even: Vec<NodeId> = (1..=20).map(|half| node(2 * half)).collect();
+    assert_eq!(world.touches, even, "those with a task on the same network");
+    world.want(8, TaskState::Shutdown);
+    assert_eq!(world.touches, even);
+    world.put_task(100, 1, &[1], TaskState::Assigned);
+    world.report(100, TaskState::Running);
+    assert_eq!(world.touches.len(), 40, "every node answers published ports");
 }
 
 #[test]

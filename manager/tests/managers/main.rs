@@ -4,6 +4,7 @@ mod attacks;
 mod forwarding;
 mod joining;
 mod messages;
+mod networks;
 mod roles;
 mod sessions;
 mod support;
