@@ -177,3 +177,20 @@ fn a_job_that_is_rolled_back_runs_again_and_no_rollback_goes_on() {
     assert_eq!(images(&world), ["web:1"]);
     assert_eq!(world.running()[0].job_iteration, Some(Version(2)));
 }
+
+#[test]
+fn a_node_that_comes_back_stops_its_old_global_task_before_it_runs_the_new_one() {
+    let mut world = cluster(1);
+    let (node, id) = (NodeId::for_test(1), world.add_service(1, |spec| spec.mode = ServiceMode::Global));
+    world.converge(&id);
+    let old = world.running()[0].id.clone();
+    world.change_node(&node, |node| node.status.state = NodeState::Down);
+    world.settle(&id);
+    world.change_node(&node, |node| node.status.state = NodeState::Ready);
+    world.settle(&id);
+    let new = world.live()[0].clone();
+    assert_eq!((new.desired_state, world.task(&old).status.state), (TaskState::Ready, TaskState::Running));
+    world.report(&old, TaskState::Shutdown);
+    world.settle(&id);
+    assert_eq!(world.task(&new.id).desired_state, TaskState::Running);
+}
