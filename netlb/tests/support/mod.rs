@@ -31,7 +31,7 @@ pub fn on_own_host<F: Future<Output = ()>>(name: &str, body: impl FnOnce(World) 
     let status = Command::new("unshare")
         .args(["-n", "-m", "--"])
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", name, "--nocapture", "--test-threads=1"])
+        .args(["--exact", name, "--nocapture", "--test-threads=1", "--include-ignored"])
         .env(INSIDE, name)
         .status()
         .unwrap();
