@@ -68,8 +68,7 @@ fn keep_one(context: &mut Context<'_>, id: &NodeId, slot: &mut Slot, constraints
     let wanted = newest.is_none_or(|newest| !slot.runs[newest].ended_by_itself() || restart::is_allowed(context, slot, newest));
     if wanted && host == Host::Fine {
         // What the node was told to stop while it was away may run there still: the new task waits for it.
-        let has_remains = slot.runs.iter().any(|run| (TaskState::Assigned..=TaskState::Running).contains(&run.observed()));
-        let first = if has_remains { TaskState::Ready } else { TaskState::Running };
+        let first = if slot.has_remains() { TaskState::Ready } else { TaskState::Running };
         slot.runs.extend(context.create(0, Some(id.clone()), first));
     }
 }

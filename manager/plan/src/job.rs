@@ -79,12 +79,20 @@ pub(crate) fn plan_global(context: &mut Context<'_>) {
         } else if host == Host::Fine
             && node.status.state == skep_types::NodeState::Ready
             && constraints.match_node(node)
-            && slot.newest().is_none_or(|run| !run.ended_by_itself())
+            && may_begin(context, slot)
         {
-            slot.runs.extend(context.create(0, Some(node.id.clone()), TaskState::Complete));
+            let first = if slot.has_remains() { TaskState::Ready } else { TaskState::Complete };
+            slot.runs.extend(context.create(0, Some(node.id.clone()), first));
         }
     }
     for slot in slots.into_values() {
         context.settle(slot);
     }
+}
+
+/// Whether a node that has no task to wait for gets one: it has had none, or was away; or its last one failed while it took no new
+/// ones, and may be tried again.
+fn may_begin(context: &Context<'_>, slot: &Slot) -> bool {
+    let newest = slot.runs.len().checked_sub(1);
+    newest.is_none_or(|newest| !slot.runs[newest].ended_by_itself() || restart::is_allowed(context, slot, newest))
 }

@@ -74,6 +74,11 @@ impl Slot {
         self.runs.iter().filter(|run| run.is_live())
     }
 
+    /// A process of one of its tasks may be there: it has a node and has not said that it ended.
+    pub fn has_remains(&self) -> bool {
+        self.runs.iter().any(|run| (TaskState::Assigned..=TaskState::Running).contains(&run.observed()))
+    }
+
     pub fn want_all(&mut self, desired: TaskState) {
         for run in &mut self.runs {
             run.want(desired);

@@ -194,3 +194,26 @@ fn a_node_that_comes_back_stops_its_old_global_task_before_it_runs_the_new_one()
     world.settle(&id);
     assert_eq!(world.task(&new.id).desired_state, TaskState::Running);
 }
+
+#[test]
+fn a_global_job_that_failed_on_a_paused_node_is_tried_again_when_the_node_is_active() {
+    let mut world = cluster(1);
+    let (node, id) = (
+        NodeId::for_test(1),
+        world.add_service(1, |spec| {
+            spec.mode = ServiceMode::GlobalJob;
+            restart(spec, RestartCondition::OnFailure, Duration::ZERO, 0);
+        }),
+    );
+    world.converge(&id);
+    world.change_node(&node, |node| node.spec.availability = Availability::Pause);
+    kill(&mut world, 0);
+    world.converge(&id);
+    assert!(world.live().is_empty());
+    world.change_node(&node, |node| node.spec.availability = Availability::Active);
+    world.converge(&id);
+    let task = world.running()[0].clone();
+    world.report(&task.id, TaskState::Complete);
+    assert_eq!(world.converge(&id), None);
+    assert!(world.running().is_empty());
+}
