@@ -9,7 +9,7 @@ BUILD_CLUSTER = cargo build --release -p skepd -p swarmctl -p skep-images -p ske
 MANAGERS ?= 3
 WORKERS ?= 3
 
-.PHONY: help setup build release demo demo-stop cluster cluster-stop test unit e2e check fmt deny bench vm vm-systemd image
+.PHONY: help setup build release demo demo-stop cluster cluster-stop test unit e2e sim sim-mutants check fmt deny bench vm vm-systemd image
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,12 @@ unit: ## tests that need neither root nor daemons
 
 e2e: ## every scenario with real daemons, one host and many, genuine peers too; some with NAME=part (root)
 	scripts/test e2e $(NAME)
+
+sim: ## simulated clusters on virtual time: SEEDS=N of them, or SEED=n alone with all that happened
+	cargo run --release --quiet -p skep-sim -- $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
+
+sim-mutants: ## each fault put in on purpose must be found by one of SEEDS seeds
+	cargo run --release --quiet -p skep-sim -- --mutants --seeds $(or $(SEEDS),150)
 
 check: ## formatting, lints, crate arrows, pure crates stay pure
 	scripts/check
