@@ -29,6 +29,13 @@ pub enum NetlbError {
     Vxlan { network: String, vni: u32, port: u16, source: io::Error },
     #[error(transparent)]
     Secure(#[from] crate::secure::SecureError),
+    #[error(
+        "this host's kernel has no IPVS, or one that conntrack does not see (it takes the modules ip_vs and ip_vs_rr, built with \
+         CONFIG_IP_VS_NFCT); load them, or start with --lb-driver nftables"
+    )]
+    NoIpvs(#[source] io::Error),
+    #[error("could not tell IPVS in {place} what leads where; is the module ip_vs_rr there? --lb-driver nftables does without")]
+    Ipvs { place: String, source: io::Error },
     #[error("task {task} has two addresses of one family in network {network}")]
     TwoAddresses { task: String, network: String },
     #[error("the namespace of task {task} was removed while it was made")]

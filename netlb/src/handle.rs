@@ -1,6 +1,7 @@
 //! What the agent holds: a handle that sends messages to the owner of the node's network.
 
 use crate::error::NetlbError;
+use crate::lb::LbDriver;
 use crate::names::Tag;
 use crate::owner::{self, Applied, Oversight, Request};
 use crate::secure::{Backend as WireGuard, Dropped, KeyEpoch};
@@ -22,6 +23,8 @@ pub struct Config {
     /// Tells apart the instances in one network namespace of a host; goes into names of links and tables as a hash. The
     /// same after a restart: the run directory's path will do.
     pub instance: String,
+    /// Who balances. Another one than before a restart ends connections to virtual addresses that IPVS led.
+    pub lb_driver: LbDriver,
 }
 
 /// A task's network namespace, ready for a process.
@@ -86,7 +89,8 @@ impl Netlb {
         let (wanted, wanted_changes) = watch::channel((Generation(0), Arc::default()));
         let (report, applied) = watch::channel(Applied::default());
         let netns_dir = config.run_dir.join("netns");
-        owner::start(Tag::new(&config.instance), netns_dir.clone(), oversight, queue, wanted_changes, report)?;
+        let ipvs = config.lb_driver.is_ipvs()?;
+        owner::start(Tag::new(&config.instance), netns_dir.clone(), ipvs, oversight, queue, wanted_changes, report)?;
         Ok(Self { requests, wanted: Arc::new(wanted), applied, netns_dir })
     }
 

@@ -12,11 +12,13 @@
 //!
 //! Networks may be encrypted between nodes ([`Encryption`]): WireGuard, the kernel's or our own.
 //!
-//! Not here yet: IPVS.
+//! Connections are spread over tasks by nf_tables or IPVS ([`LbDriver`]).
 
 pub mod dns; // what tasks ask at 127.0.0.11
 mod error; // what can go wrong
 mod handle; // what the agent holds
+mod ipvs; // the other load balancer
+mod lb; // who balances
 mod names; // of links, tables and files
 mod netlink; // messages and sockets of the kernel
 mod netns; // making, entering and removing namespaces
@@ -30,6 +32,7 @@ mod wanted; // what the agent asks for
 
 pub use error::NetlbError;
 pub use handle::{Audit, Config, EncryptionStatus, Generation, Netlb, PeerStatus, TaskNetns};
+pub use lb::{LbDriver, NoSuchDriver};
 pub use owner::Oversight;
 pub use port::port_is_taken;
 pub use secure::{

@@ -88,6 +88,15 @@ impl Namespace {
         })
     }
 
+    /// Runs `work` in this namespace, on a thread of its own; `what` says what for.
+    pub(crate) fn inside<T: Send>(&self, what: &'static str, work: impl FnOnce() -> io::Result<T> + Send) -> Result<T, NetlbError> {
+        let failed = |source| NetlbError::Namespace { path: self.path.clone(), step: what, source };
+        on_own_thread(&self.path, what, || {
+            setns(&self.file, CloneFlags::CLONE_NEWNET).map_err(|error| failed(error.into()))?;
+            work().map_err(failed)
+        })
+    }
+
     /// Whether the mount is still there and still this namespace.
     pub(crate) fn is_mounted(&self) -> bool {
         let same = || -> io::Result<bool> {

@@ -98,6 +98,21 @@ pub(crate) fn let_tunnel_have_address(link: &str) -> Result<(), NetlbError> {
     wanted.iter().try_for_each(|(key, value)| write(&dir.join(key), value))
 }
 
+/// Connections through IPVS are known to conntrack, so that a task that reaches itself can be given another source; with a target
+/// that is removed go what led there and the memory of it.
+const IPVS: &[(&str, &str)] = &[("ipv4/vs/conntrack", "1"), ("ipv4/vs/expire_nodest_conn", "1")];
+
+/// Whether IPVS can be told so; `Unsupported` if it was built without it.
+pub(crate) fn ipvs_follows_conntrack() -> std::io::Result<()> {
+    let there = IPVS.iter().all(|(key, _)| Path::new(ROOT).join(key).exists());
+    if there { Ok(()) } else { Err(std::io::ErrorKind::Unsupported.into()) }
+}
+
+/// Settings of IPVS, for the calling thread's namespace.
+pub(crate) fn set_for_ipvs() -> std::io::Result<()> {
+    IPVS.iter().try_for_each(|(key, value)| fs::write(Path::new(ROOT).join(key), value))
+}
+
 fn is(key: &str, value: &str) -> bool {
     fs::read_to_string(Path::new(ROOT).join(key)).is_ok_and(|found| found.trim() == value)
 }

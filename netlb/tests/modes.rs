@@ -162,7 +162,7 @@ fn two_instances_share_a_host_and_a_foreign_firewall() {
         );
         let netlb = World::netlb();
         three_tasks(&mut world, &netlb).await;
-        let second = Netlb::start(Config { run_dir: "/run/other".into(), instance: "/run/other".into() }).unwrap();
+        let second = Netlb::start(Config { run_dir: "/run/other".into(), instance: "/run/other".into(), ..World::config() }).unwrap();
         let ingress = network(1, true); // the same numbers: another cluster's
         let ingress = Network { subnets: network(7, true).subnets, ..ingress };
         let mut lone = task(1, vec![attach(&ingress, 11)]);

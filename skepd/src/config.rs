@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use serde::Deserialize;
+use skep_netlb::LbDriver;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -39,6 +40,9 @@ pub struct Flags {
     /// Address of this machine that other nodes send the packets of overlay networks to [default: the one that managers see]
     #[arg(long, value_name = "IP")]
     pub data_path_addr: Option<IpAddr>,
+    /// What spreads connections over tasks: nftables, ipvs, or auto, which is nftables [default: auto]
+    #[arg(long, value_name = "NAME")]
+    pub lb_driver: Option<LbDriver>,
     /// Registries that are spoken to without TLS (those on loopback always are)
     #[arg(long, value_name = "HOST:PORT")]
     pub insecure_registry: Vec<String>,
@@ -74,6 +78,7 @@ struct File {
     listen_addr: Option<SocketAddr>,
     advertise_addr: Option<String>,
     data_path_addr: Option<IpAddr>,
+    lb_driver: Option<String>,
     insecure_registries: Vec<String>,
     labels: std::collections::BTreeMap<String, String>,
     log_level: Option<String>,
@@ -92,6 +97,7 @@ pub struct Config {
     pub listen_addr: Option<SocketAddr>,
     pub advertise_addr: Option<String>,
     pub data_path_addr: Option<IpAddr>,
+    pub lb_driver: LbDriver,
     pub insecure_registries: Vec<String>,
     pub labels: std::collections::BTreeMap<String, String>,
     pub log_level: String,
@@ -116,6 +122,7 @@ impl Config {
             let Some((key, value)) = label.split_once('=') else { bail!("--label {label}: write KEY=VALUE") };
             labels.insert(key.to_owned(), value.to_owned());
         }
+        let lb_driver = file.lb_driver.map(|name| name.parse()).transpose().context("lb_driver")?;
         let config = Self {
             data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| "/var/lib/skep".into()),
             run_dir: flags.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/skep".into()),
@@ -125,6 +132,7 @@ impl Config {
             listen_addr: flags.listen_addr.or(file.listen_addr),
             advertise_addr: flags.advertise_addr.or(file.advertise_addr).filter(|text| !text.is_empty()),
             data_path_addr: flags.data_path_addr.or(file.data_path_addr),
+            lb_driver: flags.lb_driver.or(lb_driver).unwrap_or_default(),
             insecure_registries: flags.insecure_registry.into_iter().chain(file.insecure_registries).collect(),
             labels,
             log_level: flags.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),

@@ -36,7 +36,7 @@ impl NodeParts {
         let registries = RegistryConfig { insecure: config.insecure_registries.clone() };
         let images = ImageStore::connect_with(&config.containerd, &config.containerd_namespace, registries)?;
         let instance = config.run_dir.to_string_lossy().into_owned();
-        let network = Netlb::start(skep_netlb::Config { run_dir: config.run_dir.clone(), instance })?;
+        let network = Netlb::start(skep_netlb::Config { run_dir: config.run_dir.clone(), instance, lb_driver: config.lb_driver })?;
         Ok(Self {
             config: Arc::clone(config),
             security: security.clone(),

@@ -119,7 +119,7 @@ impl Nft {
             return Ok(false);
         }
         for set in &table.sets {
-            let found = match self.elements(table, set.name) {
+            let found = match self.elements(table.family, &table.name, set.name) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
                 other => other?,
             };
@@ -158,9 +158,10 @@ impl Nft {
         Ok(rules)
     }
 
-    fn elements(&mut self, table: &Table, set: &str) -> io::Result<BTreeMap<Vec<u8>, Value>> {
+    /// What a set or map of that table holds; `NotFound` if there is none.
+    pub(crate) fn elements(&mut self, family: Family, table: &str, set: &str) -> io::Result<BTreeMap<Vec<u8>, Value>> {
         let mut elements = BTreeMap::new();
-        self.dump(GET_ELEMENT, table.family.number(), &[(1, &table.name), (2, set)], |message| {
+        self.dump(GET_ELEMENT, family.number(), &[(1, table), (2, set)], |message| {
             for (_, element) in wire::attributes(wire::attribute(message.body, 4, 3).unwrap_or(&[]), 0) {
                 let part = |kind| wire::attribute(element, 0, kind);
                 if let Some(key) = part(1).and_then(|key| wire::attribute(key, 0, 1)) {

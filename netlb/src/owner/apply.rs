@@ -11,8 +11,9 @@ use crate::nft::socket::Nft;
 use crate::nft::{Family, Table};
 use crate::plan::Change;
 use crate::plan::tables::{InSandbox, Update};
-use crate::wanted::{Location, Network, TaskNetwork, Wanted, WantedNetwork};
+use crate::wanted::{Location, Network, PublishedPort, TaskNetwork, Wanted, WantedNetwork};
 use skep_failpoint::failpoint;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tracing::{debug, warn};
@@ -31,8 +32,9 @@ impl Owner {
             errors.extend(self.follow(&network.network));
             errors.extend(self.join(network).err());
             failpoint!("netlb.apply.joined");
+            let published = self.published_into(&network.network);
             if let Some(sandbox) = self.sandboxes.get_mut(&network.network.id) {
-                errors.extend(sandbox.set_tables(network).err());
+                errors.extend(sandbox.set_tables(network, &published).err());
             }
             failpoint!("netlb.apply.network");
         }
@@ -69,11 +71,12 @@ impl Owner {
         let name = self.tag.table();
         // A node without networks and ports has no tables.
         let needed = !self.sandboxes.is_empty() || !wanted.published.is_empty();
+        let published = self.led_by_host(&wanted.published).into_owned();
         for (family, table, known) in &mut self.tables {
             if !needed && *known == Known::No {
                 continue;
             }
-            let update = table.update(&wanted.published);
+            let update = table.update(&published);
             // A whole table may take the place of an earlier run's, of which we do not know where it led.
             let flows_change = update.flows_change || *known != Known::Yes;
             tell(&mut self.nft, &name, known, &update, || table.table(), *family)
@@ -153,24 +156,31 @@ impl Sandbox {
         format!("the sandbox of network {}", self.network.name)
     }
 
-    fn set_tables(&mut self, wanted: &WantedNetwork) -> Result<(), NetlbError> {
+    /// Brings the tables, and IPVS if it balances, to what is wanted; `published` are the ports that end in this network.
+    pub(super) fn set_tables(&mut self, wanted: &WantedNetwork, published: &[PublishedPort]) -> Result<(), NetlbError> {
         let place = self.place();
+        let led_elsewhere = self.balance(wanted, published)?;
         let nft = self.namespace.nft.as_mut().expect("a sandbox has a netfilter socket");
         let here = wanted.endpoints.iter().filter(|endpoint| endpoint.location == Location::Local);
         let peers = wanted.overlay.iter().flat_map(|overlay| &overlay.peers);
-        let inside = InSandbox {
+        let mut inside = InSandbox {
             vips: &wanted.vips,
+            marks: BTreeMap::new(),
             local: here.flat_map(|endpoint| endpoint.addresses.iter().copied()).collect(),
             peers: peers.map(|peer| (peer.mac, peer.node_index)).collect(),
         };
         for (table, known) in &mut self.tables {
-            let update = table.update(&inside);
             let family = table.table_family();
+            inside.marks = self.balancing.as_ref().map(|balancing| balancing.marks(family)).unwrap_or_default();
+            let update = table.update(&inside);
             tell(nft, SANDBOX_TABLE, known, &update, || table.table(), family)
                 .map_err(|source| table_error(SANDBOX_TABLE, &place, source))?;
             if update.flows_change {
                 forget_stale(nft, family, &place, |flow| table.is_stale(flow));
             }
+        }
+        if led_elsewhere {
+            self.forget_led_elsewhere();
         }
         Ok(())
     }

@@ -107,6 +107,7 @@ impl Owner {
             }
         }
         mended.extend(self.audit_overlay(&network.id)?);
+        mended.extend(self.audit_balancing(&network.id)?);
         let wanted = self.sandbox_wanted(&network.id);
         let unwanted = if self.wanted.is_some() { Unwanted::Remove } else { Unwanted::Keep };
         let not_ensured = self.links_not_ensured();
@@ -135,6 +136,7 @@ impl Owner {
             }
         }
         state.merge(sandbox.told.as_ref().map_or_else(State::default, |told| told.state.clone()));
+        state.routes.extend(sandbox.balancing.iter().flat_map(|balancing| balancing.routes.iter().cloned()));
         state
     }
 

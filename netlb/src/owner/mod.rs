@@ -5,6 +5,7 @@
 
 mod apply; // carrying out what is wanted
 mod audit; // looking everything over
+mod ipvs; // letting it balance
 mod overlay; // joining a sandbox to those of other nodes
 mod oversight; // doing so all the time
 mod sandbox; // a network's namespace and the host's link to it
@@ -12,6 +13,7 @@ mod secure; // tunnels to other nodes
 mod task; // a task's namespace
 
 use self::audit::Depth;
+use self::ipvs::Balancing;
 use self::overlay::Told;
 pub use self::oversight::Oversight;
 use self::oversight::Watch;
@@ -103,6 +105,8 @@ struct Sandbox {
     tables: Vec<(SandboxTable, Known)>,
     /// `None`: to be read from the kernel.
     told: Option<Told>,
+    /// `None`: the tables balance.
+    balancing: Option<Balancing>,
 }
 
 /// See the module's description.
@@ -110,6 +114,8 @@ struct Owner {
     tag: Tag,
     dir: PathBuf,
     ipv6: bool,
+    /// IPVS balances, not the tables.
+    ipvs: bool,
     host: RouteSocket,
     nft: Nft,
     host_forwards: bool,
@@ -134,6 +140,7 @@ pub(crate) fn task_path(dir: &Path, task: &TaskId) -> PathBuf {
 pub(crate) fn start(
     tag: Tag,
     dir: PathBuf,
+    ipvs: bool,
     oversight: Oversight,
     requests: mpsc::Receiver<Request>,
     wanted: watch::Receiver<(Generation, Arc<Wanted>)>,
@@ -154,6 +161,7 @@ pub(crate) fn start(
         tables: families.into_iter().map(|family| (family, HostTable::new(family, tag.clone()), Known::No)).collect(),
         tag,
         ipv6,
+        ipvs,
         host_forwards: false,
         host_state: State::default(),
         secure: Secure::default(),

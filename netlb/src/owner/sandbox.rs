@@ -1,6 +1,6 @@
 //! A network's namespace on this node, and the host's link to it.
 
-use super::{Known, Owner, Sandbox, Told, refused};
+use super::{Balancing, Known, Owner, Sandbox, Told, refused};
 use crate::error::NetlbError;
 use crate::names::{self, GATEWAY_LINK};
 use crate::netlink::VethEnd;
@@ -58,9 +58,10 @@ impl Owner {
         NetlbError::all(refused(&place, namespace.route.apply(&difference(&is, &wanted, Unwanted::Keep))))?;
         failpoint!("netlb.sandbox.addressed");
         let families = if self.ipv6 { vec![Family::V4, Family::V6] } else { vec![Family::V4] };
-        let tables = families.into_iter().map(|family| (SandboxTable::new(family, network), Known::No)).collect();
+        let tables = families.into_iter().map(|family| (SandboxTable::new(family, network, self.ipvs), Known::No)).collect();
         let told = created.then(Told::default);
-        let mut sandbox = Sandbox { network: network.clone(), slot, namespace, tables, told };
+        let balancing = if self.ipvs { Some(Balancing::open(&namespace, &is)?) } else { None };
+        let mut sandbox = Sandbox { network: network.clone(), slot, namespace, tables, told, balancing };
         sandbox.have_tables()?;
         failpoint!("netlb.sandbox.tables");
         if created {

@@ -3,6 +3,7 @@
 //! [`layout`] says what each namespace should hold, [`difference`] what to change there, [`ports`] and [`vips`]
 //! which map elements of nf_tables come and go. Nothing here touches the kernel.
 
+pub(crate) mod balancer; // services of IPVS
 pub(crate) mod change; // the difference of two states
 pub(crate) mod layout; // a namespace's links, addresses, routes as they should be
 pub(crate) mod namespace; // the words for them

@@ -1,5 +1,5 @@
 //! One list of what any load balancer must do, on two hosts and with an outside client, dual stack. See `support/hosts.rs`.
-//! What this machine's kernel has not is run by `make vm`, on another one.
+//! Where the kernel has no IPVS, that half of the list is left to `make vm`.
 
 #[path = "../support/hosts.rs"]
 mod hosts;
@@ -9,13 +9,7 @@ mod scene; // hosts, tasks, and what leads to them
 mod support;
 mod vips; // virtual addresses
 
-use scene::Driver;
-
-/// Not a test: the program in the tasks' namespaces.
-#[test]
-fn responder() {
-    support::responder();
-}
+use skep_netlb::LbDriver;
 
 /// The list, once for each driver.
 macro_rules! conformance {
@@ -23,7 +17,13 @@ macro_rules! conformance {
         mod nftables {
             $(#[test]
             fn $check() {
-                super::scene::run(super::Driver::Nftables, stringify!($check), super::$part::$check);
+                super::scene::run(super::LbDriver::Nftables, stringify!($check), super::$part::$check);
+            })*
+        }
+        mod ipvs {
+            $(#[test]
+            fn $check() {
+                super::scene::run(super::LbDriver::Ipvs, stringify!($check), super::$part::$check);
             })*
         }
     };

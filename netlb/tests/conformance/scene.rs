@@ -3,25 +3,38 @@
 use crate::hosts::*;
 use crate::support::*;
 use skep_netlb::*;
-use std::net::{IpAddr, UdpSocket};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 
-/// Who balances.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Driver {
-    Nftables,
+/// Runs one check of the list.
+pub fn run<F: Future<Output = ()>>(driver: LbDriver, name: &str, check: impl FnOnce(Scene) -> F) {
+    let name = format!("{driver}::{name}");
+    if driver == LbDriver::Ipvs && !kernel_has_ipvs() {
+        assert!(std::env::var("SKEP_VM").is_err(), "the virtual machine's kernel has no IPVS; see testing/vm/modules");
+        eprintln!("SKIPPED: {name}: the kernel has no IPVS; make vm runs it");
+        return;
+    }
+    overlay_test(&name, async |world| check(Scene::new(driver, world)).await);
 }
 
-/// Runs one check of the list.
-pub fn run<F: Future<Output = ()>>(driver: Driver, name: &str, check: impl FnOnce(Scene) -> F) {
-    let module = format!("{driver:?}").to_lowercase();
-    overlay_test(&format!("{module}::{name}"), async |world| check(Scene::new(driver, world)).await);
+/// By a daemon that asks for it: the kernel loads the module then.
+fn kernel_has_ipvs() -> bool {
+    let run_dir = std::env::temp_dir().join(format!("skep-has-ipvs-{}", std::process::id()));
+    let config = Config { run_dir: run_dir.clone(), instance: "probe".into(), lb_driver: LbDriver::Ipvs };
+    let started = Netlb::start_with(config, Oversight::OnDemand);
+    let _ = std::fs::remove_dir_all(run_dir);
+    let Err(error @ NetlbError::NoIpvs(_)) = started else {
+        return true; // or it is not root, and nothing else runs either
+    };
+    assert!(error.to_string().contains("--lb-driver nftables"), "it says what to do");
+    false
 }
 
 /// What a check starts with: two hosts, nothing on them.
 pub struct Scene {
-    pub driver: Driver,
-    pub world: World,
+    pub driver: LbDriver,
+    /// Its end is that of the client.
+    _world: World,
     pub hosts: Vec<Host>,
     pub cluster: Cluster,
     /// `T1` and `T3` are on the first host, `T2` is on the second.
@@ -33,8 +46,8 @@ pub const FAMILIES: [(&str, &str, &str); 2] =
     [("10.0.2.100", "10.0.2.99", "10.0.2.1"), ("fd00:0:0:2::100", "fd00:0:0:2::63", "fd00:0:0:2::1")];
 
 impl Scene {
-    fn new(driver: Driver, world: World) -> Self {
-        Self { driver, world, hosts: hosts(2), cluster: Cluster::new(2, &[network(2, false)]), tasks: Vec::new() }
+    fn new(driver: LbDriver, world: World) -> Self {
+        Self { driver, _world: world, hosts: hosts_with(2, driver), cluster: Cluster::new(2, &[network(2, false)]), tasks: Vec::new() }
     }
 
     /// Starts the three tasks on `network`.
@@ -42,16 +55,27 @@ impl Scene {
         self.cluster.networks = vec![network.clone()];
         for (number, host) in [(1, 0), (2, 1), (3, 0)] {
             let attachments = vec![attach(&network, 10 + number)];
-            let path = self.cluster.place(&mut self.world, &self.hosts[host], number, attachments).await;
+            let path = self.place(host, number, attachments).await;
             self.tasks.push(path);
         }
+    }
+
+    /// Places a task and lets it answer, from this process: to start one takes its time where the processor is emulated.
+    async fn place(&mut self, host: usize, number: u8, attachments: Vec<Attachment>) -> PathBuf {
+        let task = task(number, attachments);
+        let host = &self.hosts[host];
+        let path = host.netlb.ensure_task(task.clone()).await.unwrap().path;
+        let (tcp, udp) = within(&path, || (TcpListener::bind("[::]:80").unwrap(), UdpSocket::bind("[::]:80").unwrap()));
+        std::thread::spawn(move || serve(&format!("T{number}"), tcp, udp));
+        self.cluster.tasks.push((task, host.index));
+        path
     }
 
     /// The three tasks on a network that has virtual addresses, and a client on the first host.
     pub async fn with_client(&mut self) -> PathBuf {
         self.three_on(network(2, false)).await;
         let attachments = vec![attach(&self.cluster.networks[0], 99)];
-        self.cluster.place(&mut self.world, &self.hosts[0], 9, attachments).await
+        self.place(0, 9, attachments).await
     }
 
     /// Virtual addresses of both families lead to the tasks of these numbers from now on.
@@ -81,15 +105,14 @@ impl Scene {
 
     /// A host's daemon that begins anew.
     pub fn start(&self, index: u8) -> Host {
-        match self.driver {
-            Driver::Nftables => Host::start(index),
-        }
+        Host::balanced_by(index, self.driver)
     }
 
     /// A line of shell that shows what the driver has beside tables.
     pub fn shown_by(&self) -> &'static str {
         match self.driver {
-            Driver::Nftables => "true",
+            LbDriver::Ipvs => "cat /proc/net/ip_vs | tail -n +4",
+            LbDriver::Nftables | LbDriver::Auto => "true",
         }
     }
 
@@ -102,7 +125,18 @@ impl Scene {
     /// What others do to a load balancer, as lines of shell for the sandbox.
     pub fn damages(&self) -> &'static [&'static str] {
         match self.driver {
-            Driver::Nftables => &["nft flush ruleset", "nft flush map ip skep be", "nft flush chain ip6 skep enter"],
+            LbDriver::Ipvs => &[
+                "nft flush ruleset",
+                "nft flush map ip skep connections",
+                "ip route flush table local proto 83",
+                "ipvsadm -C",
+                "ipvsadm -d -f 1342177280 -r 10.0.2.12",
+                "ipvsadm -e -f 1342177281 -r 10.0.2.12 -m -w 0",
+                "ipvsadm -a -f 1342177280 -r 10.0.2.77 -m",
+                "ipvsadm -D -f 1342177280 -6",
+                "ipvsadm -E -f 1342177280 -s sh",
+            ],
+            LbDriver::Nftables | LbDriver::Auto => &["nft flush ruleset", "nft flush map ip skep be", "nft flush chain ip6 skep enter"],
         }
     }
 }

@@ -231,7 +231,6 @@ pub async fn nothing_is_left_of_what_is_removed(mut scene: Scene) {
     scene.cluster.tasks.retain(|(task, _)| task.task == skep_types::TaskId::for_test(9));
     scene.cluster.tell(&scene.hosts).await;
     assert_eq!(inside(&scene), before);
-    scene.world.stop_responders();
     for host in &scene.hosts {
         for number in [1, 2, 3, 9] {
             host.netlb.remove_task(skep_types::TaskId::for_test(number)).await.unwrap();

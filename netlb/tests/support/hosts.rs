@@ -28,10 +28,8 @@ pub enum Underlay {
 
 /// Whether the kernel has what an overlay needs; says so loudly if not.
 pub fn kernel_has_overlays(name: &str) -> bool {
-    let probe =
-        "ip link add probe0 type vxlan id 1 dstport 14789 nolearning; ip link set probe0 up; ip nexthop add id 1 via fe80::1 dev probe0
-        ip link del probe0";
-    match run_quietly("sh", &["-ec", probe]) {
+    let probe = "link add probe0 type vxlan id 1 dstport 14789 nolearning\nlink set probe0 up\nnexthop add id 1 via fe80::1 dev probe0\nlink del probe0";
+    match run_quietly("sh", &["-ec", &format!("echo '{probe}' | ip -batch -")]) {
         Ok(_) => true,
         Err(error) => {
             assert!(std::env::var("SKEP_REQUIRE_REAL").is_err(), "the kernel has no VXLAN, no IPv6 or no next-hop objects: {error}");
@@ -43,6 +41,11 @@ pub fn kernel_has_overlays(name: &str) -> bool {
 
 /// Hosts 1 to `count`, on the client's cable.
 pub fn hosts(count: u8) -> Vec<Host> {
+    hosts_with(count, LbDriver::Auto)
+}
+
+/// The same where that balances.
+pub fn hosts_with(count: u8, driver: LbDriver) -> Vec<Host> {
     let cable = (1..=count).map(|index| {
         format!("netns add h{index}; link add p{index} type veth peer name eth0 netns h{index}; link set p{index} master br0 up; ")
     });
@@ -60,7 +63,7 @@ pub fn hosts(count: u8) -> Vec<Host> {
                     address6(index)
                 ),
             );
-            Host::start(index)
+            Host::balanced_by(index, driver)
         })
         .collect()
 }
@@ -68,17 +71,21 @@ pub fn hosts(count: u8) -> Vec<Host> {
 impl Host {
     /// One that is there already, such as after a crash.
     pub fn start(index: u8) -> Self {
-        Self::with(index, Oversight::OnDemand)
+        Self::balanced_by(index, LbDriver::Auto)
+    }
+
+    pub fn balanced_by(index: u8, driver: LbDriver) -> Self {
+        Self::with(index, Oversight::OnDemand, driver)
     }
 
     /// One that looks after its network by itself, all of it each second.
     pub fn watchful(index: u8) -> Self {
-        Self::with(index, Oversight::Every(Duration::from_secs(1)))
+        Self::with(index, Oversight::Every(Duration::from_secs(1)), LbDriver::Auto)
     }
 
-    fn with(index: u8, oversight: Oversight) -> Self {
+    fn with(index: u8, oversight: Oversight, lb_driver: LbDriver) -> Self {
         let run_dir = format!("/run/h{index}");
-        let config = Config { run_dir: run_dir.clone().into(), instance: run_dir };
+        let config = Config { run_dir: run_dir.clone().into(), instance: run_dir, lb_driver };
         let netlb = within(&netns(index), || Netlb::start_with(config, oversight).unwrap());
         Self { index, netlb }
     }

@@ -96,7 +96,7 @@ impl World {
     }
 
     pub fn config() -> Config {
-        Config { run_dir: "/run/skep".into(), instance: "/run/skep".into() }
+        Config { run_dir: "/run/skep".into(), instance: "/run/skep".into(), lb_driver: LbDriver::Auto }
     }
 
     pub fn netlb() -> Netlb {
@@ -157,7 +157,12 @@ pub fn responder() {
     let tcp = TcpListener::bind("[::]:80").unwrap();
     let udp = UdpSocket::bind("[::]:80").unwrap();
     println!("ready");
-    let udp_name = name.clone();
+    serve(&name, tcp, udp);
+}
+
+/// Tells who it is and whom it saw, as long as the process lives.
+pub fn serve(name: &str, tcp: TcpListener, udp: UdpSocket) {
+    let udp_name = name.to_owned();
     std::thread::spawn(move || {
         let mut buffer = [0; 100];
         while let Ok((_, from)) = udp.recv_from(&mut buffer) {
@@ -166,7 +171,7 @@ pub fn responder() {
     });
     for stream in tcp.incoming() {
         let Ok(mut stream) = stream else { continue };
-        let name = name.clone();
+        let name = name.to_owned();
         std::thread::spawn(move || {
             let from = stream.peer_addr().unwrap().ip().to_canonical();
             let _ = stream.write_all(format!("{name} saw {from}\n").as_bytes());

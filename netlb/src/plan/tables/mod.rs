@@ -9,7 +9,7 @@ mod host; // published ports
 mod sandbox; // virtual addresses
 
 pub(crate) use host::HostTable;
-pub(crate) use sandbox::{InSandbox, SandboxTable};
+pub(crate) use sandbox::{InSandbox, MARKS, SandboxTable, marks_in};
 
 use crate::nft::model::kind;
 use crate::nft::{Chain, ElementChange, Expr, Family, Hook, Register, Rule};

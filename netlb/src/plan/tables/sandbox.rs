@@ -1,5 +1,8 @@
 //! A sandbox's tables: virtual addresses to backends, tasks out of the network, the way back to the node a client entered by.
+//!
+//! With IPVS they mark what is sent to virtual addresses and leave the rest to it, see [`super::super::balancer`].
 
+use super::super::balancer::Marks;
 use super::balanced::Balanced;
 use super::*;
 use crate::names::{GATEWAY_LINK, OVERLAY_LINK, SANDBOX_TABLE, TASK_LINK_PREFIX};
@@ -14,7 +17,7 @@ use std::collections::BTreeMap;
 pub(crate) struct SandboxTable {
     family: Family,
     gateway: Option<IpAddr>,
-    vips: Balanced<IpAddr, IpAddr>,
+    vips: Vips,
     /// Local tasks that are backends: one that reaches itself must not see its own address as the client's.
     hairpin: BTreeSet<IpAddr>,
     /// Other nodes: by what hardware address they are known, and the mark of connections that enter by them.
@@ -24,22 +27,35 @@ pub(crate) struct SandboxTable {
     ingress: bool,
 }
 
+/// How virtual addresses lead to backends.
+#[derive(Debug, Clone)]
+enum Vips {
+    /// The table does it.
+    Balanced(Balanced<IpAddr, IpAddr>),
+    /// Something else does it, by marks.
+    Marked(BTreeMap<IpAddr, Marks>),
+}
+
 /// What a sandbox's table is about.
 #[derive(Debug, Default)]
 pub(crate) struct InSandbox<'a> {
     pub(crate) vips: &'a [Vip],
+    /// Those of the virtual addresses, of the table's family, if not the table balances.
+    pub(crate) marks: BTreeMap<IpAddr, Marks>,
     /// Addresses of tasks of this node.
     pub(crate) local: BTreeSet<IpAddr>,
     pub(crate) peers: BTreeMap<Mac, u32>,
 }
 
 impl SandboxTable {
-    pub(crate) fn new(family: Family, network: &Network) -> Self {
+    /// `marks`: what is sent to virtual addresses is marked for IPVS.
+    pub(crate) fn new(family: Family, network: &Network, marks: bool) -> Self {
+        let balanced = || Balanced::new("vips", |address| address_bytes(*address), |address| address_bytes(*address));
         let mut gateways = network.subnets.iter().map(|subnet| subnet.gateway);
         Self {
             family,
             gateway: gateways.find(|gateway| Family::of(*gateway) == family),
-            vips: Balanced::new("vips", |address| address_bytes(*address), |address| address_bytes(*address)),
+            vips: if marks { Vips::Marked(BTreeMap::new()) } else { Vips::Balanced(balanced()) },
             hairpin: BTreeSet::new(),
             peers: BTreeMap::new(),
             counts: BTreeSet::new(),
@@ -53,13 +69,13 @@ impl SandboxTable {
     }
 
     /// Takes over what is wanted and says what that changes.
-    pub(crate) fn update(&mut self, InSandbox { vips, local, peers }: &InSandbox<'_>) -> Update {
+    pub(crate) fn update(&mut self, InSandbox { vips, marks, local, peers }: &InSandbox<'_>) -> Update {
         let mut wanted: BTreeMap<IpAddr, Vec<IpAddr>> = BTreeMap::new();
         for vip in vips.iter().filter(|vip| Family::of(vip.address) == self.family) {
             let backends = vip.backends.iter().filter(|backend| Family::of(**backend) == self.family);
             wanted.entry(vip.address).or_default().extend(backends);
         }
-        let mut changes = self.vips.update(&wanted);
+        let mut changes = self.vips.update(&wanted, marks);
         let hairpin: BTreeSet<IpAddr> = wanted.values().flatten().copied().filter(|a| local.contains(a)).collect();
         for address in self.hairpin.difference(&hairpin) {
             let (key, value) = (pair(*address), Value::Nothing);
@@ -70,7 +86,7 @@ impl SandboxTable {
             changes.push(ElementChange::Add { set: "hairpin", key, value });
         }
         self.hairpin = hairpin;
-        let chains = new_chains(&mut self.counts, self.vips.counts(), |count| vip_chain(self.family, count));
+        let chains = new_chains(&mut self.counts, self.vips.chains(), |count| vip_chain(self.family, count));
         let flows_change = !changes.is_empty();
         let other = |(mac, index): &(&Mac, &u32), than: &BTreeMap<Mac, u32>| than.get(mac) != Some(index);
         for (mac, index) in self.peers.iter().filter(|peer| other(peer, peers)) {
@@ -85,9 +101,10 @@ impl SandboxTable {
         Update { chains, changes, flows_change }
     }
 
-    /// Whether a flow to a virtual address leads to none of its backends.
+    /// Whether a flow to a virtual address leads to none of its backends; the table knows only if it balances.
     pub(crate) fn is_stale(&self, flow: &Flow) -> bool {
-        self.vips.get(&flow.original.destination.0).is_some_and(|backends| !backends.contains(&flow.reply.source.0))
+        let Vips::Balanced(vips) = &self.vips else { return false };
+        vips.get(&flow.original.destination.0).is_some_and(|backends| !backends.contains(&flow.reply.source.0))
     }
 
     /// The whole table.
@@ -102,25 +119,122 @@ impl SandboxTable {
             elements.entry("peers").or_default().insert(mac.0.to_vec(), mark(*index));
         }
         let address = address_kind(family);
-        let sets = vec![
-            Set { name: "vips", key_kind: address, key_length: family.width(), holds: Holds::Verdicts },
-            Set {
-                name: "be",
-                key_kind: kind::joined(&[address, kind::MARK]),
-                key_length: family.width() + 4,
-                holds: Holds::Data { kind: address, length: family.width() },
-            },
+        let mut sets = self.vips.sets(family);
+        sets.extend([
             Set { name: "hairpin", key_kind: kind::joined(&[address, address]), key_length: family.width() * 2, holds: Holds::Nothing },
             Set { name: "peers", key_kind: kind::ETHER, key_length: 6, holds: Holds::Data { kind: kind::MARK, length: 4 } },
-        ];
+        ]);
         let mut chains: Vec<Chain> = self.counts.iter().map(|count| vip_chain(family, *count)).collect();
-        chains.extend(sandbox_chains(family, self.gateway));
-        chains.push(base("clamp", "filter", FORWARD, MANGLE, vec![clamp(family, self.mtu)]));
+        let marked = matches!(self.vips, Vips::Marked(_));
+        chains.extend(if marked { marking_chains(family).to_vec() } else { vec![enter(family)] });
+        chains.extend(sandbox_chains(family, self.gateway, marked));
+        // What IPVS leads on is not forwarded but sent.
+        let segments = if marked { POSTROUTING } else { FORWARD };
+        chains.push(base("clamp", "filter", segments, MANGLE, vec![clamp(family, self.mtu)]));
         if self.ingress {
             chains.extend(way_back());
         }
         Table { family, name: SANDBOX_TABLE.into(), sets, chains, elements }
     }
+}
+
+impl Vips {
+    fn update(&mut self, wanted: &BTreeMap<IpAddr, Vec<IpAddr>>, marks: &BTreeMap<IpAddr, Marks>) -> Vec<ElementChange> {
+        let known = match self {
+            Self::Balanced(vips) => return vips.update(wanted),
+            Self::Marked(known) => known,
+        };
+        let gone = known.iter().filter(|(address, of)| marks.get(address) != Some(of)).flat_map(|(address, of)| marked(*address, *of));
+        let gone = gone.map(|(set, key, value)| ElementChange::Remove { set, key, value });
+        let came = marks.iter().filter(|(address, of)| known.get(address) != Some(of)).flat_map(|(address, of)| marked(*address, *of));
+        let changes = gone.chain(came.map(|(set, key, value)| ElementChange::Add { set, key, value })).collect();
+        known.clone_from(marks);
+        changes
+    }
+
+    /// The counts of backends for which there is a chain.
+    fn chains(&self) -> BTreeSet<usize> {
+        match self {
+            Self::Balanced(vips) => vips.counts(),
+            Self::Marked(_) => BTreeSet::new(),
+        }
+    }
+
+    fn fill(&self, elements: &mut Elements) {
+        match self {
+            Self::Balanced(vips) => vips.fill(elements),
+            Self::Marked(known) => {
+                for (set, key, value) in known.iter().flat_map(|(address, of)| marked(*address, *of)) {
+                    elements.entry(set).or_default().insert(key, value);
+                }
+            }
+        }
+    }
+
+    fn sets(&self, family: Family) -> Vec<Set> {
+        let address = address_kind(family);
+        let mark = Holds::Data { kind: kind::MARK, length: 4 };
+        let by_address = |name, holds| Set { name, key_kind: address, key_length: family.width(), holds };
+        match self {
+            Self::Marked(_) => vec![by_address(CONNECTIONS, mark), by_address(DATAGRAMS, mark)],
+            Self::Balanced(_) => vec![
+                by_address("vips", Holds::Verdicts),
+                Set {
+                    name: "be",
+                    key_kind: kind::joined(&[address, kind::MARK]),
+                    key_length: family.width() + 4,
+                    holds: Holds::Data { kind: address, length: family.width() },
+                },
+            ],
+        }
+    }
+}
+
+/// The map of the marks of connections, and that of datagrams.
+const CONNECTIONS: &str = "connections";
+const DATAGRAMS: &str = "datagrams";
+
+fn marked(address: IpAddr, marks: Marks) -> [(&'static str, Vec<u8>, Value); 2] {
+    let key = || address_bytes(address);
+    [(CONNECTIONS, key(), mark(marks.connections())), (DATAGRAMS, key(), mark(marks.datagrams()))]
+}
+
+/// The marks in a table that an earlier run left: what its map of connections holds.
+pub(crate) fn marks_in(elements: &BTreeMap<Vec<u8>, Value>) -> BTreeMap<IpAddr, Marks> {
+    let address = |key: &[u8]| {
+        let four = <[u8; 4]>::try_from(key).ok().map(IpAddr::from);
+        four.or_else(|| <[u8; 16]>::try_from(key).ok().map(IpAddr::from))
+    };
+    let marks = |value: &Value| match value {
+        Value::Data(data) => Marks::from_connections(u32::from_ne_bytes(data.as_slice().try_into().ok()?)),
+        Value::Goto(_) | Value::Nothing => None,
+    };
+    elements.iter().filter_map(|(key, value)| Some((address(key)?, marks(value)?))).collect()
+}
+
+/// The map that [`marks_in`] reads, of a table of that family.
+pub(crate) const MARKS: &str = CONNECTIONS;
+
+fn enter(family: Family) -> Chain {
+    let rules = vec![rule("virtual addresses", [destination(family, R0), Expr::VerdictMap { set: "vips", key: R0 }])];
+    base("enter", "nat", PREROUTING, DSTNAT, rules)
+}
+
+/// Marks what is sent to virtual addresses, and takes the mark off what IPVS sends on: a packet is routed by it once more, and
+/// the VXLAN packet round it would have it.
+fn marking_chains(family: Family) -> [Chain; 2] {
+    const UDP: u8 = 17;
+    let of = |set, udp: bool| {
+        let value = vec![UDP];
+        let protocol = if udp { Expr::Equal { register: R0, value } } else { Expr::NotEqual { register: R0, value } };
+        let to = after(R0, family.width());
+        let mark = [destination(family, R0), Expr::Map { set, key: R0, to }, Expr::SetMark { from: to }];
+        [Expr::L4Protocol { to: R0 }, protocol].into_iter().chain(mark)
+    };
+    let enter =
+        vec![rule("datagrams to virtual addresses", of(DATAGRAMS, true)), rule("connections to virtual addresses", of(CONNECTIONS, false))];
+    let none = [Expr::Constant { value: vec![0; 4], to: R0 }, Expr::SetMark { from: R0 }];
+    [base("enter", "filter", PREROUTING, MANGLE, enter), base("led-on", "filter", OUTPUT, MANGLE, vec![rule("marks end here", none)])]
 }
 
 fn mark(index: u32) -> Value {
@@ -144,12 +258,13 @@ fn vip_chain(family: Family, count: usize) -> Chain {
     Chain { name: chain_name(count), hook: None, rules: vec![rule("to one of the backends", steps)] }
 }
 
-fn sandbox_chains(family: Family, gateway: Option<IpAddr>) -> Vec<Chain> {
-    let enter = vec![rule("virtual addresses", [destination(family, R0), Expr::VerdictMap { set: "vips", key: R0 }])];
+/// `marked`: conntrack does not call it a change of the destination what IPVS does; but nothing else makes a task meet itself.
+fn sandbox_chains(family: Family, gateway: Option<IpAddr>, marked: bool) -> Vec<Chain> {
     let source = Expr::Network { offset: family.source_offset(), length: family.width(), to: R0 };
     let mut leave = Vec::new();
     if let Some(gateway) = gateway {
-        let steps = [Expr::CtStatus { to: R0 }].into_iter().chain(any_bit(DESTINATION_CHANGED)).chain([
+        let led = [Expr::CtStatus { to: R0 }].into_iter().chain(any_bit(DESTINATION_CHANGED)).filter(|_| !marked);
+        let steps = led.chain([
             source,
             destination(family, after(R0, family.width())),
             Expr::Contains { set: "hairpin", key: R0 },
@@ -167,7 +282,6 @@ fn sandbox_chains(family: Family, gateway: Option<IpAddr>) -> Vec<Chain> {
     let no_way_back = [Expr::SourceLink { to: R0 }, Expr::Equal { register: R0, value: vec![0; 4] }];
     let honest = rule("no address but one's own", from_task.into_iter().chain(no_way_back).chain([Expr::Drop]));
     vec![
-        base("enter", "nat", PREROUTING, DSTNAT, enter),
         base("leave", "nat", POSTROUTING, SRCNAT, leave),
         base("closed", "filter", FORWARD, FILTER, vec![rule("nothing untranslated", out().chain(invalid).chain([Expr::Drop]))]),
         base("guard", "filter", PREROUTING, RAW, [vec![honest], only_peers()].concat()),
@@ -246,7 +360,7 @@ mod tests {
 
     #[test]
     fn only_local_backends_are_kept_from_seeing_themselves() {
-        let mut table = SandboxTable::new(Family::V4, &network());
+        let mut table = SandboxTable::new(Family::V4, &network(), false);
         let backends = vec![IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2])];
         let vips = [Vip { address: IpAddr::from([10, 0, 0, 100]), backends }];
         let update = table.update(&InSandbox { vips: &vips, local: [IpAddr::from([10, 0, 0, 1])].into(), ..InSandbox::default() });
@@ -257,7 +371,7 @@ mod tests {
 
     #[test]
     fn a_node_that_comes_or_goes_is_one_element_and_moves_no_flow() {
-        let mut table = SandboxTable::new(Family::V6, &network());
+        let mut table = SandboxTable::new(Family::V6, &network(), false);
         let mac = |last| Mac([2, 0, 0, 0, 0, last]);
         let peers = |peers: &[(u8, u32)]| InSandbox {
             peers: peers.iter().map(|(last, index)| (mac(*last), *index)).collect(),
@@ -271,6 +385,22 @@ mod tests {
         let update = table.update(&peers(&[(2, 2), (4, 4)]));
         assert_eq!((update.changes.len(), update.flows_change), (1, false));
         assert_eq!(table.table().elements["peers"].len(), 2);
+    }
+
+    #[test]
+    fn an_address_for_ipvs_is_two_marks_whatever_its_backends() {
+        let mut table = SandboxTable::new(Family::V4, &network(), true);
+        let address = IpAddr::from([10, 0, 0, 100]);
+        let vips = |last| [Vip { address, backends: vec![IpAddr::from([10, 0, 0, last])] }];
+        let marks: BTreeMap<IpAddr, Marks> = [(address, Marks::from_connections(0x5000_0000).unwrap())].into();
+        let (first, second) = (vips(1), vips(2));
+        let inside = |vips| InSandbox { vips, marks: marks.clone(), ..InSandbox::default() };
+        let update = table.update(&inside(&first));
+        assert_eq!((update.chains.len(), update.changes.len()), (0, 2));
+        assert_eq!(table.update(&inside(&second)), Update::default());
+        assert_eq!(marks_in(&table.table().elements[MARKS]), marks);
+        let update = table.update(&InSandbox::default());
+        assert!(update.changes.iter().all(|change| matches!(change, ElementChange::Remove { .. })) && update.changes.len() == 2);
     }
 
     #[test]
