@@ -113,7 +113,11 @@ fn published_ports_lead_to_running_tasks_over_restarts_of_the_agent() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let containerd = Containerd::new();
     runtime.block_on(async {
-        let settings = skep_netlb::Config { run_dir: containerd.path("run"), instance: containerd.path("run").display().to_string() };
+        let settings = skep_netlb::Config {
+            run_dir: containerd.path("run"),
+            instance: containerd.path("run").display().to_string(),
+            lb_driver: skep_netlb::LbDriver::Auto,
+        };
         let netlb = skep_netlb::Netlb::start(settings).unwrap();
         let agent = started(&containerd, &netlb).await;
         let (one, two) = (web(1, PublishMode::Ingress, 8080), web(2, PublishMode::Ingress, 8080));
