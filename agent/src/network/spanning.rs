@@ -61,7 +61,11 @@ impl NetlbNetwork {
 
     /// Waits until no node leads to the task any more.
     pub(super) async fn others_cleared(&self, task: &TaskId) {
-        let is_cleared = |state: &State| !state.is_waited_for(task);
+        // A leader that dies meanwhile is no reason to hurry: the next one says it again, within less time than there is.
+        let is_cleared = |state: &State| !state.others_may_lead_to(task);
+        if self.with(|state| state.following == Following::Nobody) {
+            return;
+        }
         if timeout(CLEARED_LIMIT, self.until(is_cleared)).await.is_err() {
             tracing::warn!(task = %task, "not every node said in time that it leads nobody to the task any more; it is stopped now");
         }
@@ -85,10 +89,10 @@ impl NetlbNetwork {
 }
 
 impl State {
-    /// Whether other nodes may still lead to the task, and a manager will say when they do not.
-    fn is_waited_for(&self, task: &TaskId) -> bool {
+    /// Whether other nodes may still lead to the task.
+    fn others_may_lead_to(&self, task: &TaskId) -> bool {
         let served = self.held.get(task).is_some_and(|one| one.phase == Phase::Leaving { others_may_lead_here: true });
-        served && self.following == Following::Told && !self.cleared.contains(task) && self.picture.is_known_elsewhere(task)
+        served && !self.cleared.contains(task) && self.picture.is_known_elsewhere(task)
     }
 }
 
@@ -99,24 +103,22 @@ mod tests {
     use crate::network::picture::Readiness;
 
     #[test]
-    fn a_task_is_waited_for_only_while_others_may_lead_to_it_and_somebody_tells() {
+    fn a_task_is_waited_for_only_while_others_may_lead_to_it() {
         let known = back(&[1, 2], &[(1, 1, Readiness::Leaving)]);
         let leaving = |others_may_lead_here| Phase::Leaving { others_may_lead_here };
-        let mut state = State { held: table(vec![web(1, true)]), following: Following::Told, ..State::default() };
+        let mut state = State { held: table(vec![web(1, true)]), ..State::default() };
         state.picture.node_index = 1;
         state.picture.networks = [(known.network.id.clone(), known.clone())].into();
         let task = TaskId::for_test(1);
         let mut is_waited_for = |change: &dyn Fn(&mut State)| {
             let one = state.held.get_mut(&task).unwrap();
             one.phase = leaving(true);
-            state.following = Following::Told;
             state.cleared.clear();
             state.picture.networks = [(known.network.id.clone(), known.clone())].into();
             change(&mut state);
-            state.is_waited_for(&task)
+            state.others_may_lead_to(&task)
         };
         assert!(is_waited_for(&|_| ()));
-        assert!(!is_waited_for(&|state| state.following = Following::Asked), "nobody would say");
         assert!(!is_waited_for(&|state| state.cleared.extend([TaskId::for_test(1)])));
         assert!(!is_waited_for(&|state| state.held.get_mut(&TaskId::for_test(1)).unwrap().phase = leaving(false)), "it never served");
         assert!(!is_waited_for(&|state| state.picture.networks.clear()), "nobody knows of it");
