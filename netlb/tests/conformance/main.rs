@@ -39,6 +39,7 @@ conformance! {
     vips::no_connection_fails_while_backends_come_and_go,
     vips::an_audit_mends_what_others_broke,
     vips::a_restart_keeps_connections,
+    vips::another_driver_takes_over_at_a_restart,
     vips::nothing_is_left_of_what_is_removed,
     ports::every_host_answers_and_tasks_see_the_client,
     ports::a_backend_that_left_gets_nothing_new_of_a_port_and_keeps_what_it_has,

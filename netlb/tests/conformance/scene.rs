@@ -18,7 +18,7 @@ pub fn run<F: Future<Output = ()>>(driver: LbDriver, name: &str, check: impl FnO
 }
 
 /// By a daemon that asks for it: the kernel loads the module then.
-fn kernel_has_ipvs() -> bool {
+pub fn kernel_has_ipvs() -> bool {
     let run_dir = std::env::temp_dir().join(format!("skep-has-ipvs-{}", std::process::id()));
     let config = Config { run_dir: run_dir.clone(), instance: "probe".into(), lb_driver: LbDriver::Ipvs };
     let started = Netlb::start_with(config, Oversight::OnDemand);

@@ -214,6 +214,36 @@ pub async fn a_restart_keeps_connections(mut scene: Scene) {
     scene.all_are_as_wanted().await;
 }
 
+pub async fn another_driver_takes_over_at_a_restart(mut scene: Scene) {
+    if !kernel_has_ipvs() {
+        eprintln!("SKIPPED: the kernel has no IPVS that could take over; make vm runs it");
+        return;
+    }
+    let client = scene.with_client().await;
+    scene.lead_to(&[1, 2]).await;
+    for (vip, ..) in FAMILIES {
+        within(&client, || ask(vip, 80)).unwrap();
+    }
+    scene.hosts.remove(0);
+    scene.driver = if scene.driver == LbDriver::Ipvs { LbDriver::Nftables } else { LbDriver::Ipvs };
+    scene.hosts.insert(0, scene.start(1));
+    for (task, node) in &scene.cluster.tasks {
+        scene.hosts[usize::from(*node) - 1].netlb.ensure_task(task.clone()).await.unwrap();
+    }
+    scene.lead_to(&[2, 3]).await;
+    for (vip, seen_as, _) in FAMILIES {
+        all_answer(&["T2", "T3"], seen_as, || within(&client, || ask(vip, 80)));
+        all_answer(&["T2", "T3"], seen_as, || within(&client, || ask_udp(vip, 80)));
+    }
+    // What the other one had may be found and taken away.
+    scene.hosts[0].netlb.audit().await.unwrap();
+    scene.all_are_as_wanted().await;
+    scene.lead_to(&[1]).await;
+    for (vip, seen_as, _) in FAMILIES {
+        assert_eq!(within(&client, || ask(vip, 80)).unwrap(), format!("T1 saw {seen_as}"));
+    }
+}
+
 pub async fn nothing_is_left_of_what_is_removed(mut scene: Scene) {
     let client = scene.with_client().await;
     let look = "nft list ruleset | grep -E \"10.0.2.1|fd00:0:0:2::\" | grep -v snat || true; ip route show table all | grep 2.100 || true";
