@@ -122,7 +122,7 @@ impl Config {
             let Some((key, value)) = label.split_once('=') else { bail!("--label {label}: write KEY=VALUE") };
             labels.insert(key.to_owned(), value.to_owned());
         }
-        let lb_driver = file.lb_driver.map(|name| name.parse()).transpose().context("lb_driver")?;
+        let lb_driver = file.lb_driver.map(|name| name.parse::<LbDriver>()).transpose().context("lb_driver")?;
         let config = Self {
             data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| "/var/lib/skep".into()),
             run_dir: flags.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/skep".into()),
