@@ -284,7 +284,7 @@ impl Network for NetlbNetwork {
     }
 
     async fn recover(&self, tasks: &[(Task, bool)]) -> Result<(), NetworkError> {
-        let mut failed = Ok(());
+        let (mut failed, mut found) = (Ok(()), Vec::new());
         self.resolvers.lock().expect("no panic while held").refresh(&self.dns);
         for (task, _) in tasks.iter().filter(|(task, running)| *running && !uses_host_network(task)) {
             let host_ports = self.with(|state| host_ports(task, &state.held, |_, _| false)).unwrap_or_default();
@@ -292,7 +292,10 @@ impl Network for NetlbNetwork {
             let chosen = &task.status.ports;
             let host_ports = if chosen.is_empty() { host_ports } else { chosen.clone() };
             let bridge = self.bridge.kept(&task.id).filter(|_| overlays(task).next().is_none());
-            failed = failed.and(self.find(task, bridge).await);
+            match self.find(task, bridge).await {
+                Ok((network, path)) => found.push((task, network, path)),
+                Err(error) => failed = failed.and(Err(error)),
+            }
             let one = Held { task: Arc::new(task.clone()), phase: Phase::Serving, host_ports, bridge };
             self.with(|state| state.held.insert(task.id.clone(), one));
         }
@@ -304,6 +307,10 @@ impl Network for NetlbNetwork {
             let own = state.held.values().flat_map(|one| names::touched_by(&one.task).into_keys());
             (own.chain(state.picture.networks.keys().cloned()).map(|id| (id, Parts::Whole)).collect(), ())
         });
+        // Not before there are names: "no such name" is worse than no answer yet.
+        for (task, network, path) in found {
+            failed = failed.and(self.answer_names(task, &network, &path).await.map(drop));
+        }
         failed
     }
 
@@ -338,9 +345,9 @@ impl Network for NetlbNetwork {
 
 impl NetlbNetwork {
     /// The network of a task that runs since before this agent.
-    async fn find(&self, task: &Task, bridge: Option<IpNet>) -> Result<(), NetworkError> {
+    async fn find(&self, task: &Task, bridge: Option<IpNet>) -> Result<(TaskNetwork, PathBuf), NetworkError> {
         let network = task_network(task, bridge)?;
         let found = self.netlb.ensure_task(network.clone()).await.map_err(kernel("find"))?;
-        self.answer_names(task, &network, &found.path).await.map(drop)
+        Ok((network, found.path))
     }
 }
