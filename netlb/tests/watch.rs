@@ -118,6 +118,26 @@ fn nothing_is_looked_after_while_nothing_is_wanted() {
 }
 
 #[test]
+fn what_was_wanted_before_all_was_removed_does_not_come_afterwards() {
+    on_own_host("what_was_wanted_before_all_was_removed_does_not_come_afterwards", async |_world| {
+        let netlb = World::netlb();
+        let one = task(1, vec![attach(&network(1, true), 11)]);
+        let wanted = Wanted { published: vec![ingress_port(Protocol::Tcp, 8080, &[one])], ..Wanted::default() };
+        netlb.set_wanted(wanted.clone());
+        netlb.applied().await.unwrap();
+        assert!(sh("nft list tables").contains("skep-"), "or the rest tells nothing");
+        for _ in 0..20 {
+            // Which of the two the owner sees first is left to chance.
+            netlb.set_wanted(wanted.clone());
+            netlb.remove_everything().await.unwrap();
+            netlb.applied().await.unwrap();
+            netlb.audit().await.unwrap();
+            assert_eq!(sh("nft list tables"), "");
+        }
+    });
+}
+
+#[test]
 fn a_firewall_that_drops_tasks_packets_is_told_once_with_the_cure() {
     on_own_host("a_firewall_that_drops_tasks_packets_is_told_once_with_the_cure", async |mut world| {
         tracing::subscriber::set_global_default(Listener).unwrap();

@@ -199,7 +199,15 @@ impl Owner {
                 Some(made) = made.recv() => self.finish(made),
                 () = watch => self.watch(),
                 request = requests.recv() => match request {
-                    Some(request) => self.answer(request),
+                    Some(request) => {
+                        if matches!(request, Request::RemoveEverything(_)) {
+                            // What was wanted before goes with the rest, though it may not have been carried out yet.
+                            let generation = wanted.borrow_and_update().0;
+                            report.send_replace(Applied { generation, failure: None });
+                            retry = None;
+                        }
+                        self.answer(request);
+                    }
                     None => return,
                 },
                 Ok(()) = wanted.changed() => retry = self.carry_out(&mut wanted, &report, RETRY_FIRST),
