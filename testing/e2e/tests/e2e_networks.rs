@@ -182,7 +182,9 @@ fn names_addresses_and_ports_lead_to_tasks_on_any_host() -> Result<()> {
             let all = [&["service", "create", "-d", "--network", "back"], flags, &["whoami"], args].concat();
             cluster.ctl(0, &all)?.success().map(drop)
         };
-        let rolling = ["--update-parallelism", "1", "--update-monitor", "0s"];
+        // Connections come to a task when its process listens, which is known of those that have a health check.
+        let health = ["--health-exec", "/whoami check", "--health-interval", "300ms", "--health-timeout", "5s"];
+        let rolling = [&["--update-parallelism", "1", "--update-monitor", "0s"][..], &health].concat();
         let web = ["--name", "web", "--mode", "global", "--publish", "published=8080,target=8080"];
         create(&[&web[..], &rolling].concat(), &["graceful"])?;
         create(&["--name", "looker", "--mode", "global"], &["sleep"])?;
