@@ -1,6 +1,6 @@
 //! What the unit tests of this crate share.
 
-use skep_types::{Annotations, ContainerSpec, Meta, Runtime, Task, TaskId, TaskSpec, TaskState, TaskStatus};
+use skep_types::{Annotations, ContainerSpec, Meta, Task, TaskId, TaskSpec, TaskState, TaskStatus};
 use std::sync::Arc;
 
 /// A task of service `web` that is assigned and wanted running.
@@ -12,16 +12,7 @@ pub(crate) fn task_with(number: u64, container: ContainerSpec) -> Task {
     Task {
         id: TaskId::for_test(number),
         meta: Meta::default(),
-        spec: Arc::new(TaskSpec {
-            runtime: Runtime::Container(Box::new(container)),
-            resources: None,
-            restart: None,
-            placement: None,
-            log_driver: None,
-            networks: Vec::new(),
-            force_update: 0,
-            resource_references: Vec::new(),
-        }),
+        spec: Arc::new(TaskSpec::new(container)),
         spec_version: None,
         service_id: Some("service1".parse().unwrap()),
         slot: 1,

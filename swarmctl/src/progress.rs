@@ -237,20 +237,11 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skep_types::{Annotations, ContainerSpec, Runtime, ServiceId, ServiceSpec, TaskId, TaskSpec, Timestamp, UpdateStatus, Version};
+    use skep_types::{Annotations, ContainerSpec, ServiceId, ServiceSpec, TaskId, TaskSpec, Timestamp, UpdateStatus, Version};
     use std::sync::Arc;
 
     fn service(replicas: u64) -> Service {
-        let task = TaskSpec {
-            runtime: Runtime::Container(Box::new(ContainerSpec { image: "x".into(), ..ContainerSpec::default() })),
-            resources: None,
-            restart: None,
-            placement: None,
-            log_driver: None,
-            networks: Vec::new(),
-            force_update: 0,
-            resource_references: Vec::new(),
-        };
+        let task = TaskSpec::new(ContainerSpec { image: "x".into(), ..ContainerSpec::default() });
         Service {
             id: ServiceId::for_test(1),
             meta: skep_types::Meta::default(),

@@ -343,16 +343,7 @@ pub fn task(number: u64, mut container: ContainerSpec) -> Task {
     Task {
         id: unique(number),
         meta: Meta::default(),
-        spec: Arc::new(TaskSpec {
-            runtime: Runtime::Container(Box::new(container)),
-            resources: None,
-            restart: None,
-            placement: None,
-            log_driver: None,
-            networks: Vec::new(),
-            force_update: 0,
-            resource_references: Vec::new(),
-        }),
+        spec: Arc::new(TaskSpec::new(container)),
         spec_version: None,
         service_id: Some("service1".parse().unwrap()),
         slot: 1,

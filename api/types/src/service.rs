@@ -184,6 +184,12 @@ pub enum Runtime {
     },
 }
 
+impl From<ContainerSpec> for Runtime {
+    fn from(container: ContainerSpec) -> Self {
+        Self::Container(Box::new(container))
+    }
+}
+
 /// What a task may read besides secrets and configs of its container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResourceReference {
@@ -223,6 +229,21 @@ pub struct TaskSpec {
 }
 
 impl TaskSpec {
+    /// Runs `runtime` with nothing asked for besides.
+    #[must_use]
+    pub fn new(runtime: impl Into<Runtime>) -> Self {
+        Self {
+            runtime: runtime.into(),
+            resources: None,
+            restart: None,
+            placement: None,
+            log_driver: None,
+            networks: Vec::new(),
+            force_update: 0,
+            resource_references: Vec::new(),
+        }
+    }
+
     #[must_use]
     pub fn container(&self) -> Option<&ContainerSpec> {
         match &self.runtime {

@@ -34,21 +34,16 @@ fn node(number: u64) -> Arc<Node> {
 
 fn task_spec(rich: bool) -> TaskSpec {
     TaskSpec {
-        runtime: Runtime::Container(Box::new(ContainerSpec { image: "web:1".into(), ..ContainerSpec::default() })),
         resources: rich.then(|| ResourceRequirements {
             reservations: Resources { nano_cpus: 100_000_000, memory_bytes: 64 << 20, generic: Vec::new() },
             ..ResourceRequirements::default()
         }),
-        restart: None,
         placement: rich.then(|| Placement {
             constraints: vec!["node.labels.disk == ssd".into()],
             spread: vec!["node.labels.rack".into()],
             ..Placement::default()
         }),
-        log_driver: None,
-        networks: Vec::new(),
-        force_update: 0,
-        resource_references: Vec::new(),
+        ..TaskSpec::new(ContainerSpec { image: "web:1".into(), ..ContainerSpec::default() })
     }
 }
 

@@ -117,7 +117,7 @@ pub(crate) fn clusters(filters: &v1::list_clusters_request::Filters, cluster: &C
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skep_types::{NodeId, TaskId, TaskState};
+    use skep_types::{ContainerSpec, NodeId, TaskId, TaskState};
     use std::sync::Arc;
 
     fn texts(values: &[&str]) -> Vec<String> {
@@ -145,16 +145,7 @@ mod tests {
     }
 
     fn task() -> Task {
-        let spec = TaskSpec {
-            runtime: Runtime::Container(Box::default()),
-            resources: None,
-            restart: None,
-            placement: None,
-            log_driver: None,
-            networks: Vec::new(),
-            force_update: 0,
-            resource_references: Vec::new(),
-        };
+        let spec = TaskSpec::new(ContainerSpec::default());
         Task {
             id: TaskId::for_test(7),
             meta: Default::default(),

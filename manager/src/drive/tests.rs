@@ -5,7 +5,7 @@ use super::draft::Draft;
 use skep_store::{Tables, View};
 use skep_types::{
     Action, Annotations, ClusterView as _, ContainerSpec, Node, NodeId, NodeState, Object, Placement, RestartCondition, RestartPolicy,
-    Runtime, Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskSpec, TaskState, TaskStatus, Timestamp, Version,
+    Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskSpec, TaskState, TaskStatus, Timestamp, Version,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +14,8 @@ use std::time::Duration;
 fn waiting_service() -> Service {
     let container = ContainerSpec { image: "web:1".into(), ..ContainerSpec::default() };
     let task = TaskSpec {
-        runtime: Runtime::Container(Box::new(container)),
-        resources: None,
-        restart: None,
         placement: Some(Placement { constraints: vec!["node.labels.disk == ssd".into()], ..Placement::default() }),
-        log_driver: None,
-        networks: Vec::new(),
-        force_update: 0,
-        resource_references: Vec::new(),
+        ..TaskSpec::new(container)
     };
     Service {
         id: ServiceId::for_test(1),

@@ -297,16 +297,7 @@ fn tell(streams: &mut BTreeMap<NodeId, Stream>, node: &NodeId, touch: Touch) {
 }
 
 fn task_spec() -> TaskSpec {
-    TaskSpec {
-        runtime: Runtime::Container(Box::new(ContainerSpec { image: "web:1".into(), ..ContainerSpec::default() })),
-        resources: None,
-        restart: None,
-        placement: None,
-        log_driver: None,
-        networks: Vec::new(),
-        force_update: 0,
-        resource_references: Vec::new(),
-    }
+    TaskSpec::new(ContainerSpec { image: "web:1".into(), ..ContainerSpec::default() })
 }
 
 #[test]

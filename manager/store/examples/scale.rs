@@ -4,7 +4,7 @@
 
 use skep_store::{Alone, Member, Store, StoreConfig};
 use skep_types::{
-    Action, Annotations, ClusterView, ContainerSpec, Network, NetworkAttachment, NetworkId, NetworkSpec, NodeId, Object, Runtime, Service,
+    Action, Annotations, ClusterView, ContainerSpec, Network, NetworkAttachment, NetworkId, NetworkSpec, NodeId, Object, Service,
     ServiceId, ServiceMode, ServiceSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus, Timestamp,
 };
 use std::sync::Arc;
@@ -35,14 +35,10 @@ fn service() -> Service {
         ..ContainerSpec::default()
     };
     let task = TaskSpec {
-        runtime: Runtime::Container(Box::new(container)),
         resources: Some(Default::default()),
         restart: Some(Default::default()),
         placement: Some(Default::default()),
-        log_driver: None,
-        networks: vec![],
-        force_update: 0,
-        resource_references: vec![],
+        ..TaskSpec::new(container)
     };
     Service {
         id: ServiceId::for_test(1),

@@ -88,16 +88,7 @@ fn position<T: PartialEq>(list: &mut Vec<Arc<T>>, part: &Arc<T>) -> usize {
 
 fn stand_in_spec(number: usize) -> Arc<TaskSpec> {
     let runtime = Runtime::Generic { kind: STAND_IN.into(), type_url: number.to_string(), payload: Vec::new() };
-    Arc::new(TaskSpec {
-        runtime,
-        resources: None,
-        restart: None,
-        placement: None,
-        log_driver: None,
-        networks: Vec::new(),
-        force_update: 0,
-        resource_references: Vec::new(),
-    })
+    Arc::new(TaskSpec::new(runtime))
 }
 
 fn spec_number(spec: &TaskSpec) -> Option<usize> {

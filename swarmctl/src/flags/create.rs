@@ -7,7 +7,7 @@ use super::shared::SharedFlags;
 use super::values::pair;
 use clap::Args;
 use skep_types::{
-    Annotations, ContainerSpec, DnsConfig, EndpointSpec, GenericResource, Mount, NetworkAttachmentConfig, Placement, PortConfig, Runtime,
+    Annotations, ContainerSpec, DnsConfig, EndpointSpec, GenericResource, Mount, NetworkAttachmentConfig, Placement, PortConfig,
     ServiceMode, ServiceSpec, TaskSpec, Ulimit,
 };
 use std::sync::Arc;
@@ -107,16 +107,7 @@ impl CreateFlags {
             registry_auth: skep_types::Sensitive(registry_auth),
             ..ContainerSpec::default()
         };
-        let mut task = TaskSpec {
-            runtime: Runtime::Container(Box::new(container)),
-            resources: None,
-            restart: None,
-            placement: None,
-            log_driver: None,
-            networks: self.network.clone(),
-            force_update: 0,
-            resource_references: Vec::new(),
-        };
+        let mut task = TaskSpec { networks: self.network.clone(), ..TaskSpec::new(container) };
         if !self.constraint.is_empty() || !self.placement_pref.is_empty() {
             task.placement =
                 Some(Placement { constraints: self.constraint.clone(), spread: self.placement_pref.clone(), ..Placement::default() });

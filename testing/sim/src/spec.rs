@@ -4,8 +4,7 @@ use serde::{Deserialize, Serialize};
 use skep_kit::Dice;
 use skep_types::{
     Annotations, ContainerSpec, EndpointSpec, FailureAction, NetworkAttachmentConfig, Placement, PortConfig, PublishMode,
-    ResourceRequirements, Resources, RestartCondition, RestartPolicy, Runtime, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig,
-    UpdateOrder,
+    ResourceRequirements, Resources, RestartCondition, RestartPolicy, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,7 +135,6 @@ impl Wish {
             ..ContainerSpec::default()
         };
         let task = TaskSpec {
-            runtime: Runtime::Container(Box::new(container)),
             resources: Some(ResourceRequirements { reservations, ..ResourceRequirements::default() }),
             restart: self.delay.map(|delay| RestartPolicy {
                 condition: if is_job { RestartCondition::OnFailure } else { RestartCondition::Any },
@@ -144,10 +142,8 @@ impl Wish {
                 ..RestartPolicy::default()
             }),
             placement: Some(Placement { constraints, max_replicas: if is_job { 0 } else { self.max_per_node }, ..Placement::default() }),
-            log_driver: None,
             networks: self.network.then(network_of_services).into_iter().collect(),
-            force_update: 0,
-            resource_references: Vec::new(),
+            ..TaskSpec::new(container)
         };
         ServiceSpec {
             annotations: Annotations { name: format!("s{service}"), ..Annotations::default() },

@@ -303,16 +303,7 @@ impl World {
 pub fn spec(name: &str, replicas: u64) -> ServiceSpec {
     ServiceSpec {
         annotations: Annotations { name: name.into(), ..Annotations::default() },
-        task: Arc::new(TaskSpec {
-            runtime: Runtime::Container(Box::new(ContainerSpec { image: "web:1".into(), ..ContainerSpec::default() })),
-            resources: None,
-            restart: None,
-            placement: None,
-            log_driver: None,
-            networks: Vec::new(),
-            force_update: 0,
-            resource_references: Vec::new(),
-        }),
+        task: Arc::new(TaskSpec::new(ContainerSpec { image: "web:1".into(), ..ContainerSpec::default() })),
         mode: ServiceMode::Replicated { replicas },
         update: None,
         rollback: None,

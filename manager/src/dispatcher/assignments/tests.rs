@@ -2,8 +2,8 @@ use super::*;
 use crate::dispatcher::trail::Trail;
 use skep_store::{Commit, Tables, View};
 use skep_types::{
-    Action, Annotations, ConfigSpec, ContainerSpec, Object, Runtime, SecretReference, SecretSpec, Sensitive, TaskSpec, TaskStatus,
-    Timestamp, Version,
+    Action, Annotations, ConfigSpec, ContainerSpec, Object, SecretReference, SecretSpec, Sensitive, TaskSpec, TaskStatus, Timestamp,
+    Version,
 };
 
 /// A little cluster that can be changed.
@@ -66,16 +66,7 @@ impl World {
             .iter()
             .map(|&number| SecretReference { secret_id: secret_id(number), secret_name: format!("s{number}"), file: None })
             .collect();
-        let spec = TaskSpec {
-            runtime: Runtime::Container(Box::new(ContainerSpec { secrets, ..ContainerSpec::default() })),
-            resources: None,
-            restart: None,
-            placement: None,
-            log_driver: None,
-            networks: Vec::new(),
-            force_update: 0,
-            resource_references: Vec::new(),
-        };
+        let spec = TaskSpec::new(ContainerSpec { secrets, ..ContainerSpec::default() });
         let task = Task {
             id: task_id(number),
             meta: Default::default(),

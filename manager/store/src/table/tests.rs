@@ -1,22 +1,13 @@
 use super::*;
 use proptest::prelude::*;
 use skep_types::{
-    Action, Annotations, Change, ClusterView, Kind, Meta, Secret, SecretId, SecretSpec, ServiceMode, ServiceSpec, TaskId, TaskSpec,
-    TaskStatus, Timestamp,
+    Action, Annotations, Change, ClusterView, ContainerSpec, Kind, Meta, Secret, SecretId, SecretSpec, ServiceMode, ServiceSpec, TaskId,
+    TaskSpec, TaskStatus, Timestamp,
 };
 use std::collections::BTreeMap;
 
 fn task_spec(force_update: u64) -> Arc<TaskSpec> {
-    Arc::new(TaskSpec {
-        runtime: skep_types::Runtime::Container(Box::default()),
-        resources: None,
-        restart: None,
-        placement: None,
-        log_driver: None,
-        networks: vec![],
-        force_update,
-        resource_references: vec![],
-    })
+    Arc::new(TaskSpec { force_update, ..TaskSpec::new(ContainerSpec::default()) })
 }
 
 fn service(id: u64, name: &str, version: u64) -> Object {

@@ -137,16 +137,7 @@ fn answers_show_no_payload_of_a_secret() {
 }
 
 fn task() -> Task {
-    let spec = TaskSpec {
-        runtime: Runtime::Container(Box::default()),
-        resources: None,
-        restart: None,
-        placement: None,
-        log_driver: None,
-        networks: vec![],
-        force_update: 0,
-        resource_references: vec![],
-    };
+    let spec = TaskSpec::new(ContainerSpec::default());
     Task {
         id: TaskId::for_test(1),
         meta: Meta::default(),
