@@ -3,8 +3,9 @@
 mod support;
 
 use skep_types::{HealthConfig, Mount, MountType, TaskState};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use support::{Containerd, Node, container, init_program, memory_limit, output, pid_exists, shell, skip, task};
+use support::{Containerd, NAMESPACE, Node, container, init_program, memory_limit, output, pid_exists, shell, skip, task};
 
 /// Not a test: this program, started again as the log writer.
 #[test]
@@ -209,6 +210,56 @@ async fn running_tasks_are_adopted_with_the_same_process_and_no_line_is_lost() {
     assert!(lines.len() > 10 && lines.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{lines:?}");
     node.leave().await;
     assert_eq!(containerd.audit(), Vec::<String>::new());
+}
+
+/// An agent that is killed while a health check is being started leaves its pipe without a reader: the shim waits for one, and
+/// containerd cannot tell meanwhile how the container is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_task_whose_health_check_was_being_started_is_adopted() {
+    if skip().is_some() {
+        return;
+    }
+    let containerd = Containerd::new();
+    let node = Node::start(&containerd).await;
+    let task = shell(1, "exec sleep 1000");
+    node.assign(&task).await;
+    let pid = node.wait(&task, TaskState::Running).await.container.unwrap().pid;
+    node.end().await;
+    let pipe = containerd.path("run").join("tasks").join(task.id.as_str()).join("probe-1-0");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let check = tokio::spawn(start_process(containerd.socket(), task.id.to_string(), pipe.clone()));
+    let begin = Instant::now();
+    while !containerd.ctr(&["task", "ls"]).contains("UNKNOWN") {
+        assert!(begin.elapsed() < Duration::from_secs(60), "the shim waits for nobody");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    let node = Node::start(&containerd).await;
+    assert_eq!(node.wait(&task, TaskState::Running).await.container.unwrap().pid, pid);
+    assert!(pid_exists(pid) && !pipe.exists());
+    check.await.unwrap();
+    node.leave().await;
+    assert_eq!(containerd.audit(), Vec::<String>::new());
+}
+
+/// Another process in a container, with its output into a pipe. Whether it could be started is not asked.
+async fn start_process(socket: PathBuf, container: String, pipe: PathBuf) {
+    use containerd_client::services::v1::tasks_client::TasksClient;
+    use containerd_client::services::v1::{ExecProcessRequest, StartRequest};
+    let mut tasks = TasksClient::new(containerd_client::connect(socket).await.unwrap());
+    fn named<T>(message: T) -> tonic::Request<T> {
+        let mut request = tonic::Request::new(message);
+        request.metadata_mut().insert("containerd-namespace", NAMESPACE.parse().unwrap());
+        request
+    }
+    let process = r#"{"args":["true"],"cwd":"/","env":["PATH=/bin"],"user":{"uid":0,"gid":0}}"#;
+    let spec = prost_types::Any { type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(), value: process.into() };
+    let exec_id = "probe-1-0".to_owned();
+    let stdout = pipe.display().to_string();
+    let added =
+        ExecProcessRequest { container_id: container.clone(), stdout, spec: Some(spec), exec_id: exec_id.clone(), ..Default::default() };
+    tasks.exec(named(added)).await.unwrap();
+    let _ = tasks.start(named(StartRequest { container_id: container, exec_id })).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

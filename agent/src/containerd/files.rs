@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use skep_failpoint::failpoint;
 use skep_types::{ConfigTarget, ContainerSpec, FileTarget, HealthConfig, Task};
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// What the next agent must know to go on with a container.
@@ -65,6 +65,21 @@ impl TaskDir {
         nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600))
             .map_err(|errno| ExecError::io("make the pipe", &path)(errno.into()))?;
         Ok(path)
+    }
+
+    /// Removes the pipes whose names begin so, of an agent that is gone. A shim that is just starting a process on one waits for the
+    /// other end, and answers nobody while it waits: opening it lets the shim go on.
+    pub fn abandon_fifos(&self, prefix: &str) {
+        let is_ours = |entry: &fs::DirEntry| {
+            entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) && entry.file_type().is_ok_and(|kind| kind.is_fifo())
+        };
+        for path in fs::read_dir(&self.0).into_iter().flatten().flatten().filter(is_ours).map(|entry| entry.path()) {
+            // Both ends, so that this waits for nobody itself.
+            let other_end = fs::OpenOptions::new().read(true).write(true).open(&path);
+            if let Err(error) = other_end.and_then(|_| fs::remove_file(&path)) {
+                tracing::warn!(path = %path.display(), %error, "the pipe of an earlier health check is left");
+            }
+        }
     }
 
     /// A new place to mount a part of a volume on, a directory or a file.

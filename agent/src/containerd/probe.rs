@@ -18,6 +18,8 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 const PROCESS_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
+/// What the names of health checks' processes and pipes begin with.
+pub(super) const PREFIX: &str = "probe-";
 /// Output of a health check that is kept, bytes (as Docker's).
 const PROBE_OUTPUT: usize = 4096;
 /// Bytes of a health check's output after which it is read slowly: one that prints without end must not keep us busy.
@@ -43,7 +45,7 @@ impl Shared {
     pub(super) async fn probe(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<Probe, ExecError> {
         let id = task.as_str();
         let process = spec::exec_process(&self.process(task).await?, command);
-        let exec = format!("probe-{}-{}", std::process::id(), self.probes.fetch_add(1, Ordering::Relaxed));
+        let exec = format!("{PREFIX}{}-{}", std::process::id(), self.probes.fetch_add(1, Ordering::Relaxed));
         let dir = self.config.task_dir(task);
         let pipe = dir.make_fifo(&exec)?;
         let probed = self.run_probe(id, &exec, &pipe, process, timeout).await;

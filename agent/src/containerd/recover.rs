@@ -3,6 +3,7 @@
 use super::client::{CALL_LIMIT, Client};
 use super::config::{ContainerdConfig, OWNER_LABEL, TASK_LABEL};
 use super::files::TaskDir;
+use super::probe;
 use crate::error::ExecError;
 use crate::executor::{Found, Started};
 use crate::task::Outcome;
@@ -12,6 +13,11 @@ use containerd_client::types::v1::{Process, Status as ProcessStatus};
 use skep_types::{ContainerStatus, TaskId};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::time::Duration;
+
+/// How often containerd is asked for what it cannot tell; it waits two seconds for a shim.
+const LOOKS: usize = 5;
+const AGAIN: Duration = Duration::from_millis(300);
 
 /// Only what this skepd made: several may use one containerd.
 fn owned(config: &ContainerdConfig) -> Vec<String> {
@@ -20,10 +26,10 @@ fn owned(config: &ContainerdConfig) -> Vec<String> {
 
 /// Everything there is, by task.
 pub async fn survey(client: &Client, config: &ContainerdConfig) -> Result<BTreeMap<TaskId, Found>, ExecError> {
-    let explain = |error| client.explain(error);
-    let request = client.request(ListTasksRequest::default());
-    let processes = client.call("list tasks", CALL_LIMIT, client.tasks().list(request)).await.map_err(explain)?.tasks;
-    let processes: HashMap<String, Process> = processes.into_iter().map(|process| (process.id.clone(), process)).collect();
+    for id in names(&config.tasks_dir())? {
+        config.task_dir(&id).abandon_fifos(probe::PREFIX);
+    }
+    let processes = processes(client).await?;
     let mut found = BTreeMap::new();
     for (dir, kind) in [(config.logs_dir(), Found::Logs), (config.etc_dir(), Found::Remains), (config.tasks_dir(), Found::Remains)] {
         for id in names(&dir)? {
@@ -38,6 +44,24 @@ pub async fn survey(client: &Client, config: &ContainerdConfig) -> Result<BTreeM
         found.insert(id, state);
     }
     Ok(found)
+}
+
+/// What runs in containerd. A shim that does not answer is asked again: that says nothing about its process.
+async fn processes(client: &Client) -> Result<HashMap<String, Process>, ExecError> {
+    let mut looks = 1..=LOOKS;
+    loop {
+        let request = client.request(ListTasksRequest::default());
+        let listed = client.call("list tasks", CALL_LIMIT, client.tasks().list(request)).await;
+        let tasks = listed.map_err(|error| client.explain(error))?.tasks;
+        looks.next();
+        match tasks.iter().find(|process| process.status == ProcessStatus::Unknown as i32) {
+            Some(process) if !looks.is_empty() => {
+                tracing::warn!(container = process.id, "containerd cannot tell how this container is; asking again");
+                tokio::time::sleep(AGAIN).await;
+            }
+            _ => return Ok(tasks.into_iter().map(|process| (process.id.clone(), process)).collect()),
+        }
+    }
 }
 
 fn state(process: &Process, dir: &TaskDir) -> Found {
