@@ -7,10 +7,8 @@ mod hosts;
 mod support;
 
 use skep_netlb::*;
-use std::process::Command;
 use support::*;
 
-const SCENARIO: &str = "SKEP_NETLB_SCENARIO";
 const POINTS: &[&str] = &[
     "netlb.netns.file",
     "netlb.netns.mounted",
@@ -51,11 +49,7 @@ fn responder() {
 /// Not a test: what is killed.
 #[test]
 fn scenario() {
-    if std::env::var(SCENARIO).is_err() {
-        return;
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(async {
+    support::scenario(async {
         let netlb = World::netlb();
         let (ingress, plain) = (network(1, true), network(2, false));
         let mut tasks: Vec<_> = (1..=4).map(|n| task(n, vec![attach(&ingress, 10 + n)])).collect();
@@ -106,18 +100,9 @@ fn after_a_kill_at_any_point_the_next_start_mends_everything() {
         for point in POINTS {
             for visit in [1, 2] {
                 let before = look(line);
-                let killed = Command::new(std::env::current_exe().unwrap())
-                    .args(["--exact", "scenario", "--nocapture"])
-                    .env(SCENARIO, "1")
-                    .env("SKEP_FAILPOINT", format!("{point}:{visit}"))
-                    .output()
-                    .unwrap();
-                let signal = std::os::unix::process::ExitStatusExt::signal(&killed.status);
-                if visit == 2 && signal.is_none() {
-                    assert!(killed.status.success(), "{point}: {}", String::from_utf8_lossy(&killed.stderr));
+                if !killed_at(point, visit) {
                     continue; // is visited once only
                 }
-                assert_eq!(signal, Some(9), "{point} lies on the path: {}", String::from_utf8_lossy(&killed.stdout));
                 let netlb = World::netlb();
                 let (ingress, tasks) = three_tasks(&mut world, &netlb).await;
                 let mut want = wanted(&[ingress], &tasks, vec![ingress_port(Protocol::Tcp, 8080, &tasks)]);

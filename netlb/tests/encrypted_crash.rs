@@ -11,11 +11,8 @@ mod support;
 use encryption::*;
 use hosts::*;
 use skep_netlb::*;
-use std::os::unix::process::ExitStatusExt;
-use std::process::Command;
 use support::*;
 
-const SCENARIO: &str = "SKEP_NETLB_SCENARIO";
 const POINTS: &[&str] = &[
     "netlb.secure.key",
     "netlb.secure.guarded",
@@ -39,11 +36,7 @@ fn responder() {
 /// Not a test: what is killed, on the first of two hosts.
 #[test]
 fn scenario() {
-    if std::env::var(SCENARIO).is_err() {
-        return;
-    }
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    runtime.block_on(async {
+    support::scenario(async {
         let mut secured = Secured::two_with_the_first(Host::start(1)).await;
         let host = secured.hosts.remove(0);
         let mut tell = async |epochs: &[u32], encrypted: bool| {
@@ -69,32 +62,20 @@ fn after_a_kill_at_any_point_the_next_start_encrypts_again() {
         let mut secured = Secured::spread(&mut world, 2, Underlay::V4).await;
         let cable = Cable::watch();
         secured.hosts[0].netlb.remove_everything().await.unwrap();
-        let first = secured.hosts.remove(0);
+        let first = secured.hosts.remove(0).netns();
         let look = || {
             sh(
                 "nsenter --net=/run/netns/h1 sh -ec 'ip -br link; nft list ruleset; ip -6 route show table all | { grep -v kernel || true; }; ls /run/h1/netns'",
             )
         };
         let before = look();
-        drop(first);
         let only = if can_encrypt(driver()).unwrap() == WireGuard::Kernel { OF_THE_KERNEL } else { OF_OURS };
         for point in POINTS.iter().chain(only) {
             for visit in [1, 2] {
                 sh("rm -rf /run/h1/wireguard");
-                let killed = Command::new("nsenter")
-                    .arg("--net=/run/netns/h1")
-                    .arg(std::env::current_exe().unwrap())
-                    .args(["--exact", "scenario", "--nocapture"])
-                    .env(SCENARIO, "1")
-                    .env("SKEP_FAILPOINT", format!("{point}:{visit}"))
-                    .output()
-                    .unwrap();
-                let signal = killed.status.signal();
-                if visit == 2 && signal.is_none() {
-                    assert!(killed.status.success(), "{point}: {}", String::from_utf8_lossy(&killed.stderr));
+                if !within(&first, || killed_at(point, visit)) {
                     continue; // is visited once only
                 }
-                assert_eq!(signal, Some(9), "{point} lies on the path: {}", String::from_utf8_lossy(&killed.stderr));
                 eprintln!("killed at {point}, visit {visit}");
                 secured.start_again(1).await;
                 secured.tell().await;

@@ -133,9 +133,7 @@ fn a_restart_keeps_connections_between_hosts() {
         hosts.clear(); // gone without a word, both
         without.into_iter().for_each(Kept::still_answers);
         hosts = vec![Host::start(1), Host::start(2)];
-        for (task, node) in &cluster.tasks {
-            hosts[usize::from(*node) - 1].netlb.ensure_task(task.clone()).await.unwrap();
-        }
+        cluster.ensure_tasks(&hosts).await;
         halfway.into_iter().for_each(Kept::still_answers);
         cluster.tell(&hosts).await;
         after.into_iter().for_each(Kept::still_answers);
@@ -304,9 +302,7 @@ fn what_spans_hosts_is_removed_without_a_trace() {
         eventually(&format!("the hosts are as before: {before:?}"), || traces() == before);
         // Once more from the start, as if it had never been; and then by one who knows only the files.
         cluster.networks = networks.to_vec();
-        for (task, node) in &cluster.tasks {
-            hosts[usize::from(*node) - 1].netlb.ensure_task(task.clone()).await.unwrap();
-        }
+        cluster.ensure_tasks(&hosts).await;
         cluster.tell(&hosts).await;
         drop(hosts);
         for host in [Host::start(1), Host::start(2)] {

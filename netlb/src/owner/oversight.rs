@@ -111,7 +111,7 @@ impl Owner {
         }
         self.watch.doubtful = false;
         self.watch.compare_due = Instant::now() + COMPARE_EVERY;
-        for mended in self.audit_host_tables()? {
+        for mended in self.audit_guard()?.into_iter().chain(self.audit_host_tables()?) {
             warn!(what = %mended, "somebody changed our tables; mended");
         }
         let warning = self.firewall_warning()?;

@@ -117,9 +117,7 @@ impl Scene {
     }
 
     pub async fn all_are_as_wanted(&self) {
-        for host in &self.hosts {
-            host.is_as_wanted().await;
-        }
+        all_are_as_wanted(&self.hosts).await;
     }
 
     /// What others do to a load balancer, as lines of shell for the sandbox.

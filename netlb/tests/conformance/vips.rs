@@ -5,6 +5,7 @@ use crate::scene::*;
 use crate::support::*;
 use skep_netlb::*;
 use std::net::TcpListener;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub async fn a_connection_goes_to_any_backend_whatever_its_port_and_protocol(mut scene: Scene) {
@@ -30,10 +31,7 @@ pub async fn a_backend_that_left_gets_nothing_new_and_keeps_what_it_has(mut scen
     let client = scene.with_client().await;
     for leaving in [1, 2] {
         scene.lead_to(&[leaving]).await;
-        let name = format!("T{leaving}");
-        let keep =
-            |(vip, seen_as, _): (&str, &str, &str)| Kept::open(|| within(&client, || connect(vip, 80)), &format!("{name} saw {seen_as}"));
-        let kept = FAMILIES.map(keep);
+        let kept = keep(&client, leaving);
         scene.lead_to(&[leaving, 3]).await;
         scene.lead_to(&[3]).await;
         for (vip, seen_as, _) in FAMILIES {
@@ -50,6 +48,11 @@ pub async fn a_backend_that_left_gets_nothing_new_and_keeps_what_it_has(mut scen
         all_answer(&["T1", "T2"], seen_as, || within(&client, || ask(vip, 80)));
     }
     scene.all_are_as_wanted().await;
+}
+
+/// A connection to each of the virtual addresses, which lead to the task of that number.
+fn keep(client: &Path, number: u8) -> [Kept; 2] {
+    FAMILIES.map(|(vip, seen_as, _)| Kept::open(|| within(client, || connect(vip, 80)), &format!("T{number} saw {seen_as}")))
 }
 
 /// Refused, not left to wait.
@@ -81,8 +84,7 @@ pub async fn a_virtual_address_without_backends_refuses(mut scene: Scene) {
 pub async fn a_virtual_address_that_is_removed_keeps_what_is_connected(mut scene: Scene) {
     let client = scene.with_client().await;
     scene.lead_to(&[2]).await;
-    let keep = |(vip, seen_as, _): (&str, &str, &str)| Kept::open(|| within(&client, || connect(vip, 80)), &format!("T2 saw {seen_as}"));
-    let kept = FAMILIES.map(keep);
+    let kept = keep(&client, 2);
     scene.cluster.vips.clear();
     scene.cluster.tell(&scene.hosts).await;
     for (vip, ..) in FAMILIES {
@@ -192,8 +194,7 @@ pub async fn an_audit_mends_what_others_broke(mut scene: Scene) {
 pub async fn a_restart_keeps_connections(mut scene: Scene) {
     let client = scene.with_client().await;
     scene.lead_to(&[2]).await;
-    let keep = |(vip, seen_as, _): (&str, &str, &str)| Kept::open(|| within(&client, || connect(vip, 80)), &format!("T2 saw {seen_as}"));
-    let kept = [FAMILIES.map(keep), FAMILIES.map(keep)];
+    let kept = [keep(&client, 2), keep(&client, 2)];
     // One that is on its way out when the daemon goes must not get new connections afterwards.
     scene.lead_to(&[1]).await;
     let [without, after] = kept;
@@ -203,9 +204,7 @@ pub async fn a_restart_keeps_connections(mut scene: Scene) {
         assert_eq!(who(within(&client, || ask(vip, 80))), "T1", "while nobody looks after it");
     }
     scene.hosts.insert(0, scene.start(1));
-    for (task, node) in &scene.cluster.tasks {
-        scene.hosts[usize::from(*node) - 1].netlb.ensure_task(task.clone()).await.unwrap();
-    }
+    scene.cluster.ensure_tasks(&scene.hosts).await;
     scene.lead_to(&[1, 3]).await;
     after.into_iter().for_each(Kept::still_answers);
     for (vip, seen_as, _) in FAMILIES {
@@ -227,9 +226,7 @@ pub async fn another_driver_takes_over_at_a_restart(mut scene: Scene) {
     scene.hosts.remove(0);
     scene.driver = if scene.driver == LbDriver::Ipvs { LbDriver::Nftables } else { LbDriver::Ipvs };
     scene.hosts.insert(0, scene.start(1));
-    for (task, node) in &scene.cluster.tasks {
-        scene.hosts[usize::from(*node) - 1].netlb.ensure_task(task.clone()).await.unwrap();
-    }
+    scene.cluster.ensure_tasks(&scene.hosts).await;
     scene.lead_to(&[2, 3]).await;
     for (vip, seen_as, _) in FAMILIES {
         all_answer(&["T2", "T3"], seen_as, || within(&client, || ask(vip, 80)));

@@ -76,7 +76,7 @@ impl Secured {
             let task = task(index, vec![attach(&secured.network, 10 + index)]);
             secured.cluster.tasks.push((task, index));
         }
-        secured.ensure_tasks(&secured.hosts[0]).await;
+        secured.cluster.ensure_tasks(&secured.hosts).await;
         secured
     }
 
@@ -152,14 +152,8 @@ impl Secured {
     /// A host whose daemon was gone.
     pub async fn start_again(&mut self, index: u8) {
         let host = Host::start(index);
-        self.ensure_tasks(&host).await;
+        self.cluster.ensure_tasks(std::slice::from_ref(&host)).await;
         self.hosts.insert(usize::from(index) - 1, host);
-    }
-
-    pub async fn ensure_tasks(&self, host: &Host) {
-        for (task, _) in self.cluster.tasks.iter().filter(|(_, node)| *node == host.index) {
-            host.netlb.ensure_task(task.clone()).await.unwrap();
-        }
     }
 
     fn addresses(to: usize) -> [String; 2] {
@@ -204,7 +198,7 @@ impl Host {
         secured.hosts[0].netlb.remove_everything().await.unwrap();
         let host = Self::watchful(1);
         // Its tasks are new, and nobody answers in them: that is not asked of it.
-        secured.ensure_tasks(&host).await;
+        secured.cluster.ensure_tasks(std::slice::from_ref(&host)).await;
         host.netlb.set_wanted(secured.for_node(1));
         host.applied().await;
         host

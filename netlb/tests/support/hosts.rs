@@ -186,6 +186,15 @@ impl Cluster {
         }
     }
 
+    /// Gives these hosts the tasks that are placed on them, such as after their daemons were gone.
+    pub async fn ensure_tasks(&self, hosts: &[Host]) {
+        for host in hosts {
+            for (task, _) in self.tasks.iter().filter(|(_, node)| *node == host.index) {
+                host.netlb.ensure_task(task.clone()).await.unwrap();
+            }
+        }
+    }
+
     /// Places a task and starts a responder in it that is called `T<number>`.
     pub async fn place(&mut self, world: &mut World, host: &Host, number: u8, attachments: Vec<Attachment>) -> PathBuf {
         let task = task(number, attachments);

@@ -8,12 +8,14 @@ use skep_types::{NetworkId, TaskId};
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const INSIDE: &str = "SKEP_NETLB_INSIDE";
 const RESPONDER: &str = "SKEP_NETLB_RESPONDER";
+const SCENARIO: &str = "SKEP_NETLB_SCENARIO";
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Runs `body` on a host of its own. `name` is the test's full name.
@@ -193,6 +195,33 @@ pub fn within<T: Send>(netns: &Path, work: impl FnOnce() -> T + Send) -> T {
         };
         scope.spawn(enter).join().unwrap()
     })
+}
+
+/// The whole of the test `scenario`, which is none but what [`killed_at`] kills.
+pub fn scenario(steps: impl Future<Output = ()>) {
+    if std::env::var(SCENARIO).is_ok() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(steps);
+    }
+}
+
+/// Runs the test `scenario` of this program until it is killed at that visit of the fail-point. `false` if it came to its end, which it
+/// may only for want of another visit than the first.
+pub fn killed_at(point: &str, visit: u32) -> bool {
+    let ended = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "scenario", "--nocapture"])
+        .env(SCENARIO, "1")
+        .env("SKEP_FAILPOINT", format!("{point}:{visit}"))
+        .output()
+        .unwrap();
+    let heard = || format!("{}{}", String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    let signal = ended.status.signal();
+    if visit > 1 && signal.is_none() {
+        assert!(ended.status.success(), "{point}: {}", heard());
+        return false;
+    }
+    assert_eq!(signal, Some(9), "{point} lies on the path: {}", heard());
+    true
 }
 
 pub fn connect(to: &str, port: u16) -> Result<TcpStream, String> {
