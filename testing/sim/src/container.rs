@@ -1,8 +1,10 @@
 //! What really runs on the nodes of a run, whatever anybody believes.
 
+use crate::agent::{Done, Timer};
 use crate::queue::Moment;
+use crate::world::{Event, World};
 use skep_agent::pure::{Outcome, Recovered};
-use skep_types::{ContainerStatus, HealthConfig, PortConfig, PublishMode, ServiceId, Task, TaskId};
+use skep_types::{ContainerStatus, HealthConfig, NodeId, PortConfig, PublishMode, ServiceId, Task, TaskId};
 use std::time::Duration;
 
 /// One container of one node.
@@ -73,6 +75,36 @@ impl Container {
             _ if self.alive => Recovered::Running { container: self.status(), healthcheck: self.checked },
             Some(outcome) => Recovered::Ended(outcome.clone()),
             None => Recovered::Remains,
+        }
+    }
+}
+
+impl World {
+    /// How long a container lives is settled when it starts.
+    pub fn container_starts(&mut self, node: &NodeId, id: &TaskId) {
+        let Some(container) = self.agents.get(node).and_then(|agent| agent.containers.get(id)).cloned() else { return };
+        self.check_start(node, &container);
+        let since = container.since;
+        let faulty = !self.healed && self.dice.roll(100) < container.bad;
+        let (delay, code) = match (faulty, container.is_job) {
+            (true, _) => (self.dice.moment(0..4_000), 1),
+            (false, true) => (self.dice.moment(200..6_000), 0),
+            (false, false) => return,
+        };
+        self.after(delay, Event::Exit { node: node.clone(), task: id.clone(), since, code });
+    }
+
+    /// A container ends by itself, or is killed.
+    pub fn exits(&mut self, node: &NodeId, id: &TaskId, since: Option<Moment>, code: i32) {
+        let Some(agent) = self.agents.get_mut(node) else { return };
+        let Some(container) = agent.containers.get_mut(id).filter(|container| container.alive) else { return };
+        if since.is_some_and(|since| since != container.since) {
+            return;
+        }
+        container.alive = false;
+        container.outcome = Some(Outcome { exit_code: code, words: None });
+        if agent.up {
+            self.agent_after(node, Duration::from_millis(1), Timer::Task { task: id.clone(), op: None, done: Done::Ended });
         }
     }
 }

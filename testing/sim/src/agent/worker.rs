@@ -1,0 +1,117 @@
+//! The tasks that a node should have: what a manager's message makes of them. `worker.rs` of the agent.
+
+use super::session::Link;
+use super::task::{Driven, Record};
+use crate::container::Container;
+use crate::mutant::Mutant;
+use crate::wire::{ConnId, Up};
+use crate::world::World;
+use skep_agent::pure::{Alone, Event as Step, Machine, Recovered, sort};
+use skep_manager::pure::Name;
+use skep_proto::v1::AssignmentsMessage;
+use skep_proto::v1::assignments_message::Type;
+use skep_types::{NodeId, Task, TaskId, TaskState, Version};
+use std::sync::Arc;
+
+impl World {
+    pub(super) fn begin_task(&mut self, node: &NodeId, mut record: Record) {
+        let Some(agent) = self.agents.get_mut(node) else { return };
+        record.status.state = record.status.state.max(TaskState::Assigned);
+        let id = record.task.id.clone();
+        let found = agent.containers.get(&id).map_or(Recovered::Nothing, Container::found);
+        let (machine, actions) = Machine::new(record.status.state, record.task.desired_state, found);
+        agent.reports.remember(&id, record.status.clone());
+        agent.tasks.insert(id.clone(), Driven { record, machine, unassigned: false, op: 0 });
+        agent.save(&id);
+        self.carry_out(node, &id, actions);
+    }
+
+    pub(super) fn assigned(&mut self, node: &NodeId, conn: ConnId, message: AssignmentsMessage) {
+        let Some(agent) = self.agents.get_mut(node) else { return };
+        let Link::Up { reference, session, .. } = &mut agent.link else { return };
+        let gap = message.r#type == Type::Incremental as i32 && message.applies_to != *reference;
+        reference.clone_from(&message.results_in);
+        let session = session.clone();
+        let name = (!gap).then(|| message.results_in.clone());
+        let sorted = sort(message);
+        if sorted.complete || name.is_none() {
+            agent.applied = None;
+        }
+        let wanted: Vec<TaskId> = sorted.tasks.iter().map(|task| task.id.clone()).collect();
+        let mut gone = sorted.removed_tasks;
+        if sorted.complete {
+            gone.extend(agent.tasks.keys().chain(agent.told.keys()).filter(|id| !wanted.contains(id)).cloned());
+            let strays: Vec<TaskId> =
+                agent.containers.keys().filter(|id| !agent.tasks.contains_key(*id) && !wanted.contains(id)).cloned().collect();
+            for stray in strays {
+                agent.containers.remove(&stray);
+            }
+        }
+        for task in sorted.tasks {
+            if let Some(agent) = self.agents.get_mut(node) {
+                agent.told.insert(task.id.clone(), Arc::new(task.clone()));
+            }
+            self.assign(node, task);
+        }
+        for id in gone {
+            if let Some(agent) = self.agents.get_mut(node) {
+                agent.told.remove(&id);
+                if let Some(driven) = agent.tasks.get_mut(&id)
+                    && !std::mem::replace(&mut driven.unassigned, true)
+                {
+                    self.step(node, &id, Step::Unassigned);
+                }
+            }
+        }
+        let Some(agent) = self.agents.get_mut(node) else { return };
+        match name {
+            Some(name) => {
+                agent.kept = Some((name.clone(), agent.told.clone()));
+                agent.applied = Some(name.clone());
+                if let Some(name) = Name::parse(&name) {
+                    self.check_told(node, name.revision);
+                }
+            }
+            None => {
+                agent.link = match std::mem::replace(&mut agent.link, Link::None) {
+                    Link::Up { conn, session, began, reporting, .. } => {
+                        Link::Up { conn, session, began, reporting, reference: String::new() }
+                    }
+                    other => other,
+                };
+                self.up(conn, Up::Assignments { session, applied: String::new() });
+            }
+        }
+    }
+
+    fn check_told(&mut self, node: &NodeId, revision: Version) {
+        let told = &self.agents[node].told;
+        let view = self.raft.views.get(&revision);
+        self.watch.told(node, told, view, revision);
+    }
+
+    fn assign(&mut self, node: &NodeId, mut task: Task) {
+        let Some(agent) = self.agents.get_mut(node) else { return };
+        let id = task.id.clone();
+        let Some(driven) = agent.tasks.get_mut(&id) else {
+            let record = Record { status: task.status.clone(), task: Arc::new(task), alone: Alone::default() };
+            return self.begin_task(node, record);
+        };
+        // Assigned again while it is being removed, or an older wish (`worker.rs`, `drive.rs`).
+        if driven.unassigned || task.desired_state < driven.machine.desired() {
+            return;
+        }
+        task.status = driven.record.task.status.clone();
+        task.meta = driven.record.task.meta;
+        if task == *driven.record.task {
+            return;
+        }
+        let desired = task.desired_state;
+        driven.record.task = Arc::new(task);
+        agent.save(&id);
+        if self.mutant == Some(Mutant::DeafToWishes) && desired >= TaskState::Shutdown && self.dice.roll(3) == 0 {
+            return;
+        }
+        self.step(node, &id, Step::Desired(desired));
+    }
+}
