@@ -154,9 +154,9 @@ pub async fn restore(flags: Restore, connection: &Connection) -> Result<(), Fail
             let mut data = vec![0; CHUNK];
             let count = reader.read(&mut data).await?;
             data.truncate(count);
-            let is_end = count == 0;
             // An empty file still sends its start, and gets its answer from the daemon.
-            if (is_end && start.is_none()) || sender.send(RestoreChunk { start: start.take(), data }).await.is_err() || is_end {
+            let is_over = count == 0 && start.is_none();
+            if is_over || sender.send(RestoreChunk { start: start.take(), data }).await.is_err() {
                 return Ok::<_, std::io::Error>(());
             }
         }
