@@ -148,6 +148,8 @@ mod tests {
                 node_id: "n2".into(),
                 underlay: "198.18.0.2".into(),
                 mac: vec![2, 0, 0, 0, 0, 2],
+                underlay_mtu: 9000,
+                keys: vec![skep::TunnelKey { epoch: 4, public_key: vec![7; 32], port: 51820 }],
             }],
             endpoints: vec![endpoint(3, "10.0.2.13/24")],
             services: vec![skep::NetworkServiceEntry {

@@ -51,8 +51,9 @@ async fn once(channel: Channel, config: &SessionConfig, network: &Arc<dyn Networ
     network.following(Following::Asked);
     let _followed = Followed(network);
     let (reports, queue) = mpsc::channel(REPORTS);
-    let hello = NetworkHello { data_path_addr: config.data_path_addr.map(|address| address.to_string()).unwrap_or_default() };
-    if reports.try_send(NetworkReport { hello: Some(hello), programmed: 0 }).is_err() {
+    let data_path_addr = config.data_path_addr.map(|address| address.to_string()).unwrap_or_default();
+    let hello = NetworkHello { data_path_addr, ..NetworkHello::default() };
+    if reports.try_send(NetworkReport { hello: Some(hello), ..NetworkReport::default() }).is_err() {
         return Status::internal("a queue that was just made is full");
     }
     let mut client = NetworkStateClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
@@ -108,7 +109,7 @@ async fn acknowledge(network: &Arc<dyn Network>, mut latest: watch::Receiver<u64
         };
         failed.clear();
         failpoint!("agent.networks.programmed");
-        if reports.send(NetworkReport { hello: None, programmed: revision }).await.is_err() {
+        if reports.send(NetworkReport { programmed: revision, ..NetworkReport::default() }).await.is_err() {
             return;
         }
     }

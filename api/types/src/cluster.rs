@@ -1,6 +1,6 @@
 //! The cluster object: settings, root certificate, join tokens, keys.
 
-use crate::{Annotations, ClusterId, Driver, Labels, Meta, NodeId, NodeRole, Timestamp};
+use crate::{Annotations, ClusterId, Driver, Labels, Meta, NodeId, NodeRole, Timestamp, TunnelEpochs};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -187,6 +187,9 @@ pub struct Cluster {
     /// 0 = 4789.
     #[serde(default)]
     pub vxlan_port: u32,
+    /// Of the keys between nodes. Not on the original's wire.
+    #[serde(default)]
+    pub tunnel_epochs: TunnelEpochs,
 }
 
 impl Cluster {
@@ -205,6 +208,7 @@ impl Cluster {
             default_address_pool: Vec::new(),
             subnet_size: 0,
             vxlan_port: 0,
+            tunnel_epochs: TunnelEpochs::default(),
         }
     }
 }

@@ -18,6 +18,7 @@ mod secret; // secrets and configs
 mod service; // what to run and how to change it
 mod task; // one attempt at running one slot
 mod time; // points in time, revisions
+mod tunnel; // keys of encrypted networks
 mod unlock_key; // what opens a locked manager
 mod view; // seeing and changing the cluster
 
@@ -33,5 +34,6 @@ pub use secret::*;
 pub use service::*;
 pub use task::*;
 pub use time::{Timestamp, Version};
+pub use tunnel::*;
 pub use unlock_key::{BadUnlockKey, UNLOCK_SUBSYSTEM, UnlockKey};
 pub use view::*;

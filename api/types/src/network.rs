@@ -13,6 +13,9 @@ pub const VXLAN_IDS_OPTION: &str = "com.docker.network.driver.overlay.vxlanid_li
 /// The driver options that say what a packet of a task may measure, in bytes: docker's name and the short one.
 pub const MTU_OPTIONS: [&str; 2] = ["com.docker.network.driver.mtu", "mtu"];
 
+/// The driver option of networks whose packets travel between hosts encrypted; its value is empty or `true`.
+pub const ENCRYPTED_OPTION: &str = "encrypted";
+
 /// IPv4 or IPv6, or what the subnet says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AddressFamily {
@@ -98,6 +101,13 @@ impl Network {
     pub fn wanted_mtu(&self) -> Option<u32> {
         let options = self.spec.driver.as_ref().map(|driver| &driver.options)?;
         MTU_OPTIONS.iter().find_map(|name| options.get(*name)).and_then(|text| text.parse().ok())
+    }
+
+    /// Whether its packets are to travel between hosts encrypted. The option counts whatever its value, as in the original: what is
+    /// misread must not be in clear.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        self.spec.driver.as_ref().is_some_and(|driver| driver.options.contains_key(ENCRYPTED_OPTION))
     }
 
     #[must_use]

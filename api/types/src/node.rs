@@ -1,6 +1,6 @@
 //! Nodes: what they are asked to be, what they report, how they are.
 
-use crate::{Annotations, Certificate, Labels, Meta, NetworkAttachment, NodeId, Platform, Resources};
+use crate::{Annotations, Certificate, Encrypting, Labels, Meta, NetworkAttachment, NodeId, Platform, Resources, TunnelKey};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -140,6 +140,14 @@ pub struct NodeOverlay {
     pub index: u32,
     /// IP address for VXLAN.
     pub underlay: String,
+    /// What a packet may measure on the device of that address, in bytes; 0 = it did not say.
+    pub underlay_mtu: u32,
+    /// CIDRs of the machine's own devices: networks without a subnet are given none that overlaps them.
+    pub local_prefixes: Vec<String>,
+    /// Whether it can be given tasks of encrypted networks.
+    pub encrypting: Encrypting,
+    /// Its end of the tunnels of encrypted networks, by epoch; at most two.
+    pub tunnel_keys: Vec<TunnelKey>,
 }
 
 /// A machine of the cluster.

@@ -246,7 +246,7 @@ fn a_new_leader_keeps_what_was_freed_lately_and_a_silent_node_keeps_it_for_a_min
 #[test]
 fn nodes_that_follow_networks_get_a_number_and_no_address() {
     let mut world = with_ingress();
-    let overlay = |underlay: &str| Some(NodeOverlay { index: 0, underlay: underlay.into() });
+    let overlay = |underlay: &str| Some(NodeOverlay { underlay: underlay.into(), ..NodeOverlay::default() });
     let nodes: Vec<NodeId> = (1..=3).map(|number| world.add_node(number, |node| node.overlay = overlay("192.0.2.1"))).collect();
     let mut allocator = Allocator::new(&world);
     allocate(&mut world, &mut allocator);

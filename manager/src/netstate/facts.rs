@@ -3,8 +3,8 @@
 use prost::Message as _;
 use skep_proto::skep::network_endpoint::Readiness;
 use skep_proto::skep::{NetworkEndpoint, NetworkPort, NetworkServiceEntry};
-use skep_proto::{ToWire as _, v1};
-use skep_types::{Network, NetworkAttachment, NetworkId, Node, NodeId, NodeState, PublishMode, Service, Task, TaskId, TaskState};
+use skep_proto::{ToWire as _, skep, v1};
+use skep_types::{Network, NetworkAttachment, NetworkId, Node, NodeId, NodeOverlay, NodeState, PublishMode, Service, Task, TaskId, TaskState, TunnelKey};
 use std::net::IpAddr;
 
 /// UDP port of VXLAN where the cluster names none (RFC 7348).
@@ -115,10 +115,14 @@ pub(super) fn spans(network: &Network) -> bool {
     skep_plan::is_overlay(network) && network.driver_state.is_some() && network.ipam.is_some()
 }
 
-/// Number and underlay address of a node that can be a peer.
-pub(super) fn place(node: &Node) -> Option<(u32, String)> {
+/// What peers are to know of a node that can be one; its number is not 0, its address not empty.
+pub(super) fn place(node: &Node) -> Option<NodeOverlay> {
     let overlay = node.overlay.as_ref().filter(|overlay| overlay.index != 0 && !overlay.underlay.is_empty())?;
-    Some((overlay.index, overlay.underlay.clone()))
+    Some(NodeOverlay { local_prefixes: Vec::new(), ..overlay.clone() })
+}
+
+pub(super) fn tunnel_key(key: TunnelKey) -> skep::TunnelKey {
+    skep::TunnelKey { epoch: key.epoch, public_key: key.public, port: u32::from(key.port) }
 }
 
 pub(super) fn is_down(node: &Node) -> bool {

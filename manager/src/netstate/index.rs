@@ -6,7 +6,7 @@
 use super::acks::Acks;
 use super::dirty::Touch;
 use super::facts::{DEFAULT_VXLAN_PORT, host, networks};
-use skep_types::{Change, ClusterView, Network, NetworkId, NodeId, Object, Service, ServiceId, Task, TaskId, Version};
+use skep_types::{Change, ClusterView, Network, NetworkId, NodeId, NodeOverlay, Object, Service, ServiceId, Task, TaskId, Version};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -39,7 +39,7 @@ pub(super) struct Index {
 pub(super) struct Seat {
     pub(super) exists: bool,
     /// Its number and its underlay address, once it can be a peer.
-    pub(super) place: Option<(u32, String)>,
+    pub(super) place: Option<NodeOverlay>,
     pub(super) down: bool,
     /// The last revision it acknowledged.
     pub(super) programmed: Version,

@@ -98,7 +98,7 @@ impl Index {
     /// to know it, or not any more.
     fn host_changed(&mut self, node: &NodeId, network: &NetworkId, out: Out) {
         out(node, Touch::Interest(network.clone()));
-        if let Some((number, _)) = self.nodes.get(node).and_then(|seat| seat.place.clone()) {
+        if let Some(number) = self.nodes.get(node).and_then(|seat| seat.place.as_ref()).map(|place| place.index) {
             self.tell(network, &Touch::Peer(network.clone(), number), out);
         }
         self.expect(node, network, out);
@@ -112,7 +112,7 @@ impl Index {
         let was_down = std::mem::replace(&mut seat.down, down);
         let before = std::mem::replace(&mut seat.place, place.clone());
         if before != place {
-            self.place_changed(id, before.as_ref().map(|(number, _)| *number), place.as_ref().map(|(number, _)| *number), out);
+            self.place_changed(id, before.as_ref().map(|place| place.index), place.as_ref().map(|place| place.index), out);
         }
         if before != place || was_down != down {
             let networks: BTreeSet<NetworkId> = self.nodes.get(id).into_iter().flat_map(|seat| &seat.networks).cloned().collect();

@@ -1,10 +1,10 @@
 //! What a node is told of what it has an interest in. Pure.
 
 use super::dirty::{Dirty, Extent, Parts};
-use super::facts::{encoded, endpoint, host, mac, service_entry};
+use super::facts::{encoded, endpoint, host, mac, service_entry, tunnel_key};
 use super::index::{Index, Net};
 use skep_proto::skep::{NetworkChanges, NetworkDelta, NetworkEndpoint, NetworkPeer, NetworkServiceEntry};
-use skep_types::{NetworkId, NodeId, ServiceId, TaskId};
+use skep_types::{NetworkId, NodeId, NodeOverlay, ServiceId, TaskId};
 
 impl Index {
     /// Everything for a stream that has said nothing yet.
@@ -38,7 +38,7 @@ impl Index {
         let place = self.nodes.get(node).and_then(|seat| seat.place.as_ref());
         NetworkChanges {
             revision: self.version.0,
-            node_index: place.map(|(number, _)| *number).unwrap_or_default(),
+            node_index: place.map(|place| place.index).unwrap_or_default(),
             vxlan_port: self.vxlan_port,
             ..NetworkChanges::default()
         }
@@ -97,15 +97,17 @@ impl Index {
         if net.ingress && node != peer && !net.hosts.contains_key(node) && !net.hosts.contains_key(peer) {
             return None;
         }
-        let (number, underlay) = self.nodes.get(peer)?.place.clone()?;
-        Some(NetworkPeer { node_index: number, node_id: peer.to_string(), underlay, mac: mac(peer, id) })
+        let NodeOverlay { index, underlay, underlay_mtu, tunnel_keys, .. } = self.nodes.get(peer)?.place.clone()?;
+        let is_encrypted = net.network.as_ref().is_some_and(|network| network.is_encrypted());
+        let keys = if is_encrypted { tunnel_keys.into_iter().map(tunnel_key).collect() } else { Vec::new() };
+        Some(NetworkPeer { node_index: index, node_id: peer.to_string(), underlay, mac: mac(peer, id), underlay_mtu, keys })
     }
 
     /// An endpoint whose node can be reached.
     fn endpoint(&self, id: &NetworkId, task: &TaskId) -> Option<NetworkEndpoint> {
         let task = self.tasks.get(task)?;
-        let (number, _) = self.nodes.get(host(task)?)?.place.as_ref()?;
-        endpoint(task, id, *number)
+        let place = self.nodes.get(host(task)?)?.place.as_ref()?;
+        endpoint(task, id, place.index)
     }
 
     fn service(&self, id: &NetworkId, net: &Net, service: &ServiceId) -> Option<NetworkServiceEntry> {

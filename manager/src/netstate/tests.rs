@@ -155,7 +155,7 @@ impl World {
     fn put_node(&mut self, number: u64, place: Option<(u32, &str)>, state: NodeState) {
         let mut object = Node::new(node(number));
         object.status.state = state;
-        object.overlay = place.map(|(index, underlay)| NodeOverlay { index, underlay: underlay.into() });
+        object.overlay = place.map(|(index, underlay)| NodeOverlay { index, underlay: underlay.into(), ..NodeOverlay::default() });
         self.write(Object::Node(Arc::new(object)));
     }
 

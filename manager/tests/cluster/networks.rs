@@ -31,7 +31,7 @@ struct Known {
 }
 
 fn hello(addr: &str) -> NetworkReport {
-    NetworkReport { hello: Some(NetworkHello { data_path_addr: addr.into() }), programmed: 0 }
+    NetworkReport { hello: Some(NetworkHello { data_path_addr: addr.into(), ..NetworkHello::default() }), ..NetworkReport::default() }
 }
 
 async fn open(channel: Channel, first: NetworkReport) -> Result<(mpsc::Sender<NetworkReport>, Streaming<NetworkChanges>), Status> {
@@ -83,7 +83,7 @@ impl Follower {
     }
 
     async fn acknowledge(&self) {
-        self.reports.send(NetworkReport { hello: None, programmed: self.revision }).await.unwrap();
+        self.reports.send(NetworkReport { programmed: self.revision, ..NetworkReport::default() }).await.unwrap();
     }
 
     fn readiness(&self, network: &str) -> Vec<Readiness> {

@@ -16,7 +16,7 @@ type Stream = (mpsc::Sender<NetworkReport>, Streaming<NetworkChanges>);
 /// Follows until the node has its number.
 async fn try_follow(channel: Channel) -> Result<(Stream, NetworkChanges), Status> {
     let (reports, stream) = mpsc::channel(4);
-    reports.send(NetworkReport { hello: Some(NetworkHello::default()), programmed: 0 }).await.unwrap();
+    reports.send(NetworkReport { hello: Some(NetworkHello::default()), ..NetworkReport::default() }).await.unwrap();
     let mut changes = NetworkStateClient::new(channel).follow(ReceiverStream::new(stream)).await?.into_inner();
     let mut complete = false;
     loop {
@@ -48,7 +48,7 @@ async fn a_node_follows_through_any_manager_and_keeps_its_number_under_the_next_
     let worker = lab.certify(NodeRole::Worker).await;
     let channel = lab.hosts[followers[0]].channel(&worker).await;
     let ((reports, mut changes), first) = follow(&channel).await;
-    reports.send(NetworkReport { hello: None, programmed: first.revision }).await.unwrap();
+    reports.send(NetworkReport { programmed: first.revision, ..NetworkReport::default() }).await.unwrap();
     // Another node behind the same manager is another one.
     let other = lab.certify(NodeRole::Worker).await;
     let (_other, second) = follow(&lab.hosts[followers[0]].channel(&other).await).await;

@@ -54,7 +54,7 @@ message!(Cluster <=> v1::Cluster {
     default_address_pool,
     subnet_size,
     vxlan_port: vxlanudp_port,
-});
+} keeps { tunnel_epochs });
 
 impl FromWire for Certificate {
     type Wire = v1::Certificate;

@@ -152,6 +152,7 @@ one_of! {
     ResolutionMode { Vip, DnsRoundRobin }
     Protocol { Tcp, Udp, Sctp }
     PublishMode { Ingress, Host }
+    Affinity { None, Source }
     ResourceKind { Task, Secret, Config, Volume }
     MountType { Bind, Volume, Tmpfs, NamedPipe, Cluster }
     MountPropagation { RPrivate, Private, RShared, Shared, RSlave, Slave }
@@ -225,10 +226,6 @@ fields! {
     CaConfig { node_cert_expiry, external_cas, signing_ca_cert, signing_ca_key, force_rotate }
     RaftConfig { snapshot_interval, keep_old_snapshots, log_entries_for_slow_followers, heartbeat_tick, election_tick }
     ClusterSpec { annotations, task_history_retention_limit, raft, heartbeat_period, ca_config, task_log_driver, auto_lock_managers }
-    Cluster {
-        id, meta, spec, root_ca, network_bootstrap_keys, encryption_key_lamport_clock, blacklisted_certificates, unlock_keys, fips,
-        default_address_pool, subnet_size, vxlan_port,
-    }
     SecretSpec { annotations, data, templating, driver }
     Secret { id, meta, spec, internal }
     ConfigSpec { annotations, data, templating }
@@ -269,6 +266,13 @@ sample! {
         target_port: source.below(65536) as u32,
         published_port: source.below(65536) as u32,
         publish_mode: Sample::sample(source),
+        place: match source.below(3) {
+            0 => PublishPlace::Everywhere,
+            1 => PublishPlace::Address(std::net::Ipv4Addr::from(source.next() as u32).into()),
+            _ => PublishPlace::Interface(format!("eth{}", source.below(9))),
+        },
+        affinity: Sample::sample(source),
+        allow: (0..source.below(3)).map(|_| std::net::IpAddr::from(std::net::Ipv6Addr::from(u128::from(source.next()))).into()).collect(),
     };
     Seccomp: |source| match source.below(3) {
         0 => Self::Default,
@@ -295,6 +299,22 @@ sample! {
         applied_by: Sample::sample(source),
         applied_at: Sample::sample(source),
         running_since: None,
+    };
+    // `tunnel_epochs` never travel.
+    Cluster: |source| Self {
+        id: Sample::sample(source),
+        meta: Sample::sample(source),
+        spec: Sample::sample(source),
+        root_ca: Sample::sample(source),
+        network_bootstrap_keys: Sample::sample(source),
+        encryption_key_lamport_clock: Sample::sample(source),
+        blacklisted_certificates: Sample::sample(source),
+        unlock_keys: Sample::sample(source),
+        fips: Sample::sample(source),
+        default_address_pool: Sample::sample(source),
+        subnet_size: Sample::sample(source),
+        vxlan_port: Sample::sample(source),
+        tunnel_epochs: TunnelEpochs::default(),
     };
     // `overlay` never travels.
     Node: |source| Self {
