@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn what_a_manager_says_is_understood_field_by_field() {
-        let port = skep::NetworkPort { name: "http".into(), protocol: 1, target_port: 80, published_port: 8080 };
+        let port = skep::NetworkPort { name: "http".into(), protocol: 1, target_port: 80, published_port: 8080, ..Default::default() };
         let hidden = skep::NetworkPort { published_port: 0, ..port.clone() };
         let delta = skep::NetworkDelta {
             network_id: NetworkId::for_test(2).to_string(),

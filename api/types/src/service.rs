@@ -1,10 +1,13 @@
 //! Services: what to run, how many times, where, and how to change it.
 
 use crate::{
-    Annotations, ContainerSpec, Driver, Meta, NetworkAttachmentConfig, NetworkId, Platform, ResourceRequirements, ServiceId, Timestamp,
-    Version,
+    Annotations, ContainerSpec, Driver, FieldError, Meta, NetworkAttachmentConfig, NetworkId, Platform, ResourceRequirements, ServiceId,
+    Timestamp, Version,
 };
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -130,6 +133,60 @@ pub enum PublishMode {
     Host,
 }
 
+/// Where on a node a published port answers.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum PublishPlace {
+    /// On all addresses.
+    #[default]
+    Everywhere,
+    /// Connections to that address of the node; nodes without it do not answer.
+    Address(IpAddr),
+    /// Connections that come in by that link of the node, to whichever of its addresses.
+    Interface(String),
+}
+
+impl PublishPlace {
+    /// Whether one connection could be meant for both. A link may have any address, so those two always meet.
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Address(one), Self::Address(other)) => one == other,
+            (Self::Interface(one), Self::Interface(other)) => one == other,
+            _ => true,
+        }
+    }
+
+    #[must_use]
+    pub fn address(&self) -> Option<IpAddr> {
+        if let Self::Address(address) = self { Some(*address) } else { None }
+    }
+
+    #[must_use]
+    pub fn interface(&self) -> Option<&str> {
+        if let Self::Interface(link) = self { Some(link) } else { None }
+    }
+}
+
+impl fmt::Display for PublishPlace {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Everywhere => out.write_str("all addresses"),
+            Self::Address(address) => write!(out, "address {address}"),
+            Self::Interface(link) => write!(out, "interface {link}"),
+        }
+    }
+}
+
+/// What connections of one client have in common.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Affinity {
+    /// Nothing: each may come to another task.
+    #[default]
+    None,
+    /// The task, as long as it lives and no new one takes its share of the clients over.
+    Source,
+}
+
 /// A port of the tasks that is reachable from outside.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -141,6 +198,35 @@ pub struct PortConfig {
     /// 0 = chosen for you (ingress: 30000..=32767 by the manager; host: by the node).
     pub published_port: u32,
     pub publish_mode: PublishMode,
+    pub place: PublishPlace,
+    pub affinity: Affinity,
+    /// Clients within these only; empty = all.
+    pub allow: Vec<IpNet>,
+}
+
+impl PortConfig {
+    /// Whether both want the same number and a connection could be meant for either.
+    #[must_use]
+    pub fn meets(&self, other: &Self) -> bool {
+        self.published_port == other.published_port && self.protocol == other.protocol && self.place.meets(&other.place)
+    }
+}
+
+/// Clients that may come, as people write them: a network, or one address.
+///
+/// # Errors
+/// What is neither, and a network with bits beyond its prefix, which is a slip more often than not.
+pub fn client_range(text: &str) -> Result<IpNet, FieldError> {
+    let wrong = || FieldError::new("", format!("{text:?} is neither a network, such as 192.0.2.0/24 or 2001:db8::/32, nor an address"));
+    let range = match text.parse::<IpAddr>() {
+        Ok(address) => IpNet::from(address),
+        Err(_) => text.parse::<IpNet>().map_err(|_| wrong())?,
+    };
+    if range == range.trunc() {
+        Ok(range)
+    } else {
+        Err(FieldError::new("", format!("{text:?} has bits beyond its prefix; write {} or {}", range.trunc(), range.addr())))
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -340,5 +426,36 @@ impl Service {
     #[must_use]
     pub fn publishes_on_ingress(&self) -> bool {
         self.spec.endpoint.as_ref().is_some_and(|endpoint| endpoint.ports.iter().any(|port| port.publish_mode == PublishMode::Ingress))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_meet_unless_they_are_two_addresses_or_two_links() {
+        let address = |last| PublishPlace::Address(IpAddr::from([192, 0, 2, last]));
+        let link = |name: &str| PublishPlace::Interface(name.into());
+        for apart in [(address(1), address(2)), (link("eth0"), link("eth1"))] {
+            assert!(!apart.0.meets(&apart.1) && !apart.1.meets(&apart.0), "{apart:?}");
+        }
+        for meet in
+            [(address(1), address(1)), (link("eth0"), link("eth0")), (address(1), link("eth0")), (PublishPlace::Everywhere, address(1))]
+        {
+            assert!(meet.0.meets(&meet.1) && meet.1.meets(&meet.0), "{meet:?}");
+        }
+    }
+
+    #[test]
+    fn clients_are_networks_or_addresses() {
+        let range = |text: &str| client_range(text).map(|range| range.to_string());
+        assert_eq!(range("192.0.2.0/24").unwrap(), "192.0.2.0/24");
+        assert_eq!(range("2001:db8::1").unwrap(), "2001:db8::1/128");
+        assert_eq!(range("0.0.0.0/0").unwrap(), "0.0.0.0/0");
+        assert!(range("10.0.0.1/8").unwrap_err().problem.contains("write 10.0.0.0/8 or 10.0.0.1"));
+        for wrong in ["", "here", "10.0.0.0/33", "10.0.0/8"] {
+            assert!(range(wrong).is_err(), "{wrong}");
+        }
     }
 }

@@ -4,7 +4,7 @@ use prost::Message as _;
 use skep_proto::skep::network_endpoint::Readiness;
 use skep_proto::skep::{NetworkEndpoint, NetworkPort, NetworkServiceEntry};
 use skep_proto::{ToWire as _, skep, v1};
-use skep_types::{Network, NetworkAttachment, NetworkId, Node, NodeId, NodeOverlay, NodeState, PublishMode, Service, Task, TaskId, TaskState, TunnelKey};
+use skep_types::{Network, NetworkAttachment, NetworkId, Node, NodeId, NodeOverlay, NodeState, PortConfig, PublishMode, Service, Task, TaskId, TaskState, TunnelKey};
 use std::net::IpAddr;
 
 /// UDP port of VXLAN where the cluster names none (RFC 7348).
@@ -90,14 +90,23 @@ pub(super) fn service_entry(service: &Service, network: &NetworkId, is_ingress: 
         virtual_ips: vips.filter_map(|vip| bare(&vip.addr)).collect(),
         ports: ports
             .filter(|port| !is_ingress || port.publish_mode == PublishMode::Ingress)
-            .map(|port| NetworkPort {
-                name: port.name.clone(),
-                protocol: port.protocol.to_wire() as u32,
-                target_port: port.target_port,
-                published_port: if is_ingress { port.published_port } else { 0 },
-            })
+            .map(|port| network_port(port, is_ingress))
             .collect(),
     }
+}
+
+fn network_port(port: &PortConfig, is_ingress: bool) -> NetworkPort {
+    let told = NetworkPort {
+        name: port.name.clone(),
+        protocol: port.protocol.to_wire() as u32,
+        target_port: port.target_port,
+        ..NetworkPort::default()
+    };
+    if !is_ingress {
+        return told;
+    }
+    let v1::PortConfig { published_port, address, interface, affinity, allow, .. } = port.to_wire();
+    NetworkPort { published_port, address, interface, affinity: affinity as u32, allow, ..told }
 }
 
 fn bare(text: &str) -> Option<String> {

@@ -3,9 +3,9 @@
 use super::{FromWire, ToWire, message, number, plain};
 use crate::v1;
 use skep_types::{
-    ContainerSpec, Endpoint, EndpointSpec, FailureAction, FieldError, JobStatus, Placement, PortConfig, Protocol, PublishMode,
-    ResolutionMode, ResourceKind, ResourceReference, RestartCondition, RestartPolicy, Runtime, Service, ServiceMode, ServiceSpec, TaskSpec,
-    UpdateConfig, UpdateOrder, UpdateState, UpdateStatus, VirtualIp,
+    Affinity, ContainerSpec, Endpoint, EndpointSpec, FailureAction, FieldError, JobStatus, Placement, PortConfig, Protocol, PublishMode,
+    PublishPlace, ResolutionMode, ResourceKind, ResourceReference, RestartCondition, RestartPolicy, Runtime, Service, ServiceMode,
+    ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus, VirtualIp, client_range,
 };
 use v1::service_spec::Mode;
 
@@ -24,6 +24,7 @@ number!(UpdateState, v1::update_status::UpdateState {
 number!(ResolutionMode, v1::endpoint_spec::ResolutionMode { Vip = Vip, DnsRoundRobin = Dnsrr });
 number!(Protocol, v1::port_config::Protocol { Tcp = Tcp, Udp = Udp, Sctp = Sctp });
 number!(PublishMode, v1::port_config::PublishMode { Ingress = Ingress, Host = Host });
+number!(Affinity, v1::port_config::Affinity { None = None, Source = Source });
 number!(ResourceKind, v1::ResourceType { Task = Task, Secret = Secret, Config = Config, Volume = Volume });
 
 message!(RestartPolicy <=> v1::RestartPolicy { condition, delay, max_attempts, window });
@@ -111,7 +112,7 @@ impl ToWire for UpdateConfig {
 impl FromWire for PortConfig {
     type Wire = v1::PortConfig;
     fn from_wire(wire: v1::PortConfig) -> Result<Self, FieldError> {
-        let v1::PortConfig { name, protocol, target_port, published_port, publish_mode } = wire;
+        let v1::PortConfig { name, protocol, target_port, published_port, publish_mode, address, interface, affinity, allow } = wire;
         for (field, port) in [("target_port", target_port), ("published_port", published_port)] {
             if port > u32::from(u16::MAX) {
                 return Err(FieldError::new(field, format!("{port} is not a port; ports end at 65535")));
@@ -123,6 +124,13 @@ impl FromWire for PortConfig {
             target_port,
             published_port,
             publish_mode: plain::from("publish_mode", publish_mode)?,
+            place: publish_place(&address, interface)?,
+            affinity: plain::from("affinity", affinity)?,
+            allow: allow
+                .iter()
+                .enumerate()
+                .map(|(index, text)| client_range(text).map_err(|error| error.at(index).inside("allow")))
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -136,7 +144,23 @@ impl ToWire for PortConfig {
             target_port: self.target_port,
             published_port: self.published_port,
             publish_mode: self.publish_mode.to_wire(),
+            address: self.place.address().map(|address| address.to_string()).unwrap_or_default(),
+            interface: self.place.interface().unwrap_or_default().to_owned(),
+            affinity: self.affinity.to_wire(),
+            allow: self.allow.iter().map(ToString::to_string).collect(),
         }
+    }
+}
+
+/// The two fields that say where on a node a port answers.
+fn publish_place(address: &str, interface: String) -> Result<PublishPlace, FieldError> {
+    match (address, interface.as_str()) {
+        ("", "") => Ok(PublishPlace::Everywhere),
+        ("", _) => Ok(PublishPlace::Interface(plain::from("interface", interface)?)),
+        (address, "") => {
+            address.parse().map(PublishPlace::Address).map_err(|_| FieldError::new("address", format!("{address:?} is not an IP address")))
+        }
+        _ => Err(FieldError::new("interface", "is given together with an address; give one of the two")),
     }
 }
 

@@ -50,9 +50,14 @@ fn a_service_spec_keeps_modes_and_update_configs_apart() {
 fn a_port_is_name_protocol_target_published_mode() {
     let bytes = [&long(1, b"web")[..], &[0x10, 1, 0x18, 80, 0x20, 0x90, 0x3f, 0x28, 1]].concat();
     let port = v1::PortConfig::decode(&bytes[..]).unwrap();
-    let expected = v1::PortConfig { name: "web".into(), protocol: 1, target_port: 80, published_port: 8080, publish_mode: 1 };
+    let expected =
+        v1::PortConfig { name: "web".into(), protocol: 1, target_port: 80, published_port: 8080, publish_mode: 1, ..Default::default() };
     assert_eq!(port, expected);
     assert_eq!(expected.encode_to_vec(), bytes);
+    let ours = v1::PortConfig { address: "a".into(), affinity: 1, allow: vec!["b".into()], interface: "c".into(), ..expected };
+    // 101, 102, 103, 104: two bytes each with the type.
+    let more = [&[0xaa, 6, 1, b'a'][..], &[0xb2, 6, 1, b'c'], &[0xb8, 6, 1], &[0xc2, 6, 1, b'b']].concat();
+    assert_eq!(ours.encode_to_vec(), [bytes, more].concat());
 }
 
 #[test]

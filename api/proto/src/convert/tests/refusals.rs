@@ -1,7 +1,9 @@
 //! Absurd values are refused with the path of their field, and with the values that would do.
 
 use crate::{parse, parse_required, v1};
-use skep_types::{ClusterSpec, FieldError, NetworkAttachment, Node, NodeSpec, Object, ServiceId, ServiceSpec, Task, TaskStatus};
+use skep_types::{
+    ClusterSpec, FieldError, NetworkAttachment, Node, NodeSpec, Object, PortConfig, ServiceId, ServiceSpec, Task, TaskStatus,
+};
 use v1::task_spec::Runtime;
 
 /// A spec with one of everything, all of it acceptable.
@@ -212,6 +214,15 @@ fn reports_of_agents_are_parsed_as_strictly() {
     let port = v1::PortConfig { published_port: 70_000, ..Default::default() };
     let ports = v1::TaskStatus { port_status: Some(v1::PortStatus { ports: vec![port] }), ..Default::default() };
     assert_eq!(parse::<TaskStatus>("status", ports).unwrap_err().field, "status.port_status.ports[0].published_port");
+    let port = |change: fn(&mut v1::PortConfig)| {
+        let mut port = v1::PortConfig::default();
+        change(&mut port);
+        parse::<PortConfig>("port", port).unwrap_err().field
+    };
+    assert_eq!(port(|port| port.address = "eth0".into()), "port.address");
+    assert_eq!(port(|port| (port.address, port.interface) = ("192.0.2.1".into(), "eth0".into())), "port.interface");
+    assert_eq!(port(|port| port.affinity = 2), "port.affinity");
+    assert_eq!(port(|port| port.allow = vec!["192.0.2.0/24".into(), "192.0.2.1/24".into()]), "port.allow[1]");
     let node = v1::Node { id: "n".into(), certificate: Some(v1::Certificate { role: 7, ..Default::default() }), ..Default::default() };
     assert_eq!(parse::<Node>("node", node).unwrap_err().field, "node.certificate.role");
 }
