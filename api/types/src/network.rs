@@ -16,6 +16,24 @@ pub const MTU_OPTIONS: [&str; 2] = ["com.docker.network.driver.mtu", "mtu"];
 /// The driver option of networks whose packets travel between hosts encrypted; its value is empty or `true`.
 pub const ENCRYPTED_OPTION: &str = "encrypted";
 
+/// The driver option that names the host's link on which a macvlan network lies, the same on every node.
+pub const PARENT_OPTION: &str = "parent";
+
+/// How a network joins its tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkDriver {
+    /// Across hosts.
+    Overlay,
+    /// Those of one node, each node for itself.
+    Bridge,
+    /// To the hosts' own network, beside the hosts.
+    Macvlan,
+    /// They share the host's network.
+    Host,
+    /// None that is known here.
+    Other,
+}
+
 /// IPv4 or IPv6, or what the subnet says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AddressFamily {
@@ -94,6 +112,30 @@ impl Network {
             Some(driver) if !driver.name.is_empty() => &driver.name,
             _ => "overlay",
         }
+    }
+
+    #[must_use]
+    pub fn driver(&self) -> NetworkDriver {
+        match self.driver_name() {
+            "overlay" => NetworkDriver::Overlay,
+            "bridge" => NetworkDriver::Bridge,
+            "macvlan" => NetworkDriver::Macvlan,
+            "host" => NetworkDriver::Host,
+            _ => NetworkDriver::Other,
+        }
+    }
+
+    /// Whether the cluster gives the tasks on it their addresses. Not on the predefined `bridge`, which each node numbers by itself.
+    #[must_use]
+    pub fn has_addresses(&self) -> bool {
+        let drivers = [NetworkDriver::Overlay, NetworkDriver::Bridge, NetworkDriver::Macvlan];
+        !self.is_predefined() && drivers.contains(&self.driver())
+    }
+
+    /// The host's link on which it lies.
+    #[must_use]
+    pub fn parent(&self) -> Option<&str> {
+        self.spec.driver.as_ref()?.options.get(PARENT_OPTION).map(String::as_str)
     }
 
     /// What a packet of a task may measure if its user says so, in bytes.
