@@ -60,10 +60,10 @@ pub(super) async fn update(shared: &Shared, request: v1::UpdateNodeRequest) -> R
             return Err(out_of_sequence());
         }
         match (node.spec.desired_role, spec.desired_role) {
-            (NodeRole::Manager, NodeRole::Worker) => {
-                if !view.nodes().any(|other| other.id != id && other.spec.desired_role == NodeRole::Manager) {
-                    return Err(last_manager());
-                }
+            (NodeRole::Manager, NodeRole::Worker)
+                if !view.nodes().any(|other| other.id != id && other.spec.desired_role == NodeRole::Manager) =>
+            {
+                return Err(last_manager());
             }
             (NodeRole::Worker, NodeRole::Manager) => check_promotion(node)?,
             _ => {}

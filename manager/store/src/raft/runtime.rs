@@ -117,7 +117,8 @@ mod tests {
         assert_eq!(began.elapsed(), Duration::from_millis(150));
 
         rest.set(true);
-        let tick = rest.govern(async { Runtime::spawn(async move { Runtime::sleep_until(Instant::now()).await }) }).await;
+        let sleep = || Runtime::spawn(async { Runtime::sleep_until(Instant::now()).await });
+        let tick = rest.govern(std::future::poll_fn(|_| std::task::Poll::Ready(sleep()))).await;
         tokio::time::sleep(Duration::from_secs(3600)).await;
         assert!(!tick.is_finished());
         let woken = Instant::now();
