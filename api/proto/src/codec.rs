@@ -1,9 +1,12 @@
-//! How messages become bytes: as tonic does it, but without room in advance.
+//! How messages become bytes and bytes messages: as tonic does it, but without room in advance, and only requests that need no more
+//! room than they may.
 //!
 //! tonic gives every stream a buffer of 8 KiB as soon as it opens. An agent has three streams on which almost nothing is ever said,
 //! and a manager has ten thousand agents.
 
-use prost::Message;
+use crate::weight::{self, TooHeavy};
+use prost::bytes::Buf as _;
+use prost::{Message, Name};
 use std::marker::PhantomData;
 use std::sync::Arc;
 use tonic::Status;
@@ -11,6 +14,12 @@ use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder
 
 /// Messages of a stream that are ready together go out together up to this size: tonic's own default.
 const GATHERED: usize = 32 * 1024;
+/// What a request may become in memory. Requests that are mostly contents, such as a piece of a backup, become what they are.
+pub(crate) const ROOM: usize = 4 << 20;
+/// Beside contents.
+const MARGIN: usize = 16 << 10;
+/// Shorter requests cannot become more than [`ROOM`]: two bytes make less than 2 KiB, the first of a list less than 4 (there is a test).
+pub(crate) const SHORT: usize = 2 << 10;
 
 /// What the generated clients and servers use.
 #[derive(Debug, Clone)]
@@ -25,7 +34,7 @@ impl<T, U> Default for LeanCodec<T, U> {
 impl<T, U> Codec for LeanCodec<T, U>
 where
     T: Message + Send + 'static,
-    U: Message + Default + Send + 'static,
+    U: Message + Name + Default + Send + 'static,
 {
     type Encode = T;
     type Decode = U;
@@ -74,22 +83,41 @@ pub struct Unreadable(prost::DecodeError);
 #[derive(Debug, Clone)]
 pub struct LeanDecoder<U>(PhantomData<U>);
 
-impl<U: Message + Default> Decoder for LeanDecoder<U> {
+impl<U: Message + Name + Default> Decoder for LeanDecoder<U> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        U::decode(buffer).map(Some).map_err(|error| {
-            let unreadable = Unreadable(error);
-            let mut status = Status::internal(unreadable.to_string());
-            status.set_source(Arc::new(unreadable));
-            status
-        })
+        let length = buffer.remaining();
+        if length <= SHORT {
+            return read(buffer);
+        }
+        // No copy: the bytes are in one piece.
+        let message = buffer.copy_to_bytes(length);
+        if let Some(shape) = weight::request(U::PACKAGE, U::NAME) {
+            let room = ROOM.max(length + MARGIN);
+            weight::weigh(&message, shape, room).map_err(|TooHeavy| too_heavy(length, room))?;
+        }
+        read(message)
     }
 
     fn buffer_settings(&self) -> BufferSettings {
         settings()
     }
+}
+
+fn too_heavy(length: usize, room: usize) -> Status {
+    let text = format!("a message of {length} bytes would take more than {room} in memory: too many entries; send fewer at once");
+    Status::resource_exhausted(text)
+}
+
+fn read<U: Message + Default>(bytes: impl prost::bytes::Buf) -> Result<Option<U>, Status> {
+    U::decode(bytes).map(Some).map_err(|error| {
+        let unreadable = Unreadable(error);
+        let mut status = Status::internal(unreadable.to_string());
+        status.set_source(Arc::new(unreadable));
+        status
+    })
 }
 
 #[cfg(test)]

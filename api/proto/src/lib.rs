@@ -20,6 +20,7 @@ mod codec; // messages to bytes
 mod convert; // messages to types and back
 mod redact; // what answers leave out
 mod redacted; // no secret in a debug print
+mod weight; // what a request becomes in memory
 
 pub use codec::{LeanCodec, LeanDecoder, LeanEncoder, Unreadable};
 pub use convert::{FromWire, ToWire, parse, parse_required};

@@ -1,10 +1,21 @@
-//! Generates the messages, clients and servers of both packages.
+//! Generates the messages, clients and servers of both packages, and what requests look like in memory.
 
-fn main() -> std::io::Result<()> {
+mod shapes; // how much room a request takes
+
+use std::io;
+use std::path::PathBuf;
+
+fn main() -> io::Result<()> {
     let files = ["docker/swarmkit/v1/swarmkit.proto", "skep/v1/skep.proto"];
     for file in files {
         println!("cargo::rerun-if-changed=proto/{file}");
     }
+    println!("cargo::rerun-if-changed=build");
+    let out = PathBuf::from(std::env::var("OUT_DIR").map_err(io::Error::other)?);
+    let described = out.join("descriptors.bin");
+    let mut messages = prost_build::Config::new();
+    // By its name a request finds its shape.
+    messages.enable_type_names();
     tonic_prost_build::configure()
         .build_transport(true)
         .codec_path("crate::LeanCodec")
@@ -29,5 +40,7 @@ fn main() -> std::io::Result<()> {
             ".skep.v1.RestoreStart",
             ".skep.v1.PullImageRequest",
         ])
-        .compile_protos(&files, &["proto"])
+        .file_descriptor_set_path(&described)
+        .compile_with_config(messages, &files, &["proto"])?;
+    std::fs::write(out.join("shapes.rs"), shapes::source(&std::fs::read(described)?)?)
 }
