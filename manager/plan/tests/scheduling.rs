@@ -111,6 +111,43 @@ fn the_reason_follows_the_nodes_but_not_at_every_change() {
 }
 
 #[test]
+fn a_node_that_cannot_encrypt_gets_no_task_of_an_encrypted_network() {
+    let mut world = World::new();
+    let says = |encrypting| Some(NodeOverlay { encrypting, ..NodeOverlay::default() });
+    world.add_node(1, |node| node.overlay = says(Encrypting::Unable("no TUN".into())));
+    world.add_node(2, |node| node.overlay = None);
+    let id = world.add_service(1, |_| {});
+    let open = world.add_service(2, |_| {});
+    for id in [&id, &open] {
+        world.settle(id);
+    }
+    let options = [(ENCRYPTED_OPTION.to_owned(), String::new())].into();
+    let driver = Some(Driver { name: "overlay".into(), options });
+    let network = Arc::new(Network::new(NetworkId::for_test(1), NetworkSpec { driver, ..NetworkSpec::default() }));
+    for task in world.all_tasks() {
+        let mut changed = Task::clone(&task);
+        changed.status.state = TaskState::Pending;
+        if task.service_id.as_ref() == Some(&id) {
+            let (addresses, aliases, driver_attachment_opts) = (Vec::new(), Vec::new(), Labels::default());
+            changed.networks = vec![NetworkAttachment { network: Arc::clone(&network), addresses, aliases, driver_attachment_opts }];
+        }
+        world.commit(vec![Action::Update(Object::Task(Arc::new(changed)))]);
+    }
+    let mut scheduler = Scheduler::new(&world);
+    schedule(&mut world, &mut scheduler);
+    assert_eq!(
+        refusal(&world, &id),
+        "no suitable node (encrypted networks not possible (it did not say that it can) on 1 node; encrypted networks not possible (no TUN) on 1 node)"
+    );
+    assert_eq!(homes(&world, &open).values().sum::<usize>(), 1, "other networks are none of its business");
+    for change in world.change_node(&NodeId::for_test(1), |node| node.overlay = says(Encrypting::Able)) {
+        scheduler.observe(&change);
+    }
+    schedule(&mut world, &mut scheduler);
+    assert_eq!(homes(&world, &id), [("node1".into(), 1)].into());
+}
+
+#[test]
 fn every_filter_has_its_words() {
     let cases: Vec<(Box<dyn Fn(&mut ServiceSpec)>, &str)> = vec![
         (
@@ -166,6 +203,36 @@ fn every_filter_has_its_words() {
         schedule(&mut world, &mut scheduler);
         assert_eq!(refusal(&world, &id), format!("no suitable node ({words})"));
     }
+}
+
+#[test]
+fn host_ports_of_different_addresses_share_a_node() {
+    let mut world = World::new();
+    world.add_node(1, |_| {});
+    let mut at = |number: u64, place: PublishPlace| {
+        let id = world.add_service(number, |spec| {
+            replicas(spec, 1);
+            let port =
+                PortConfig { target_port: 80, published_port: 8080, publish_mode: PublishMode::Host, place, ..PortConfig::default() };
+            spec.endpoint = Some(EndpointSpec { ports: vec![port], ..EndpointSpec::default() });
+        });
+        pend(&mut world, &id);
+        id
+    };
+    let address = |last: u8| PublishPlace::Address([192, 0, 2, last].into());
+    let [one, two] = [at(1, address(1)), at(2, address(2))];
+    let mut scheduler = Scheduler::new(&world);
+    schedule(&mut world, &mut scheduler);
+    assert_eq!((homes(&world, &one).len(), homes(&world, &two).len()), (1, 1));
+    let id = world.add_service(3, |spec| {
+        replicas(spec, 1);
+        let port = PortConfig { target_port: 80, published_port: 8080, publish_mode: PublishMode::Host, ..PortConfig::default() };
+        spec.endpoint = Some(EndpointSpec { ports: vec![port], ..EndpointSpec::default() });
+    });
+    pend(&mut world, &id);
+    let mut scheduler = Scheduler::new(&world);
+    schedule(&mut world, &mut scheduler);
+    assert_eq!(refusal(&world, &id), "no suitable node (host port 8080/tcp in use on 1 node)");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Why a task has no node, for people: grouped by reason, with how near the nearest node is.
 
 use super::Scheduler;
-use super::need::{Misfit, Need};
+use super::need::Misfit;
 use crate::constraint::Constraints;
 use crate::resources::{Bytes, Cpus, Lack};
 use skep_types::{NodeId, Placement, Protocol, Task};
@@ -43,6 +43,8 @@ impl Refusal {
             Misfit::Platform => (5, "unsupported platform".to_owned(), None),
             Misfit::HostPort(kind, port) => (6, format!("host port {port}/{} in use", protocol(*kind)), None),
             Misfit::MaxReplicas(limit) => (7, format!("maximum of {limit} replicas reached"), None),
+            Misfit::SameSlot => (12, "another task of the slot still stops".to_owned(), None),
+            Misfit::CannotEncrypt(why) => (13, format!("encrypted networks not possible ({why})"), None),
             Misfit::Down => (8, "down".to_owned(), None),
             Misfit::Drained => (9, "drained".to_owned(), None),
             Misfit::Paused => (10, "paused".to_owned(), None),
@@ -99,7 +101,7 @@ impl Scheduler {
     /// What every node says to `task` now, by node.
     #[must_use]
     pub fn verdicts(&self, task: &Task) -> Vec<NodeVerdict> {
-        let need = Need::of(task);
+        let need = self.need_of(task);
         let constraints = Constraints::of(Some(&Placement { constraints: need.fixed.constraints.clone(), ..Placement::default() }));
         let load = task.service_id.as_ref().and_then(|service| self.loads.get(service));
         let mut verdicts: Vec<_> = self
@@ -117,7 +119,7 @@ impl Scheduler {
     /// The reasons against `task` over all nodes. Nodes that would take it are left out.
     #[must_use]
     pub fn refusal_of(&self, task: &Task) -> Refusal {
-        let need = Need::of(task);
+        let need = self.need_of(task);
         let constraints = Constraints::of(Some(&Placement { constraints: need.fixed.constraints.clone(), ..Placement::default() }));
         let load = task.service_id.as_ref().and_then(|service| self.loads.get(service));
         let mut refusal = Refusal { nodes: self.numbers.len(), ..Refusal::default() };

@@ -2,7 +2,7 @@
 
 use crate::constraint::{Constraints, strip_prefix_ignoring_case};
 use crate::resources::Lack;
-use skep_types::{MountType, Node, Platform, Plugin, Protocol, PublishMode, Resources, Task};
+use skep_types::{Encrypting, MountType, Node, NodeId, Platform, Plugin, Protocol, PublishMode, PublishPlace, Resources, Task};
 
 /// A label that tasks are spread over.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -39,6 +39,23 @@ pub(crate) struct Fixed {
     /// (kind, name).
     pub plugins: Vec<(&'static str, String)>,
     pub spread: Vec<Descriptor>,
+    /// It is on a network whose packets are encrypted between nodes.
+    pub encrypted: bool,
+}
+
+/// A host-mode port with a number of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostPort {
+    pub protocol: Protocol,
+    pub number: u32,
+    pub place: PublishPlace,
+}
+
+impl HostPort {
+    /// Whether a node cannot give both.
+    pub fn meets(&self, other: &Self) -> bool {
+        (self.protocol, self.number) == (other.protocol, other.number) && self.place.meets(&other.place)
+    }
 }
 
 /// Everything a task needs.
@@ -46,9 +63,11 @@ pub(crate) struct Fixed {
 pub(crate) struct Need {
     pub fixed: Fixed,
     pub reservations: Resources,
-    pub host_ports: Vec<(Protocol, u32)>,
+    pub host_ports: Vec<HostPort>,
     /// 0 = no limit.
     pub max_replicas: u64,
+    /// Nodes where another task of its slot has not stopped yet.
+    pub avoid: Vec<NodeId>,
 }
 
 /// Why a node does not take a task.
@@ -66,8 +85,12 @@ pub enum Misfit {
     },
     Constraints,
     Platform,
+    /// The node cannot encrypt, which a network of the task wants; with the node's reason.
+    CannotEncrypt(String),
     HostPort(Protocol, u32),
     MaxReplicas(u64),
+    /// Another task of its slot has not stopped there yet.
+    SameSlot,
 }
 
 /// `x86_64` and `amd64` are the same, and so are `aarch64` and `arm64`.
@@ -84,15 +107,20 @@ fn platform(platform: &Platform) -> (String, String) {
 }
 
 /// Host-mode ports with a number of their own.
-pub(crate) fn host_ports(task: &Task) -> impl Iterator<Item = (Protocol, u32)> + '_ {
+pub(crate) fn host_ports(task: &Task) -> impl Iterator<Item = HostPort> + '_ {
     let ports = task.endpoint.iter().flat_map(|endpoint| if endpoint.ports.is_empty() { &endpoint.spec.ports } else { &endpoint.ports });
-    ports.filter(|port| port.publish_mode == PublishMode::Host && port.published_port != 0).map(|port| (port.protocol, port.published_port))
+    ports.filter(|port| port.publish_mode == PublishMode::Host && port.published_port != 0).map(|port| HostPort {
+        protocol: port.protocol,
+        number: port.published_port,
+        place: port.place.clone(),
+    })
 }
 
 impl Need {
     pub fn of(task: &Task) -> Self {
         let placement = task.spec.placement.as_ref();
-        let mut fixed = Fixed { plugins: plugins(task), ..Fixed::default() };
+        let encrypted = task.networks.iter().any(|attachment| attachment.network.is_encrypted());
+        let mut fixed = Fixed { plugins: plugins(task), encrypted, ..Fixed::default() };
         if let Some(placement) = placement {
             fixed.constraints = placement.constraints.clone();
             fixed.platforms = placement.platforms.iter().map(platform).collect();
@@ -103,6 +131,7 @@ impl Need {
             reservations: task.spec.resources.as_ref().map(|resources| resources.reservations.clone()).unwrap_or_default(),
             host_ports: host_ports(task).collect(),
             max_replicas: placement.map_or(0, |placement| placement.max_replicas),
+            avoid: Vec::new(),
         }
     }
 }
@@ -126,6 +155,15 @@ fn plugins(task: &Task) -> Vec<(&'static str, String)> {
 
 fn is_plugin(plugin: &Plugin, kind: &str, name: &str) -> bool {
     plugin.kind == kind && (plugin.name == name || plugin.name.strip_suffix(":latest") == Some(name))
+}
+
+/// What a node said of itself, or that it did not.
+fn can_encrypt(node: &Node) -> Result<(), String> {
+    match node.overlay.as_ref().map(|overlay| &overlay.encrypting) {
+        Some(Encrypting::Able) => Ok(()),
+        Some(Encrypting::Unable(why)) => Err(why.clone()),
+        Some(Encrypting::Unsaid) | None => Err("it did not say that it can".into()),
+    }
 }
 
 impl Fixed {
@@ -152,6 +190,9 @@ impl Fixed {
             if !self.platforms.iter().any(fits) {
                 return Err(Misfit::Platform);
             }
+        }
+        if self.encrypted {
+            return can_encrypt(node).map_err(Misfit::CannotEncrypt);
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! What the scheduler knows of a node.
 
-use super::need::{Misfit, Need, host_ports};
+use super::need::{HostPort, Misfit, Need, host_ports};
 use crate::resources::Free;
-use skep_types::{Availability, GenericResource, Node, NodeId, NodeState, Protocol, Resources, Task, TaskState};
+use skep_types::{Availability, Encrypting, GenericResource, Node, NodeId, NodeState, Resources, Task, TaskState};
 use std::sync::Arc;
 
 /// A node and what is left of it.
@@ -18,7 +18,7 @@ pub(crate) struct Place {
     /// Tasks that are to run here.
     pub active: u32,
     free: Free,
-    ports: Vec<(Protocol, u32)>,
+    ports: Vec<HostPort>,
 }
 
 /// Whether the task takes room on its node: it has been assigned and has not ended.
@@ -32,6 +32,10 @@ pub(crate) fn is_active(task: &Task) -> bool {
 
 fn resources(node: &Node) -> Resources {
     node.description.as_ref().map(|description| description.resources.clone()).unwrap_or_default()
+}
+
+fn encrypting(node: &Node) -> Option<&Encrypting> {
+    node.overlay.as_ref().map(|overlay| &overlay.encrypting)
 }
 
 fn is_ready(node: &Node) -> bool {
@@ -59,7 +63,8 @@ impl Place {
                 && old.status.addr == node.status.addr
                 && old.spec == node.spec
                 && old.role == node.role
-                && old.description == node.description);
+                && old.description == node.description
+                && encrypting(&old) == encrypting(node));
         if unchanged {
             return false;
         }
@@ -100,6 +105,10 @@ impl Place {
         }
     }
 
+    fn holds(&self, port: &HostPort) -> bool {
+        self.ports.iter().any(|taken| taken.meets(port))
+    }
+
     /// Gives a task what it needs of a node that [`Place::has_room`]. Returns its generic resources.
     pub fn claim(&mut self, need: &Need) -> Vec<GenericResource> {
         self.active += 1;
@@ -107,11 +116,13 @@ impl Place {
         self.free.claim(&need.reservations).unwrap_or_default()
     }
 
-    /// Whether what comes and goes suffices: resources, ports, and replicas of the service (`here` = those that are here).
+    /// Whether what comes and goes suffices: resources, ports, replicas of the service (`here` = those that are here), and no other
+    /// task of the slot.
     pub fn has_room(&self, need: &Need, here: u32) -> bool {
         self.free.check(&need.reservations).is_ok()
-            && need.host_ports.iter().all(|port| !self.ports.contains(port))
+            && need.host_ports.iter().all(|port| !self.holds(port))
             && (need.max_replicas == 0 || u64::from(here) < need.max_replicas)
+            && !need.avoid.contains(&self.id)
     }
 
     /// The first filter that a task does not pass, in the order of the original.
@@ -131,10 +142,13 @@ impl Place {
         if let Err(misfit) = need.fixed.check(constraints, node) {
             return Some(misfit);
         }
-        if let Some((protocol, port)) = need.host_ports.iter().find(|port| self.ports.contains(port)) {
-            return Some(Misfit::HostPort(*protocol, *port));
+        if let Some(port) = need.host_ports.iter().find(|port| self.holds(port)) {
+            return Some(Misfit::HostPort(port.protocol, port.number));
         }
-        (need.max_replicas != 0 && u64::from(here) >= need.max_replicas).then_some(Misfit::MaxReplicas(need.max_replicas))
+        if need.max_replicas != 0 && u64::from(here) >= need.max_replicas {
+            return Some(Misfit::MaxReplicas(need.max_replicas));
+        }
+        need.avoid.contains(&self.id).then_some(Misfit::SameSlot)
     }
 }
 
