@@ -8,9 +8,10 @@ use crate::output::{self, Table};
 use crate::{progress, resolve};
 use skep_proto::{FromWire, ToWire, v1};
 use skep_types::{
-    ConfigReference, ConfigTarget, FileTarget, NetworkAttachmentConfig, PortConfig, Protocol, PublishMode, Runtime, SecretReference,
-    Service, ServiceMode, ServiceSpec,
+    Affinity, ConfigReference, ConfigTarget, FileTarget, NetworkAttachmentConfig, PortConfig, Protocol, PublishMode, PublishPlace, Runtime,
+    SecretReference, Service, ServiceMode, ServiceSpec,
 };
+use std::net::IpAddr;
 use std::sync::Arc;
 
 #[derive(Debug, clap::Subcommand)]
@@ -352,7 +353,7 @@ fn replicas(service: &Service, status: Option<&v1::list_service_statuses_respons
     }
 }
 
-pub fn protocol_name(protocol: Protocol) -> &'static str {
+fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
@@ -360,9 +361,44 @@ pub fn protocol_name(protocol: Protocol) -> &'static str {
     }
 }
 
-/// `*:8080->80/tcp` for ports that every node answers; host ports are shown with the tasks that hold them.
+/// `*:8080->80/tcp`, with the place, whether clients keep their task and who may come, where that is not the usual.
+pub fn port_text(port: &PortConfig) -> String {
+    let place = match &port.place {
+        PublishPlace::Everywhere => "*".to_owned(),
+        PublishPlace::Address(IpAddr::V6(address)) => format!("[{address}]"),
+        PublishPlace::Address(address) => address.to_string(),
+        PublishPlace::Interface(link) => link.clone(),
+    };
+    let sticky = if port.affinity == Affinity::Source { " sticky" } else { "" };
+    let from = match port.allow.as_slice() {
+        [] => String::new(),
+        [only] => format!(" from {only}"),
+        [first, rest @ ..] => format!(" from {first} and {} more", rest.len()),
+    };
+    format!("{place}:{}->{}/{}{sticky}{from}", port.published_port, port.target_port, protocol_name(port.protocol))
+}
+
+/// Of ports that every node answers; host ports are shown with the tasks that hold them.
 fn ports(service: &Service) -> String {
     let allocated = service.endpoint.as_ref().map(|endpoint| endpoint.ports.as_slice()).unwrap_or_default();
-    let text = |port: &PortConfig| format!("*:{}->{}/{}", port.published_port, port.target_port, protocol_name(port.protocol));
-    allocated.iter().filter(|port| port.publish_mode == PublishMode::Ingress).map(text).collect::<Vec<_>>().join(", ")
+    allocated.iter().filter(|port| port.publish_mode == PublishMode::Ingress).map(port_text).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_tells_what_is_unusual_about_it() {
+        let port = PortConfig { published_port: 8080, target_port: 80, ..PortConfig::default() };
+        assert_eq!(port_text(&port), "*:8080->80/tcp");
+        let range = |text: &str| text.parse().unwrap();
+        let narrow = PortConfig {
+            place: PublishPlace::Address("2001:db8::1".parse().unwrap()),
+            affinity: Affinity::Source,
+            allow: vec![range("192.0.2.0/24"), range("10.0.0.0/8"), range("::1/128")],
+            ..port
+        };
+        assert_eq!(port_text(&narrow), "[2001:db8::1]:8080->80/tcp sticky from 192.0.2.0/24 and 2 more");
+    }
 }

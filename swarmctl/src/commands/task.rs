@@ -123,7 +123,5 @@ fn error(task: &Task, in_full: bool) -> String {
 
 fn ports(task: &Task) -> String {
     let host = task.status.ports.iter().filter(|port| port.publish_mode == PublishMode::Host);
-    host.map(|port| format!("*:{}->{}/{}", port.published_port, port.target_port, super::service::protocol_name(port.protocol)))
-        .collect::<Vec<_>>()
-        .join(",")
+    host.map(super::service::port_text).collect::<Vec<_>>().join(",")
 }

@@ -53,7 +53,8 @@ pub struct CreateFlags {
     /// Attach a file system: type=bind|volume|tmpfs,source=…,target=…[,readonly,…]
     #[arg(long, value_name = "MOUNT", value_parser = mount)]
     mount: Vec<Mount>,
-    /// Publish a port: [PUBLISHED:]TARGET[/PROTOCOL] or published=…,target=…,protocol=…,mode=ingress|host
+    /// Publish a port: [[ADDRESS:]PUBLISHED:]TARGET[/PROTOCOL] or published=…,target=…,protocol=tcp|udp|sctp,mode=ingress|host
+    /// [,address=IP|,interface=LINK: only there on each node][,affinity=source: a client keeps its task][,allow=CIDR…: only clients within]
     #[arg(long, short = 'p', value_name = "PORT", value_parser = publish)]
     publish: Vec<Vec<PortConfig>>,
     /// Attach to a network: NAME or name=…,alias=…

@@ -33,8 +33,8 @@ pub struct NetworkFlags {
     /// The network over which published ports reach tasks; there is one
     #[arg(long, conflicts_with_all = ["attachable", "internal"])]
     ingress: bool,
-    /// Option of the driver, such as mtu=1400
-    #[arg(long, short = 'o', value_name = "KEY=VALUE", value_parser = pair)]
+    /// Option of the driver: `encrypted`, for packets between hosts (only nodes that can encrypt get tasks of the network), or mtu=BYTES
+    #[arg(long, short = 'o', value_name = "KEY[=VALUE]", value_parser = option)]
     opt: Vec<(String, String)>,
     /// Label of the network
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]

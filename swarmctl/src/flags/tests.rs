@@ -66,6 +66,19 @@ fn an_update_edits_lists_by_key() {
 }
 
 #[test]
+fn a_published_port_is_replaced_where_the_two_would_meet() {
+    let ports = |spec: &ServiceSpec| spec.endpoint.as_ref().unwrap().ports.iter().map(|port| port.place.to_string()).collect::<Vec<_>>();
+    let mut spec = create(&["-p", "8080:80"]);
+    update(&mut spec, &["--publish-add", "published=8080,target=80,address=192.0.2.1"]);
+    assert_eq!(ports(&spec), ["address 192.0.2.1"]);
+    update(&mut spec, &["--publish-add", "192.0.2.2:8080:80", "--publish-add", "192.0.2.1:8080:80"]);
+    assert_eq!(ports(&spec), ["address 192.0.2.2", "address 192.0.2.1"]);
+    update(&mut spec, &["--publish-add", "published=8080,target=80,allow=192.0.2.0/24"]);
+    assert_eq!(ports(&spec), ["all addresses"]);
+    assert_eq!(spec.endpoint.unwrap().ports[0].allow.len(), 1);
+}
+
+#[test]
 fn replicas_of_a_global_service_are_refused() {
     let parsed = Create::try_parse_from(["create", "--mode", "global", "--replicas", "2"]).unwrap();
     assert!(parsed.flags.spec("nginx", &[], "web".into(), String::new()).unwrap_err().contains("global"));

@@ -65,6 +65,7 @@ pub struct UpdateFlags {
     mount_add: Vec<Mount>,
     #[arg(long, value_name = "TARGET")]
     mount_rm: Vec<String>,
+    /// As --publish of create; takes the place of what has the same target, number and place
     #[arg(long, value_name = "PORT", value_parser = publish)]
     publish_add: Vec<Vec<PortConfig>>,
     /// TARGET[/PROTOCOL]
@@ -151,12 +152,11 @@ impl UpdateFlags {
             return Ok(());
         }
         let ports = &mut spec.endpoint.get_or_insert_default().ports;
-        edit(
-            ports,
-            |port| removed.contains(&(port.target_port, port.protocol)),
-            &added,
-            |port| (port.target_port, port.protocol, port.published_port),
-        );
+        ports.retain(|port| {
+            let is_replaced = added.iter().any(|new| new.target_port == port.target_port && new.meets(port));
+            !is_replaced && !removed.contains(&(port.target_port, port.protocol))
+        });
+        ports.extend(added);
         Ok(())
     }
 
