@@ -1,7 +1,7 @@
 //! Whether a task still is what its service asks for.
 
 use crate::constraint::Constraints;
-use skep_types::{ClusterView, EndpointSpec, Service, Task, TaskSpec};
+use skep_types::{Affinity, ClusterView, EndpointSpec, PortConfig, PublishMode, Service, Task, TaskSpec};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -24,6 +24,16 @@ fn compare(old: &TaskSpec, new: &TaskSpec) -> Likeness {
         }
     }
     Likeness::Different
+}
+
+/// Whether tasks of the one are as good for the other: who may come to a port of the ingress network, and to which task, is for
+/// nodes to say, which are told of the service itself.
+fn serve_alike(old: &EndpointSpec, new: &EndpointSpec) -> bool {
+    let bare = |port: &PortConfig| match port.publish_mode {
+        PublishMode::Ingress => PortConfig { affinity: Affinity::None, allow: Vec::new(), ..port.clone() },
+        PublishMode::Host => port.clone(),
+    };
+    old == new || (old.mode == new.mode && old.ports.iter().map(bare).eq(new.ports.iter().map(bare)))
 }
 
 /// The dirty test of wire-behaviour 12 for the tasks of one service. Comparisons of whole specs are done once per spec, not per
@@ -63,7 +73,7 @@ impl<'a> Dirt<'a> {
             return false;
         }
         let same_endpoint = match &task.endpoint {
-            Some(endpoint) => endpoint.spec == self.endpoint,
+            Some(endpoint) => serve_alike(&endpoint.spec, &self.endpoint),
             None => self.endpoint == EndpointSpec::default(),
         };
         if !same_endpoint {

@@ -196,6 +196,62 @@ fn conflicts_name_the_other_service() {
     );
 }
 
+fn publishing(ports: Vec<PortConfig>) -> ServiceSpec {
+    let mut web = spec("web", 1);
+    web.endpoint = Some(EndpointSpec { ports, ..EndpointSpec::default() });
+    web
+}
+
+#[test]
+fn a_port_that_nobody_could_come_to_is_refused() {
+    let at = |address: &str| PublishPlace::Address(address.parse().unwrap());
+    let link = |name: &str| PublishPlace::Interface(name.into());
+    let placed = |place: PublishPlace| PortConfig { place, ..port(80, 80) };
+    let sticky = PortConfig { affinity: Affinity::Source, ..port(80, 80) };
+    let from = |range: &str| PortConfig { allow: vec![range.parse().unwrap()], ..placed(at("192.0.2.1")) };
+    let many = (0..300u32).map(|number| std::net::IpAddr::from(std::net::Ipv4Addr::from(number)).into()).collect();
+    for (field, bad) in [
+        ("address", placed(at("0.0.0.0"))),
+        ("address", placed(at("::"))),
+        ("address", placed(at("224.0.0.1"))),
+        ("address", placed(at("255.255.255.255"))),
+        ("address", placed(at("::ffff:192.0.2.1"))),
+        ("interface", placed(link("lo"))),
+        ("interface", placed(link(""))),
+        ("interface", placed(link("a-name-of-sixteen"))),
+        ("interface", placed(link("eth0/1"))),
+        ("affinity", PortConfig { publish_mode: PublishMode::Host, ..sticky.clone() }),
+        ("allow", from("2001:db8::/32")),
+        ("allow", PortConfig { allow: many, ..port(80, 80) }),
+    ] {
+        let error = check_service(&publishing(vec![port(81, 81), bad])).unwrap_err();
+        assert_eq!(error.field, format!("spec.endpoint.ports[1].{field}"), "{error}");
+    }
+    for good in [placed(at("192.0.2.1")), placed(at("::1")), placed(link("eth0.100")), sticky, from("192.0.2.0/24")] {
+        assert_eq!(check_service(&publishing(vec![good])), Ok(()));
+    }
+    let host = PortConfig { publish_mode: PublishMode::Host, ..placed(link("eth1")) };
+    assert_eq!(check_service(&publishing(vec![host])), Ok(()));
+}
+
+#[test]
+fn one_number_at_two_addresses_is_two_ports() {
+    let at = |last: u8| PortConfig { place: PublishPlace::Address([192, 0, 2, last].into()), ..port(80, 80) };
+    let on = |link: &str| PortConfig { place: PublishPlace::Interface(link.into()), ..port(80, 80) };
+    assert_eq!(check_service(&publishing(vec![at(1), at(2)])), Ok(()));
+    assert_eq!(check_service(&publishing(vec![on("eth0"), on("eth1")])), Ok(()));
+    for both in [vec![at(1), at(1)], vec![at(1), port(80, 80)], vec![at(1), on("eth0")]] {
+        assert_eq!(check_service(&publishing(both)).unwrap_err().field, "spec.endpoint.ports[1].published_port");
+    }
+    let mut world = World::new();
+    world.add_network(1, "ingress", |spec| spec.ingress = true);
+    world.add_service(1, |spec| spec.endpoint = Some(EndpointSpec { ports: vec![at(1)], ..EndpointSpec::default() }));
+    assert_eq!(check_conflicts(&world, &publishing(vec![at(2)]), None), Ok(()));
+    let words = |port: PortConfig| check_conflicts(&world, &publishing(vec![port]), None).unwrap_err().to_string();
+    assert!(words(at(1)).contains("on address 192.0.2.1, which meets address 192.0.2.1"), "{}", words(at(1)));
+    assert!(words(port(80, 80)).contains("on address 192.0.2.1, which meets all addresses"));
+}
+
 #[test]
 fn what_an_update_may_not_change_is_said() {
     let service = skep_plan::new_service(ServiceId::for_test(1), spec("web", 1), Timestamp(0));

@@ -1,7 +1,9 @@
 //! What is wrong with a spec because of what else is in the cluster, or because of what the service is now.
 
 use crate::allocator::{is_ingress, resolve_network};
-use skep_types::{ClusterView, ConfigReference, FieldError, PublishMode, SecretReference, Service, ServiceId, ServiceMode, ServiceSpec};
+use skep_types::{
+    ClusterView, ConfigReference, FieldError, PublishMode, PublishPlace, SecretReference, Service, ServiceId, ServiceMode, ServiceSpec,
+};
 
 /// Why a service cannot be created or updated now. Each kind has its own error code on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -40,6 +42,25 @@ pub fn check_conflicts(view: &dyn ClusterView, spec: &ServiceSpec, own: Option<&
     Ok(())
 }
 
+/// Who shares the host's network has no other, and is reached at the host's own ports.
+fn check_host(name: &str, field: &str, networks: usize, spec: &ServiceSpec) -> Result<(), FieldError> {
+    if networks > 1 {
+        let problem =
+            format!("the tasks share the host's network on {name:?} and cannot be on others as well; name this one alone, or leave it out");
+        return Err(FieldError::new(field, problem));
+    }
+    let mut ports = spec.endpoint.iter().flat_map(|endpoint| &endpoint.ports).enumerate();
+    match ports.find(|(_, port)| port.publish_mode == PublishMode::Ingress) {
+        Some((index, _)) => {
+            let problem = format!(
+                "no port leads to tasks on network {name:?}: they listen on the host's own ports; publish none, or use another network"
+            );
+            Err(FieldError::new(format!("endpoint.ports[{index}].publish_mode"), problem))
+        }
+        None => Ok(()),
+    }
+}
+
 fn check_networks(view: &dyn ClusterView, spec: &ServiceSpec) -> Result<(), FieldError> {
     for (field, networks) in [("task.networks", &spec.task.networks), ("networks", &spec.networks)] {
         for (index, config) in networks.iter().enumerate() {
@@ -47,6 +68,9 @@ fn check_networks(view: &dyn ClusterView, spec: &ServiceSpec) -> Result<(), Fiel
             match resolve_network(view, &config.target) {
                 Some(network) if is_ingress(network) => {
                     return Err(FieldError::new(field, "a service joins the ingress network by publishing a port, not by naming it"));
+                }
+                Some(network) if network.driver() == skep_types::NetworkDriver::Host => {
+                    check_host(&network.spec.annotations.name, &field, networks.len(), spec)?
                 }
                 Some(_) => {}
                 None => return Err(FieldError::new(field, format!("network {:?} does not exist", config.target))),
@@ -56,7 +80,8 @@ fn check_networks(view: &dyn ClusterView, spec: &ServiceSpec) -> Result<(), Fiel
     Ok(())
 }
 
-/// A port in ingress mode collides with any use of it by another service; host mode only with ingress mode.
+/// A port in ingress mode collides with any use of it by another service at a place that meets its own; host mode only with
+/// ingress mode.
 fn check_ports(view: &dyn ClusterView, spec: &ServiceSpec, own: Option<&ServiceId>) -> Result<(), FieldError> {
     let wanted: Vec<_> =
         spec.endpoint.iter().flat_map(|endpoint| &endpoint.ports).enumerate().filter(|(_, port)| port.published_port != 0).collect();
@@ -68,13 +93,16 @@ fn check_ports(view: &dyn ClusterView, spec: &ServiceSpec, own: Option<&ServiceI
         let asked = other.spec.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
         for taken in allocated.chain(asked).filter(|taken| taken.published_port != 0) {
             let collides = |port: &skep_types::PortConfig| {
-                port.published_port == taken.published_port
-                    && port.protocol == taken.protocol
-                    && (port.publish_mode == PublishMode::Ingress || taken.publish_mode == PublishMode::Ingress)
+                port.meets(taken) && (port.publish_mode == PublishMode::Ingress || taken.publish_mode == PublishMode::Ingress)
             };
             if let Some((index, port)) = wanted.iter().find(|(_, port)| collides(port)) {
+                let places = if (&port.place, &taken.place) == (&PublishPlace::Everywhere, &PublishPlace::Everywhere) {
+                    String::new()
+                } else {
+                    format!(" on {}, which meets {}", taken.place, port.place)
+                };
                 let problem = format!(
-                    "port {} is already in use by service {} ({}); choose another one or leave it out",
+                    "port {} is already in use by service {} ({}){places}; choose another one or leave it out",
                     port.published_port,
                     other.name(),
                     other.id

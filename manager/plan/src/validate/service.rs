@@ -4,10 +4,10 @@ use super::{check_texts, container};
 use crate::constraint::Constraint;
 use crate::resources::{Bytes, Cpus};
 use skep_types::{
-    EndpointSpec, FieldError, GenericResource, PublishMode, ResolutionMode, ResourceKind, ResourceRequirements, Resources, Runtime,
-    ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
+    Affinity, EndpointSpec, FieldError, GenericResource, PortConfig, PublishMode, PublishPlace, ResolutionMode, ResourceKind,
+    ResourceRequirements, Resources, Runtime, ServiceMode, ServiceSpec, TaskSpec, UpdateConfig, UpdateOrder,
 };
-use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// Smallest CPU share (1/1000) and memory that mean anything (`SK/manager/controlapi/service.go`).
@@ -16,6 +16,12 @@ const MIN_MEMORY: i64 = 4 << 20;
 
 /// More replicas than this are taken for a slip: no cluster has run so many.
 pub const MAX_REPLICAS: u64 = 1_000_000;
+
+/// Ranges of clients of a port: each is an element of the tables of every node.
+const MAX_CLIENT_RANGES: usize = 256;
+
+/// Of a link: the kernel's `IFNAMSIZ` less the end.
+const MAX_LINK_NAME: usize = 15;
 
 /// Longest time in a spec: what the wire can carry (292 years in nanoseconds).
 const MAX_TIME: Duration = Duration::from_nanos(i64::MAX as u64);
@@ -197,7 +203,6 @@ fn check_update(config: &UpdateConfig) -> Result<(), FieldError> {
 }
 
 fn check_endpoint(endpoint: &EndpointSpec) -> Result<(), FieldError> {
-    let mut published = BTreeMap::new();
     for (index, port) in endpoint.ports.iter().enumerate() {
         let bad = |field: &str, problem: String| Err(FieldError::new(field, problem).at(index).inside("ports"));
         if port.target_port == 0 || port.target_port > 65_535 {
@@ -212,11 +217,67 @@ fn check_endpoint(endpoint: &EndpointSpec) -> Result<(), FieldError> {
         if endpoint.mode == ResolutionMode::DnsRoundRobin && port.publish_mode == PublishMode::Ingress {
             return bad("publish_mode", "ingress needs a virtual IP; use endpoint mode vip, or publish mode host".into());
         }
-        if port.published_port != 0
-            && let Some(first) = published.insert((port.published_port, port.protocol), index)
-        {
+        let first = endpoint.ports[..index].iter().position(|other| port.published_port != 0 && other.meets(port));
+        if let Some(first) = first {
             return bad("published_port", format!("{} is also published by port {first}; choose another one", port.published_port));
         }
+        check_reach(port).map_err(|error| error.at(index).inside("ports"))?;
+    }
+    Ok(())
+}
+
+/// Who may come to a port, where, and to which task.
+fn check_reach(port: &PortConfig) -> Result<(), FieldError> {
+    match &port.place {
+        PublishPlace::Everywhere => {}
+        PublishPlace::Address(address) => {
+            if address.is_unspecified() {
+                return Err(FieldError::new("address", format!("{address} stands for all addresses, which is meant where none is given")));
+            }
+            if address.is_multicast() || *address == IpAddr::V4(std::net::Ipv4Addr::BROADCAST) {
+                return Err(FieldError::new("address", format!("{address} is not the address of one node")));
+            }
+            if address.to_canonical() != *address {
+                return Err(FieldError::new(
+                    "address",
+                    format!("{address} is an IPv4 address in disguise; write {}", address.to_canonical()),
+                ));
+            }
+            if !port.allow.is_empty() && port.allow.iter().all(|range| range.addr().is_ipv4() != address.is_ipv4()) {
+                return Err(FieldError::new(
+                    "allow",
+                    format!("nobody within it can come to {address}, which is of the other address family"),
+                ));
+            }
+        }
+        PublishPlace::Interface(link) => check_link_name(link)?,
+    }
+    if port.affinity == Affinity::Source && port.publish_mode == PublishMode::Host {
+        return Err(FieldError::new(
+            "affinity",
+            "means nothing in host mode, where a port leads to one task; leave it out, or use ingress mode",
+        ));
+    }
+    if port.allow.len() > MAX_CLIENT_RANGES {
+        let count = port.allow.len();
+        return Err(FieldError::new("allow", format!("has {count} ranges; at most {MAX_CLIENT_RANGES} are allowed, join some of them")));
+    }
+    Ok(())
+}
+
+/// As the kernel takes them (`dev_valid_name`), and of those the ones that something comes in by.
+fn check_link_name(link: &str) -> Result<(), FieldError> {
+    let bad = |problem: String| Err(FieldError::new("interface", problem));
+    if link == "lo" {
+        return bad("only the node itself comes in by lo; use the address 127.0.0.1 or ::1".into());
+    }
+    if link.is_empty()
+        || link.len() > MAX_LINK_NAME
+        || link == "."
+        || link == ".."
+        || !link.bytes().all(|c| c.is_ascii_graphic() && c != b'/' && c != b':')
+    {
+        return bad(format!("{link:?} is not the name of a link; it has at most {MAX_LINK_NAME} characters, such as eth0"));
     }
     Ok(())
 }

@@ -200,3 +200,34 @@ fn only_what_changed_restarts() {
     world.converge(&id);
     assert!(world.running().iter().all(|task| !before.contains(&task.id)), "forced");
 }
+
+#[test]
+fn who_may_come_to_a_port_changes_without_new_tasks() {
+    let with = |change: fn(&mut PortConfig)| {
+        move |spec: &mut ServiceSpec| {
+            let mut port = PortConfig { published_port: 8080, target_port: 80, ..PortConfig::default() };
+            change(&mut port);
+            spec.endpoint = Some(EndpointSpec { ports: vec![port], ..EndpointSpec::default() });
+        }
+    };
+    let mut world = cluster(1);
+    let id = world.add_service(1, with(|_| {}));
+    world.converge(&id);
+    let tasks = |world: &World| world.live().iter().map(|task| task.id.clone()).collect::<Vec<_>>();
+    let first = tasks(&world);
+    for change in
+        [(|port| port.affinity = Affinity::Source) as fn(&mut PortConfig), |port| port.allow = vec!["192.0.2.0/24".parse().unwrap()]]
+    {
+        world.update_service(&id, with(change));
+        world.converge(&id);
+        assert_eq!(tasks(&world), first, "every node is told of the service itself");
+    }
+    for change in [(|port| port.place = PublishPlace::Interface("eth1".into())) as fn(&mut PortConfig), |port| {
+        (port.publish_mode, port.allow) = (PublishMode::Host, vec!["192.0.2.0/24".parse().unwrap()]);
+    }] {
+        let before = tasks(&world);
+        world.update_service(&id, with(change));
+        world.converge(&id);
+        assert_ne!(tasks(&world), before, "a task has its host ports, and where it is reached, from its beginning");
+    }
+}
