@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// A check with every default filled in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,15 +125,30 @@ impl Health {
     }
 }
 
-/// Probes until the container is unhealthy or the caller drops this. A probe that cannot be made says nothing about
-/// health: containerd may be restarting, and the end of the container is seen elsewhere.
-pub(crate) async fn watch(executor: Arc<dyn Executor>, task: TaskId, check: HealthCheck, healthy: bool, events: mpsc::Sender<Event>) {
+/// Probes until the container is unhealthy or `stop` is cancelled. A probe that has begun is finished first: a shim that starts a
+/// process whose output nobody takes waits for half a minute and does nothing else meanwhile, such as sending a signal. One that
+/// cannot be made says nothing about health: containerd may be restarting, and the end of the container is seen elsewhere.
+pub(crate) async fn watch(
+    executor: Arc<dyn Executor>,
+    task: TaskId,
+    check: HealthCheck,
+    healthy: bool,
+    events: mpsc::Sender<Event>,
+    stop: CancellationToken,
+) {
     let started = Instant::now();
     let mut health = Health::new(check.clone(), healthy);
     loop {
-        tokio::time::sleep(health.pause(started.elapsed())).await;
+        let pause = tokio::time::sleep(health.pause(started.elapsed()));
+        if stop.run_until_cancelled(pause).await.is_none() {
+            return;
+        }
         let age = started.elapsed();
-        let verdict = match executor.probe(&task, &check.command, check.timeout).await {
+        let probed = executor.probe(&task, &check.command, check.timeout).await;
+        if stop.is_cancelled() {
+            return;
+        }
+        let verdict = match probed {
             Ok(probe) => health.probed(&probe, age),
             Err(error) if error.is_temporary() => {
                 tracing::debug!(error = %error.words(), "health check could not be made");

@@ -292,14 +292,8 @@ impl Driver {
         let check = HealthCheck::merge(self.health.as_ref(), None).ok().flatten();
         if let Some(check) = check {
             let healthy = self.machine.state() == TaskState::Running;
-            let watch = health::watch(Arc::clone(&self.context.executor), self.task.id.clone(), check, healthy, self.events.clone());
-            let watching = self.watching.clone();
-            self.work.spawn(async move {
-                tokio::select! {
-                    () = watching.cancelled() => {}
-                    () = watch => {}
-                }
-            });
+            let (executor, watching) = (Arc::clone(&self.context.executor), self.watching.clone());
+            self.work.spawn(health::watch(executor, self.task.id.clone(), check, healthy, self.events.clone(), watching));
         }
     }
 

@@ -9,10 +9,11 @@ use crate::reports::Reports;
 use crate::task::Outcome;
 use crate::testing::task;
 use async_trait::async_trait;
-use skep_types::{ContainerStatus, PortConfig, RestartCondition, RestartPolicy, TaskStatus};
+use skep_types::{ContainerStatus, HealthConfig, PortConfig, RestartCondition, RestartPolicy, TaskStatus};
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// Remembers what it was asked and ends processes when told.
 #[derive(Default)]
@@ -21,6 +22,8 @@ pub(crate) struct Fake {
     ends: Mutex<HashMap<TaskId, oneshot::Sender<Outcome>>>,
     found: Mutex<BTreeMap<TaskId, Found>>,
     refuse: Mutex<Option<ExecError>>,
+    /// Opened when the task is stopped: a health check goes on until then, as a shim has it that does one thing after the other.
+    probing: Option<Notify>,
 }
 
 impl Fake {
@@ -49,7 +52,7 @@ impl Executor for Fake {
     }
     async fn start(&self, task: &Task) -> Result<Started, ExecError> {
         self.note("start", &task.id);
-        Ok(Started { container: ContainerStatus { container_id: task.id.to_string(), pid: 1, exit_code: 0 }, health: None })
+        Ok(Started { container: ContainerStatus { container_id: task.id.to_string(), pid: 1, exit_code: 0 }, health: self.probing.is_some().then(every_millisecond) })
     }
     fn ended(&self, task: &TaskId) -> oneshot::Receiver<Outcome> {
         let (sender, receiver) = oneshot::channel();
@@ -59,6 +62,10 @@ impl Executor for Fake {
     async fn drain(&self, _: &TaskId) {}
     async fn stop(&self, task: &Task) -> Result<Option<Outcome>, ExecError> {
         self.note("stop", &task.id);
+        if let Some(probing) = &self.probing {
+            probing.notify_one();
+            until(|| self.calls().iter().any(|call| call.starts_with("probed"))).await;
+        }
         Ok(None)
     }
     async fn release(&self, task: &TaskId) -> Result<(), ExecError> {
@@ -69,8 +76,11 @@ impl Executor for Fake {
         self.note("forget", task);
         Ok(())
     }
-    async fn probe(&self, _: &TaskId, _: &[String], _: Duration) -> Result<Probe, ExecError> {
-        Err(ExecError::Cancelled)
+    async fn probe(&self, task: &TaskId, _: &[String], _: Duration) -> Result<Probe, ExecError> {
+        self.note("probe", task);
+        self.probing.as_ref().ok_or(ExecError::Cancelled)?.notified().await;
+        self.note("probed", task);
+        Ok(Probe { exit_code: Some(0), output: String::new() })
     }
 }
 
@@ -92,6 +102,20 @@ impl Network for Fake {
     async fn recover(&self, _: &[(Task, bool)]) -> Result<(), NetworkError> {
         Ok(())
     }
+}
+
+fn every_millisecond() -> HealthConfig {
+    let every = Some(Duration::from_millis(1));
+    HealthConfig { test: vec!["CMD".into(), "true".into()], interval: every, start_interval: every, ..HealthConfig::default() }
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    let soon = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), soon).await.unwrap();
 }
 
 struct Bench {
@@ -160,6 +184,18 @@ async fn an_assigned_task_runs_and_a_removed_one_leaves_nothing() {
     assert_eq!(bench.fake.calls(), ["prepare 1", "start 1", "serve 1", "withdraw 1", "stop 1", "forget 1"]);
     assert!(Records::open(dir.path()).unwrap().load().unwrap().is_empty());
     assert_eq!(bench.reports.newest(&one.id), None);
+}
+
+#[tokio::test]
+async fn a_health_check_that_has_begun_is_finished_when_its_task_is_stopped() {
+    let dir = tempfile::tempdir().unwrap();
+    let bench = bench(dir.path(), Arc::new(Fake { probing: Some(Notify::new()), ..Fake::default() })).await;
+    let one = task(1, "busybox");
+    bench.inbox.send(Assign::Complete(vec![one.clone()])).await.unwrap();
+    until(|| bench.fake.calls().contains(&"probe 1".to_owned())).await;
+    bench.inbox.send(Assign::Remove(one.id.clone())).await.unwrap();
+    until(|| bench.fake.calls().contains(&"forget 1".to_owned())).await;
+    assert_eq!(bench.fake.calls(), ["prepare 1", "start 1", "probe 1", "withdraw 1", "stop 1", "probed 1", "forget 1"]);
 }
 
 #[tokio::test]
