@@ -175,14 +175,16 @@ impl Kept {
 
 #[test]
 fn names_addresses_and_ports_lead_to_tasks_on_any_host() -> Result<()> {
-    Scenario::new("networks", 1, 2).long().run(|cluster| {
+    Scenario::new("networks", 1, 2).run(|cluster| {
         let before = cluster.inventories()?;
         cluster.ctl(0, &["network", "create", "back"])?.success()?;
         let create = |flags: &[&str], args: &[&str]| -> Result<()> {
             let all = [&["service", "create", "-d", "--network", "back"], flags, &["whoami"], args].concat();
             cluster.ctl(0, &all)?.success().map(drop)
         };
-        let rolling = ["--update-parallelism", "1", "--update-monitor", "0s"];
+        // A task is asked from the moment in which it answers itself.
+        let health = ["--health-exec", "/whoami check", "--health-interval", "300ms", "--health-timeout", "5s"];
+        let rolling = [&["--update-parallelism", "1", "--update-monitor", "0s"][..], &health].concat();
         let web = ["--name", "web", "--mode", "global", "--publish", "published=8080,target=8080"];
         create(&[&web[..], &rolling].concat(), &["graceful"])?;
         create(&["--name", "looker", "--mode", "global"], &["sleep"])?;
