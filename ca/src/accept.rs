@@ -1,6 +1,7 @@
 //! The server's side of one connection.
 
 use crate::authority::AuthorityFilter;
+use crate::manners::{Manners, Unruly};
 use crate::peer::{BadSubject, PeerIdentity};
 use crate::refused::Reason;
 use crate::security::{RemoteServers, SecurityConfig, SecurityError};
@@ -36,6 +37,8 @@ pub enum AcceptError {
     Subject(#[from] BadSubject),
     #[error("{0}")]
     Security(#[from] SecurityError),
+    #[error(transparent)]
+    Unruly(#[from] Unruly),
 }
 
 /// Which of a node's two doors a connection came through.
@@ -79,7 +82,7 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
-        self.accept_in_turn(io, &Turns::new().place()).await
+        self.accept_in_turn(io, &Turns::new(Manners::default()).place(None)).await
     }
 
     /// The same, among others.
@@ -102,10 +105,13 @@ impl Acceptor {
             Door::Local => {
                 let mut first = first_record(&mut io).await.map_err(AcceptError::Handshake)?;
                 crate::sni::hide_bad_name(&mut first);
-                RustlsAcceptor::from(self.security.local_server()).accept(Replay { first, read: 0, io }).await
+                RustlsAcceptor::from(self.security.local_server())
+                    .accept(Replay { first, read: 0, io })
+                    .await
+                    .map_err(AcceptError::Handshake)
             }
         };
-        let stream = stream.map_err(AcceptError::Handshake)?;
+        let stream = stream?;
         let peer = match stream.get_ref().1.peer_certificates() {
             Some(chain) => Some(Arc::new(PeerIdentity::of_chain(chain)?)),
             None => None,
@@ -114,20 +120,32 @@ impl Acceptor {
         if peer.as_ref().is_some_and(|peer| peer.is_expired(SystemTime::now())) {
             return Err(AcceptError::Expired);
         }
+        if let Some(peer) = &peer
+            && let Err(unruly) = turn.manners().may_enter(peer)
+        {
+            turn.lane(true).failed();
+            return Err(unruly.into());
+        }
         let mended = (self.door == Door::Local).then(|| Box::new(Mended::new()));
         Ok(TlsConnection { stream, peer, mended })
     }
 }
 
 /// The name that the client asks for decides whether it needs a certificate.
-async fn shake_by_name<IO>(servers: RemoteServers, io: IO, turn: &Turn) -> io::Result<TlsStream<IO>>
+async fn shake_by_name<IO>(servers: RemoteServers, io: IO, turn: &Turn) -> Result<TlsStream<IO>, AcceptError>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io).await?;
-    let config = servers.for_name(hello.client_hello().server_name());
+    let hello = LazyConfigAcceptor::new(rustls::server::Acceptor::default(), io).await.map_err(AcceptError::Handshake)?;
+    let name = hello.client_hello().server_name().map(str::to_owned);
+    let lane = turn.lane(RemoteServers::is_for_members(name.as_deref()));
+    lane.enter().await?;
+    let config = servers.for_name(name.as_deref());
     // Keys are made and signatures given as soon as it is asked for.
-    turn.take(async { hello.into_stream(config).await }).await
+    turn.take(async { hello.into_stream(config).await }).await.map_err(|error| {
+        lane.failed();
+        AcceptError::Handshake(error)
+    })
 }
 
 /// Reads one TLS record as it came, or the little that shows that it is none; rustls then says what is wrong with it.

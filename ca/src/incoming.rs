@@ -1,6 +1,7 @@
 //! A listener that shakes hands.
 
 use crate::accept::{AcceptError, Acceptor, Door, TlsConnection};
+use crate::manners::Manners;
 use crate::refused::Reason;
 use crate::turns::{Turn, Turns};
 use futures_util::Stream;
@@ -29,9 +30,11 @@ struct Limits {
     /// When all places are taken, the oldest handshake that waits for its client gives up its own if it is older than this. An
     /// honest one takes milliseconds.
     grace: Duration,
+    /// Whether addresses of this machine may do as they like.
+    spares_local: bool,
 }
 
-const LIMITS: Limits = Limits { half_open: 1024, per_source: 256, grace: Duration::from_secs(1) };
+const LIMITS: Limits = Limits { half_open: 1024, per_source: 256, grace: Duration::from_secs(1), spares_local: true };
 
 /// Finished connections nobody has taken yet; when full, the handshake tasks wait and keep their places.
 const READY: usize = 64;
@@ -70,6 +73,7 @@ impl Listener for UnixListener {
 #[derive(Debug)]
 pub struct TlsIncoming<IO> {
     ready: mpsc::Receiver<TlsConnection<IO>>,
+    manners: Manners,
     _accepting: JoinSet<()>,
 }
 
@@ -84,8 +88,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin + Send + 'static> TlsIncoming<IO> {
         // Full: see `READY`.
         let (sender, ready) = mpsc::channel(READY);
         let mut accepting = JoinSet::new();
-        accepting.spawn(accept_loop(listener, acceptor, sender, limits));
-        Self { ready, _accepting: accepting }
+        let manners = Manners::new(limits.spares_local);
+        accepting.spawn(accept_loop(listener, acceptor, sender, limits, Turns::new(manners.clone())));
+        Self { ready, manners, _accepting: accepting }
+    }
+
+    /// Where to tell of clients that flooded their connections.
+    #[must_use]
+    pub fn manners(&self) -> Manners {
+        self.manners.clone()
     }
 
     /// The next connection. Cancel safe. `None` only if the accepting task panicked.
@@ -101,9 +112,14 @@ impl<IO> Stream for TlsIncoming<IO> {
     }
 }
 
-async fn accept_loop<L: Listener>(listener: L, acceptor: Acceptor, ready: mpsc::Sender<TlsConnection<L::Io>>, limits: Limits) {
+async fn accept_loop<L: Listener>(
+    listener: L,
+    acceptor: Acceptor,
+    ready: mpsc::Sender<TlsConnection<L::Io>>,
+    limits: Limits,
+    turns: Turns,
+) {
     let sources = Sources { counts: Arc::default(), limit: limits.per_source };
-    let turns = Turns::new();
     let mut handshakes = Handshakes { tasks: JoinSet::new(), oldest_first: VecDeque::new(), limits };
     loop {
         handshakes.make_room(&acceptor).await;
@@ -123,7 +139,7 @@ async fn accept_loop<L: Listener>(listener: L, acceptor: Acceptor, ready: mpsc::
             tracing::warn!(peer = %shown(address), "too many unfinished handshakes from this address; connection closed");
             continue;
         };
-        let turn = turns.place();
+        let turn = turns.place(address.map(|address| address.ip()));
         let handshake = one_handshake(acceptor.clone(), io, address, ready.clone(), source, turn.clone());
         handshakes.start(handshake, address, turn);
     }
@@ -198,6 +214,11 @@ async fn one_handshake<IO: AsyncRead + AsyncWrite + Unpin>(
         // Port scans and health checks open and close; nobody needs to know.
         Err(AcceptError::Handshake(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
             tracing::debug!(peer = %shown(address), "connection closed before the handshake");
+        }
+        // As many as come; that they began to was told.
+        Err(AcceptError::Unruly(_)) => {
+            acceptor.count_refused(Reason::Crowded);
+            tracing::debug!(peer = %shown(address), "connection refused to an unruly client");
         }
         Err(error) => {
             if let Some(reason) = Reason::of(&error) {
@@ -317,7 +338,7 @@ mod tests {
         let (manager, worker) = security(NodeRole::Worker);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let limits = Limits { half_open: 4, per_source: 4, grace: Duration::from_millis(20) };
+        let limits = Limits { half_open: 4, per_source: 4, grace: Duration::from_millis(20), spares_local: true };
         let mut incoming = TlsIncoming::with_limits(listener, Acceptor::new(&manager, Door::Remote), limits);
         let mut idle = Vec::new();
         for _ in 0..12 {
@@ -332,6 +353,30 @@ mod tests {
         assert!(accepted.unwrap().peer().is_some());
         assert!(started.elapsed() < HANDSHAKE_TIMEOUT / 2);
         assert!(manager.refused().unfinished > 0);
+    }
+
+    #[tokio::test]
+    async fn a_node_that_floods_is_kept_out_and_the_others_and_managers_are_not() {
+        let (manager, worker) = security(NodeRole::Worker);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let limits = Limits { spares_local: false, ..LIMITS };
+        let mut incoming = TlsIncoming::with_limits(listener, Acceptor::new(&manager, Door::Remote), limits);
+        let manners = incoming.manners();
+        // What a manager does, and what nobody in particular does, is not the worker's.
+        for one in [&manager, &manager, &manager, &manager, &manager, &manager, &worker] {
+            let (stream, _) = Connector::node(one).connect(TcpStream::connect(address).await.unwrap()).await.unwrap();
+            let connection = incoming.next().await.unwrap();
+            for _ in 0..6 {
+                manners.flooded(connection.peer().map(|peer| &**peer), Some(address.ip()));
+            }
+            drop(stream);
+        }
+        let (mut stream, _) = Connector::node(&worker).connect(TcpStream::connect(address).await.unwrap()).await.unwrap();
+        assert!(stream.read_u8().await.is_err());
+        assert_eq!(manager.refused().crowded, 1);
+        let (_, another) = (Connector::node(&manager).connect(TcpStream::connect(address).await.unwrap()).await.unwrap(), incoming.next());
+        assert!(another.await.unwrap().peer().unwrap().is_manager());
     }
 
     #[tokio::test]

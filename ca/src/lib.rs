@@ -19,6 +19,7 @@ pub mod files; // the identity on disk
 mod identity; // key, certificate and roots of a node
 mod incoming; // a listener that shakes hands
 mod key; // private keys and certificate requests
+mod manners; // who has had enough connections
 mod peer; // who is at the other end
 mod provider; // ring
 mod refused; // who was not let in, counted
@@ -46,6 +47,7 @@ pub use files::FileError;
 pub use identity::{BadIdentity, Expected, FirstManager, Identity, TlsInfo, renewal_moment};
 pub use incoming::{Listener, TlsIncoming, serve_local, serve_remote};
 pub use key::{BadCsr, BadKey, MAX_CSR, NodeKey, check_request, key_of_request};
+pub use manners::{Manners, Unruly};
 pub use peer::{BadSubject, PeerIdentity};
 pub use provider::install_crypto_provider;
 pub use refused::Refused;

@@ -16,7 +16,8 @@ pub struct Refused {
     pub expired: u64,
     /// Did not finish the handshake in time, or not before others needed the place.
     pub unfinished: u64,
-    /// Came from an address that had too many unfinished handshakes already.
+    /// Came from an address that had too many unfinished handshakes already, or from an address or a node whose connections came
+    /// to nothing too often.
     pub crowded: u64,
     /// Spoke no TLS, or none that is allowed.
     pub malformed: u64,
@@ -38,6 +39,7 @@ impl Reason {
     pub(crate) fn of(error: &AcceptError) -> Option<Self> {
         match error {
             AcceptError::TimedOut => Some(Self::Unfinished),
+            AcceptError::Unruly(_) => Some(Self::Crowded),
             AcceptError::Expired => Some(Self::Expired),
             AcceptError::Subject(_) => Some(Self::Foreign),
             AcceptError::Security(_) => None,

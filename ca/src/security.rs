@@ -63,10 +63,12 @@ impl RemoteServers {
     /// Whoever has a certificate of the cluster asks for [`MANAGER_NAME`] (spec wire-behaviour 2.1) and must show it in the
     /// handshake. With any other name, or none, a client may come without; then it can do no more than join.
     pub(crate) fn for_name(self, name: Option<&str>) -> Arc<ServerConfig> {
-        match name {
-            Some(name) if name.eq_ignore_ascii_case(MANAGER_NAME) => self.member,
-            _ => self.joining,
-        }
+        if Self::is_for_members(name) { self.member } else { self.joining }
+    }
+
+    /// Whether who asks for this name must show a certificate.
+    pub(crate) fn is_for_members(name: Option<&str>) -> bool {
+        name.is_some_and(|name| name.eq_ignore_ascii_case(MANAGER_NAME))
     }
 }
 

@@ -4,6 +4,8 @@
 //! done before its time is over, and everybody comes again. So only some have their turn and the others wait for it in the order
 //! they came. Waiting costs no CPU.
 
+use crate::manners::{Lane, Manners};
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,31 +19,44 @@ const LONGEST: Duration = Duration::from_millis(100);
 
 /// The turns of one listener. Clones share them.
 #[derive(Debug, Clone)]
-pub(crate) struct Turns(Arc<Semaphore>);
+pub(crate) struct Turns {
+    places: Arc<Semaphore>,
+    manners: Manners,
+}
 
 /// One handshake's place among them.
 #[derive(Debug, Clone)]
 pub(crate) struct Turn {
     turns: Turns,
+    /// Where the client is, if it has an address.
+    address: Option<IpAddr>,
     /// It waits for us, not for its client: for its turn, within it, or to be taken by the server.
     waits_for_us: Arc<AtomicBool>,
 }
 
 impl Turns {
-    pub(crate) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(AT_ONCE)))
+    pub(crate) fn new(manners: Manners) -> Self {
+        Self { places: Arc::new(Semaphore::new(AT_ONCE)), manners }
     }
 
-    pub(crate) fn place(&self) -> Turn {
-        Turn { turns: self.clone(), waits_for_us: Arc::default() }
+    pub(crate) fn place(&self, address: Option<IpAddr>) -> Turn {
+        Turn { turns: self.clone(), address, waits_for_us: Arc::default() }
     }
 }
 
 impl Turn {
+    pub(crate) fn manners(&self) -> &Manners {
+        &self.turns.manners
+    }
+
+    pub(crate) fn lane(&self, shows_certificate: bool) -> Lane<'_> {
+        self.turns.manners.lane(self.address, shows_certificate)
+    }
+
     /// Does `work` when its turn has come.
     pub(crate) async fn take<T>(&self, work: impl Future<Output = T>) -> T {
         self.waits_for_us(true);
-        let place = self.turns.0.acquire().await;
+        let place = self.turns.places.acquire().await;
         let mut work = pin!(work);
         if let Ok(done) = tokio::time::timeout(LONGEST, work.as_mut()).await {
             return done;
@@ -68,10 +83,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn so_many_have_their_turn_at_once_and_all_in_the_end() {
-        let (turns, busy, most) = (Turns::new(), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (turns, busy, most) = (Turns::new(Manners::default()), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let mut all = JoinSet::new();
         for _ in 0..10 * AT_ONCE {
-            let (turn, busy, most) = (turns.place(), busy.clone(), most.clone());
+            let (turn, busy, most) = (turns.place(None), busy.clone(), most.clone());
             all.spawn(async move {
                 let work = async {
                     most.fetch_max(busy.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
@@ -87,16 +102,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_dallies_loses_its_turn_and_goes_on() {
-        let turns = Turns::new();
+        let turns = Turns::new(Manners::default());
         let mut dallying = JoinSet::new();
         for _ in 0..AT_ONCE {
-            let turn = turns.place();
+            let turn = turns.place(None);
             dallying.spawn(async move {
                 turn.take(tokio::time::sleep(100 * LONGEST)).await;
             });
         }
         tokio::task::yield_now().await;
-        let turn = turns.place();
+        let turn = turns.place(None);
         assert!(turn.take(async { turn.is_ours() }).await);
         assert!(!dallying.is_empty() && dallying.try_join_next().is_none());
         assert_eq!(dallying.join_all().await.len(), AT_ONCE);
