@@ -1,14 +1,15 @@
 //! What the agent holds: a handle that sends messages to the owner of the node's network.
 
+use crate::delta::Delta;
 use crate::error::NetlbError;
 use crate::lb::LbDriver;
 use crate::names::Tag;
 use crate::owner::{self, Applied, Oversight, Request};
+use crate::said::{self, Speaker};
 use crate::secure::{Backend as WireGuard, Dropped, KeyEpoch};
 use crate::wanted::{TaskNetwork, Wanted};
 use skep_types::TaskId;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -34,7 +35,7 @@ pub struct TaskNetns {
     pub path: PathBuf,
 }
 
-/// Numbers the calls of [`Netlb::set_wanted`].
+/// Numbers the calls of [`Netlb::set_wanted`] and [`Netlb::change`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Generation(pub u64);
 
@@ -68,7 +69,7 @@ pub struct PeerStatus {
 #[derive(Debug, Clone)]
 pub struct Netlb {
     requests: mpsc::Sender<Request>,
-    wanted: Arc<watch::Sender<(Generation, Arc<Wanted>)>>,
+    wanted: Speaker,
     applied: watch::Receiver<Applied>,
     netns_dir: PathBuf,
 }
@@ -86,12 +87,12 @@ impl Netlb {
     /// The same, looking after the network as often as said.
     pub fn start_with(config: Config, oversight: Oversight) -> Result<Self, NetlbError> {
         let (requests, queue) = mpsc::channel(QUEUE);
-        let (wanted, wanted_changes) = watch::channel((Generation(0), Arc::default()));
+        let (wanted, heard) = said::channel();
         let (report, applied) = watch::channel(Applied::default());
         let netns_dir = config.run_dir.join("netns");
         let ipvs = config.lb_driver.is_ipvs()?;
-        owner::start(Tag::new(&config.instance), netns_dir.clone(), ipvs, oversight, queue, wanted_changes, report)?;
-        Ok(Self { requests, wanted: Arc::new(wanted), applied, netns_dir })
+        owner::start(Tag::new(&config.instance), netns_dir.clone(), ipvs, oversight, queue, heard, report)?;
+        Ok(Self { requests, wanted, applied, netns_dir })
     }
 
     /// Makes the task's namespace and puts it on its networks; one that is there is looked over and mended, never made
@@ -123,18 +124,20 @@ impl Netlb {
     ///
     /// Call [`Netlb::ensure_task`] first for tasks that are running, so that their links are known to be wanted.
     pub fn set_wanted(&self, wanted: Wanted) -> Generation {
-        let mut generation = Generation(0);
-        self.wanted.send_modify(|(number, value)| {
-            number.0 += 1;
-            generation = *number;
-            *value = Arc::new(wanted);
-        });
-        generation
+        self.wanted.say(|said| said.set(wanted))
+    }
+
+    /// Says what is wanted otherwise than before, and costs what changes and not what there is. Returns at once. Not before
+    /// [`Netlb::set_wanted`]: what is changed would be a node on which nothing is wanted.
+    ///
+    /// What is encrypted changes by `set_wanted` only.
+    pub fn change(&self, delta: Delta) -> Generation {
+        self.wanted.say(|said| said.change(delta))
     }
 
     /// Waits until what was wanted last is in place; an error if the latest attempt failed (it will be repeated).
     pub async fn applied(&self) -> Result<(), NetlbError> {
-        let latest = self.wanted.borrow().0;
+        let latest = self.wanted.latest();
         let mut applied = self.applied.clone();
         let outcome = applied.wait_for(|applied| applied.generation >= latest).await.map_err(|_| NetlbError::Stopped)?;
         match &outcome.failure {

@@ -14,6 +14,7 @@
 //!
 //! Connections are spread over tasks by nf_tables or IPVS ([`LbDriver`]).
 
+mod delta; // what is wanted otherwise, and what is wanted by key
 pub mod dns; // what tasks ask at 127.0.0.11
 mod error; // what can go wrong
 mod handle; // what the agent holds
@@ -26,10 +27,12 @@ mod nft; // nf_tables without the nft program
 mod owner; // the thread that carries everything out
 mod plan; // pure: from what is wanted to what to do
 mod port; // is a port free on this host
+mod said; // what is wanted, on its way to the owner
 mod secure; // encrypted networks
 mod sysctl; // settings of the kernel
 mod wanted; // what the agent asks for
 
+pub use delta::{Delta, NetworkDelta};
 pub use error::NetlbError;
 pub use handle::{Audit, Config, EncryptionStatus, Generation, Netlb, PeerStatus, TaskNetns};
 pub use lb::{LbDriver, NoSuchDriver};
@@ -39,6 +42,7 @@ pub use secure::{
     Backend as WireGuard, Driver, Dropped, Encryption, KeyEpoch, Keyring, NotAKey, PrivateKey, PublicKey, SecureError, Sizes, Tunnel,
     TunnelPeer, can_encrypt, sizes as encrypted_sizes,
 };
+pub use skep_types::{Affinity, PublishPlace};
 pub use wanted::{
     Attachment, Backend, Endpoint, Location, Mac, Network, Overlay, Peer, Protocol, PublishMode, PublishedPort, Subnet, TaskNetwork, Vip,
     Wanted, WantedNetwork,

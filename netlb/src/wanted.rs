@@ -2,7 +2,7 @@
 
 use crate::secure::Encryption;
 use ipnet::IpNet;
-use skep_types::{NetworkId, TaskId};
+use skep_types::{Affinity, NetworkId, PublishPlace, TaskId};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
@@ -87,7 +87,8 @@ pub struct WantedNetwork {
     /// How it spans nodes; `None` for a network of this node only.
     pub overlay: Option<Overlay>,
     /// The tasks on it, on whatever node. If an address is remote here, a task of this node that has it gets nothing sent
-    /// to it any more: the latest wanted state tells where an address is. Of two places the latter in this list counts.
+    /// to it any more: the latest wanted state tells where an address is. Each task once; if two are said to have one address,
+    /// the one with the greater id has it.
     pub endpoints: Vec<Endpoint>,
     pub vips: Vec<Vip>,
 }
@@ -183,7 +184,36 @@ pub struct Backend {
 pub struct PublishedPort {
     pub protocol: Protocol,
     pub port: u16,
+    /// Where on this host it answers.
+    pub place: PublishPlace,
+    /// Clients within these only, by the addresses that they have on this host; others are refused. Empty: all.
+    pub allow: Vec<IpNet>,
+    /// Whether a client keeps its backend.
+    pub affinity: Affinity,
     pub mode: PublishMode,
+}
+
+impl PublishedPort {
+    /// One for everybody, on all addresses.
+    #[must_use]
+    pub fn new(protocol: Protocol, port: u16, mode: PublishMode) -> Self {
+        Self { protocol, port, place: PublishPlace::Everywhere, allow: Vec::new(), affinity: Affinity::None, mode }
+    }
+
+    /// Where connections may end, of both families.
+    pub(crate) fn backends(&self) -> &[Backend] {
+        match &self.mode {
+            PublishMode::Ingress { backends } | PublishMode::Host { backends, .. } => backends,
+        }
+    }
+
+    /// The network into which this host leads the port by a route of its own.
+    pub(crate) fn host_network(&self) -> Option<&NetworkId> {
+        match &self.mode {
+            PublishMode::Ingress { .. } => None,
+            PublishMode::Host { network, .. } => Some(network),
+        }
+    }
 }
 
 /// How a port is published.
@@ -198,7 +228,5 @@ pub enum PublishMode {
         network: NetworkId,
         /// One backend per family.
         backends: Vec<Backend>,
-        /// Only connections to this address of the host; all local ones if absent.
-        address: Option<IpAddr>,
     },
 }

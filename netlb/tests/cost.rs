@@ -91,7 +91,7 @@ fn watching_over_a_thousand_services() {
         let address = |n: u16| std::net::IpAddr::from([10, 0, (n >> 8) as u8, n as u8]);
         let port = |n: u16| {
             let backends = (0..4).map(|backend| Backend { address: address(n * 4 + backend), port: 80 }).collect();
-            PublishedPort { protocol: Protocol::Tcp, port: 2000 + n, mode: PublishMode::Ingress { backends } }
+            PublishedPort::new(Protocol::Tcp, 2000 + n, PublishMode::Ingress { backends })
         };
         netlb.set_wanted(wanted(&[ingress], &[], (0..1000).map(port).collect()));
         netlb.applied().await.unwrap();
@@ -117,7 +117,7 @@ fn one_backend_changes_among_many_services() {
             let port = |number: u16, shift: u8| {
                 let address = |n: u8| std::net::IpAddr::from([10, 0, (number >> 6) as u8, (number as u8 & 63) * 4 + n]);
                 let backends = (0..4).map(|n| Backend { address: address((n + shift) % 250), port: 80 }).collect();
-                PublishedPort { protocol: Protocol::Tcp, port: 2000 + number, mode: PublishMode::Ingress { backends } }
+                PublishedPort::new(Protocol::Tcp, 2000 + number, PublishMode::Ingress { backends })
             };
             let ports = |shift: u8| {
                 let mut ports: Vec<_> = (0..services).map(|number| port(number, 0)).collect();

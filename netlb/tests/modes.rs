@@ -14,9 +14,9 @@ fn responder() {
 
 fn host_port(port: u16, task: &TaskNetwork, address: Option<&str>) -> PublishedPort {
     let network = task.attachments[0].network.id.clone();
-    let address = address.map(|address| address.parse().unwrap());
-    let mode = PublishMode::Host { network, backends: backends(std::slice::from_ref(task), 80), address };
-    PublishedPort { protocol: Protocol::Tcp, port, mode }
+    let place = address.map_or(PublishPlace::Everywhere, |address| PublishPlace::Address(address.parse().unwrap()));
+    let mode = PublishMode::Host { network, backends: backends(std::slice::from_ref(task), 80) };
+    PublishedPort { place, ..PublishedPort::new(Protocol::Tcp, port, mode) }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Tables as nf_tables messages (`include/uapi/linux/netfilter/nf_tables.h`; the numbers below are from there).
 
-use super::model::{Chain, ElementChange, Expr, Family, Holds, Register, Rule, Set, Table, Value};
+use super::model::{Chain, ElementChange, Expr, Family, Holds, Register, Reject, Rule, Set, Table, Value};
 use crate::netlink::socket::{CREATE, REQUEST};
 use crate::netlink::wire::Writer;
 
@@ -283,6 +283,10 @@ fn encode_step(out: &mut Writer, expr: &Expr) {
         Expr::Random { below, to } => step(out, "numgen", |out| {
             out.big_u32(1, to.number()).big_u32(2, *below).big_u32(3, 1).big_u32(4, 0);
         }),
+        Expr::Hash { from, length, below, seed, to } => step(out, "hash", |out| {
+            out.big_u32(1, from.number()).big_u32(2, to.number()).big_u32(3, *length).big_u32(4, *below).big_u32(5, *seed);
+            out.big_u32(6, 0).big_u32(7, 0);
+        }),
         Expr::Constant { value, to } => step(out, "immediate", |out| {
             out.big_u32(1, to.number());
             constant(out, 2, value);
@@ -308,6 +312,15 @@ fn encode_step(out: &mut Writer, expr: &Expr) {
         Expr::Dnat { family, address, port } => nat(out, 1, *family, *address, *port),
         Expr::Snat { family, address } => nat(out, 0, *family, *address, None),
         Expr::Masquerade => step(out, "masq", |_| {}),
+        Expr::Reject(how) => step(out, "reject", |out| {
+            // kind 1: a reset of TCP; 0: an ICMP message with a code of the family's own
+            let (kind, code) = match how {
+                Reject::Reset => (1, 0),
+                Reject::PortUnreachable(Family::V4) => (0, 3),
+                Reject::PortUnreachable(Family::V6) => (0, 4),
+            };
+            out.big_u32(1, kind).attribute(2, &[code]);
+        }),
         Expr::Accept => immediate_verdict(out, ACCEPT),
         Expr::Drop => immediate_verdict(out, DROP),
     }

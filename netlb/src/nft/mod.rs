@@ -8,4 +8,4 @@ pub(crate) mod flows; // what conntrack remembers
 pub(crate) mod model; // tables, chains, rules, sets as data
 pub(crate) mod socket; // transactions and dumps
 
-pub(crate) use model::{Chain, ElementChange, Elements, Expr, Family, Hook, Register, Rule, Set, Table, Value};
+pub(crate) use model::{Chain, ElementChange, Elements, Expr, Family, Hook, Register, Reject, Rule, Set, Table, Value};

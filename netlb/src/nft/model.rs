@@ -137,6 +137,14 @@ pub(crate) enum Expr {
         below: u32,
         to: Register,
     },
+    /// Hashes `length` bytes into a number below `below`, with Jenkins' hash.
+    Hash {
+        from: Register,
+        length: u32,
+        below: u32,
+        seed: u32,
+        to: Register,
+    },
     /// Puts a constant into a register.
     Constant {
         value: Vec<u8>,
@@ -181,8 +189,19 @@ pub(crate) enum Expr {
         address: Register,
     },
     Masquerade,
+    /// Answers and drops.
+    Reject(Reject),
     Accept,
     Drop,
+}
+
+/// How a packet is answered that is not let on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reject {
+    /// As TCP does; holds for nothing else.
+    Reset,
+    /// By ICMP of that family.
+    PortUnreachable(Family),
 }
 
 /// A rule; the comment is how an audit knows it.
@@ -265,6 +284,7 @@ pub(crate) mod kind {
     pub(crate) const PROTOCOL: u32 = 12;
     pub(crate) const PORT: u32 = 13;
     pub(crate) const MARK: u32 = 19;
+    pub(crate) const LINK_NAME: u32 = 41;
 
     pub(crate) fn joined(kinds: &[u32]) -> u32 {
         kinds.iter().fold(0, |all, kind| all << 6 | kind)

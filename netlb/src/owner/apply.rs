@@ -2,7 +2,8 @@
 
 use super::audit::Depth;
 use super::overlay::remove_file_of_sandbox;
-use super::{Known, Owner, Sandbox, refused};
+use super::{Balancing, Known, Owner, Sandbox, refused};
+use crate::delta::{Desired, Dirty, Members, Part, Spread};
 use crate::error::NetlbError;
 use crate::names::{self, SANDBOX_TABLE};
 use crate::netns;
@@ -10,43 +11,85 @@ use crate::nft::flows::Flow;
 use crate::nft::socket::Nft;
 use crate::nft::{Family, Table};
 use crate::plan::Change;
-use crate::plan::tables::{InSandbox, Update};
-use crate::wanted::{Location, Network, PublishedPort, TaskNetwork, Wanted, WantedNetwork};
+use crate::plan::tables::{InSandbox, SandboxTable, Update};
+use crate::wanted::{Network, Protocol, PublishedPort, TaskNetwork};
 use skep_failpoint::failpoint;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::Arc;
 use tracing::{debug, warn};
 
 impl Owner {
-    /// Goes on after a failure, so that one network cannot keep the others from working; returns all of them.
-    pub(super) fn apply(&mut self, wanted: Arc<Wanted>) -> Result<(), NetlbError> {
-        let mut errors = Vec::new();
-        self.wanted = Some(Arc::clone(&wanted));
-        errors.extend(self.have_tunnels(wanted.encryption.as_ref()));
-        for network in &wanted.networks {
-            if let Err(error) = self.ensure_sandbox(&network.network) {
-                errors.push(error);
-                continue;
-            }
-            errors.extend(self.follow(&network.network));
-            errors.extend(self.join(network).err());
-            failpoint!("netlb.apply.joined");
-            let published = self.published_into(&network.network);
-            if let Some(sandbox) = self.sandboxes.get_mut(&network.network.id) {
-                errors.extend(sandbox.set_tables(network, &published).err());
-            }
-            failpoint!("netlb.apply.network");
+    /// Brings what is dirty to what is wanted. Goes on after a failure, so that one network cannot keep the others from working;
+    /// returns all of them.
+    pub(super) fn apply(&mut self, dirty: &Dirty) -> Result<(), NetlbError> {
+        let Some(wanted) = self.wanted.clone() else { return Ok(()) };
+        if self.ipvs && !dirty.everything {
+            // What IPVS leads to is compared as a whole.
+            return self.apply(&Dirty::everything());
         }
-        errors.extend(self.join_no_others(&wanted));
-        errors.extend(self.route_to_sandboxes().err());
+        let mut errors = Vec::new();
+        if dirty.whole_networks() {
+            errors.extend(self.have_tunnels(wanted.encryption.as_ref()));
+        }
+        if dirty.everything {
+            for spread in wanted.networks.values() {
+                self.apply_network(spread, &mut errors);
+            }
+            errors.extend(self.join_no_others(&wanted));
+        } else {
+            for (id, part) in &dirty.networks {
+                match (wanted.networks.get(id), part) {
+                    (Some(spread), Part::Whole) => self.apply_network(spread, &mut errors),
+                    (Some(spread), Part::Members(members)) => self.apply_members(spread, members, &mut errors),
+                    (None, _) => errors.extend(self.join_nobody(id)),
+                }
+            }
+        }
+        if dirty.whole_networks() || dirty.host_routes {
+            errors.extend(self.route_to_sandboxes().err());
+        }
         failpoint!("netlb.apply.routed");
-        errors.extend(self.set_ports(&wanted).err());
+        errors.extend(self.set_ports(&wanted, if dirty.everything { None } else { Some(&dirty.published) }).err());
         failpoint!("netlb.apply.ports");
-        errors.extend(self.leave_all());
-        errors.extend(self.remove_unused_sandboxes());
-        errors.extend(self.leave_tunnels(wanted.encryption.as_ref()));
+        if dirty.everything {
+            errors.extend(self.leave_all());
+        } else {
+            errors.extend(dirty.networks.keys().filter_map(|network| self.leave(network).err()));
+        }
+        if dirty.whole_networks() {
+            errors.extend(self.remove_unused_sandboxes());
+            errors.extend(self.leave_tunnels(wanted.encryption.as_ref()));
+        }
         NetlbError::all(errors)
+    }
+
+    fn apply_network(&mut self, spread: &Spread, errors: &mut Vec<NetlbError>) {
+        if let Err(error) = self.ensure_sandbox(&spread.network) {
+            errors.push(error);
+            return;
+        }
+        errors.extend(self.follow(&spread.network));
+        errors.extend(self.join(spread).err());
+        failpoint!("netlb.apply.joined");
+        let published = self.published_into(&spread.network);
+        if let Some(sandbox) = self.sandboxes.get_mut(&spread.network.id) {
+            errors.extend(sandbox.set_tables(spread, &published).err());
+        }
+        failpoint!("netlb.apply.network");
+    }
+
+    /// The same where only members differ; all of it if it is not known that the rest is in place.
+    fn apply_members(&mut self, spread: &Spread, members: &Members, errors: &mut Vec<NetlbError>) {
+        let sandbox = self.sandboxes.get(&spread.network.id);
+        if sandbox.is_none_or(|sandbox| sandbox.network != spread.network || !sandbox.is_settled()) {
+            return self.apply_network(spread, errors);
+        }
+        errors.extend(self.join_members(spread, &members.addresses).err());
+        failpoint!("netlb.apply.joined");
+        if let Some(sandbox) = self.sandboxes.get_mut(&spread.network.id) {
+            errors.extend(sandbox.set_members(spread, members).err());
+        }
+        failpoint!("netlb.apply.network");
     }
 
     /// Gives the tasks on a network that changed what is new: the size of packets, say.
@@ -59,24 +102,30 @@ impl Owner {
     /// What is wanted of a network counts, not what was when the task began.
     pub(super) fn up_to_date(&self, mut task: TaskNetwork) -> TaskNetwork {
         for attachment in &mut task.attachments {
-            let wanted = self.wanted.iter().flat_map(|wanted| &wanted.networks);
-            if let Some(wanted) = wanted.map(|wanted| &wanted.network).find(|network| network.id == attachment.network.id) {
-                attachment.network.clone_from(wanted);
+            if let Some(spread) = self.wanted.as_ref().and_then(|wanted| wanted.networks.get(&attachment.network.id)) {
+                attachment.network.clone_from(&spread.network);
             }
         }
         task
     }
 
-    fn set_ports(&mut self, wanted: &Wanted) -> Result<(), NetlbError> {
+    /// Those ports, or all. Whether anything of it differed from what the tables were told.
+    pub(super) fn set_ports(&mut self, wanted: &Desired, which: Option<&BTreeSet<(Protocol, u16)>>) -> Result<bool, NetlbError> {
+        let mut changed = false;
+        if which.is_some_and(BTreeSet::is_empty) {
+            return Ok(changed);
+        }
         let name = self.tag.table();
         // A node without networks and ports has no tables.
         let needed = !self.sandboxes.is_empty() || !wanted.published.is_empty();
-        let published = self.led_by_host(&wanted.published).into_owned();
+        let led = self.led_by_host(&wanted.published);
+        let published = led.as_ref().unwrap_or(&wanted.published);
         for (family, table, known) in &mut self.tables {
             if !needed && *known == Known::No {
                 continue;
             }
-            let update = table.update(&published);
+            let update = table.lead(published, which);
+            changed |= update != Update::default();
             // A whole table may take the place of an earlier run's, of which we do not know where it led.
             let flows_change = update.flows_change || *known != Known::Yes;
             tell(&mut self.nft, &name, known, &update, || table.table(), *family)
@@ -88,7 +137,7 @@ impl Owner {
                 forget_stale(&mut self.nft, *family, "the host", |flow| table.is_stale(flow, is_here));
             }
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// The host's tables without any port, if there are none of an earlier run: egress needs them.
@@ -157,32 +206,48 @@ impl Sandbox {
     }
 
     /// Brings the tables, and IPVS if it balances, to what is wanted; `published` are the ports that end in this network.
-    pub(super) fn set_tables(&mut self, wanted: &WantedNetwork, published: &[PublishedPort]) -> Result<(), NetlbError> {
-        let place = self.place();
+    /// Whether anything of it differed from what the tables were told.
+    pub(super) fn set_tables(&mut self, wanted: &Spread, published: &[PublishedPort]) -> Result<bool, NetlbError> {
+        self.planned = false;
         let led_elsewhere = self.balance(wanted, published)?;
-        let nft = self.namespace.nft.as_mut().expect("a sandbox has a netfilter socket");
-        let here = wanted.endpoints.iter().filter(|endpoint| endpoint.location == Location::Local);
-        let peers = wanted.overlay.iter().flat_map(|overlay| &overlay.peers);
-        let mut inside = InSandbox {
-            vips: &wanted.vips,
-            marks: BTreeMap::new(),
-            local: here.flat_map(|endpoint| endpoint.addresses.iter().copied()).collect(),
-            peers: peers.map(|peer| (peer.mac, peer.node_index)).collect(),
-        };
-        for (table, known) in &mut self.tables {
-            let family = table.table_family();
-            inside.marks = self.balancing.as_ref().map(|balancing| balancing.marks(family)).unwrap_or_default();
-            let update = table.update(&inside);
-            tell(nft, SANDBOX_TABLE, known, &update, || table.table(), family)
-                .map_err(|source| table_error(SANDBOX_TABLE, &place, source))?;
-            if update.flows_change {
-                forget_stale(nft, family, &place, |flow| table.is_stale(flow));
-            }
-        }
+        let changed = self.tell_tables(|table, balancing| {
+            let marks = balancing.map(|balancing| balancing.marks(table.table_family())).unwrap_or_default();
+            table.lead(&InSandbox { spread: wanted, marks })
+        })?;
+        self.planned = true;
         if led_elsewhere {
             self.forget_led_elsewhere();
         }
-        Ok(())
+        Ok(changed)
+    }
+
+    /// Whether all that differs from what is wanted is what was not told yet.
+    fn is_settled(&self) -> bool {
+        self.planned && self.told.as_ref().is_some_and(|told| told.is_done())
+    }
+
+    /// The same for those members only, of a sandbox that is settled.
+    fn set_members(&mut self, wanted: &Spread, members: &Members) -> Result<(), NetlbError> {
+        self.tell_tables(|table, _| table.lead_members(wanted, members)).map(drop)
+    }
+
+    /// Whether anything was planned that was not told yet.
+    fn tell_tables(&mut self, plan: impl Fn(&mut SandboxTable, Option<&Balancing>) -> Update) -> Result<bool, NetlbError> {
+        let place = self.place();
+        let nft = self.namespace.nft.as_mut().expect("a sandbox has a netfilter socket");
+        let (mut errors, mut changed) = (Vec::new(), false);
+        for (table, known) in &mut self.tables {
+            let update = plan(table, self.balancing.as_ref());
+            changed |= update != Update::default();
+            let family = table.table_family();
+            // One that fails must not keep the other from being told: its plan is made, and would be taken for told.
+            if let Err(source) = tell(nft, SANDBOX_TABLE, known, &update, || table.table(), family) {
+                errors.push(table_error(SANDBOX_TABLE, &place, source));
+            } else if update.flows_change {
+                forget_stale(nft, family, &place, |flow| table.is_stale(flow));
+            }
+        }
+        NetlbError::all(errors).map(|()| changed)
     }
 
     /// The tables without any virtual address, if there are none of an earlier run: egress needs them.

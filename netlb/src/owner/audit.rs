@@ -1,8 +1,9 @@
 //! Looking everything over: what differs from what is wanted is mended, what nobody wants is removed.
 
 use super::apply::{audit_table, forget_stale};
-use super::overlay::{alone, remove_file_of_sandbox};
+use super::overlay::remove_file_of_sandbox;
 use super::{Owner, refused};
+use crate::delta::{Dirty, Spread};
 use crate::error::NetlbError;
 use crate::handle::Audit;
 use crate::names;
@@ -102,9 +103,7 @@ impl Owner {
             self.set_up_sandbox(network)?;
             // Its tables are new, or of the same namespace; what is wanted in them is told again.
             mended.push(place.clone());
-            if let Some(wanted) = self.wanted.clone() {
-                self.apply(wanted)?;
-            }
+            self.apply(&Dirty::everything())?;
         }
         mended.extend(self.audit_overlay(&network.id)?);
         mended.extend(self.audit_balancing(&network.id)?);
@@ -122,6 +121,13 @@ impl Owner {
             .collect();
         mended.extend(changes.iter().map(|change| format!("{place}: {change:?}")));
         NetlbError::all(refused(&place, sandbox.namespace.route.apply(&changes)))?;
+        // Changes are planned one by one: whether they led to what all of it leads to is looked at here.
+        let spread = self.wanted.as_ref().filter(|_| depth == Depth::All && !self.ipvs).and_then(|wanted| wanted.networks.get(&network.id));
+        if let Some(spread) = spread
+            && sandbox.set_tables(spread, &[])?
+        {
+            mended.push(format!("the plan of {place}"));
+        }
         mended.extend(sandbox.audit_tables(depth)?);
         Ok(mended)
     }
@@ -146,8 +152,7 @@ impl Owner {
         let Some(all) = self.wanted.clone() else { return Ok(Vec::new()) };
         let Some(sandbox) = self.sandboxes.get_mut(id) else { return Ok(Vec::new()) };
         let place = sandbox.place();
-        let found = all.networks.iter().find(|wanted| wanted.network.id == *id).cloned();
-        let wanted = found.unwrap_or_else(|| alone(sandbox.network.clone()));
+        let wanted = all.networks.get(id).cloned().unwrap_or_else(|| Spread::alone(sandbox.network.clone()));
         let link = sandbox.told.as_ref().and_then(|told| told.state.links.get(names::OVERLAY_LINK)).cloned();
         let mut mended = Vec::new();
         if let Some(link) = link {
@@ -185,6 +190,11 @@ impl Owner {
         self.host_state = wanted;
         // Otherwise they have been looked at within the last second.
         if depth == Depth::All {
+            if let Some(wanted) = self.wanted.clone()
+                && self.set_ports(&wanted, None)?
+            {
+                mended.push("the plan of the host's ports".to_owned());
+            }
             mended.extend(self.audit_host_tables()?);
         }
         Ok(mended)

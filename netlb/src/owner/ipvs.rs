@@ -1,8 +1,8 @@
 //! Letting IPVS balance in a sandbox: services, the routes that bring packets to it, and what clients of UDP remember.
 
 use super::apply::forget_stale;
-use super::overlay::alone;
 use super::{Owner, Sandbox, refused};
+use crate::delta::Spread;
 use crate::error::NetlbError;
 use crate::ipvs::model::{difference, same};
 use crate::ipvs::{Ipvs, ServiceChange, Services};
@@ -13,11 +13,10 @@ use crate::nft::socket::Nft;
 use crate::plan::balancer::{Balancer, Leading, Marks, closing, through_sandbox};
 use crate::plan::layout::End;
 use crate::plan::namespace::LOCAL;
-use crate::plan::tables::{MARKS, marks_in};
+use crate::plan::tables::{MARKS, Published, marks_in};
 use crate::plan::{self, Route, RouteKind, State, Unwanted};
-use crate::wanted::{Network, PublishedPort, WantedNetwork};
+use crate::wanted::{Network, PublishedPort, Vip};
 use skep_types::NetworkId;
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
@@ -110,7 +109,7 @@ impl Sandbox {
     }
 
     /// Brings IPVS and what leads to it to what is wanted, if it balances here. Whether UDP may have been led elsewhere before.
-    pub(super) fn balance(&mut self, wanted: &WantedNetwork, published: &[PublishedPort]) -> Result<bool, NetlbError> {
+    pub(super) fn balance(&mut self, wanted: &Spread, published: &[PublishedPort]) -> Result<bool, NetlbError> {
         let (place, entries) = (self.place(), self.entries());
         let failed = |source| NetlbError::Ipvs { place: place.clone(), source };
         let both = self.tables.len() > 1;
@@ -118,10 +117,10 @@ impl Sandbox {
         let nft = self.namespace.nft.as_mut().expect("a sandbox has a netfilter socket");
         // From here on nobody knows what the kernel holds until all is done.
         let is = balancing.known(nft).map_err(failed)?;
-        let vips: Vec<_> = wanted.vips.iter().filter(|vip| both || vip.address.is_ipv4()).cloned().collect();
+        let vips = wanted.vips.iter().filter(|(address, _)| both || address.is_ipv4());
+        let vips: Vec<_> = vips.map(|(address, backends)| Vip { address: *address, backends: backends.clone() }).collect();
         balancing.plan.want(Leading { vips: &vips, published, entries: &entries }, &is);
-        let tasks: BTreeSet<IpAddr> = wanted.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
-        let changed = balancing.tell(is, |address| tasks.contains(&address)).map_err(failed)?;
+        let changed = balancing.tell(is, |address| wanted.has(address)).map_err(failed)?;
         let routes = balancing.routes_wanted();
         let state = |routes: &BTreeSet<Route>| State { routes: routes.clone(), ..State::default() };
         let steps = plan::difference(&state(&balancing.routes), &state(&routes), Unwanted::Remove);
@@ -154,18 +153,17 @@ impl Sandbox {
 
 impl Owner {
     /// Published ports as the host's tables lead them: with IPVS, to the sandbox that balances.
-    pub(super) fn led_by_host<'a>(&self, published: &'a [PublishedPort]) -> Cow<'a, [PublishedPort]> {
+    /// `None`: as they are wanted.
+    pub(super) fn led_by_host(&self, published: &Published) -> Option<Published> {
         let balances = |sandbox: &&Sandbox| sandbox.balancing.is_some() && sandbox.network.ingress;
-        match self.sandboxes.values().find(balances) {
-            Some(sandbox) => through_sandbox(published, &sandbox.entries()).into(),
-            None => published.into(),
-        }
+        let entries = self.sandboxes.values().find(balances)?.entries();
+        Some(published.iter().map(|(key, ports)| (*key, through_sandbox(ports, &entries))).collect())
     }
 
-    /// The ports that end in that network.
+    /// The ports that IPVS leads on in that network.
     pub(super) fn published_into(&self, network: &Network) -> Vec<PublishedPort> {
-        let wanted = self.wanted.iter().filter(|_| network.ingress);
-        wanted.flat_map(|wanted| wanted.published.iter().cloned()).collect()
+        let wanted = self.wanted.iter().filter(|_| network.ingress && self.ipvs);
+        wanted.flat_map(|wanted| wanted.ports().cloned()).collect()
     }
 
     /// Looks IPVS over, and lets targets go to which nothing is connected any more.
@@ -175,8 +173,7 @@ impl Owner {
         let held = sandbox.holds_services()?;
         let (network, place) = (sandbox.network.clone(), sandbox.place());
         let published = self.published_into(&network);
-        let found = all.networks.iter().find(|wanted| wanted.network.id == *id).cloned();
-        let wanted = found.unwrap_or_else(|| alone(network));
+        let wanted = all.networks.get(id).cloned().unwrap_or_else(|| Spread::alone(network));
         if let Some(sandbox) = self.sandboxes.get_mut(id) {
             sandbox.set_tables(&wanted, &published)?;
         }

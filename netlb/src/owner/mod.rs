@@ -18,6 +18,7 @@ use self::overlay::Told;
 pub use self::oversight::Oversight;
 use self::oversight::Watch;
 use self::secure::Secure;
+use crate::delta::{Desired, Dirty, Said};
 use crate::error::NetlbError;
 use crate::handle::{Audit, EncryptionStatus, Generation, TaskNetns};
 use crate::names::Tag;
@@ -28,8 +29,9 @@ use crate::nft::socket::Nft;
 use crate::plan::State;
 use crate::plan::layout::Slot;
 use crate::plan::tables::{HostTable, SandboxTable};
+use crate::said::Listener;
 use crate::sysctl;
-use crate::wanted::{Network, TaskNetwork, Wanted};
+use crate::wanted::{Network, TaskNetwork};
 use skep_types::{NetworkId, TaskId};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -103,6 +105,8 @@ struct Sandbox {
     slot: Slot,
     namespace: Namespace,
     tables: Vec<(SandboxTable, Known)>,
+    /// The tables were made from all that is wanted, and from each change since.
+    planned: bool,
     /// `None`: to be read from the kernel.
     told: Option<Told>,
     /// `None`: the tables balance.
@@ -126,7 +130,8 @@ struct Owner {
     sandboxes: BTreeMap<NetworkId, Sandbox>,
     tasks: BTreeMap<TaskId, TaskNetwork>,
     pending: BTreeMap<TaskId, Pending>,
-    wanted: Option<Arc<Wanted>>,
+    /// Shared while it is carried out, so that changing it clones nothing.
+    wanted: Option<Arc<Desired>>,
     made: mpsc::Sender<Made>,
     watch: Watch,
 }
@@ -143,7 +148,7 @@ pub(crate) fn start(
     ipvs: bool,
     oversight: Oversight,
     requests: mpsc::Receiver<Request>,
-    wanted: watch::Receiver<(Generation, Arc<Wanted>)>,
+    wanted: Listener,
     report: watch::Sender<Applied>,
 ) -> Result<(), NetlbError> {
     let failed = |step| {
@@ -187,7 +192,7 @@ impl Owner {
         mut self,
         mut requests: mpsc::Receiver<Request>,
         mut made: mpsc::Receiver<Made>,
-        mut wanted: watch::Receiver<(Generation, Arc<Wanted>)>,
+        mut wanted: Listener,
         report: watch::Sender<Applied>,
     ) {
         let mut retry: Option<Retry> = None;
@@ -202,7 +207,7 @@ impl Owner {
                     Some(request) => {
                         if matches!(request, Request::RemoveEverything(_)) {
                             // What was wanted before goes with the rest, though it may not have been carried out yet.
-                            let generation = wanted.borrow_and_update().0;
+                            let (generation, _) = wanted.take();
                             report.send_replace(Applied { generation, failure: None });
                             retry = None;
                         }
@@ -210,7 +215,7 @@ impl Owner {
                     }
                     None => return,
                 },
-                Ok(()) = wanted.changed() => retry = self.carry_out(&mut wanted, &report, RETRY_FIRST),
+                true = wanted.heard() => retry = self.carry_out(&mut wanted, &report, RETRY_FIRST),
                 () = again => {
                     let next = retry.map_or(RETRY_FIRST, |retry| (retry.after * 2).min(RETRY_LAST));
                     retry = self.carry_out(&mut wanted, &report, next);
@@ -219,15 +224,14 @@ impl Owner {
         }
     }
 
-    /// Applies the latest wanted state; when it is to be tried again if it failed.
-    fn carry_out(
-        &mut self,
-        wanted: &mut watch::Receiver<(Generation, Arc<Wanted>)>,
-        report: &watch::Sender<Applied>,
-        after: Duration,
-    ) -> Option<Retry> {
-        let (generation, latest) = wanted.borrow_and_update().clone();
-        let failure = self.apply(latest).err().map(|error| error.chain());
+    /// Applies what is wanted, what failed before included; when it is to be tried again if it failed.
+    fn carry_out(&mut self, wanted: &mut Listener, report: &watch::Sender<Applied>, after: Duration) -> Option<Retry> {
+        let (generation, said) = wanted.take();
+        let was_in_place = report.borrow().failure.is_none();
+        let dirty = self.want(said);
+        // After a failure nobody knows what of it is in place.
+        let dirty = if was_in_place { dirty } else { Dirty::everything() };
+        let failure = self.apply(&dirty).err().map(|error| error.chain());
         if let Some(reasons) = &failure {
             warn!(%reasons, retry_in_ms = after.as_millis(), "the wanted network is not in place");
         } else {
@@ -236,6 +240,20 @@ impl Owner {
         let retry = failure.is_some().then(|| Retry { due: Instant::now() + after, after });
         report.send_replace(Applied { generation, failure });
         retry
+    }
+
+    /// Takes over what was said and says what must be told to the kernel.
+    fn want(&mut self, said: Said) -> Dirty {
+        let is_first = self.wanted.is_none();
+        if let Some(whole) = said.whole {
+            self.wanted = Some(Arc::new(whole));
+            return Dirty::everything();
+        }
+        if said.delta.is_empty() {
+            return Dirty::default();
+        }
+        let dirty = Arc::make_mut(self.wanted.get_or_insert_default()).change(said.delta);
+        if is_first { Dirty::everything() } else { dirty }
     }
 
     fn answer(&mut self, request: Request) {

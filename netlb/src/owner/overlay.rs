@@ -4,14 +4,15 @@
 //! elsewhere: hence two steps, [`Owner::join`] and [`Owner::leave`].
 
 use super::{Owner, Sandbox, refused};
+use crate::delta::{Desired, Spread};
 use crate::error::NetlbError;
 use crate::names::OVERLAY_LINK;
 use crate::netlink::route::RouteSocket;
 use crate::netns::{self, Namespace};
-use crate::plan::overlay::{self, differing, leads_away, part_of};
+use crate::plan::overlay::{self, leads_away, part_of};
 use crate::plan::{Change, Link, Route, State, Unwanted, difference, layout};
 use crate::sysctl::{self, Purpose};
-use crate::wanted::{Endpoint, Network, Overlay, Wanted, WantedNetwork};
+use crate::wanted::{Network, Overlay};
 use skep_failpoint::failpoint;
 use skep_types::NetworkId;
 use std::collections::BTreeSet;
@@ -23,10 +24,16 @@ use tracing::warn;
 #[derive(Debug, Default)]
 pub(super) struct Told {
     overlay: Option<Overlay>,
-    endpoints: Vec<Endpoint>,
     pub(super) state: State,
     /// Steps that [`Owner::leave`] has still to take.
     leaving: Vec<Change>,
+}
+
+impl Told {
+    /// Whether nothing of it is left to do.
+    pub(super) fn is_done(&self) -> bool {
+        self.leaving.is_empty()
+    }
 }
 
 /// What to do now, and what once nothing leads there any more.
@@ -37,13 +44,10 @@ struct Steps {
 
 impl Owner {
     /// Puts in place what other nodes are wanted on the network. Its sandbox must be there.
-    pub(super) fn join(&mut self, wanted: &WantedNetwork) -> Result<(), NetlbError> {
+    pub(super) fn join(&mut self, wanted: &Spread) -> Result<(), NetlbError> {
         let network = &wanted.network;
         let overlay = self.way_between_nodes(wanted)?;
         let Some(sandbox) = self.sandboxes.get_mut(&network.id) else { return Ok(()) };
-        if sandbox.told.as_ref().is_some_and(|told| told.leaving.is_empty() && told.overlay == overlay) {
-            return self.join_tasks(wanted);
-        }
         let state = match &overlay {
             None => State::default(),
             Some(with) => {
@@ -53,7 +57,7 @@ impl Owner {
                                   boot it without ipv6.disable=1";
                     return Err(NetlbError::BadOverlay { network: network.name.clone(), reason: reason.into() });
                 }
-                overlay::overlay(network, with, &wanted.endpoints, self.ipv6)
+                overlay::overlay(network, with, wanted.places(), self.ipv6)
             }
         };
         let place = sandbox.place();
@@ -75,28 +79,19 @@ impl Owner {
         let sandbox = self.sandboxes.get_mut(&network.id).expect("it was there above");
         sandbox.take(&coming)?;
         failpoint!("netlb.overlay.told");
-        let endpoints = wanted.endpoints.clone();
-        sandbox.told = Some(Told { overlay, endpoints, state, leaving });
+        sandbox.told = Some(Told { overlay, state, leaving });
         Ok(())
     }
 
-    /// The same where only tasks come, move and go: looks at those alone, for the network may have thousands.
-    fn join_tasks(&mut self, wanted: &WantedNetwork) -> Result<(), NetlbError> {
+    /// The same where only tasks with these addresses came, moved or went: looks at those alone, for the network may have
+    /// thousands. What was told before must be done.
+    pub(super) fn join_members(&mut self, wanted: &Spread, addresses: &BTreeSet<IpAddr>) -> Result<(), NetlbError> {
         let id = &wanted.network.id;
         let Some(told) = self.sandboxes.get(id).and_then(|sandbox| sandbox.told.as_ref()) else { return Ok(()) };
-        let (start, gone, came) = differing(&told.endpoints, &wanted.endpoints);
-        let (gone_count, came) = (gone.len(), came.to_vec());
-        if gone_count == 0 && came.is_empty() {
-            return Ok(());
-        }
-        let changed: BTreeSet<IpAddr> = gone.iter().chain(&came).flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
-        let chosen = |address| changed.contains(&address);
-        let routes = |endpoints: &[Endpoint]| match &wanted.overlay {
-            Some(overlay) => overlay::routes(overlay, endpoints, self.ipv6, chosen),
-            None => BTreeSet::new(),
-        };
-        let is = State { routes: routes(&told.endpoints), ..State::default() };
-        let state = State { routes: routes(&wanted.endpoints), ..State::default() };
+        let Some(overlay) = told.overlay.as_ref().filter(|_| !addresses.is_empty()) else { return Ok(()) };
+        let places = addresses.iter().filter_map(|address| Some((*address, wanted.place(*address)?)));
+        let state = State { routes: overlay::routes(overlay, places, self.ipv6), ..State::default() };
+        let is = State { routes: overlay::routes_to(&told.state, addresses), ..State::default() };
         let steps = self.steps(id, &is, &state);
         let sandbox = self.sandboxes.get_mut(id).expect("it was there above");
         let mut told = sandbox.told.take().expect("it was there above");
@@ -106,7 +101,6 @@ impl Owner {
             told.state.routes.remove(route);
         }
         told.state.routes.extend(state.routes);
-        told.endpoints.splice(start..start + gone_count, came);
         told.leaving = steps.leaving;
         sandbox.told = Some(told);
         Ok(())
@@ -116,7 +110,9 @@ impl Owner {
     /// elsewhere takes its traffic over in the same step.
     fn steps(&self, network: &NetworkId, is: &State, state: &State) -> Steps {
         let mut target = state.clone();
-        target.routes.extend(self.routes_to_tasks(network).filter(|route| leads_away(is, route) && !leads_away(state, route)));
+        if !is.routes.is_empty() {
+            target.routes.extend(self.routes_to_tasks(network).filter(|route| leads_away(is, route) && !leads_away(state, route)));
+        }
         let (leaving, coming) = difference(is, &target, Unwanted::Remove).into_iter().partition(Change::takes_away);
         Steps { coming, leaving }
     }
@@ -141,11 +137,15 @@ impl Owner {
     }
 
     /// A sandbox that only a task keeps has no part in an overlay.
-    pub(super) fn join_no_others(&mut self, wanted: &Wanted) -> Vec<NetlbError> {
-        let known: BTreeSet<&NetworkId> = wanted.networks.iter().map(|network| &network.network.id).collect();
-        let kept = self.sandboxes.values().map(|sandbox| &sandbox.network).filter(|network| !known.contains(&network.id));
-        let kept: Vec<WantedNetwork> = kept.cloned().map(alone).collect();
-        kept.iter().filter_map(|network| self.join(network).err()).collect()
+    pub(super) fn join_no_others(&mut self, wanted: &Desired) -> Vec<NetlbError> {
+        let kept: Vec<NetworkId> = self.sandboxes.keys().filter(|id| !wanted.networks.contains_key(*id)).cloned().collect();
+        kept.iter().filter_map(|id| self.join_nobody(id)).collect()
+    }
+
+    /// The same for one sandbox, if it is there.
+    pub(super) fn join_nobody(&mut self, id: &NetworkId) -> Option<NetlbError> {
+        let network = self.sandboxes.get(id)?.network.clone();
+        self.join(&Spread::alone(network)).err()
     }
 
     /// The sandbox's routes to this node's tasks, whether or not one to another node has their place.
@@ -177,11 +177,6 @@ impl Sandbox {
             warn!(network = %self.network.id, %error, "the VXLAN device of a network that is removed could not be deleted");
         }
     }
-}
-
-/// A network of this node only, which nobody needs to be told of.
-pub(super) fn alone(network: Network) -> WantedNetwork {
-    WantedNetwork { network, overlay: None, endpoints: Vec::new(), vips: Vec::new() }
 }
 
 /// Removes a sandbox that is known by its file only.

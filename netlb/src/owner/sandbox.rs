@@ -61,7 +61,7 @@ impl Owner {
         let tables = families.into_iter().map(|family| (SandboxTable::new(family, network, self.ipvs), Known::No)).collect();
         let told = created.then(Told::default);
         let balancing = if self.ipvs { Some(Balancing::open(&namespace, &is)?) } else { None };
-        let mut sandbox = Sandbox { network: network.clone(), slot, namespace, tables, told, balancing };
+        let mut sandbox = Sandbox { network: network.clone(), slot, namespace, tables, planned: false, told, balancing };
         sandbox.have_tables()?;
         failpoint!("netlb.sandbox.tables");
         if created {
@@ -118,9 +118,10 @@ impl Owner {
 
     /// What of ours should be in the host's namespace.
     pub(super) fn host_wanted(&self) -> State {
-        let published = self.wanted.as_ref().map_or(&[][..], |wanted| &wanted.published);
+        let by_host = self.wanted.as_ref().map(|wanted| wanted.ports_by_host()).unwrap_or_default();
         let mut state = State::default();
         for sandbox in self.sandboxes.values() {
+            let published = by_host.get(&sandbox.network.id).map_or(&[][..], Vec::as_slice);
             state.merge(layout::host(&sandbox.network, sandbox.slot, &self.tag, published, self.ipv6));
         }
         state
@@ -150,7 +151,7 @@ impl Owner {
     /// Removes sandboxes that are neither wanted nor used by a task.
     pub(super) fn remove_unused_sandboxes(&mut self) -> Vec<NetlbError> {
         let Some(wanted) = &self.wanted else { return Vec::new() };
-        let mut used: BTreeSet<&NetworkId> = wanted.networks.iter().map(|network| &network.network.id).collect();
+        let mut used: BTreeSet<&NetworkId> = wanted.networks.keys().collect();
         let known = self.tasks.values().chain(self.pending.values().map(|pending| &pending.network));
         used.extend(known.flat_map(|task| task.attachments.iter().map(|attachment| &attachment.network.id)));
         let unused: Vec<NetworkId> = self.sandboxes.keys().filter(|id| !used.contains(id)).cloned().collect();

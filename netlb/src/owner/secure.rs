@@ -6,6 +6,7 @@
 
 use super::apply::{audit_table, table_error, tell};
 use super::{Known, Owner, refused};
+use crate::delta::Spread;
 use crate::error::NetlbError;
 use crate::handle::{EncryptionStatus, PeerStatus};
 use crate::names::OVERLAY_LINK;
@@ -18,7 +19,7 @@ use crate::secure::guard::{self, Dropped, OnWire};
 use crate::secure::path::{self, Sizes};
 use crate::secure::{Backend, Driver, Encryption, SecureError, Tunnel};
 use crate::sysctl;
-use crate::wanted::{Overlay, WantedNetwork};
+use crate::wanted::Overlay;
 use skep_failpoint::failpoint;
 use skep_types::NetworkId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -79,7 +80,7 @@ impl Owner {
 
     /// How a network spans nodes: an encrypted one over the tunnels. It is refused as long as clear packets of it could come in
     /// or leave, and one that was not encrypted before is cut off then.
-    pub(super) fn way_between_nodes(&mut self, wanted: &WantedNetwork) -> Result<Option<Overlay>, NetlbError> {
+    pub(super) fn way_between_nodes(&mut self, wanted: &Spread) -> Result<Option<Overlay>, NetlbError> {
         let (Some(overlay), Some(encryption)) = (&wanted.overlay, self.encryption_of(&wanted.network.id)) else {
             return Ok(wanted.overlay.clone());
         };
@@ -202,7 +203,7 @@ impl Owner {
 
     /// The encrypted networks as packets show them. One that is not said to span nodes (yet) has no packets.
     fn on_wire(&self, encryption: &Encryption) -> BTreeSet<OnWire> {
-        let wanted = self.wanted.iter().flat_map(|wanted| &wanted.networks);
+        let wanted = self.wanted.iter().flat_map(|wanted| wanted.networks.values());
         let encrypted = wanted.filter(|wanted| encryption.networks.contains(&wanted.network.id));
         encrypted.filter_map(|wanted| Some(OnWire { port: wanted.overlay.as_ref()?.port, vni: wanted.network.vni })).collect()
     }

@@ -15,6 +15,7 @@ use crate::ipvs::{Asked, Services, Target, TargetState};
 use crate::nft::Family;
 use crate::nft::flows::Flow;
 use crate::wanted::{Backend, Protocol, PublishMode, PublishedPort, Vip};
+use skep_types::{Affinity, PublishPlace};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -86,8 +87,8 @@ impl Balancer {
                 }
             }
         }
-        for PublishedPort { protocol, port, mode } in leading.published {
-            let PublishMode::Ingress { backends } = mode else { continue };
+        for published in leading.published.iter().filter(|port| is_for_ipvs(port)) {
+            let (PublishedPort { protocol, port, .. }, backends) = (published, published.backends());
             for entry in leading.entries {
                 let targets = backends.iter().filter(|backend| backend.address.is_ipv4() == entry.is_ipv4());
                 let targets: BTreeSet<Target> =
@@ -196,15 +197,21 @@ pub(crate) fn closing(services: &Services) -> impl Iterator<Item = Asked> + '_ {
     services.iter().filter(|(_, targets)| targets.values().any(|state| !state.open)).map(|(asked, _)| *asked)
 }
 
+/// Whether IPVS spreads the port. It leads host-mode ports no better, knows them by number only, so one of several places would
+/// be all of them, and a client must find its task by whichever node it comes, whatever balances there.
+fn is_for_ipvs(port: &PublishedPort) -> bool {
+    matches!(port.mode, PublishMode::Ingress { .. }) && port.place == PublishPlace::Everywhere && port.affinity == Affinity::None
+}
+
 /// Published ports as the host sees them: one way each, to the sandbox that balances.
 pub(crate) fn through_sandbox(published: &[PublishedPort], entries: &[IpAddr]) -> Vec<PublishedPort> {
-    let through = |port: &PublishedPort| match &port.mode {
-        PublishMode::Host { .. } => port.clone(),
-        PublishMode::Ingress { backends } => {
-            let of_family = |entry: &&IpAddr| backends.iter().any(|backend| backend.address.is_ipv4() == entry.is_ipv4());
-            let backends = entries.iter().filter(of_family).map(|entry| Backend { address: *entry, port: port.port }).collect();
-            PublishedPort { mode: PublishMode::Ingress { backends }, ..port.clone() }
+    let through = |port: &PublishedPort| {
+        if !is_for_ipvs(port) {
+            return port.clone();
         }
+        let of_family = |entry: &&IpAddr| port.backends().iter().any(|backend| backend.address.is_ipv4() == entry.is_ipv4());
+        let backends = entries.iter().filter(of_family).map(|entry| Backend { address: *entry, port: port.port }).collect();
+        PublishedPort { mode: PublishMode::Ingress { backends }, ..port.clone() }
     };
     published.iter().map(through).collect()
 }
@@ -225,7 +232,7 @@ mod tests {
 
     fn port(protocol: Protocol, backends: &[u8]) -> PublishedPort {
         let backends = backends.iter().map(|last| Backend { address: address(*last), port: 80 }).collect();
-        PublishedPort { protocol, port: 8080, mode: PublishMode::Ingress { backends } }
+        PublishedPort::new(protocol, 8080, PublishMode::Ingress { backends })
     }
 
     /// A balancer and a kernel that does what it is told.

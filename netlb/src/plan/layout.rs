@@ -209,7 +209,7 @@ pub(crate) fn sandbox_for_task(task: &TaskNetwork, attachment: &Attachment, ipv6
 }
 
 /// What the host has for one sandbox.
-pub(crate) fn host(network: &Network, slot: Slot, tag: &names::Tag, published: &[PublishedPort], ipv6: bool) -> State {
+pub(crate) fn host(network: &Network, slot: Slot, tag: &names::Tag, published: &[&PublishedPort], ipv6: bool) -> State {
     let mut state = State::default();
     if network.internal {
         return state;
@@ -322,17 +322,14 @@ mod tests {
         let tag = names::Tag::new("x");
         let plain = network(1, false, false);
         let backend = Backend { address: "10.0.1.5".parse().unwrap(), port: 80 };
-        let port = PublishedPort {
-            protocol: Protocol::Tcp,
-            port: 80,
-            mode: PublishMode::Host { network: plain.id.clone(), backends: vec![backend], address: None },
-        };
-        let routes = |published: &[PublishedPort]| -> Vec<String> {
+        let mode = PublishMode::Host { network: plain.id.clone(), backends: vec![backend] };
+        let port = PublishedPort::new(Protocol::Tcp, 80, mode);
+        let routes = |published: &[&PublishedPort]| -> Vec<String> {
             let state = host(&plain, Slot(0), &tag, published, false);
             state.routes.iter().map(|route| route.to.to_string()).collect()
         };
         assert_eq!(routes(&[]), [""; 0]);
-        assert_eq!(routes(&[port]), ["10.0.1.5/32"]);
+        assert_eq!(routes(&[&port]), ["10.0.1.5/32"]);
     }
 
     #[test]

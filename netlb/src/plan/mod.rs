@@ -8,7 +8,8 @@ pub(crate) mod change; // the difference of two states
 pub(crate) mod layout; // a namespace's links, addresses, routes as they should be
 pub(crate) mod namespace; // the words for them
 pub(crate) mod overlay; // what joins a sandbox to those of other nodes
-pub(crate) mod slots; // numbered backends behind a key, changed as little as possible
+pub(crate) mod share; // which client gets which task
+mod slots; // numbered backends behind a key, changed as little as possible
 pub(crate) mod tables; // the nf_tables of the host and of a sandbox
 
 pub(crate) use change::{Change, Unwanted, difference};

@@ -18,9 +18,9 @@ use super::layout::{everywhere, single};
 use super::namespace::{Forwarding, Link, MAIN, Neighbour, NextHop, Route, RouteKind, Rule, State, Vxlan, Which};
 use crate::error::NetlbError;
 use crate::names::OVERLAY_LINK;
-use crate::wanted::{Endpoint, Location, Network, Overlay, Peer};
+use crate::wanted::{Location, Network, Overlay, Peer};
 use ipnet::IpNet;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The routing table that leads back to node 1 is the one after this.
@@ -59,7 +59,7 @@ pub(crate) fn check(network: &Network, overlay: &Overlay) -> Result<(), NetlbErr
 }
 
 /// All that a sandbox has for other nodes.
-pub(crate) fn overlay(network: &Network, overlay: &Overlay, endpoints: &[Endpoint], ipv6: bool) -> State {
+pub(crate) fn overlay(network: &Network, overlay: &Overlay, places: impl Iterator<Item = (IpAddr, Location)>, ipv6: bool) -> State {
     let mut state = State::default();
     let link = || OVERLAY_LINK.to_owned();
     let own = IpNet::new(link_local(overlay.this.node_index).into(), LINK_LOCAL_PREFIX).expect("64 is a prefix length of IPv6");
@@ -83,7 +83,7 @@ pub(crate) fn overlay(network: &Network, overlay: &Overlay, endpoints: &[Endpoin
         state.forwardings.insert(Forwarding { mac: peer.mac, to: peer.underlay, link: link() });
         state.next_hops.insert(NextHop { id, gateway, link: link() });
     }
-    state.routes = routes(overlay, endpoints, ipv6, |_| true);
+    state.routes = routes(overlay, places, ipv6);
     if network.ingress {
         let families = if ipv6 { &[false, true][..] } else { &[false] };
         for ipv6 in families {
@@ -93,28 +93,25 @@ pub(crate) fn overlay(network: &Network, overlay: &Overlay, endpoints: &[Endpoin
     state
 }
 
-/// The routes to those addresses of tasks on other nodes that `chosen` accepts.
-pub(crate) fn routes(overlay: &Overlay, endpoints: &[Endpoint], ipv6: bool, chosen: impl Fn(IpAddr) -> bool) -> BTreeSet<Route> {
-    // Each address once: while one moves, it may be said to be in two places, and the latter counts.
-    let mut places = BTreeMap::new();
-    for endpoint in endpoints {
-        let addresses = endpoint.addresses.iter().filter(|address| (ipv6 || address.is_ipv4()) && chosen(**address));
-        places.extend(addresses.map(|address| (*address, endpoint.location)));
-    }
+/// The routes to tasks on other nodes.
+pub(crate) fn routes(overlay: &Overlay, places: impl Iterator<Item = (IpAddr, Location)>, ipv6: bool) -> BTreeSet<Route> {
     let nodes: BTreeSet<u32> = overlay.peers.iter().map(|peer| peer.node_index).collect();
-    let away = places.into_iter().filter_map(|(address, location)| match location {
+    let usable = places.filter(|(address, _)| ipv6 || address.is_ipv4());
+    let away = usable.filter_map(|(address, location)| match location {
         Location::Remote { node_index } if nodes.contains(&node_index) => Some((address, node_index)),
         Location::Remote { .. } | Location::Local => None,
     });
     away.map(|(address, node)| Route::new(single(address), RouteKind::Next(node))).collect()
 }
 
-/// Where two lists of tasks begin to differ, and the parts that do.
-pub(crate) fn differing<'a>(old: &'a [Endpoint], new: &'a [Endpoint]) -> (usize, &'a [Endpoint], &'a [Endpoint]) {
-    let start = old.iter().zip(new).take_while(|(old, new)| old == new).count();
-    let (old, new) = (&old[start..], &new[start..]);
-    let end = old.iter().rev().zip(new.iter().rev()).take_while(|(old, new)| old == new).count();
-    (start, &old[..old.len() - end], &new[..new.len() - end])
+/// Of an overlay's routes those to tasks with one of these addresses.
+pub(crate) fn routes_to(overlay: &State, addresses: &BTreeSet<IpAddr>) -> BTreeSet<Route> {
+    let to = |address: &IpAddr| {
+        let like = Route::new(single(*address), RouteKind::Unreachable);
+        let first = like.first_like();
+        overlay.routes.range(first..).take_while(move |other| other.is_like(&like)).cloned().collect::<Vec<_>>()
+    };
+    addresses.iter().flat_map(to).collect()
 }
 
 fn way_back(state: &mut State, indexes: &BTreeSet<u32>, ipv6: bool) {
@@ -149,7 +146,7 @@ mod tests {
     use super::*;
     use crate::plan::{Change, Unwanted, difference};
     use crate::wanted::Mac;
-    use skep_types::{NetworkId, TaskId};
+    use skep_types::NetworkId;
 
     fn network(ingress: bool) -> Network {
         Network { id: NetworkId::for_test(1), name: "n".into(), vni: 4097, subnets: vec![], mtu: 1400, internal: false, ingress }
@@ -164,10 +161,16 @@ mod tests {
         Overlay { this: node(1), port: 4789, peers: peers.into_iter().map(node).collect() }
     }
 
+    /// Where its two addresses are.
+    type Task = [(IpAddr, Location); 2];
+
     /// A task with an address of each family.
-    fn at(last: u8, location: Location) -> Endpoint {
-        let addresses = vec![IpAddr::from([10, 0, 0, last]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)])];
-        Endpoint { task: TaskId::for_test(u64::from(last)), addresses, location }
+    fn at(last: u8, location: Location) -> Task {
+        [(IpAddr::from([10, 0, 0, last]), location), (IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, u16::from(last)]), location)]
+    }
+
+    fn overlay(network: &Network, with: &Overlay, tasks: &[Task], ipv6: bool) -> State {
+        super::overlay(network, with, tasks.iter().flatten().copied(), ipv6)
     }
 
     fn on(node_index: u32) -> Location {
@@ -192,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_task_elsewhere_is_one_route_per_address_however_many_there_are() {
-        let mut tasks: Vec<Endpoint> = (10..200).map(|last| at(last, on(2))).collect();
+        let mut tasks: Vec<Task> = (10..200).map(|last| at(last, on(2))).collect();
         let before = overlay(&network(true), &nodes([2, 3]), &tasks, true);
         tasks.push(at(200, on(3)));
         let after = overlay(&network(true), &nodes([2, 3]), &tasks, true);
@@ -214,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_node_that_goes_is_one_next_hop_however_many_tasks_it_had() {
-        let tasks: Vec<Endpoint> = (10..200).map(|last| at(last, on(2))).chain([at(200, on(3))]).collect();
+        let tasks: Vec<Task> = (10..200).map(|last| at(last, on(2))).chain([at(200, on(3))]).collect();
         let before = overlay(&network(false), &nodes([2, 3]), &tasks, true);
         let after = overlay(&network(false), &nodes([3]), &tasks, true);
         let gone = steps(&before, &after);
@@ -230,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_node_whose_host_has_another_address_is_one_forwarding() {
-        let tasks: Vec<Endpoint> = (10..200).map(|last| at(last, on(2))).collect();
+        let tasks: Vec<Task> = (10..200).map(|last| at(last, on(2))).collect();
         let before = overlay(&network(true), &nodes([2, 3]), &tasks, true);
         let mut moved = nodes([2, 3]);
         moved.peers[0].underlay = IpAddr::from([198, 18, 0, 99]);
@@ -253,27 +256,11 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_said_to_be_in_two_places_is_in_the_latter() {
-        let routes = |tasks: &[Endpoint]| overlay(&network(false), &nodes([2, 3]), tasks, false).routes;
-        let route = Route::new("10.0.0.10/32".parse().unwrap(), RouteKind::Next(3));
-        assert_eq!(routes(&[at(10, on(2)), at(10, on(3))]), [route].into());
-        assert_eq!(routes(&[at(10, on(2)), at(10, Location::Local)]), BTreeSet::new());
-    }
-
-    #[test]
-    fn what_differs_of_two_lists_is_found_between_what_does_not() {
-        let list = |lasts: &[u8]| lasts.iter().map(|last| at(*last, on(2))).collect::<Vec<_>>();
-        let found = |old: &[u8], new: &[u8]| {
-            let (old, new) = (list(old), list(new));
-            let (start, gone, came) = differing(&old, &new);
-            (start, gone.len(), came.len())
-        };
-        assert_eq!(found(&[1, 2, 3], &[1, 2, 3]), (3, 0, 0));
-        assert_eq!(found(&[1, 2, 3], &[1, 9, 3]), (1, 1, 1));
-        assert_eq!(found(&[1, 2, 3], &[1, 3]), (1, 1, 0));
-        assert_eq!(found(&[1, 1], &[1, 1, 1]), (2, 0, 1));
-        assert_eq!(found(&[], &[1]), (0, 0, 1));
-        assert_eq!(found(&[1, 2], &[]), (0, 2, 0));
+    fn of_all_routes_those_to_some_addresses_are_found() {
+        let tasks: Vec<Task> = (10..20).map(|last| at(last, on(2 + u32::from(last % 2)))).collect();
+        let state = overlay(&network(true), &nodes([2, 3]), &tasks, true);
+        let asked = [IpAddr::from([10, 0, 0, 12]), IpAddr::from([10, 0, 0, 99])].into();
+        assert_eq!(routes_to(&state, &asked), [Route::new("10.0.0.12/32".parse().unwrap(), RouteKind::Next(2))].into());
     }
 
     #[test]

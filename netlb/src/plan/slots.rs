@@ -3,31 +3,25 @@
 //! The kernel draws a number below the count and looks the slot up. A backend that leaves gives its slot to the last
 //! one; the others stay, so a change costs three elements whatever the size of the service.
 
+use std::collections::BTreeSet;
+
 /// Puts `wanted` into slots, each of which keeps what it has in `old` where it can. Doubles count once.
-pub(crate) fn assign<B: PartialEq + Clone>(old: &[B], wanted: &[B]) -> Vec<B> {
-    let mut missing: Vec<&B> = Vec::with_capacity(wanted.len());
-    for backend in wanted {
-        if !missing.contains(&backend) {
-            missing.push(backend);
-        }
-    }
+pub(crate) fn assign<B: Ord + Clone>(old: &[B], wanted: &[B]) -> Vec<B> {
+    let mut missing: BTreeSet<&B> = wanted.iter().collect();
     let count = missing.len();
-    let mut slots: Vec<Option<B>> = vec![None; count];
+    let mut slots: Vec<Option<&B>> = vec![None; count];
     for (slot, backend) in slots.iter_mut().zip(old) {
-        if let Some(at) = missing.iter().position(|wanted| *wanted == backend) {
-            missing.remove(at);
-            *slot = Some(backend.clone());
-        }
+        *slot = missing.take(backend);
     }
-    let mut rest = missing.into_iter();
-    let fill = |slot: Option<B>| slot.or_else(|| rest.next().cloned());
+    // In the order given.
+    let mut rest = wanted.iter().filter(|backend| missing.remove(backend));
+    let fill = |slot: Option<&B>| slot.or_else(|| rest.next()).cloned();
     slots.into_iter().map(fill).map(|slot| slot.expect("as many are missing as slots are empty")).collect()
 }
 
-/// Whether [`assign`] would change nothing; cheaper, and true for nearly every service at nearly every change.
-pub(crate) fn same<B: PartialEq>(old: &[B], wanted: &[B]) -> bool {
-    old == wanted
-        || (old.len() == wanted.len() && wanted.iter().all(|backend| old.contains(backend)) && old.iter().all(|b| wanted.contains(b)))
+/// Whether [`assign`] would change nothing; cheaper, and true for nearly every service where all are looked at.
+pub(crate) fn same<B: Ord>(old: &[B], wanted: &[B]) -> bool {
+    old == wanted || (old.len() == wanted.len() && old.iter().collect::<BTreeSet<_>>() == wanted.iter().collect::<BTreeSet<_>>())
 }
 
 #[cfg(test)]

@@ -45,4 +45,7 @@ conformance! {
     ports::a_backend_that_left_gets_nothing_new_of_a_port_and_keeps_what_it_has,
     ports::udp_flows_of_a_port_go_to_another_backend_when_theirs_goes,
     ports::a_port_that_is_published_no_more_refuses,
+    ports::clients_that_may_not_come_are_refused,
+    ports::a_client_keeps_its_task_by_whichever_host_it_comes,
+    ports::a_port_answers_at_its_place_only,
 }

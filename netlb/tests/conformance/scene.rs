@@ -91,9 +91,14 @@ impl Scene {
 
     /// Port 8080 of every host, TCP and UDP, leads to the tasks of these numbers from now on.
     pub async fn publish_to(&mut self, numbers: &[u8]) {
+        self.publish_as(numbers, |port| port).await;
+    }
+
+    /// The same, with whatever else is to be said of the port.
+    pub async fn publish_as(&mut self, numbers: &[u8], how: impl Fn(PublishedPort) -> PublishedPort) {
         let backends: Vec<Backend> = self.addresses(numbers).map(|address| Backend { address, port: 80 }).collect();
-        let port = |protocol| PublishedPort { protocol, port: 8080, mode: PublishMode::Ingress { backends: backends.clone() } };
-        self.cluster.ports = vec![port(Protocol::Tcp), port(Protocol::Udp)];
+        let port = |protocol| PublishedPort::new(protocol, 8080, PublishMode::Ingress { backends: backends.clone() });
+        self.cluster.ports = vec![how(port(Protocol::Tcp)), how(port(Protocol::Udp))];
         self.cluster.tell(&self.hosts).await;
     }
 

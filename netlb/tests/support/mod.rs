@@ -289,7 +289,7 @@ pub fn backends(tasks: &[TaskNetwork], port: u16) -> Vec<Backend> {
 }
 
 pub fn ingress_port(protocol: Protocol, port: u16, tasks: &[TaskNetwork]) -> PublishedPort {
-    PublishedPort { protocol, port, mode: PublishMode::Ingress { backends: backends(tasks, 80) } }
+    PublishedPort::new(protocol, port, PublishMode::Ingress { backends: backends(tasks, 80) })
 }
 
 pub fn wanted(networks: &[Network], tasks: &[TaskNetwork], published: Vec<PublishedPort>) -> Wanted {

@@ -1,101 +1,67 @@
 //! The host's tables: published ports to tasks, tasks to the outside, nothing else to tasks.
 
 use super::super::layout::{LINK_RANGE_V4, LINK_RANGE_V6};
-use super::balanced::Balanced;
+use super::published::{Entries, Kind};
 use super::*;
 use crate::names::Tag;
 use crate::nft::flows::Flow;
-use crate::nft::model::Holds;
-use crate::nft::{Elements, Set, Table, Value};
-use crate::wanted::{Backend, Protocol, PublishMode, PublishedPort};
+use crate::nft::{Elements, Table};
+use crate::wanted::{Protocol, PublishedPort};
 use std::collections::BTreeMap;
 
-/// Fields of a concatenation are padded to registers: four bytes.
-fn protocol_port(protocol: Protocol, port: u16) -> Vec<u8> {
-    let [high, low] = port.to_be_bytes();
-    vec![protocol.number(), 0, 0, 0, high, low, 0, 0]
-}
-
-fn backend_bytes(backend: &Backend) -> Vec<u8> {
-    let [high, low] = backend.port.to_be_bytes();
-    [address_bytes(backend.address).as_slice(), &[high, low, 0, 0]].concat()
-}
+/// All that is published, by port of the host.
+pub(crate) type Published = BTreeMap<(Protocol, u16), Vec<PublishedPort>>;
 
 /// The host's table of one family: what the kernel was told last, and what it should be told.
 #[derive(Debug, Clone)]
 pub(crate) struct HostTable {
     family: Family,
     tag: Tag,
-    ports: Balanced<(Protocol, u16), Backend>,
-    /// Ports of one address of the host only.
-    at: BTreeMap<(IpAddr, Protocol, u16), Backend>,
-    counts: BTreeSet<usize>,
+    ports: Entries,
     /// UDP backends that the latest update took away.
     left: BTreeSet<(IpAddr, u16)>,
 }
 
 impl HostTable {
     pub(crate) fn new(family: Family, tag: Tag) -> Self {
-        let ports = Balanced::new("ports", |(protocol, port)| protocol_port(*protocol, *port), backend_bytes);
-        Self { family, tag, ports, at: BTreeMap::new(), counts: BTreeSet::new(), left: BTreeSet::new() }
+        Self { family, tag, ports: Entries::new(family), left: BTreeSet::new() }
     }
 
-    /// Takes over the published ports and says what that changes.
-    pub(crate) fn update(&mut self, published: &[PublishedPort]) -> Update {
-        let ours = |backend: &&Backend| Family::of(backend.address) == self.family;
-        let mut ports: BTreeMap<(Protocol, u16), Vec<Backend>> = BTreeMap::new();
-        let mut at = BTreeMap::new();
-        for port in published {
-            match &port.mode {
-                PublishMode::Host { address: Some(address), backends, .. } => {
-                    if let Some(backend) = backends.iter().find(ours).filter(|_| Family::of(*address) == self.family) {
-                        at.insert((*address, port.protocol, port.port), *backend);
-                    }
-                }
-                PublishMode::Host { address: None, backends, .. } | PublishMode::Ingress { backends } => {
-                    ports.entry((port.protocol, port.port)).or_default().extend(backends.iter().filter(ours));
-                }
+    /// Takes over what is published, of the ports in `which` only if there are any named, and says what that changes.
+    pub(crate) fn lead(&mut self, published: &Published, which: Option<&BTreeSet<(Protocol, u16)>>) -> Update {
+        let mut update = Update::default();
+        self.left.clear();
+        match which {
+            Some(which) => which.iter().for_each(|key| self.lead_one(*key, published, &mut update)),
+            None => {
+                let every: BTreeSet<_> = self.ports.numbers().chain(published.keys().copied()).collect();
+                every.into_iter().for_each(|key| self.lead_one(key, published, &mut update));
             }
         }
-        let before = self.udp_backends();
-        let mut changes = self.ports.update(&ports);
-        let element = |((address, protocol, port), backend): (&(IpAddr, Protocol, u16), &Backend)| {
-            let key = [address_bytes(*address), protocol_port(*protocol, *port)].concat();
-            (key, Value::Data(backend_bytes(backend)))
-        };
-        for entry in self.at.iter().filter(|(key, backend)| at.get(key) != Some(backend)) {
-            let (key, value) = element(entry);
-            changes.push(ElementChange::Remove { set: "at", key, value });
-        }
-        for entry in at.iter().filter(|(key, backend)| self.at.get(key) != Some(backend)) {
-            let (key, value) = element(entry);
-            changes.push(ElementChange::Add { set: "at", key, value });
-        }
-        self.at = at;
-        self.left = before.difference(&self.udp_backends()).copied().collect();
-        let chains = new_chains(&mut self.counts, self.ports.counts(), |count| port_chain(self.family, count));
-        let flows_change = changes.iter().any(is_udp);
-        Update { chains, changes, flows_change }
+        update
     }
 
-    fn udp_backends(&self) -> BTreeSet<(IpAddr, u16)> {
-        let any = self.ports.iter().filter(|((protocol, _), _)| *protocol == Protocol::Udp).flat_map(|(_, backends)| backends);
-        let one = self.at.iter().filter(|((_, protocol, _), _)| *protocol == Protocol::Udp).map(|(_, backend)| backend);
-        any.chain(one).map(|backend| (backend.address, backend.port)).collect()
+    fn lead_one(&mut self, key: (Protocol, u16), published: &Published, update: &mut Update) {
+        let (before, known) = (self.udp_backends(key), update.changes.len());
+        self.ports.lead(key, published.get(&key).map_or(&[], Vec::as_slice), update);
+        update.flows_change |= key.0 == Protocol::Udp && update.changes.len() > known;
+        let after = self.udp_backends(key);
+        self.left.extend(before.difference(&after));
     }
 
-    /// Whether a flow to a published UDP port of this host leads to none of its backends. `is_here` tells the host's
-    /// own addresses: others use the same port numbers elsewhere, and their flows are theirs.
+    fn udp_backends(&self, key: (Protocol, u16)) -> BTreeSet<(IpAddr, u16)> {
+        if key.0 == Protocol::Udp { self.ports.backends(key) } else { BTreeSet::new() }
+    }
+
+    /// Whether a flow to a published UDP port of this host leads to none of its backends, or is of a client that may not come. `is_here`
+    /// tells the host's own addresses: others use the same port numbers elsewhere, and their flows are theirs.
     pub(crate) fn is_stale(&self, flow: &Flow, is_here: impl Fn(IpAddr) -> bool) -> bool {
         let (address, port) = flow.original.destination;
-        let leads_to = |backend: &Backend| (backend.address, backend.port) == flow.reply.source;
-        let any = self.ports.get(&(Protocol::Udp, port));
-        let one = self.at.get(&(address, Protocol::Udp, port));
-        if any.is_none() && one.is_none() {
+        match self.ports.leads((Protocol::Udp, port), address, flow.original.source.0, flow.reply.source) {
             // Not published any more: only what still leads into a sandbox would go astray, and its task is gone.
-            return self.left.contains(&flow.reply.source);
+            None => self.left.contains(&flow.reply.source),
+            Some(leads) => is_here(address) && !leads,
         }
-        is_here(address) && !one.into_iter().chain(any.into_iter().flatten()).any(leads_to)
     }
 
     /// The whole table.
@@ -103,51 +69,17 @@ impl HostTable {
         let family = self.family;
         let mut elements = Elements::new();
         self.ports.fill(&mut elements);
-        for ((address, protocol, port), backend) in &self.at {
-            let key = [address_bytes(*address), protocol_port(*protocol, *port)].concat();
-            elements.entry("at").or_default().insert(key, Value::Data(backend_bytes(backend)));
-        }
-        let mut chains: Vec<Chain> = self.counts.iter().map(|count| port_chain(family, *count)).collect();
-        chains.extend(host_chains(family, &self.tag.link_prefix()));
-        Table { family, name: self.tag.table(), sets: host_sets(family), chains, elements }
+        let chains = self.ports.chains().chain(host_chains(family, &self.tag.link_prefix())).collect();
+        let sets = Kind::ALL.into_iter().flat_map(|kind| kind.sets(family)).collect();
+        Table { family, name: self.tag.table(), sets, chains, elements }
     }
-}
-
-/// Whether the change is about a UDP port: the protocol comes first in keys of ports, behind the address in `at`.
-fn is_udp(change: &ElementChange) -> bool {
-    let (ElementChange::Remove { set, key, .. } | ElementChange::Add { set, key, .. }) = change;
-    let protocol = if *set == "at" { key.len() - 8 } else { 0 };
-    key.get(protocol) == Some(&Protocol::Udp.number())
-}
-
-fn host_sets(family: Family) -> Vec<Set> {
-    let address = address_kind(family);
-    let to = Holds::Data { kind: kind::joined(&[address, kind::PORT]), length: family.width() + 4 };
-    let ports = [kind::PROTOCOL, kind::PORT];
-    vec![
-        Set { name: "ports", key_kind: kind::joined(&ports), key_length: 8, holds: Holds::Verdicts },
-        Set { name: "be", key_kind: kind::joined(&[kind::PROTOCOL, kind::PORT, kind::MARK]), key_length: 12, holds: to },
-        Set { name: "at", key_kind: kind::joined(&[address, kind::PROTOCOL, kind::PORT]), key_length: family.width() + 8, holds: to },
-    ]
-}
-
-/// `dnat to proto . port . random map @be`
-fn port_chain(family: Family, count: usize) -> Chain {
-    let (key, to) = (R0, Register(4));
-    let steps = [
-        Expr::L4Protocol { to: key },
-        Expr::DestinationPort { to: Register(1) },
-        Expr::Random { below: u32::try_from(count).expect("fewer than 2^32 backends"), to: Register(2) },
-        Expr::Map { set: "be", key, to },
-        Expr::Dnat { family, address: to, port: Some(after(to, family.width())) },
-    ];
-    Chain { name: chain_name(count), hook: None, rules: vec![rule("to one of the backends", steps)] }
 }
 
 fn host_chains(family: Family, prefix: &str) -> Vec<Chain> {
     vec![
-        base("from-outside", "nat", PREROUTING, DSTNAT, to_tasks(family)),
-        base("from-here", "nat", OUTPUT, DSTNAT, to_tasks(family)),
+        base("from-outside", "nat", PREROUTING, DSTNAT, to_tasks(family, &[Kind::Address, Kind::Link, Kind::Everywhere])),
+        // Nothing comes in by a link here.
+        base("from-here", "nat", OUTPUT, DSTNAT, to_tasks(family, &[Kind::Address, Kind::Everywhere])),
         base("leave", "nat", POSTROUTING, SRCNAT, leave(family, prefix)),
         base("closed", "filter", FORWARD, FILTER, closed(family, prefix)),
         base("guard", "filter", PREROUTING, RAW, vec![guard(family, prefix)]),
@@ -162,25 +94,10 @@ fn into_sandbox(prefix: &str) -> [Expr; 2] {
     [Expr::OutLinkName { to: R0 }, Expr::Equal { register: R0, value: prefix.as_bytes().to_vec() }]
 }
 
-fn to_tasks(family: Family) -> Vec<Rule> {
-    let (at, width) = (R0, family.width());
-    let protocol = after(at, width);
-    let result = Register(8);
-    let of_one_address = [
-        destination(family, at),
-        Expr::L4Protocol { to: protocol },
-        Expr::DestinationPort { to: after(protocol, 1) },
-        Expr::Map { set: "at", key: at, to: result },
-        Expr::Dnat { family, address: result, port: Some(after(result, width)) },
-    ];
-    let of_any_address = [
-        Expr::DestinationType { to: R0 },
-        Expr::Equal { register: R0, value: LOCAL_ADDRESS.to_ne_bytes().to_vec() },
-        Expr::L4Protocol { to: R0 },
-        Expr::DestinationPort { to: Register(1) },
-        Expr::VerdictMap { set: "ports", key: R0 },
-    ];
-    vec![rule("ports of one address", of_one_address), rule("published ports", of_any_address)]
+fn to_tasks(family: Family, kinds: &[Kind]) -> Vec<Rule> {
+    let elsewhere =
+        [Expr::DestinationType { to: R0 }, Expr::NotEqual { register: R0, value: LOCAL_ADDRESS.to_ne_bytes().to_vec() }, Expr::Accept];
+    [rule("not to this host", elsewhere)].into_iter().chain(kinds.iter().map(|kind| kind.entrance(family))).collect()
 }
 
 fn leave(family: Family, prefix: &str) -> Vec<Rule> {
@@ -244,6 +161,9 @@ fn from_links(family: Family, so: bool) -> Vec<Expr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nft::Value;
+    use crate::wanted::{Backend, PublishMode};
+    use skep_types::{Affinity, PublishPlace};
 
     fn backend(last: u8) -> Backend {
         Backend { address: IpAddr::from([10, 0, 0, last]), port: 80 }
@@ -251,7 +171,15 @@ mod tests {
 
     fn ingress(port: u16, backends: &[u8]) -> PublishedPort {
         let backends = backends.iter().map(|last| backend(*last)).collect();
-        PublishedPort { protocol: Protocol::Tcp, port, mode: PublishMode::Ingress { backends } }
+        PublishedPort::new(Protocol::Tcp, port, PublishMode::Ingress { backends })
+    }
+
+    impl HostTable {
+        fn update(&mut self, list: &[PublishedPort]) -> Update {
+            let mut published = Published::new();
+            list.iter().for_each(|port| published.entry((port.protocol, port.port)).or_default().push(port.clone()));
+            self.lead(&published, None)
+        }
     }
 
     fn counted(update: &Update) -> (usize, usize, usize) {
@@ -323,18 +251,131 @@ mod tests {
         }
     }
 
+    fn changed(kernel: &mut Elements, update: Update) {
+        let (removals, additions): (Vec<_>, Vec<_>) =
+            update.changes.into_iter().partition(|change| matches!(change, ElementChange::Remove { .. }));
+        for change in removals.into_iter().chain(additions) {
+            match change {
+                ElementChange::Remove { set, key, value } => {
+                    assert_eq!(kernel.entry(set).or_default().remove(&key), Some(value), "only what is there is removed");
+                }
+                ElementChange::Add { set, key, value } => {
+                    assert_eq!(kernel.entry(set).or_default().insert(key, value), None, "nothing is added twice");
+                }
+            }
+        }
+        kernel.retain(|_, elements| !elements.is_empty());
+    }
+
+    fn from(port: PublishedPort, ranges: &[&str]) -> PublishedPort {
+        PublishedPort { allow: ranges.iter().map(|range| range.parse().unwrap()).collect(), ..port }
+    }
+
+    #[test]
+    fn whatever_is_unusual_about_ports_changes_lead_where_a_fresh_start_does() {
+        let sticky = |port: PublishedPort| PublishedPort { affinity: Affinity::Source, ..port };
+        let at = |last: u8, port| PublishedPort { place: PublishPlace::Address(IpAddr::from([192, 0, 2, last])), ..port };
+        let by = |link: &str, port| PublishedPort { place: PublishPlace::Interface(link.into()), ..port };
+        let one = || ingress(80, &[1, 2, 3]);
+        let steps = [
+            vec![sticky(one()), at(1, ingress(81, &[1])), at(2, ingress(81, &[2, 3]))],
+            vec![one(), at(1, from(ingress(81, &[1]), &["192.0.2.0/24"])), at(2, ingress(81, &[2]))],
+            vec![from(sticky(one()), &["10.0.0.0/8", "192.0.2.7/32"]), by("eth1", sticky(ingress(82, &[4, 5])))],
+            vec![from(sticky(ingress(80, &[1, 3])), &["10.0.0.0/8", "2001:db8::/32"]), by("eth2", ingress(82, &[4, 5]))],
+            vec![from(one(), &["2001:db8::/32"]), at(1, by("eth2", ingress(82, &[5])))],
+            vec![from(ingress(80, &[]), &["10.0.0.0/8"])],
+        ];
+        let (mut table, mut kernel, mut chains) = (host(), Elements::new(), BTreeSet::new());
+        for published in &steps {
+            let update = table.update(published);
+            chains.extend(update.chains.iter().map(|chain| chain.name.clone()));
+            changed(&mut kernel, update);
+            assert_eq!(kernel, table.table().elements);
+            let mut fresh = host();
+            fresh.update(published);
+            let count = |elements: &Elements| elements.iter().map(|(set, elements)| (*set, elements.len())).collect::<Vec<_>>();
+            assert_eq!(count(&kernel), count(&fresh.table().elements));
+            let leads = kernel.values().flat_map(BTreeMap::values);
+            assert!(
+                leads.filter_map(|value| if let Value::Goto(name) = value { Some(name) } else { None }).all(|name| chains.contains(name))
+            );
+        }
+        assert_eq!(kernel, Elements::new());
+    }
+
+    #[test]
+    fn a_sticky_port_gives_up_the_share_of_who_left_only() {
+        let sticky = |backends: &[u8]| PublishedPort { affinity: Affinity::Source, ..ingress(80, backends) };
+        let mut table = host();
+        let (chains, removed, added) = counted(&table.update(&[sticky(&[1, 2, 3, 4])]));
+        assert_eq!((chains, removed, added), (1, 0, 1 + crate::plan::share::BUCKETS as usize));
+        let (chains, removed, added) = counted(&table.update(&[sticky(&[4, 1, 2])]));
+        assert_eq!((chains, removed), (0, added));
+        assert!((180..330).contains(&added), "a quarter: {added}");
+        assert_eq!(table.update(&[sticky(&[1, 2, 4])]), Update::default());
+    }
+
+    #[test]
+    fn who_may_come_is_in_elements_and_the_lengths_in_a_chain() {
+        let mut table = host();
+        let update = table.update(&[from(ingress(80, &[1]), &["192.0.2.0/24", "198.51.100.0/24", "10.0.0.0/8", "2001:db8::/32"])]);
+        let names: Vec<&str> = update.chains.iter().map(|chain| chain.name.as_str()).collect();
+        assert_eq!((names, update.chains[0].rules.len()), (vec!["ask0-800080", "lb1"], 2 + 2), "two lengths, two refusals");
+        assert_eq!(counted(&update), (2, 0, 2 + 1 + 3));
+        // Another range of a length that is known: one element.
+        let update = table.update(&[from(ingress(80, &[1]), &["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "10.0.0.0/8"])]);
+        assert_eq!(counted(&update), (0, 0, 1));
+        // All who speak IPv4 may come, and none.
+        let names = |update: Update| update.chains.into_iter().map(|chain| chain.name).collect::<Vec<_>>();
+        assert_eq!(names(table.update(&[from(ingress(80, &[1]), &["0.0.0.0/0"])])), ["ask1-0"]);
+        assert_eq!(names(table.update(&[from(ingress(80, &[1]), &["::/0"])])), ["ask0-0"]);
+        let every: BTreeSet<String> = (0..=128u8).map(|length| format!("::/{length}")).collect();
+        let mut table = HostTable::new(Family::V6, Tag::new("test"));
+        let backends = vec![Backend { address: "fd00::1".parse().unwrap(), port: 80 }];
+        let port = PublishedPort::new(Protocol::Tcp, 80, PublishMode::Ingress { backends });
+        let port = from(port, &every.iter().map(String::as_str).collect::<Vec<_>>());
+        let place = PublishPlace::Interface("eth0".into());
+        let update = table.update(&[PublishedPort { place, ..port }]);
+        assert!(update.chains.iter().all(|chain| chain.name.len() < 128), "{}", update.chains[0].name);
+        assert_eq!(update.chains[0].rules.len(), 129 + 2);
+    }
+
+    #[test]
+    fn a_flow_of_who_may_not_come_any_more_is_stale() {
+        use crate::nft::flows::Direction;
+        let here = IpAddr::from([198, 18, 0, 1]);
+        let flow = |client: [u8; 4], to: IpAddr, port: u16| Flow {
+            original: Direction { source: (client.into(), 40_000), destination: (to, port) },
+            reply: Direction { source: (backend(1).address, 80), destination: (client.into(), 40_000) },
+        };
+        let udp = |port: PublishedPort| PublishedPort { protocol: Protocol::Udp, ..port };
+        let mut table = host();
+        table.update(&[udp(ingress(53, &[1]))]);
+        let update = table.update(&[from(udp(ingress(53, &[1])), &["198.18.0.0/24"])]);
+        assert!(update.flows_change, "only who may come changed");
+        let stale = |table: &HostTable, flow: Flow| table.is_stale(&flow, |address| address == here);
+        assert!(!stale(&table, flow([198, 18, 0, 9], here, 53)));
+        assert!(stale(&table, flow([198, 18, 1, 9], here, 53)));
+        // Of one address: the number means nothing at another.
+        let other = IpAddr::from([198, 18, 0, 2]);
+        let at = PublishedPort { place: PublishPlace::Address(other), ..udp(ingress(54, &[2])) };
+        let mut table = host();
+        table.update(&[at]);
+        assert!(table.is_stale(&flow([198, 18, 0, 9], other, 54), |_| true));
+        assert!(!table.is_stale(&flow([198, 18, 0, 9], here, 54), |_| true));
+    }
+
     #[test]
     fn a_host_port_of_one_address_is_not_on_the_others() {
         let mut table = host();
-        let mode = PublishMode::Host {
-            network: skep_types::NetworkId::for_test(1),
-            backends: vec![backend(1)],
-            address: Some(IpAddr::from([192, 0, 2, 1])),
-        };
-        let update = table.update(&[PublishedPort { protocol: Protocol::Udp, port: 53, mode }]);
+        let mode = PublishMode::Host { network: skep_types::NetworkId::for_test(1), backends: vec![backend(1)] };
+        let place = PublishPlace::Address(IpAddr::from([192, 0, 2, 1]));
+        let update = table.update(&[PublishedPort { place, ..PublishedPort::new(Protocol::Udp, 53, mode) }]);
         let key = vec![192, 0, 2, 1, 17, 0, 0, 0, 0, 53, 0, 0];
+        let verdict = ElementChange::Add { set: "at-ports", key: key.clone(), value: Value::Goto("at-lb1".into()) };
         let value = Value::Data(vec![10, 0, 0, 1, 0, 80, 0, 0]);
-        assert_eq!(update.changes, [ElementChange::Add { set: "at", key, value }]);
+        let slot = ElementChange::Add { set: "at-be", key: [key, vec![0; 4]].concat(), value };
+        assert_eq!(update.changes, [verdict, slot]);
     }
 
     #[test]

@@ -5,10 +5,11 @@
 //! with a chain or a map per service would grow slow with their number, and at ten thousand lock the kernel up.
 
 mod balanced; // backends behind keys, as the two shared maps hold them
-mod host; // published ports
+mod host; // the host's: published ports, the way out
+mod published; // a published port as elements and chains
 mod sandbox; // virtual addresses
 
-pub(crate) use host::HostTable;
+pub(crate) use host::{HostTable, Published};
 pub(crate) use sandbox::{InSandbox, MARKS, SandboxTable, marks_in};
 
 use crate::nft::model::kind;
@@ -63,8 +64,9 @@ fn chain_name(count: usize) -> String {
     format!("lb{count}")
 }
 
-fn new_chains(known: &mut BTreeSet<usize>, now: BTreeSet<usize>, make: impl Fn(usize) -> Chain) -> Vec<Chain> {
-    now.into_iter().filter(|count| known.insert(*count)).map(make).collect()
+/// The chain for a count of backends that is seen for the first time.
+fn new_chain(known: &mut BTreeSet<usize>, count: Option<usize>, make: impl Fn(usize) -> Chain) -> Option<Chain> {
+    count.filter(|count| known.insert(*count)).map(make)
 }
 
 fn address_kind(family: Family) -> u32 {

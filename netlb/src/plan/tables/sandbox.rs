@@ -5,11 +5,12 @@
 use super::super::balancer::Marks;
 use super::balanced::Balanced;
 use super::*;
+use crate::delta::{Members, Spread};
 use crate::names::{GATEWAY_LINK, OVERLAY_LINK, SANDBOX_TABLE, TASK_LINK_PREFIX};
 use crate::nft::flows::Flow;
 use crate::nft::model::Holds;
 use crate::nft::{Elements, Set, Table, Value};
-use crate::wanted::{Mac, Network, Vip};
+use crate::wanted::{Location, Mac, Network};
 use std::collections::BTreeMap;
 
 /// A sandbox's table of one family.
@@ -20,6 +21,8 @@ pub(crate) struct SandboxTable {
     vips: Vips,
     /// Local tasks that are backends: one that reaches itself must not see its own address as the client's.
     hairpin: BTreeSet<IpAddr>,
+    /// Of how many virtual addresses it is a backend.
+    uses: BTreeMap<IpAddr, u32>,
     /// Other nodes: by what hardware address they are known, and the mark of connections that enter by them.
     peers: BTreeMap<Mac, u32>,
     counts: BTreeSet<usize>,
@@ -37,14 +40,11 @@ enum Vips {
 }
 
 /// What a sandbox's table is about.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct InSandbox<'a> {
-    pub(crate) vips: &'a [Vip],
+    pub(crate) spread: &'a Spread,
     /// Those of the virtual addresses, of the table's family, if not the table balances.
     pub(crate) marks: BTreeMap<IpAddr, Marks>,
-    /// Addresses of tasks of this node.
-    pub(crate) local: BTreeSet<IpAddr>,
-    pub(crate) peers: BTreeMap<Mac, u32>,
 }
 
 impl SandboxTable {
@@ -57,6 +57,7 @@ impl SandboxTable {
             gateway: gateways.find(|gateway| Family::of(*gateway) == family),
             vips: if marks { Vips::Marked(BTreeMap::new()) } else { Vips::Balanced(balanced()) },
             hairpin: BTreeSet::new(),
+            uses: BTreeMap::new(),
             peers: BTreeMap::new(),
             counts: BTreeSet::new(),
             mtu: network.mtu,
@@ -69,36 +70,96 @@ impl SandboxTable {
     }
 
     /// Takes over what is wanted and says what that changes.
-    pub(crate) fn update(&mut self, InSandbox { vips, marks, local, peers }: &InSandbox<'_>) -> Update {
-        let mut wanted: BTreeMap<IpAddr, Vec<IpAddr>> = BTreeMap::new();
-        for vip in vips.iter().filter(|vip| Family::of(vip.address) == self.family) {
-            let backends = vip.backends.iter().filter(|backend| Family::of(**backend) == self.family);
-            wanted.entry(vip.address).or_default().extend(backends);
+    pub(crate) fn lead(&mut self, InSandbox { spread, marks }: &InSandbox<'_>) -> Update {
+        let mut update = Update::default();
+        if let Vips::Marked(known) = &mut self.vips {
+            update.changes = mark_anew(known, marks);
         }
-        let mut changes = self.vips.update(&wanted, marks);
-        let hairpin: BTreeSet<IpAddr> = wanted.values().flatten().copied().filter(|a| local.contains(a)).collect();
-        for address in self.hairpin.difference(&hairpin) {
-            let (key, value) = (pair(*address), Value::Nothing);
-            changes.push(ElementChange::Remove { set: "hairpin", key, value });
-        }
-        for address in hairpin.difference(&self.hairpin) {
-            let (key, value) = (pair(*address), Value::Nothing);
-            changes.push(ElementChange::Add { set: "hairpin", key, value });
-        }
-        self.hairpin = hairpin;
-        let chains = new_chains(&mut self.counts, self.vips.chains(), |count| vip_chain(self.family, count));
-        let flows_change = !changes.is_empty();
+        update.flows_change = !update.changes.is_empty();
+        let known = self.vips.balanced().into_iter().flat_map(Balanced::keys);
+        let vips: BTreeSet<IpAddr> = known.chain(spread.vips.keys()).copied().collect();
+        let mut moved: BTreeSet<IpAddr> = self.hairpin.iter().copied().collect();
+        moved.extend(self.lead_vips(spread, &vips, &mut update));
+        moved.extend(self.uses.keys());
+        self.keep_apart(spread, moved, &mut update);
+        let peers: BTreeMap<Mac, u32> = spread.overlay.iter().flat_map(|overlay| &overlay.peers).map(|p| (p.mac, p.node_index)).collect();
         let other = |(mac, index): &(&Mac, &u32), than: &BTreeMap<Mac, u32>| than.get(mac) != Some(index);
-        for (mac, index) in self.peers.iter().filter(|peer| other(peer, peers)) {
+        for (mac, index) in self.peers.iter().filter(|peer| other(peer, &peers)) {
             let (key, value) = (mac.0.to_vec(), mark(*index));
-            changes.push(ElementChange::Remove { set: "peers", key, value });
+            update.changes.push(ElementChange::Remove { set: "peers", key, value });
         }
         for (mac, index) in peers.iter().filter(|peer| other(peer, &self.peers)) {
             let (key, value) = (mac.0.to_vec(), mark(*index));
-            changes.push(ElementChange::Add { set: "peers", key, value });
+            update.changes.push(ElementChange::Add { set: "peers", key, value });
         }
-        self.peers.clone_from(peers);
-        Update { chains, changes, flows_change }
+        self.peers = peers;
+        update
+    }
+
+    /// The same where only these virtual addresses and tasks' addresses may differ; not where the table marks for another one.
+    pub(crate) fn lead_members(&mut self, spread: &Spread, members: &Members) -> Update {
+        let mut update = Update::default();
+        let mut moved = self.lead_vips(spread, &members.vips, &mut update);
+        moved.extend(&members.addresses);
+        self.keep_apart(spread, moved, &mut update);
+        update
+    }
+
+    /// Returns the backends that came or went.
+    fn lead_vips(&mut self, spread: &Spread, which: &BTreeSet<IpAddr>, update: &mut Update) -> BTreeSet<IpAddr> {
+        let family = self.family;
+        let wanted = |vip: &IpAddr| -> Vec<IpAddr> {
+            let backends = spread.vips.get(vip).into_iter().flatten();
+            backends.filter(|backend| Family::of(**backend) == family).copied().collect()
+        };
+        let mut moved = BTreeSet::new();
+        let which = which.iter().filter(|vip| Family::of(**vip) == family);
+        let Vips::Balanced(vips) = &mut self.vips else {
+            self.uses.clear();
+            for backend in which.flat_map(wanted) {
+                *self.uses.entry(backend).or_default() += 1;
+            }
+            return moved;
+        };
+        for vip in which {
+            let before: BTreeSet<IpAddr> = vips.get(vip).into_iter().flatten().copied().collect();
+            let changes = vips.set(vip, &wanted(vip));
+            if changes.is_empty() {
+                continue;
+            }
+            update.changes.extend(changes);
+            update.flows_change = true;
+            let after: BTreeSet<IpAddr> = vips.get(vip).into_iter().flatten().copied().collect();
+            for gone in before.difference(&after) {
+                if let Some(uses) = self.uses.get_mut(gone) {
+                    *uses -= 1;
+                    if *uses == 0 {
+                        self.uses.remove(gone);
+                    }
+                }
+            }
+            for came in after.difference(&before) {
+                *self.uses.entry(*came).or_default() += 1;
+            }
+            moved.extend(before.symmetric_difference(&after));
+            let count = Some(after.len()).filter(|count| *count > 0);
+            update.chains.extend(new_chain(&mut self.counts, count, |count| vip_chain(family, count)));
+        }
+        moved
+    }
+
+    /// Backends among these addresses that are tasks of this node.
+    fn keep_apart(&mut self, spread: &Spread, which: BTreeSet<IpAddr>, update: &mut Update) {
+        for address in which.into_iter().filter(|address| Family::of(*address) == self.family) {
+            let (key, value) = (pair(address), Value::Nothing);
+            if self.uses.contains_key(&address) && spread.place(address) == Some(Location::Local) {
+                let is_new = self.hairpin.insert(address);
+                update.changes.extend(is_new.then_some(ElementChange::Add { set: "hairpin", key, value }));
+            } else {
+                let was_here = self.hairpin.remove(&address);
+                update.changes.extend(was_here.then_some(ElementChange::Remove { set: "hairpin", key, value }));
+            }
+        }
     }
 
     /// Whether a flow to a virtual address leads to none of its backends; the table knows only if it balances.
@@ -139,24 +200,10 @@ impl SandboxTable {
 }
 
 impl Vips {
-    fn update(&mut self, wanted: &BTreeMap<IpAddr, Vec<IpAddr>>, marks: &BTreeMap<IpAddr, Marks>) -> Vec<ElementChange> {
-        let known = match self {
-            Self::Balanced(vips) => return vips.update(wanted),
-            Self::Marked(known) => known,
-        };
-        let gone = known.iter().filter(|(address, of)| marks.get(address) != Some(of)).flat_map(|(address, of)| marked(*address, *of));
-        let gone = gone.map(|(set, key, value)| ElementChange::Remove { set, key, value });
-        let came = marks.iter().filter(|(address, of)| known.get(address) != Some(of)).flat_map(|(address, of)| marked(*address, *of));
-        let changes = gone.chain(came.map(|(set, key, value)| ElementChange::Add { set, key, value })).collect();
-        known.clone_from(marks);
-        changes
-    }
-
-    /// The counts of backends for which there is a chain.
-    fn chains(&self) -> BTreeSet<usize> {
+    fn balanced(&self) -> Option<&Balanced<IpAddr, IpAddr>> {
         match self {
-            Self::Balanced(vips) => vips.counts(),
-            Self::Marked(_) => BTreeSet::new(),
+            Self::Balanced(vips) => Some(vips),
+            Self::Marked(_) => None,
         }
     }
 
@@ -188,6 +235,15 @@ impl Vips {
             ],
         }
     }
+}
+
+fn mark_anew(known: &mut BTreeMap<IpAddr, Marks>, marks: &BTreeMap<IpAddr, Marks>) -> Vec<ElementChange> {
+    let gone = known.iter().filter(|(address, of)| marks.get(address) != Some(of)).flat_map(|(address, of)| marked(*address, *of));
+    let gone = gone.map(|(set, key, value)| ElementChange::Remove { set, key, value });
+    let came = marks.iter().filter(|(address, of)| known.get(address) != Some(of)).flat_map(|(address, of)| marked(*address, *of));
+    let changes = gone.chain(came.map(|(set, key, value)| ElementChange::Add { set, key, value })).collect();
+    known.clone_from(marks);
+    changes
 }
 
 /// The map of the marks of connections, and that of datagrams.
@@ -345,6 +401,8 @@ fn way_back() -> [Chain; 2] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wanted::{Endpoint, Overlay, Peer, Vip, WantedNetwork};
+    use skep_types::TaskId;
 
     fn network() -> Network {
         Network {
@@ -358,31 +416,63 @@ mod tests {
         }
     }
 
+    fn spread(vips: &[(u8, &[u8])], local: &[u8], peers: &[(u8, u32)]) -> Spread {
+        let address = |last: u8| IpAddr::from([10, 0, 0, last]);
+        let vip =
+            |(last, backends): &(u8, &[u8])| Vip { address: address(*last), backends: backends.iter().copied().map(address).collect() };
+        let here =
+            |last: &u8| Endpoint { task: TaskId::for_test(u64::from(*last)), addresses: vec![address(*last)], location: Location::Local };
+        let peer = |last: u8, node_index| Peer { node_index, underlay: address(last), mac: Mac([2, 0, 0, 0, 0, last]) };
+        WantedNetwork {
+            network: network(),
+            overlay: Some(Overlay { this: peer(1, 1), port: 4789, peers: peers.iter().map(|(last, index)| peer(*last, *index)).collect() }),
+            endpoints: local.iter().map(here).collect(),
+            vips: vips.iter().map(vip).collect(),
+        }
+        .into()
+    }
+
+    fn inside(spread: &Spread) -> InSandbox<'_> {
+        InSandbox { spread, marks: BTreeMap::new() }
+    }
+
     #[test]
     fn only_local_backends_are_kept_from_seeing_themselves() {
         let mut table = SandboxTable::new(Family::V4, &network(), false);
-        let backends = vec![IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2])];
-        let vips = [Vip { address: IpAddr::from([10, 0, 0, 100]), backends }];
-        let update = table.update(&InSandbox { vips: &vips, local: [IpAddr::from([10, 0, 0, 1])].into(), ..InSandbox::default() });
+        let update = table.lead(&inside(&spread(&[(100, &[1, 2])], &[1], &[])));
         let key = vec![10, 0, 0, 1, 10, 0, 0, 1];
         assert!(update.changes.contains(&ElementChange::Add { set: "hairpin", key, value: Value::Nothing }));
         assert_eq!((update.chains.len(), update.changes.len()), (1, 4), "two slots, the verdict and the pair");
     }
 
     #[test]
+    fn of_many_only_what_is_named_is_looked_at() {
+        let mut table = SandboxTable::new(Family::V4, &network(), false);
+        table.lead(&inside(&spread(&[(100, &[1, 2]), (101, &[3])], &[1], &[])));
+        let now = spread(&[(100, &[1, 4]), (101, &[])], &[4], &[]);
+        let members = |addresses: &[u8], vips: &[u8]| {
+            let set = |lasts: &[u8]| lasts.iter().map(|last| IpAddr::from([10, 0, 0, *last])).collect();
+            Members { addresses: set(addresses), vips: set(vips) }
+        };
+        let update = table.lead_members(&now, &members(&[], &[100]));
+        assert_eq!((update.changes.len(), update.flows_change), (3, true), "one slot for another, and a pair for who is here");
+        let update = table.lead_members(&now, &members(&[1, 4], &[]));
+        assert_eq!((update.changes.len(), update.flows_change), (1, false), "one that is here no more");
+        let update = table.lead(&inside(&now));
+        assert_eq!(update.changes.len(), 2, "the other address, which was not named: {update:?}");
+        assert_eq!(table.lead(&inside(&now)), Update::default());
+    }
+
+    #[test]
     fn a_node_that_comes_or_goes_is_one_element_and_moves_no_flow() {
         let mut table = SandboxTable::new(Family::V6, &network(), false);
         let mac = |last| Mac([2, 0, 0, 0, 0, last]);
-        let peers = |peers: &[(u8, u32)]| InSandbox {
-            peers: peers.iter().map(|(last, index)| (mac(*last), *index)).collect(),
-            ..InSandbox::default()
-        };
-        table.update(&peers(&[(2, 2), (3, 3)]));
-        let update = table.update(&peers(&[(2, 2), (3, 3), (4, 4)]));
+        table.lead(&inside(&spread(&[], &[], &[(2, 2), (3, 3)])));
+        let update = table.lead(&inside(&spread(&[], &[], &[(2, 2), (3, 3), (4, 4)])));
         let key = mac(4).0.to_vec();
         assert_eq!(update.changes, [ElementChange::Add { set: "peers", key, value: Value::Data(4u32.to_ne_bytes().to_vec()) }]);
         assert!(!update.flows_change);
-        let update = table.update(&peers(&[(2, 2), (4, 4)]));
+        let update = table.lead(&inside(&spread(&[], &[], &[(2, 2), (4, 4)])));
         assert_eq!((update.changes.len(), update.flows_change), (1, false));
         assert_eq!(table.table().elements["peers"].len(), 2);
     }
@@ -391,15 +481,13 @@ mod tests {
     fn an_address_for_ipvs_is_two_marks_whatever_its_backends() {
         let mut table = SandboxTable::new(Family::V4, &network(), true);
         let address = IpAddr::from([10, 0, 0, 100]);
-        let vips = |last| [Vip { address, backends: vec![IpAddr::from([10, 0, 0, last])] }];
         let marks: BTreeMap<IpAddr, Marks> = [(address, Marks::from_connections(0x5000_0000).unwrap())].into();
-        let (first, second) = (vips(1), vips(2));
-        let inside = |vips| InSandbox { vips, marks: marks.clone(), ..InSandbox::default() };
-        let update = table.update(&inside(&first));
-        assert_eq!((update.chains.len(), update.changes.len()), (0, 2));
-        assert_eq!(table.update(&inside(&second)), Update::default());
+        let (first, second, none) = (spread(&[(100, &[1])], &[], &[]), spread(&[(100, &[2])], &[], &[]), spread(&[], &[], &[]));
+        let update = table.lead(&InSandbox { spread: &first, marks: marks.clone() });
+        assert_eq!((update.chains.len(), update.changes.len(), update.flows_change), (0, 2, true));
+        assert_eq!(table.lead(&InSandbox { spread: &second, marks: marks.clone() }), Update::default());
         assert_eq!(marks_in(&table.table().elements[MARKS]), marks);
-        let update = table.update(&InSandbox::default());
+        let update = table.lead(&inside(&none));
         assert!(update.changes.iter().all(|change| matches!(change, ElementChange::Remove { .. })) && update.changes.len() == 2);
     }
 
