@@ -46,6 +46,12 @@ enum Command {
     /// Show tasks
     #[command(subcommand, arg_required_else_help = true)]
     Task(commands::task::Command),
+    /// Make, show and remove secrets: payloads that only their tasks see
+    #[command(subcommand, arg_required_else_help = true)]
+    Secret(commands::secret::Command),
+    /// Make, show and remove configs: payloads that are no secret
+    #[command(subcommand, arg_required_else_help = true)]
+    Config(commands::config::Command),
     /// Show, pull and load images of this node
     #[command(subcommand, arg_required_else_help = true)]
     Image(commands::image::Command),
@@ -86,6 +92,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Network(command) => commands::network::run(command, &connection).await,
         Command::Service(command) => commands::service::run(*Box::new(command), &connection).await,
         Command::Task(command) => commands::task::run(command, &connection).await,
+        Command::Secret(command) => commands::secret::run(command, &connection).await,
+        Command::Config(command) => commands::config::run(command, &connection).await,
         Command::Image(command) => commands::image::run(command, &connection).await,
         Command::Completion { .. } => Ok(()),
     }

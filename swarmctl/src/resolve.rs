@@ -78,20 +78,14 @@ pub async fn task(connection: &Connection, wanted: &str) -> Result<v1::Task, Fai
     }
 }
 
-/// Secrets by exact name.
-pub async fn secret_id(connection: &Connection, name: &str) -> Result<(String, String), Failure> {
-    let filters = v1::list_secrets_request::Filters { names: vec![name.into()], id_prefixes: vec![name.into()], ..Default::default() };
+pub async fn secret(connection: &Connection, wanted: &str) -> Result<v1::Secret, Failure> {
+    let filters = v1::list_secrets_request::Filters { names: vec![wanted.into()], id_prefixes: vec![wanted.into()], ..Default::default() };
     let found = connection.control().list_secrets(v1::ListSecretsRequest { filters: Some(filters) }).await?.into_inner().secrets;
-    let name_of = |item: &v1::Secret| annotations_name(item.spec.as_ref().and_then(|spec| spec.annotations.as_ref())).to_owned();
-    let exact = found.iter().find(|item| name_of(item) == name || item.id == name);
-    exact.map(|item| (item.id.clone(), name_of(item))).ok_or_else(|| Failure::not_found("secret", name, "create it first"))
+    pick("secret", wanted, found, |item| &item.id, |item| annotations_name(item.spec.as_ref().and_then(|spec| spec.annotations.as_ref())))
 }
 
-/// Configs by exact name.
-pub async fn config_id(connection: &Connection, name: &str) -> Result<(String, String), Failure> {
-    let filters = v1::list_configs_request::Filters { names: vec![name.into()], id_prefixes: vec![name.into()], ..Default::default() };
+pub async fn config(connection: &Connection, wanted: &str) -> Result<v1::Config, Failure> {
+    let filters = v1::list_configs_request::Filters { names: vec![wanted.into()], id_prefixes: vec![wanted.into()], ..Default::default() };
     let found = connection.control().list_configs(v1::ListConfigsRequest { filters: Some(filters) }).await?.into_inner().configs;
-    let name_of = |item: &v1::Config| annotations_name(item.spec.as_ref().and_then(|spec| spec.annotations.as_ref())).to_owned();
-    let exact = found.iter().find(|item| name_of(item) == name || item.id == name);
-    exact.map(|item| (item.id.clone(), name_of(item))).ok_or_else(|| Failure::not_found("config", name, "create it first"))
+    pick("config", wanted, found, |item| &item.id, |item| annotations_name(item.spec.as_ref().and_then(|spec| spec.annotations.as_ref())))
 }

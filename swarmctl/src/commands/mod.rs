@@ -1,10 +1,13 @@
 //! One module per noun of the command line.
 
 pub mod cluster;
+pub mod config;
 pub mod image;
 pub mod logs;
 pub mod network;
 pub mod node;
+mod payload; // what secrets and configs share
+pub mod secret;
 pub mod service;
 pub mod task;
 

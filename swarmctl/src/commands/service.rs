@@ -8,8 +8,8 @@ use crate::output::{self, Table};
 use crate::{progress, resolve};
 use skep_proto::{FromWire, ToWire, v1};
 use skep_types::{
-    Affinity, ConfigReference, ConfigTarget, FileTarget, NetworkAttachmentConfig, PortConfig, Protocol, PublishMode, PublishPlace, Runtime,
-    SecretReference, Service, ServiceMode, ServiceSpec,
+    Affinity, Config, ConfigReference, ConfigTarget, FileTarget, NetworkAttachmentConfig, PortConfig, Protocol, PublishMode, PublishPlace, Runtime,
+    Secret, SecretReference, Service, ServiceMode, ServiceSpec,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -159,13 +159,13 @@ async fn give(spec: &mut ServiceSpec, grants: Grants, connection: &Connection) -
     let Runtime::Container(container) = &mut Arc::make_mut(&mut spec.task).runtime else { return Ok(()) };
     let file = |grant: &Grant| FileTarget { name: grant.target.clone(), uid: grant.uid.clone(), gid: grant.gid.clone(), mode: grant.mode };
     for grant in grants.secrets {
-        let (id, secret_name) = resolve::secret_id(connection, &grant.source).await?;
-        let secret_id = id.parse().map_err(|error| Failure::failed(format!("secret id {id}: {error}")))?;
+        let secret = Secret::from_wire(resolve::secret(connection, &grant.source).await?)?;
+        let (secret_id, secret_name) = (secret.id, secret.spec.annotations.name);
         container.secrets.push(SecretReference { secret_id, secret_name, file: Some(file(&grant)) });
     }
     for grant in grants.configs {
-        let (id, config_name) = resolve::config_id(connection, &grant.source).await?;
-        let config_id = id.parse().map_err(|error| Failure::failed(format!("config id {id}: {error}")))?;
+        let config = Config::from_wire(resolve::config(connection, &grant.source).await?)?;
+        let (config_id, config_name) = (config.id, config.spec.annotations.name);
         container.configs.push(ConfigReference { config_id, config_name, target: Some(ConfigTarget::File(file(&grant))) });
     }
     Ok(())

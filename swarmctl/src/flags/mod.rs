@@ -7,6 +7,7 @@ mod grammar; // values of single flags
 mod mount; // --mount
 mod network; // network create
 mod node; // node update, node ls --filter
+mod payload; // secret create, config create
 mod port; // --publish
 mod shared; // flags of both create and update
 #[cfg(test)]
@@ -20,5 +21,6 @@ pub use create::CreateFlags;
 pub use grammar::{Grant, Grants};
 pub use network::NetworkFlags;
 pub use node::{NodeFilter, NodeFlags, node_filter, node_filters};
+pub use payload::{PayloadFilter, PayloadFilters, PayloadFlags, payload_filter};
 pub use update::UpdateFlags;
 pub use values::duration;

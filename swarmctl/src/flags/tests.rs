@@ -104,6 +104,7 @@ fn absurd_flags_do_not_parse() {
         ["--publish", "65536:80"],
         ["--restart-condition", "often"],
         ["--secret", "target=x"],
+        ["--secret", "source=x,mode=999"],
         ["--host", "a"],
         ["--placement-pref", "binpack"],
         ["--update-max-failure-ratio", "2"],
