@@ -32,6 +32,8 @@ pub struct NodeFacts {
 struct Facts<'a> {
     node: &'a NodeFacts,
     task: &'a Task,
+    /// `NAME=value`, for placeholders that may ask for them.
+    env: Option<&'a [String]>,
 }
 
 impl Facts<'_> {
@@ -51,6 +53,12 @@ impl Facts<'_> {
         }
         if let Some(name) = expression.strip_prefix(".Service.Labels.") {
             return label(name);
+        }
+        if let Some((env, name)) = self.env.zip(expression.strip_prefix("env ")) {
+            let name = name.trim().strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).ok_or_else(unknown)?;
+            // As in the original, a variable that is not there is empty.
+            let value = env.iter().filter_map(|entry| entry.split_once('=')).find(|(key, _)| *key == name);
+            return Ok(value.map(|(_, value)| value.to_owned()).unwrap_or_default());
         }
         let task = self.task;
         Ok(match expression {
@@ -105,7 +113,7 @@ impl Facts<'_> {
 /// # Errors
 /// Naming the field and the placeholder that cannot be filled.
 pub fn expand(spec: &ContainerSpec, task: &Task, node: &NodeFacts) -> Result<ContainerSpec, TemplateError> {
-    let facts = Facts { node, task };
+    let facts = Facts { node, task, env: None };
     let mut spec = spec.clone();
     for entry in &mut spec.env {
         if let Some((name, value)) = entry.split_once('=')
@@ -128,6 +136,15 @@ pub fn expand(spec: &ContainerSpec, task: &Task, node: &NodeFacts) -> Result<Con
         }
     }
     Ok(spec)
+}
+
+/// The text of a secret or config with every placeholder replaced; besides those of [`expand`] there is `env "NAME"`, a variable of
+/// the service's, which is to have been expanded before.
+///
+/// # Errors
+/// As [`expand`]; they quote the text.
+pub fn expand_payload(field: &str, text: &str, env: &[String], task: &Task, node: &NodeFacts) -> Result<String, TemplateError> {
+    Facts { node, task, env: Some(env) }.expand(field, text)
 }
 
 #[cfg(test)]
@@ -155,6 +172,18 @@ mod tests {
         assert_eq!(env("{{.Service.Labels.tier}} {{index .Service.Labels \"tier\"}}").unwrap(), "front front");
         assert_eq!(env("a {{- .Node.Platform.OS -}} b").unwrap(), "alinuxb");
         assert_eq!(env("{{/* nothing */}}plain").unwrap(), "plain");
+    }
+
+    #[test]
+    fn payloads_may_ask_for_the_environment_too() {
+        let mut task = task(1, "busybox");
+        task.service_annotations.name = "web".into();
+        let env = ["LEVEL=debug".to_owned(), "EMPTY=".to_owned()];
+        let expand = |text: &str| expand_payload("config c", text, &env, &task, &node());
+        assert_eq!(expand("[{{.Service.Name}}] {{env \"LEVEL\"}}{{ env \"EMPTY\" }}{{env \"NONE\"}}\n").unwrap(), "[web] debug\n");
+        for unknown in ["{{secret \"x\"}}", "{{env LEVEL}}", "{{if true}}"] {
+            assert!(matches!(expand(unknown), Err(TemplateError::Unknown { .. })), "{unknown}");
+        }
     }
 
     #[test]

@@ -209,25 +209,41 @@ pub struct PayloadFile {
     pub target: String,
 }
 
-/// Writes the secrets and configs of a task into a memory file system of its own.
-pub fn write_payloads(dir: &TaskDir, task: &Task, spec: &ContainerSpec, payloads: &Payloads) -> Result<Vec<PayloadFile>, ExecError> {
+/// Writes the secrets and configs of a task into a memory file system of its own. Those that are templates are filled in first.
+pub fn write_payloads(
+    dir: &TaskDir,
+    task: &Task,
+    spec: &ContainerSpec,
+    payloads: &Payloads,
+    node: &template::NodeFacts,
+) -> Result<Vec<PayloadFile>, ExecError> {
     let mut wanted: Vec<(String, Vec<u8>, &FileTarget)> = Vec::new();
     for reference in &spec.secrets {
-        let missing = || ExecError::PayloadMissing { kind: "secret", name: reference.secret_name.clone() };
+        let name = &reference.secret_name;
+        let missing = || ExecError::PayloadMissing { kind: "secret", name: name.clone() };
         let secret = payloads.secret(&reference.secret_id, &task.id).ok_or_else(missing)?;
         let target = reference.file.as_ref();
         let target = target.ok_or_else(|| ExecError::BadSpec { field: "secrets", problem: "a reference has no target".into() })?;
-        refuse_templating(secret.spec.templating.as_ref())?;
         let path = if target.name.starts_with('/') { target.name.clone() } else { format!("/run/secrets/{}", target.name) };
-        wanted.push((path, secret.spec.data.0.clone(), target));
+        let data = fill_in("secret", name, &secret.spec.data.0, secret.spec.templating.as_ref(), |text| {
+            template::expand_payload("", text, &spec.env, task, node).map_err(|_| {
+                // What exactly is wrong would tell a part of it to whoever may see tasks.
+                let problem = format!("secret {name} has a placeholder that is not known or has no end");
+                ExecError::BadSpec { field: "secrets", problem }
+            })
+        })?;
+        wanted.push((path, data, target));
     }
     for reference in &spec.configs {
-        let missing = || ExecError::PayloadMissing { kind: "config", name: reference.config_name.clone() };
+        let name = &reference.config_name;
+        let missing = || ExecError::PayloadMissing { kind: "config", name: name.clone() };
         let config = payloads.config(&reference.config_id).ok_or_else(missing)?;
-        refuse_templating(config.spec.templating.as_ref())?;
         let Some(ConfigTarget::File(target)) = &reference.target else { continue };
         let path = if target.name.starts_with('/') { target.name.clone() } else { format!("/{}", target.name) };
-        wanted.push((path, config.spec.data.0.clone(), target));
+        let data = fill_in("config", name, &config.spec.data.0, config.spec.templating.as_ref(), |text| {
+            Ok(template::expand_payload(&format!("config {name}"), text, &spec.env, task, node)?)
+        })?;
+        wanted.push((path, data, target));
     }
     if wanted.is_empty() {
         return Ok(Vec::new());
@@ -256,13 +272,24 @@ pub fn write_payloads(dir: &TaskDir, task: &Task, spec: &ContainerSpec, payloads
     Ok(files)
 }
 
-fn refuse_templating(driver: Option<&skep_types::Driver>) -> Result<(), ExecError> {
-    match driver {
-        Some(driver) if !driver.name.is_empty() => Err(ExecError::Unsupported {
-            what: format!("expanding secrets and configs as templates ({})", driver.name),
-            cure: "; expand them before creating them",
+/// The payload as the task is to see it.
+fn fill_in(
+    kind: &'static str,
+    name: &str,
+    data: &[u8],
+    driver: Option<&skep_types::Driver>,
+    expand: impl Fn(&str) -> Result<String, ExecError>,
+) -> Result<Vec<u8>, ExecError> {
+    match driver.map_or("", |driver| driver.name.as_str()) {
+        "" => Ok(data.to_vec()),
+        "golang" => {
+            let not_text = |_| ExecError::BadSpec { field: kind, problem: format!("{name} is no UTF-8 text and cannot be a template") };
+            expand(std::str::from_utf8(data).map_err(not_text)?).map(String::into_bytes)
+        }
+        other => Err(ExecError::Unsupported {
+            what: format!("expanding {kind} {name} as a template of {other:?}"),
+            cure: "; use \"golang\", or expand it before it is created",
         }),
-        _ => Ok(()),
     }
 }
 
@@ -309,6 +336,18 @@ mod tests {
         assert_eq!(resolv_conf(&spec, &sandbox), "nameserver 127.0.0.11\nsearch a b\noptions ndots:2\n", "the server asks 9.9.9.9");
         let plain = ContainerSpec { dns: Some(DnsConfig { options: vec!["timeout:1".into()], ..DnsConfig::default() }), ..spec };
         assert!(resolv_conf(&plain, &sandbox).ends_with("options timeout:1 ndots:0\n"));
+    }
+
+    #[test]
+    fn only_templates_are_filled_in_and_must_be_text() {
+        let driver = |name: &str| skep_types::Driver { name: name.into(), ..Default::default() };
+        let fill = |data: &[u8], name: &str| {
+            fill_in("config", "c", data, Some(&driver(name)), |text| Ok(text.replace("{{x}}", "1"))).map_err(|error| error.to_string())
+        };
+        assert_eq!(fill(b"\xff{{x}}", "").unwrap(), b"\xff{{x}}");
+        assert_eq!(fill(b"a{{x}}", "golang").unwrap(), b"a1");
+        assert!(fill(b"\xff", "golang").unwrap_err().contains("UTF-8"));
+        assert!(fill(b"a", "jinja").unwrap_err().contains("jinja"));
     }
 
     #[test]

@@ -153,7 +153,7 @@ impl Shared {
         let layers = rootfs::layers(root);
         let wanted = if container.user.is_empty() { &image.config.user } else { &container.user };
         let user = rootfs::resolve_user(&layers, wanted, &container.groups)?;
-        let secret_files = files::write_payloads(&dir, task, container, payloads)?;
+        let secret_files = files::write_payloads(&dir, task, container, payloads, &self.config.node)?;
         failpoint!("agent.files.payloads");
         let place = volumes::Place { task: &task.id, volumes: &self.config.volumes_dir(), dir: &dir, root };
         let ready = volumes::make_ready(container, &image.config.volumes, &secret_files, &place)?;
