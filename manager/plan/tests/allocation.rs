@@ -135,6 +135,52 @@ fn a_chosen_port_stays_over_updates_and_a_removed_one_is_free_again() {
 }
 
 #[test]
+fn services_share_a_number_at_different_addresses() {
+    fn at(spec: &mut ServiceSpec, last: u8) {
+        let place = PublishPlace::Address([192, 0, 2, last].into());
+        spec.endpoint = Some(EndpointSpec {
+            ports: vec![PortConfig { target_port: 80, published_port: 8080, place, ..PortConfig::default() }],
+            ..EndpointSpec::default()
+        });
+    }
+    fn move_to(world: &mut World, id: &ServiceId, last: u8) -> Vec<Change> {
+        let mut spec = world.service(id).spec.clone();
+        at(&mut spec, last);
+        let service = skep_plan::updated(world.service(id), spec, world.service(id).meta.version, world.now);
+        world.commit(vec![Action::Update(Object::Service(Arc::new(service)))])
+    }
+    let mut world = with_ingress();
+    let one = world.add_service(1, |spec| at(spec, 1));
+    let two = world.add_service(2, |spec| at(spec, 2));
+    let late = world.add_service(3, |spec| publish(spec, 8080, 80));
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    assert_eq!((ports(&world, &one), ports(&world, &two)), (vec![8080], vec![8080]));
+    assert!(
+        allocator
+            .problem_of_service(&late)
+            .is_some_and(|words| words.starts_with("port 8080/tcp is already published by service service1"))
+    );
+    // A service may move its own port to a place that meets the old one; then the old one is free.
+    let moved = move_to(&mut world, &one, 3);
+    feed(&mut allocator, moved);
+    allocate(&mut world, &mut allocator);
+    let place = |world: &World, id: &ServiceId| world.service(id).endpoint.as_ref().unwrap().ports[0].place.clone();
+    assert_eq!(place(&world, &one), PublishPlace::Address([192, 0, 2, 3].into()));
+    let taken = move_to(&mut world, &two, 1);
+    feed(&mut allocator, taken);
+    allocate(&mut world, &mut allocator);
+    assert_eq!(place(&world, &two), PublishPlace::Address([192, 0, 2, 1].into()));
+    for id in [&one, &two] {
+        assert!(allocator.problem_of_service(&late).is_some());
+        let gone = world.remove(Kind::Service, id.as_str());
+        feed(&mut allocator, gone);
+        allocate(&mut world, &mut allocator);
+    }
+    assert_eq!(ports(&world, &late), [8080], "with the last of them it is free");
+}
+
+#[test]
 fn addresses_return_when_a_task_ends_but_late() {
     let mut world = World::new();
     world.add_network(1, "back", |spec| {

@@ -15,7 +15,7 @@ mod task; // addresses of tasks
 pub use subnet::SubnetError;
 
 use crate::Plan;
-use port::Ports;
+use port::{Held, Ports};
 use quarantine::Quarantine;
 use ranges::Serial;
 use skep_types::{
@@ -46,7 +46,7 @@ const QUARANTINE_LOOK: Duration = Duration::from_millis(250);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Lease {
     Address(NetworkId, IpAddr),
-    Port(Protocol, u16),
+    Port(Held),
     Subnet(ipnet::IpNet),
     Vni(u32),
     NodeIndex(u32),
@@ -193,10 +193,10 @@ impl Allocator {
         self.release(released);
     }
 
-    /// The service that has this port on every node.
+    /// A service that has this port on every node, at some place or at all.
     #[must_use]
     pub fn port_holder(&self, protocol: Protocol, port: u16) -> Option<&ServiceId> {
-        self.ports.holder(protocol, port)
+        self.ports.first_holder(protocol, port)
     }
 
     /// Why a service has not got its addresses or ports.
@@ -216,7 +216,7 @@ impl Allocator {
         for lease in std::mem::take(&mut self.leases) {
             match lease {
                 Lease::Address(network, address) => self.cancel_address(&network, address),
-                Lease::Port(protocol, port) => self.ports.cancel(protocol, port),
+                Lease::Port(port) => self.ports.cancel(&port),
                 Lease::Subnet(net) => self.subnets.remove(&net),
                 Lease::Vni(vni) => {
                     self.vnis.cancel(u128::from(vni));

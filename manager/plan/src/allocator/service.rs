@@ -1,6 +1,7 @@
 //! Virtual IPs and published ports of services.
 
 use super::network::families;
+use super::port::Held;
 use super::subnet::{Family, address_of};
 use super::{Allocator, Lease, publishes_on_ingress, resolve_network};
 use crate::Plan;
@@ -16,10 +17,14 @@ fn vips(service: &Service) -> Vec<(NetworkId, IpAddr)> {
     all.filter_map(|vip| address_of(&vip.addr).map(|address| (vip.network_id.clone(), address))).collect()
 }
 
-fn ingress_ports(service: &Service) -> Vec<(Protocol, u16)> {
+fn ingress_ports(service: &Service) -> Vec<Held> {
     let all = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
     let ingress = all.filter(|port| port.publish_mode == PublishMode::Ingress && port.published_port != 0);
-    ingress.filter_map(|port| u16::try_from(port.published_port).ok().map(|number| (port.protocol, number))).collect()
+    ingress.filter_map(|port| u16::try_from(port.published_port).ok().map(|number| held(port, number))).collect()
+}
+
+fn held(port: &PortConfig, number: u16) -> Held {
+    Held { protocol: port.protocol, number, place: port.place.clone() }
 }
 
 fn protocol_name(protocol: Protocol) -> &'static str {
@@ -74,14 +79,14 @@ impl Allocator {
         self.exchange_addresses(&before, &after);
         let before = old.map(|old| ingress_ports(old)).unwrap_or_default();
         let after = new.map(|new| ingress_ports(new)).unwrap_or_default();
-        for (protocol, port) in before.iter().filter(|port| !after.contains(port)) {
-            self.ports.release(*protocol, *port);
+        for port in before.iter().filter(|port| !after.contains(port)) {
+            self.ports.release(port);
             self.freed = true;
         }
         if let Some(new) = new {
-            for (protocol, port) in after.iter().filter(|port| !before.contains(port)) {
-                self.leases.remove(&Lease::Port(*protocol, *port));
-                self.ports.claim(*protocol, *port, &new.id);
+            for port in after.iter().filter(|port| !before.contains(port)) {
+                self.leases.remove(&Lease::Port(port.clone()));
+                self.ports.claim(port, &new.id);
             }
             self.dirty_services.insert(new.id.clone());
             self.wake_tasks_of(&new.id);
@@ -148,44 +153,46 @@ impl Allocator {
         wanted: &[PortConfig],
         new: &mut Vec<Lease>,
     ) -> Result<Vec<PortConfig>, String> {
-        let held = ingress_ports(service);
-        let mut kept = Vec::<(Protocol, u16)>::new();
+        let before = ingress_ports(service);
+        let mut kept = Vec::<Held>::new();
         let mut ports = wanted.to_vec();
         // Given numbers first: a chosen one must not get in their way.
         for port in ports.iter().filter(|port| port.publish_mode == PublishMode::Ingress && port.published_port != 0) {
             let number = u16::try_from(port.published_port).map_err(|_| format!("port {} does not exist", port.published_port))?;
-            if kept.contains(&(port.protocol, number)) {
+            let wanted = held(port, number);
+            if kept.iter().any(|other| other.meets(&wanted)) {
                 return Err(format!("port {number}/{} is published twice by the service itself", protocol_name(port.protocol)));
             }
-            let own = held.contains(&(port.protocol, number));
-            if let Some(holder) = self.ports.holder(port.protocol, number).filter(|holder| !own || **holder != service.id) {
+            if let Some(holder) = self.ports.other_holder(&wanted, &service.id) {
                 let name = view.service(holder).map_or(holder.as_str(), |holder| holder.name());
                 let protocol = protocol_name(port.protocol);
                 return Err(format!("port {number}/{protocol} is already published by service {name}; choose another one or leave it out"));
             }
-            if !own {
-                self.ports.claim(port.protocol, number, &service.id);
-                new.push(Lease::Port(port.protocol, number));
+            if !before.contains(&wanted) {
+                self.ports.claim(&wanted, &service.id);
+                new.push(Lease::Port(wanted.clone()));
             }
-            kept.push((port.protocol, number));
+            kept.push(wanted);
         }
         for port in ports.iter_mut().filter(|port| port.publish_mode == PublishMode::Ingress && port.published_port == 0) {
-            // A port that was chosen for the same target before stays.
-            let sticky = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports).find(|before| {
+            // A port that was chosen for the same target and place before stays.
+            let chosen = service.endpoint.iter().flat_map(|endpoint| &endpoint.ports).find(|before| {
                 let same = before.name == port.name && before.protocol == port.protocol && before.target_port == port.target_port;
                 same && before.publish_mode == PublishMode::Ingress
-                    && u16::try_from(before.published_port).is_ok_and(|number| number != 0 && !kept.contains(&(port.protocol, number)))
+                    && before.place == port.place
+                    && u16::try_from(before.published_port)
+                        .is_ok_and(|number| number != 0 && !kept.iter().any(|other| other.meets(&held(port, number))))
             });
-            let number = match sticky.and_then(|before| u16::try_from(before.published_port).ok()) {
+            let number = match chosen.and_then(|before| u16::try_from(before.published_port).ok()) {
                 Some(number) => number,
                 None => {
-                    let number = self.ports.take(port.protocol, &service.id);
+                    let number = self.ports.take(port.protocol, &port.place, &service.id);
                     let number = number.ok_or("all ports from 30000 to 32767 are in use; name a free one")?;
-                    new.push(Lease::Port(port.protocol, number));
+                    new.push(Lease::Port(held(port, number)));
                     number
                 }
             };
-            kept.push((port.protocol, number));
+            kept.push(held(port, number));
             port.published_port = u32::from(number);
         }
         Ok(ports)
