@@ -20,11 +20,13 @@ mod error; // what can go wrong
 mod handle; // what the agent holds
 mod ipvs; // the other load balancer
 mod lb; // who balances
+mod local; // which subnets this machine is in
 mod names; // of links, tables and files
 mod netlink; // messages and sockets of the kernel
 mod netns; // making, entering and removing namespaces
 mod nft; // nf_tables without the nft program
 mod owner; // the thread that carries everything out
+mod paths; // how large a packet between nodes may be
 mod plan; // pure: from what is wanted to what to do
 mod port; // is a port free on this host
 mod said; // what is wanted, on its way to the owner
@@ -36,7 +38,9 @@ pub use delta::{Delta, NetworkDelta};
 pub use error::NetlbError;
 pub use handle::{Audit, Config, EncryptionStatus, Generation, Netlb, PeerStatus, TaskNetns};
 pub use lb::{LbDriver, NoSuchDriver};
+pub use local::local_prefixes;
 pub use owner::Oversight;
+pub use paths::{Paths, network_mtu};
 pub use port::port_is_taken;
 pub use secure::{
     Backend as WireGuard, Driver, Dropped, Encryption, KeyEpoch, Keyring, NotAKey, PrivateKey, PublicKey, SecureError, Sizes, Tunnel,

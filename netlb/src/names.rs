@@ -54,6 +54,12 @@ impl Tag {
     }
 }
 
+/// Whether a link of the host's namespace has a name that some instance would give it, this one or another.
+pub(crate) fn is_some_instances(link: &str) -> bool {
+    let rest = link.strip_prefix("sk").or_else(|| link.strip_prefix("sw")).unwrap_or_default();
+    rest.len() > TAG_LENGTH && rest.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+}
+
 /// FNV-1a, 64 bits: names need a spread that stays the same from release to release, not secrecy.
 fn hash(parts: &[&[u8]]) -> u64 {
     let mut state = 0xcbf2_9ce4_8422_2325u64;

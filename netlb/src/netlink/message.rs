@@ -135,6 +135,10 @@ pub(super) fn get_link(name: &str) -> Message {
     without_counters(LinkUnspec::new_with_name(name))
 }
 
+pub(super) fn get_link_of(index: u32) -> Message {
+    without_counters(LinkUnspec::new_with_index(index))
+}
+
 pub(super) fn get_links() -> Message {
     without_counters(LinkMessageBuilder::<LinkUnspec>::new())
 }
@@ -150,6 +154,17 @@ pub(super) fn get_addresses(only: Option<u32>) -> Message {
 pub(super) fn get_routes(only: Option<u32>) -> Message {
     let mut message = RouteMessage::default();
     message.attributes.extend(only.map(RouteAttribute::Oif));
+    Message::GetRoute(message)
+}
+
+/// The way that a packet to this address takes.
+pub(super) fn get_route_to(to: IpAddr) -> Message {
+    let whole = if to.is_ipv4() { 32 } else { 128 };
+    let route = RouteMessageBuilder::<IpAddr>::new().destination_prefix(to, whole).expect("a prefix is no longer than its address");
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(to);
+    message.header.destination_prefix_length = whole;
+    message.attributes = route.build().attributes;
     Message::GetRoute(message)
 }
 

@@ -8,6 +8,7 @@
 
 pub(crate) mod generic; // families of messages with numbers of their own
 mod hop; // objects for next hops
+mod lookup; // which way a packet takes, and how large it may be
 mod message; // changes and questions as messages of the routing family
 pub(crate) mod route; // sending them: links, addresses, routes, neighbours, next hops, rules
 mod route_read; // the same, read back
