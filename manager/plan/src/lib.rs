@@ -13,6 +13,7 @@ mod allocator; // subnets, addresses, virtual IPs, ports
 mod constraint; // the language of placement constraints
 mod dirty; // whether a task is still what its service asks for
 mod enforce; // tasks whose node does not suit any more
+mod explain; // why things are as they are, for people
 mod global; // one task per node
 mod job; // services that end
 mod orchestrate; // what one service needs now
@@ -36,6 +37,7 @@ pub use allocator::{Allocator, SubnetError, is_ingress, is_overlay, resolve_netw
 pub use constraint::{BadConstraint, Constraint, Constraints};
 pub use dirty::is_task_dirty;
 pub use enforce::plan_enforcement;
+pub use explain::{Finding, NodeGroup, Placed, Placement, Verdict, explain_node, explain_service, explain_task, plan_placement};
 pub use orchestrate::{Concerned, all_services, plan_service, plan_slot, services_of_node};
 pub use orchestrator::Orchestrator;
 pub use orphan::{NODE_DOWN_PERIOD, plan_orphans, plan_orphans_of_gone_nodes};

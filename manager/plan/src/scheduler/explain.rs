@@ -1,19 +1,21 @@
 //! Why a task has no node, for people: grouped by reason, with how near the nearest node is.
 
 use super::Scheduler;
-use super::need::Misfit;
+use super::need::{Misfit, Need};
+use super::node::Place;
 use crate::constraint::Constraints;
 use crate::resources::{Bytes, Cpus, Lack};
-use skep_types::{NodeId, Placement, Protocol, Task};
+use skep_types::{GenericResource, Node, Placement, Protocol, Task};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// What a node says to a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeVerdict {
-    pub node: NodeId,
-    /// `None` = it would take the task.
-    pub misfit: Option<Misfit>,
+    pub node: Arc<Node>,
+    /// All that speaks against it, in the order of the filters; empty = it would take the task.
+    pub misfits: Vec<Misfit>,
 }
 
 /// Why no node takes a task, in groups. Its text goes into the task's status.
@@ -24,7 +26,7 @@ pub struct Refusal {
     nodes: usize,
 }
 
-fn protocol(protocol: Protocol) -> &'static str {
+pub(crate) fn protocol(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "tcp",
         Protocol::Udp => "udp",
@@ -97,22 +99,53 @@ pub(super) fn on_its_node(misfit: Option<&Misfit>) -> String {
     }
 }
 
+/// Everything that speaks against a place: what is found is taken from the needs, and the rest asked again. Each round leaves fewer
+/// needs than the one before.
+fn obstacles(place: &Place, need: &Need, here: u32) -> Vec<Misfit> {
+    let mut found: Vec<Misfit> = place.unreadiness().into_iter().collect();
+    let mut constraints = constraints_of(need);
+    let mut need = need.clone();
+    while let Some(misfit) = place.misfit_if_ready(&need, &constraints, here) {
+        let fixed = &mut need.fixed;
+        match &misfit {
+            Misfit::Resources(Lack::Cpu { .. }) => need.reservations.nano_cpus = 0,
+            Misfit::Resources(Lack::Memory { .. }) => need.reservations.memory_bytes = 0,
+            Misfit::Resources(Lack::Generic { kind, .. }) => need.reservations.generic.retain(|wanted| kind_of(wanted) != kind),
+            Misfit::Plugin { kind, name } => fixed.plugins.retain(|wanted| (wanted.0, &wanted.1) != (*kind, name)),
+            Misfit::Constraints => constraints = Constraints::default(),
+            Misfit::Platform => fixed.platforms.clear(),
+            Misfit::CannotEncrypt(_) => fixed.encrypted = false,
+            Misfit::HostPort(protocol, number) => need.host_ports.retain(|port| (port.protocol, port.number) != (*protocol, *number)),
+            Misfit::MaxReplicas(_) => need.max_replicas = 0,
+            Misfit::SameSlot => need.avoid.clear(),
+            Misfit::Down | Misfit::Drained | Misfit::Paused | Misfit::NotReady => return found,
+        }
+        found.push(misfit);
+    }
+    found
+}
+
+fn kind_of(resource: &GenericResource) -> &str {
+    let (GenericResource::Named { kind, .. } | GenericResource::Discrete { kind, .. }) = resource;
+    kind
+}
+
+fn constraints_of(need: &Need) -> Constraints {
+    Constraints::of(Some(&Placement { constraints: need.fixed.constraints.clone(), ..Placement::default() }))
+}
+
 impl Scheduler {
     /// What every node says to `task` now, by node.
     #[must_use]
     pub fn verdicts(&self, task: &Task) -> Vec<NodeVerdict> {
         let need = self.need_of(task);
-        let constraints = Constraints::of(Some(&Placement { constraints: need.fixed.constraints.clone(), ..Placement::default() }));
         let load = task.service_id.as_ref().and_then(|service| self.loads.get(service));
-        let mut verdicts: Vec<_> = self
-            .numbers
-            .iter()
-            .map(|(id, number)| {
-                let here = load.map_or(0, |load| load.count(*number));
-                NodeVerdict { node: id.clone(), misfit: self.places[*number as usize].misfit(&need, &constraints, here) }
-            })
-            .collect();
-        verdicts.sort_by(|a, b| a.node.cmp(&b.node));
+        let say = |(number, place): (usize, &Place)| {
+            let here = load.map_or(0, |load| load.count(number as u32));
+            Some(NodeVerdict { node: Arc::clone(place.node.as_ref()?), misfits: obstacles(place, &need, here) })
+        };
+        let mut verdicts: Vec<_> = self.places.iter().enumerate().filter_map(say).collect();
+        verdicts.sort_by(|a, b| a.node.id.cmp(&b.node.id));
         verdicts
     }
 
@@ -120,7 +153,7 @@ impl Scheduler {
     #[must_use]
     pub fn refusal_of(&self, task: &Task) -> Refusal {
         let need = self.need_of(task);
-        let constraints = Constraints::of(Some(&Placement { constraints: need.fixed.constraints.clone(), ..Placement::default() }));
+        let constraints = constraints_of(&need);
         let load = task.service_id.as_ref().and_then(|service| self.loads.get(service));
         let mut refusal = Refusal { nodes: self.numbers.len(), ..Refusal::default() };
         for (number, place) in self.places.iter().enumerate() {

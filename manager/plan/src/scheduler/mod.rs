@@ -15,6 +15,7 @@ mod node; // what is left of a node
 mod observe; // taking changes into account
 mod pass; // placing one group
 
+pub(crate) use explain::protocol;
 pub use explain::{NodeVerdict, Refusal};
 pub use need::Misfit;
 

@@ -127,15 +127,23 @@ impl Place {
 
     /// The first filter that a task does not pass, in the order of the original.
     pub fn misfit(&self, need: &Need, constraints: &crate::constraint::Constraints, here: u32) -> Option<Misfit> {
+        self.unreadiness().or_else(|| self.misfit_if_ready(need, constraints, here))
+    }
+
+    /// Why it takes no task at all.
+    pub fn unreadiness(&self) -> Option<Misfit> {
+        let node = self.node.as_ref().filter(|_| !self.is_ready)?;
+        Some(match (node.status.state, node.spec.availability) {
+            (NodeState::Down, _) => Misfit::Down,
+            (NodeState::Ready, Availability::Drain) => Misfit::Drained,
+            (NodeState::Ready, Availability::Pause) => Misfit::Paused,
+            _ => Misfit::NotReady,
+        })
+    }
+
+    /// What else speaks against it, the first of it.
+    pub fn misfit_if_ready(&self, need: &Need, constraints: &crate::constraint::Constraints, here: u32) -> Option<Misfit> {
         let node = self.node.as_ref()?;
-        if !self.is_ready {
-            return Some(match (node.status.state, node.spec.availability) {
-                (NodeState::Down, _) => Misfit::Down,
-                (NodeState::Ready, Availability::Drain) => Misfit::Drained,
-                (NodeState::Ready, Availability::Pause) => Misfit::Paused,
-                _ => Misfit::NotReady,
-            });
-        }
         if let Err(lack) = self.free.check(&need.reservations) {
             return Some(Misfit::Resources(lack));
         }
