@@ -3,7 +3,7 @@
 use crate::authorize::revoke::Revocations;
 use crate::authorize::{Authorized, Door, Facts, Guard};
 use crate::ca::CaService;
-use crate::control::ControlService;
+use crate::control::{ControlService, ExplanationsService};
 use crate::dispatcher::{Dispatcher, DispatcherService};
 use crate::forward::{Forwarded, Forwarder};
 use crate::health::HealthService;
@@ -13,6 +13,7 @@ use crate::peers::{MAX_RAFT_MESSAGE, MembershipService, RaftService};
 use crate::resource::ResourceService;
 use crate::shared::Shared;
 use crate::watch::WatchService;
+use skep_proto::skep::explanations_server::ExplanationsServer;
 use skep_proto::skep::network_state_server::NetworkStateServer;
 use skep_proto::skep::{membership_server::MembershipServer, raft_server::RaftServer};
 use skep_proto::v1;
@@ -64,6 +65,7 @@ pub(crate) fn routes(
     leader!(v1::log_broker_server::LogBrokerServer::new(logs));
     leader!(v1::resource_allocator_server::ResourceAllocatorServer::new(ResourceService));
     leader!(NetworkStateServer::new(NetworkStateService::new(shared())));
+    leader!(ExplanationsServer::new(ExplanationsService::new(shared())));
     here!(v1::watch_server::WatchServer::new(WatchService::new(shared())));
     here!(v1::health_server::HealthServer::new(health));
     if door == Door::Remote {

@@ -40,7 +40,12 @@ const RULES: &[(&str, Rule)] = &[
 ];
 
 /// The same for what is ours.
-const OWN_RULES: &[(&str, Rule)] = &[("Raft/", Rule::Peer), ("Membership/", Rule::Manager), ("NetworkState/", Rule::ManagerOrWorker)];
+const OWN_RULES: &[(&str, Rule)] = &[
+    ("Raft/", Rule::Peer),
+    ("Explanations/", Rule::Manager),
+    ("Membership/", Rule::Manager),
+    ("NetworkState/", Rule::ManagerOrWorker),
+];
 
 /// Calls that live long: they end when the right to make them does.
 const STREAMS: &[&str] = &[
@@ -128,6 +133,7 @@ mod tests {
         assert_eq!(rule_for("/docker.swarmkit.v1.CA/GetRootCACertificateX"), None);
         assert_eq!(rule_for("/skep.v1.LocalNode/Init"), None);
         assert_eq!(rule_for("/skep.v1.LocalImages/List"), None);
+        assert_eq!(rule_for("/skep.v1.Explanations/GetPlacement"), Some(Rule::Manager));
         assert_eq!(rule_for("/skep.v1.Raft/Call"), Some(Rule::Peer));
         assert_eq!(rule_for("/skep.v1.Membership/Join"), Some(Rule::Manager));
         assert_eq!(rule_for("/skep.v1.NetworkState/Follow"), Some(Rule::ManagerOrWorker));

@@ -5,6 +5,7 @@
 
 mod cluster;
 pub(crate) mod errors;
+mod explain;
 mod filter;
 mod network;
 mod node;
@@ -13,6 +14,7 @@ mod service;
 mod task;
 mod validate;
 
+pub(crate) use self::explain::ExplanationsService;
 pub(crate) use self::node::certificate_start;
 pub use self::node::removal;
 use crate::shared::Shared;

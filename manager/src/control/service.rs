@@ -23,6 +23,13 @@ fn parse_spec(wire: Option<v1::ServiceSpec>) -> Result<ServiceSpec, Status> {
     Ok(spec)
 }
 
+/// The spec of a service that may be created.
+pub(super) fn acceptable(shared: &Shared, wire: Option<v1::ServiceSpec>) -> Result<ServiceSpec, Status> {
+    let spec = parse_spec(wire)?;
+    validate::check_conflicts(&shared.store.view(), &spec, None).map_err(refuse)?;
+    Ok(spec)
+}
+
 fn refuse(conflict: Conflict) -> Status {
     match conflict {
         Conflict::NameTaken(_) => Status::already_exists(conflict.to_string()),
@@ -32,8 +39,7 @@ fn refuse(conflict: Conflict) -> Status {
 }
 
 pub(super) async fn create(shared: &Shared, request: v1::CreateServiceRequest) -> Result<v1::CreateServiceResponse, Status> {
-    let spec = parse_spec(request.spec)?;
-    validate::check_conflicts(&shared.store.view(), &spec, None).map_err(refuse)?;
+    let spec = acceptable(shared, request.spec)?;
     let service = skep_plan::new_service(ServiceId::from_random(rand::random()), spec, shared.now());
     let (id, name) = (service.id.clone(), service.name().to_owned());
     shared.write(vec![Action::Create(Object::Service(Arc::new(service)))]).await?;

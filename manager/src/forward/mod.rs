@@ -148,7 +148,7 @@ fn is_repeatable(path: &str) -> bool {
 
 /// Questions of clients, which must see everything that was acknowledged before.
 fn is_read(path: &str) -> bool {
-    let method = path.strip_prefix("/docker.swarmkit.v1.Control/");
+    let method = path.strip_prefix("/docker.swarmkit.v1.Control/").or_else(|| path.strip_prefix("/skep.v1.Explanations/"));
     method.is_some_and(|method| method.starts_with("Get") || method.starts_with("List"))
 }
 
@@ -162,7 +162,9 @@ pub(crate) fn is_for_agents(path: &str) -> bool {
 
 /// Calls whose callers expect an answer and not another try: they wait while the leadership moves away from here.
 fn is_awaited(path: &str) -> bool {
-    path.starts_with("/docker.swarmkit.v1.Control/") || path == "/docker.swarmkit.v1.NodeCA/IssueNodeCertificate"
+    path.starts_with("/docker.swarmkit.v1.Control/")
+        || path.starts_with("/skep.v1.Explanations/")
+        || path == "/docker.swarmkit.v1.NodeCA/IssueNodeCertificate"
 }
 
 /// Finds the leader and carries calls there.
@@ -344,6 +346,7 @@ mod tests {
         for path in ["Control/ListNodes", "Control/GetTask", "Dispatcher/UpdateTaskStatus", "CA/GetRootCACertificate"] {
             assert!(is_repeatable(&format!("/docker.swarmkit.v1.{path}")), "{path}");
         }
+        assert!(is_repeatable("/skep.v1.Explanations/Get") && is_read("/skep.v1.Explanations/GetPlacement"));
         for path in ["Control/CreateService", "Control/UpdateNode", "Control/RemoveTask", "NodeCA/IssueNodeCertificate"] {
             assert!(!is_repeatable(&format!("/docker.swarmkit.v1.{path}")), "{path}");
         }
