@@ -52,6 +52,9 @@ enum Command {
     /// Make, show and remove configs: payloads that are no secret
     #[command(subcommand, arg_required_else_help = true)]
     Config(commands::config::Command),
+    /// Tell why something runs where it does, or not at all
+    #[command(subcommand, arg_required_else_help = true)]
+    Explain(commands::explain::Command),
     /// Show, pull and load images of this node
     #[command(subcommand, arg_required_else_help = true)]
     Image(commands::image::Command),
@@ -94,6 +97,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Task(command) => commands::task::run(command, &connection).await,
         Command::Secret(command) => commands::secret::run(command, &connection).await,
         Command::Config(command) => commands::config::run(command, &connection).await,
+        Command::Explain(command) => commands::explain::run(command, &connection).await,
         Command::Image(command) => commands::image::run(command, &connection).await,
         Command::Completion { .. } => Ok(()),
     }

@@ -2,6 +2,7 @@
 
 pub mod cluster;
 pub mod config;
+pub mod explain;
 pub mod image;
 pub mod logs;
 pub mod network;

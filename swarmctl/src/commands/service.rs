@@ -1,6 +1,6 @@
 //! `swarmctl service …`
 
-use super::{InspectFlags, ListFlags, TRIES, each, logs, short, task};
+use super::{InspectFlags, ListFlags, TRIES, each, explain, logs, short, task};
 use crate::connect::Connection;
 use crate::failure::{Exit, Failure};
 use crate::flags::{CreateFlags, Grant, Grants, UpdateFlags};
@@ -8,8 +8,8 @@ use crate::output::{self, Table};
 use crate::{progress, resolve};
 use skep_proto::{FromWire, ToWire, v1};
 use skep_types::{
-    Affinity, Config, ConfigReference, ConfigTarget, FileTarget, NetworkAttachmentConfig, PortConfig, Protocol, PublishMode, PublishPlace, Runtime,
-    Secret, SecretReference, Service, ServiceMode, ServiceSpec,
+    Affinity, Config, ConfigReference, ConfigTarget, FileTarget, NetworkAttachmentConfig, PortConfig, Protocol, PublishMode, PublishPlace,
+    Runtime, Secret, SecretReference, Service, ServiceMode, ServiceSpec,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -68,6 +68,9 @@ pub struct Create {
     flags: CreateFlags,
     #[command(flatten)]
     waiting: Waiting,
+    /// Only show where the tasks would go, or why not; nothing is created
+    #[arg(long, conflicts_with_all = ["detach", "quiet"])]
+    dry_run: bool,
     image: String,
     /// Command and arguments: they replace the image's command
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
@@ -134,6 +137,9 @@ async fn run_create(create: Create, connection: &Connection) -> Result<(), Failu
     let (mut spec, grants) = create.flags.spec(&create.image, &create.args, name, String::new()).map_err(Failure::failed)?;
     give(&mut spec, grants, connection).await?;
     resolve_networks(&mut Arc::make_mut(&mut spec.task).networks, connection).await?;
+    if create.dry_run {
+        return explain::dry_run(&spec, connection).await;
+    }
     let answer = connection.control().create_service(v1::CreateServiceRequest { spec: Some(spec.to_wire()) }).await?.into_inner();
     let id = answer.service.map(|service| service.id).unwrap_or_default();
     output::put(&format!("{id}\n"))?;

@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use hyper_util::rt::TokioIo;
 pub use patient::NOTHING_CHANGED;
 use patient::Patient;
+use skep_proto::skep::explanations_client::ExplanationsClient;
 use skep_proto::skep::local_images_client::LocalImagesClient;
 use skep_proto::skep::local_node_client::LocalNodeClient;
 use skep_proto::v1::ca_client::CaClient;
@@ -54,6 +55,10 @@ impl Connection {
 
     pub fn ca(&self) -> CaClient<Patient<Channel>> {
         CaClient::new(self.channel.clone())
+    }
+
+    pub fn explanations(&self) -> ExplanationsClient<Patient<Channel>> {
+        ExplanationsClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_LIMIT)
     }
 
     pub fn node(&self) -> LocalNodeClient<Patient<Channel>> {
