@@ -401,6 +401,158 @@ fn a_network_that_overlaps_says_so() {
     assert_eq!(allocator.problem_of_network(&id), Some(problem));
 }
 
+/// Two services with a task each on one network, and two nodes with numbers.
+fn two_services() -> (World, [ServiceId; 2], Allocator) {
+    let mut world = World::new();
+    world.add_network(1, "back", |_| {});
+    for number in 1..=2 {
+        world.add_node(number, |node| node.overlay = Some(NodeOverlay { underlay: format!("192.0.2.{number}"), ..NodeOverlay::default() }));
+    }
+    let ids = [1, 2].map(|number| {
+        world.pass(std::time::Duration::from_secs(1));
+        world.add_service(number, |spec| join(spec, "back"))
+    });
+    ids.iter().for_each(|id| drop(world.settle(id)));
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    (world, ids, allocator)
+}
+
+fn address_of_task(world: &World, service: &ServiceId) -> String {
+    let live = world.live();
+    let task = live.iter().rfind(|task| task.service_id.as_ref() == Some(service)).expect("there");
+    task.networks[0].addresses[0].clone()
+}
+
+#[test]
+fn an_audit_finds_nothing_where_nothing_is_wrong() {
+    let (world, _, mut allocator) = two_services();
+    let audit = allocator.audit(&world);
+    assert!(audit.is_clean() && audit.changes.is_empty(), "{audit:?}");
+}
+
+#[test]
+fn what_nobody_was_told_of_is_found_by_an_audit() {
+    let (mut world, [first, second], mut allocator) = two_services();
+    // The allocator is not told that this one goes; and not of a task that comes with an address.
+    let gone = address_of_task(&world, &first);
+    let vip = vips(&world, &first)[0].clone();
+    let id = world.live().iter().find(|task| task.service_id.as_ref() == Some(&first)).expect("there").id.clone();
+    world.remove(Kind::Task, id.as_str());
+    world.remove(Kind::Service, first.as_str());
+    let mut new = Task::clone(&world.live()[0]);
+    (new.id, new.service_id) = (TaskId::for_test(77), Some(second));
+    new.networks[0].addresses = vec!["10.0.0.99/24".into()];
+    let network = new.networks[0].network.id.clone();
+    world.commit(vec![Action::Create(Object::Task(Arc::new(new)))]);
+    let audit = allocator.audit(&world);
+    let words = |text: &str| format!("address {} of network {network}", text.split('/').next().unwrap());
+    let mut leaked = vec![words(&gone), words(&vip)];
+    leaked.sort();
+    assert_eq!((audit.leaked, audit.missed), (leaked, vec![words("10.0.0.99")]));
+    assert_eq!((audit.doubled.len(), audit.mended, audit.changes.len()), (0, 3, 0));
+    assert!(allocator.audit(&world).is_clean(), "it is set right at once");
+    allocate(&mut world, &mut allocator);
+    check_unique(&world);
+}
+
+#[test]
+fn what_two_have_is_taken_from_one_of_them_and_given_to_no_third() {
+    let (mut world, [first, second], _) = two_services();
+    let vip = vips(&world, &first)[0].clone();
+    let node = |world: &World, number| Node::clone(world.node(&NodeId::for_test(number)).expect("there"));
+    // Service 2 and the task of service 1 get the virtual IP of service 1, node 2 the number of node 1.
+    let mut service = world.service(&second).clone();
+    service.endpoint.as_mut().expect("allocated").virtual_ips[0].addr = vip.clone();
+    let mut task = Task::clone(&world.live().into_iter().find(|task| task.service_id.as_ref() == Some(&first)).expect("there"));
+    task.networks[0].addresses = vec![vip.clone()];
+    let mut same = node(&world, 2);
+    same.overlay.as_mut().expect("set").index = 1;
+    let objects = [Object::Service(Arc::new(service)), Object::Task(Arc::new(task.clone())), Object::Node(Arc::new(same))];
+    world.commit(objects.map(Action::Update).into());
+    let mut allocator = Allocator::new(&world);
+    let audit = allocator.audit(&world);
+    assert_eq!((audit.doubled.len(), audit.mended, audit.leaked.len(), audit.missed.len()), (2, 2, 0, 0), "{audit:?}");
+    assert!(audit.doubled[0].contains(&format!("is had by service {first} and service {second}, task {}", task.id)), "{audit:?}");
+    let made = world.commit(audit.changes);
+    feed(&mut allocator, made);
+    let ended = world.report(&task.id, TaskState::Shutdown);
+    feed(&mut allocator, ended);
+    allocate(&mut world, &mut allocator);
+    assert_eq!(vips(&world, &first), [vip.clone()], "the older service keeps it");
+    assert_ne!(vips(&world, &second), [vip.clone()]);
+    let index = |world: &World, number| node(world, number).overlay.expect("set").index;
+    assert_eq!((index(&world, 1), index(&world, 2)), (1, 2), "the younger node gets another");
+    // Had it become free when the others let go, it would be somebody's by now.
+    let third = world.add_service(3, |spec| {
+        replicas(spec, 250);
+        join(spec, "back");
+    });
+    world.settle(&third);
+    let mut changes = vec![Change::Created(Object::Service(Arc::new(world.service(&third).clone())))];
+    changes.extend(
+        world.live().into_iter().filter(|task| task.service_id.as_ref() == Some(&third)).map(|task| Change::Created(Object::Task(task))),
+    );
+    feed(&mut allocator, changes);
+    allocate(&mut world, &mut allocator);
+    check_unique(&world);
+    assert!(allocator.audit(&world).is_clean());
+}
+
+#[test]
+fn two_networks_with_one_vxlan_id_are_for_people_to_part() {
+    let (mut world, _, mut allocator) = two_services();
+    world.add_network(2, "other", |_| {});
+    let mut other = Network::clone(world.network(&NetworkId::for_test(2)).expect("there"));
+    let first = world.network(&NetworkId::for_test(1)).expect("there").clone();
+    other.driver_state = first.driver_state.clone();
+    other.ipam = Some(IpamOptions::default());
+    let known = world.network(&NetworkId::for_test(2)).expect("there").clone();
+    feed(&mut allocator, vec![Change::Created(Object::Network(known))]);
+    let same = world.commit(vec![Action::Update(Object::Network(Arc::new(other)))]);
+    feed(&mut allocator, same);
+    let audit = allocator.audit(&world);
+    assert_eq!((audit.doubled.len(), audit.mended, audit.changes.len()), (1, 0, 0));
+    assert!(audit.doubled[0].starts_with("VXLAN id 4096 ") && audit.doubled[0].ends_with("remove and make anew all but one of them"));
+    let gone = world.remove(Kind::Network, NetworkId::for_test(2).as_str());
+    feed(&mut allocator, gone);
+    assert!(allocator.audit(&world).is_clean(), "the other one has it still");
+}
+
+#[test]
+fn a_network_keeps_its_addresses_when_another_option_of_its_driver_changes() {
+    let (mut world, _, mut allocator) = two_services();
+    let mut network = Network::clone(world.network(&NetworkId::for_test(1)).expect("there"));
+    network.driver_state.as_mut().expect("allocated").options.insert("mtu".into(), "1400".into());
+    let changed = world.commit(vec![Action::Update(Object::Network(Arc::new(network)))]);
+    feed(&mut allocator, changed);
+    assert!(allocator.audit(&world).is_clean());
+}
+
+/// A pool with room for one network, and a network and a service that wait.
+#[test]
+fn whoever_waits_for_a_subnet_is_told_why_and_gets_the_first_that_is_free() {
+    let mut world = World::new();
+    world.set_pools(&["10.9.0.0/28"], 28);
+    world.add_network(1, "first", |_| {});
+    let waiting = world.add_network(2, "second", |_| {});
+    let service = world.add_service(1, |spec| join(spec, "second"));
+    world.settle(&service);
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    let reason = "the address pools of the cluster are used up for subnets of /28; remove networks or give a subnet";
+    assert_eq!(allocator.problem_of_network(&waiting), Some(reason));
+    assert_eq!(allocator.problem_of_service(&service).map(str::to_owned), Some(format!("network second has no subnet yet: {reason}")));
+    let task = world.live()[0].id.clone();
+    assert_eq!(world.task(&task).status.err, format!("network second has no subnet yet: {reason}"));
+    let gone = world.remove(Kind::Network, NetworkId::for_test(1).as_str());
+    feed(&mut allocator, gone);
+    allocate(&mut world, &mut allocator);
+    let task = world.task(&task);
+    assert_eq!((task.status.state, task.status.err.as_str()), (TaskState::Pending, ""));
+    assert_eq!(task.networks[0].addresses, ["10.9.0.3/28"]);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Network(u8),
@@ -430,7 +582,7 @@ fn step() -> impl Strategy<Value = Step> {
         any::<u8>().prop_map(Step::Remove),
         any::<u8>().prop_map(Step::End),
         any::<u8>().prop_map(Step::Delete),
-        (any::<u8>(), 1u8..3).prop_map(|(task, node)| Step::Place(task, node)),
+        (any::<u8>(), 1u8..4).prop_map(|(task, node)| Step::Place(task, node)),
         Just(Step::LosePlan),
         Just(Step::NewLeader),
     ]
@@ -476,6 +628,7 @@ proptest! {
     fn nothing_is_ever_given_twice(steps in prop::collection::vec(step(), 1..40)) {
         let mut world = with_ingress();
         (1..=2).for_each(|number| drop(world.add_node(number, |_| {})));
+        world.add_node(3, |node| node.overlay = Some(NodeOverlay { underlay: "192.0.2.3".into(), ..NodeOverlay::default() }));
         let mut allocator = Allocator::new(&world);
         let mut number = 100;
         for step in steps {
@@ -529,6 +682,8 @@ proptest! {
             feed(&mut allocator, difference(&before, &world));
             allocate(&mut world, &mut allocator);
             check_unique(&world);
+            let audit = allocator.audit(&world);
+            prop_assert!(audit.is_clean(), "{:?}", audit);
             // Both know the same: what was fed and what is read anew. Only the first of several reasons to wait may differ.
             let anew = Allocator::new(&world).plan(&world, world.now);
             let gives = anew.changes.iter().any(|action| !matches!(action, Action::SetTaskStatus { status, .. } if status.state == TaskState::New));

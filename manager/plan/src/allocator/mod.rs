@@ -3,6 +3,7 @@
 //! The [`Allocator`] is a cache of what the store's objects hold. It is built once from a view and then fed every [`Change`]; what a
 //! plan gave out is reserved until the change arrives, or until the next plan if it never does.
 
+mod audit; // what objects hold against what is taken to be in use
 mod network; // subnets and VXLAN ids of networks
 mod node; // numbers of nodes, and their addresses on their tasks' networks
 mod port; // published ports
@@ -12,6 +13,7 @@ mod service; // virtual IPs and ports of services
 mod subnet; // pools, subnets, addresses
 mod task; // addresses of tasks
 
+pub use audit::AddressAudit;
 pub use subnet::SubnetError;
 
 use crate::Plan;
@@ -19,8 +21,8 @@ use port::{Held, Ports};
 use quarantine::Quarantine;
 use ranges::Serial;
 use skep_types::{
-    Change, ClusterView, Network, NetworkAttachment, NetworkId, NodeId, Object, Protocol, PublishMode, Service, ServiceId, Task, TaskId,
-    TaskState, Timestamp, Version,
+    Change, ClusterView, Network, NetworkAttachment, NetworkDriver, NetworkId, NodeId, Object, Protocol, PublishMode, Service, ServiceId,
+    Task, TaskId, TaskState, Timestamp, Version,
 };
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
@@ -42,8 +44,8 @@ const TASKS_PER_PLAN: usize = 2_000;
 /// How soon to look again whether an address that somebody waits for is out of quarantine.
 const QUARANTINE_LOOK: Duration = Duration::from_millis(250);
 
-/// Something given out by a plan that is not in the store yet.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+/// Something that one holder has alone; also while it is given out by a plan and not in the store yet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Lease {
     Address(NetworkId, IpAddr),
     Port(Held),
@@ -65,6 +67,8 @@ pub struct Allocator {
     uses: HashMap<NodeId, BTreeMap<NetworkId, u32>>,
     ingress: Option<NetworkId>,
     leases: HashSet<Lease>,
+    /// What more than one object holds, which should not be, with how many too many: it is free when the last one lets go.
+    shared: HashMap<Lease, u32>,
     quarantine: Quarantine,
 
     dirty_networks: BTreeSet<NetworkId>,
@@ -88,10 +92,10 @@ pub fn is_ingress(network: &Network) -> bool {
     network.spec.ingress || (annotations.name == "ingress" && annotations.labels.contains_key("com.docker.swarm.internal"))
 }
 
-/// Whether the network spans nodes and so gets its addresses here.
+/// Whether the network spans nodes.
 #[must_use]
 pub fn is_overlay(network: &Network) -> bool {
-    network.driver_name() == "overlay"
+    network.driver() == NetworkDriver::Overlay
 }
 
 /// The network that an attachment names, by id or by name.
@@ -117,6 +121,7 @@ impl Allocator {
             uses: HashMap::new(),
             ingress: None,
             leases: HashSet::new(),
+            shared: HashMap::new(),
             quarantine: Quarantine::default(),
             dirty_networks: BTreeSet::new(),
             dirty_services: BTreeSet::new(),
@@ -266,10 +271,32 @@ impl Allocator {
 
     /// An address that an object in the store had is free, but not for others yet.
     fn release_address(&mut self, network: &NetworkId, address: IpAddr) {
-        let subnets = self.networks.get(network);
-        if subnets.is_some_and(|subnets| subnets.iter().any(|subnet| subnet.net.contains(&address) && subnet.is_used(address))) {
+        if self.another_has(&Lease::Address(network.clone(), address)) {
+            return;
+        }
+        if self.is_used(network, address) {
             self.quarantine.put(network, address, None);
         }
+    }
+
+    fn is_used(&self, network: &NetworkId, address: IpAddr) -> bool {
+        let subnets = self.networks.get(network);
+        subnets.is_some_and(|subnets| subnets.iter().any(|subnet| subnet.net.contains(&address) && subnet.is_used(address)))
+    }
+
+    /// Somebody has what another one has already.
+    fn share(&mut self, held: Lease) {
+        *self.shared.entry(held).or_default() += 1;
+    }
+
+    /// One of its holders lets go; whether another one has it still.
+    fn another_has(&mut self, held: &Lease) -> bool {
+        let Some(more) = self.shared.get_mut(held) else { return false };
+        *more -= 1;
+        if *more == 0 {
+            self.shared.remove(held);
+        }
+        true
     }
 
     fn cancel_address(&mut self, network: &NetworkId, address: IpAddr) {
@@ -281,9 +308,12 @@ impl Allocator {
     /// Addresses that a committed object holds now, and those it held before.
     fn exchange_addresses(&mut self, old: &[(NetworkId, IpAddr)], new: &[(NetworkId, IpAddr)]) {
         for (network, address) in new.iter().filter(|held| !old.contains(held)) {
-            self.leases.remove(&Lease::Address(network.clone(), *address));
+            let lease = Lease::Address(network.clone(), *address);
+            let is_known = self.leases.remove(&lease) || self.quarantine.holds(network, *address);
             self.quarantine.take_back(network, *address);
-            self.claim_address(network, *address);
+            if !self.claim_address(network, *address) && !is_known && self.is_used(network, *address) {
+                self.share(lease);
+            }
         }
         for (network, address) in old.iter().filter(|held| !new.contains(held)) {
             self.release_address(network, *address);

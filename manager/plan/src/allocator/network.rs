@@ -1,26 +1,29 @@
 //! Subnets, gateways and VXLAN ids of networks.
 
 use super::subnet::{Addresses, Family, SubnetError, default_gateway};
-use super::{Allocator, Lease, is_ingress, is_overlay};
+use super::{Allocator, Lease, is_ingress};
 use crate::Plan;
 use ipnet::IpNet;
-use skep_types::{Action, AddressFamily, ClusterView, Driver, IpamConfig, IpamOptions, Network, Object, VXLAN_IDS_OPTION};
+use skep_types::{Action, AddressFamily, ClusterView, Driver, IpamConfig, IpamOptions, Network, NetworkDriver, Object, VXLAN_IDS_OPTION};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The subnets of a network that has them.
 fn subnets(network: &Network) -> impl Iterator<Item = (&IpamConfig, IpNet)> {
-    let overlay = is_overlay(network);
-    let configs = network.ipam.iter().flat_map(|ipam| &ipam.configs).filter(move |_| overlay);
+    let ours = network.has_addresses();
+    let configs = network.ipam.iter().flat_map(|ipam| &ipam.configs).filter(move |_| ours);
     configs.filter_map(|config| config.subnet.parse::<IpNet>().ok().map(|net| (config, net.trunc())))
 }
 
-/// The families of addresses on a network: the first subnet of each counts, IPv4 before IPv6.
+/// The families of virtual addresses on a network: the first subnet of each counts, IPv4 before IPv6. None where nothing of ours
+/// stands between the tasks, which could translate them.
 pub(super) fn families(network: &Network) -> impl Iterator<Item = Family> {
-    Family::ALL.into_iter().filter(|family| subnets(network).any(|(_, net)| Family::of(net.addr()) == *family))
+    let translates = network.driver() != NetworkDriver::Macvlan;
+    Family::ALL.into_iter().filter(move |family| translates && subnets(network).any(|(_, net)| Family::of(net.addr()) == *family))
 }
 
-fn vnis(driver: Option<&Driver>) -> Vec<u32> {
+pub(super) fn vnis(driver: Option<&Driver>) -> Vec<u32> {
     let list = driver.and_then(|driver| driver.options.get(VXLAN_IDS_OPTION));
     list.map_or(Vec::new(), |list| list.split(',').filter_map(|vni| vni.trim().parse().ok()).collect())
 }
@@ -31,14 +34,21 @@ fn is_allocated(network: &Network) -> bool {
 
 impl Allocator {
     pub(super) fn observe_network(&mut self, old: Option<&Arc<Network>>, new: Option<&Arc<Network>>) {
-        let unchanged = matches!((old, new), (Some(old), Some(new)) if old.ipam == new.ipam && old.driver_state == new.driver_state);
+        let same_ids = |old: &Network, new: &Network| {
+            old.driver_state.is_some() == new.driver_state.is_some() && vnis(old.driver_state.as_ref()) == vnis(new.driver_state.as_ref())
+        };
+        // Other options of the driver may change while addresses are in use.
+        let unchanged = matches!((old, new), (Some(old), Some(new)) if old.ipam == new.ipam && same_ids(old, new));
         if !unchanged {
             if let Some(old) = old.filter(|old| is_allocated(old)) {
                 subnets(old).for_each(|(_, net)| self.subnets.remove(&net));
                 for vni in vnis(old.driver_state.as_ref()) {
-                    self.vnis.release(u128::from(vni));
+                    if !self.another_has(&Lease::Vni(vni)) {
+                        self.vnis.release(u128::from(vni));
+                    }
                 }
                 self.networks.remove(&old.id);
+                self.shared.retain(|held, _| !matches!(held, Lease::Address(network, _) if *network == old.id));
                 self.quarantine.forget(&old.id);
                 self.freed = true;
             }
@@ -82,8 +92,10 @@ impl Allocator {
             all.push(Addresses::new(net, config.range.parse().ok(), config.gateway.parse().ok()));
         }
         for vni in vnis(network.driver_state.as_ref()) {
-            self.leases.remove(&Lease::Vni(vni));
-            self.vnis.claim(u128::from(vni));
+            let is_known = self.leases.remove(&Lease::Vni(vni));
+            if !self.vnis.claim(u128::from(vni)) && !is_known {
+                self.share(Lease::Vni(vni));
+            }
         }
         self.networks.insert(network.id.clone(), all);
     }
@@ -113,7 +125,7 @@ impl Allocator {
         let mut allocated = network.clone();
         let options = network.spec.driver.as_ref().map(|driver| driver.options.clone()).unwrap_or_default();
         let mut driver = Driver { name: network.driver_name().to_owned(), options };
-        if !is_overlay(network) {
+        if !network.has_addresses() {
             allocated.driver_state = Some(driver);
             allocated.ipam = Some(IpamOptions::default());
             return Ok(allocated);
@@ -130,14 +142,21 @@ impl Allocator {
         };
         self.leases.extend(taken.into_iter().map(Lease::Subnet));
         let mut vnis = vnis(network.spec.driver.as_ref());
-        let wanted = configs.iter().filter(|config| config.family == AddressFamily::Ipv4).count().max(1);
+        // One that ends at the node has a number too: its devices are named by it. The devices of one on the hosts' network are the hosts'.
+        let wanted = if network.driver() == NetworkDriver::Macvlan {
+            0
+        } else {
+            configs.iter().filter(|config| config.family == AddressFamily::Ipv4).count().max(1)
+        };
         while vnis.len() < wanted {
             let Some(vni) = self.vnis.take().and_then(|vni| u32::try_from(vni).ok()) else { break };
             self.leases.insert(Lease::Vni(vni));
             vnis.push(vni);
         }
-        let list: Vec<_> = vnis.iter().map(u32::to_string).collect();
-        driver.options.insert(VXLAN_IDS_OPTION.into(), list.join(","));
+        if !vnis.is_empty() {
+            let list: Vec<_> = vnis.iter().map(u32::to_string).collect();
+            driver.options.insert(VXLAN_IDS_OPTION.into(), list.join(","));
+        }
         allocated.driver_state = Some(driver);
         let ipam = network.spec.ipam.as_ref().map(|ipam| ipam.driver.clone()).unwrap_or_default();
         let name = if ipam.name.is_empty() { "default".into() } else { ipam.name };
@@ -160,6 +179,7 @@ impl Allocator {
         if network.spec.ipv6_enabled && !wanted.iter().any(is_v6) {
             wanted.push(IpamConfig { family: AddressFamily::Ipv6, ..IpamConfig::default() });
         }
+        let own = own_networks(view);
         let mut done = Vec::new();
         for mut config in wanted {
             let given = match config.subnet.as_str() {
@@ -168,8 +188,8 @@ impl Allocator {
             };
             let net = match given {
                 Some(net) if !net.addr().is_unspecified() => self.subnets.claim(net)?,
-                Some(IpNet::V4(size)) => self.subnets.take_v4(cluster, Some(size.prefix_len()))?,
-                None if !is_v6(&config) => self.subnets.take_v4(cluster, None)?,
+                Some(IpNet::V4(size)) => self.subnets.take_v4(cluster, Some(size.prefix_len()), &own)?,
+                None if !is_v6(&config) => self.subnets.take_v4(cluster, None, &own)?,
                 Some(IpNet::V6(_)) | None => self.subnets.take_v6(cluster)?,
             };
             taken.push(net);
@@ -180,6 +200,12 @@ impl Allocator {
         }
         Ok(done)
     }
+}
+
+/// The networks that the nodes' own devices are in, as far as they said.
+fn own_networks(view: &dyn ClusterView) -> BTreeSet<IpNet> {
+    let all = view.nodes().filter_map(|node| node.overlay.as_ref()).flat_map(|overlay| &overlay.local_prefixes);
+    all.filter_map(|text| text.parse().ok()).collect()
 }
 
 fn gateway(config: &IpamConfig, net: &IpNet) -> Result<IpAddr, SubnetError> {

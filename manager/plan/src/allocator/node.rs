@@ -18,10 +18,14 @@ impl Allocator {
         let (index_before, index_after) = (old.and_then(|old| index(old)), new.and_then(|new| index(new)));
         if index_before != index_after {
             if let Some(index) = index_after {
-                self.leases.remove(&Lease::NodeIndex(index));
-                self.node_indexes.claim(u128::from(index));
+                let is_known = self.leases.remove(&Lease::NodeIndex(index));
+                if !self.node_indexes.claim(u128::from(index)) && !is_known {
+                    self.share(Lease::NodeIndex(index));
+                }
             }
-            if let Some(index) = index_before {
+            if let Some(index) = index_before
+                && !self.another_has(&Lease::NodeIndex(index))
+            {
                 self.node_indexes.release(u128::from(index));
             }
         }

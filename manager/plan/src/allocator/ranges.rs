@@ -31,6 +31,11 @@ impl RangeSet {
         }
     }
 
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = u128> {
+        self.ranges.iter().flat_map(|(start, end)| *start..=*end)
+    }
+
     pub fn largest(&self) -> Option<u128> {
         self.ranges.last_key_value().map(|(_, end)| *end)
     }
@@ -122,6 +127,11 @@ impl Serial {
 
     pub fn is_used(&self, number: u128) -> bool {
         self.used.contains(number)
+    }
+
+    /// Those in use.
+    pub fn used(&self) -> impl Iterator<Item = u128> {
+        self.used.iter()
     }
 
     /// After the state was rebuilt: goes on behind the highest number in use.

@@ -12,7 +12,7 @@ use skep_types::{
 use std::net::IpAddr;
 use std::sync::Arc;
 
-fn vips(service: &Service) -> Vec<(NetworkId, IpAddr)> {
+pub(super) fn vips(service: &Service) -> Vec<(NetworkId, IpAddr)> {
     let all = service.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips);
     all.filter_map(|vip| address_of(&vip.addr).map(|address| (vip.network_id.clone(), address))).collect()
 }
@@ -53,6 +53,11 @@ fn is_ready(view: &dyn ClusterView, service: &Service) -> bool {
         })
 }
 
+/// Of a network that waits for its subnet; why it waits is known to the allocator.
+pub(super) fn no_subnet(network: &Network) -> String {
+    format!("network {} has no subnet yet", network.spec.annotations.name)
+}
+
 /// The networks a service is on, ingress first.
 pub(super) fn wanted_networks<'a>(view: &'a dyn ClusterView, service: &Service) -> Result<Vec<&'a Arc<Network>>, String> {
     let mut all = Vec::<&Arc<Network>>::new();
@@ -67,7 +72,7 @@ pub(super) fn wanted_networks<'a>(view: &'a dyn ClusterView, service: &Service) 
         }
     }
     match all.iter().find(|network| network.driver_state.is_none()) {
-        Some(network) => Err(format!("network {} has no subnet yet", network.spec.annotations.name)),
+        Some(network) => Err(no_subnet(network)),
         None => Ok(all),
     }
 }
@@ -112,11 +117,19 @@ impl Allocator {
                     plan.changes.push(Action::Update(Object::Service(Arc::new(Service { endpoint, ..Service::clone(service) }))));
                 }
                 Err(problem) => {
+                    let problem = self.with_cause(view, service, problem);
                     self.wake_tasks_of(&id); // so that they say why they wait
                     self.stuck_services.insert(id, problem);
                 }
             }
         }
+    }
+
+    /// Says too why a network of the service has no subnet, if that is what it lacks.
+    fn with_cause(&self, view: &dyn ClusterView, service: &Service, problem: String) -> String {
+        let networks = service.networks().iter().filter_map(|config| resolve_network(view, &config.target));
+        let cause = networks.filter(|network| problem == no_subnet(network)).find_map(|network| self.problem_of_network(&network.id));
+        cause.map_or(problem.clone(), |cause| format!("{problem}: {cause}"))
     }
 
     /// The endpoint the service should have; what it has already stays. On failure nothing stays reserved.

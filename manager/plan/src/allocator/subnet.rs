@@ -3,6 +3,7 @@
 use super::ranges::{RangeSet, Serial};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use skep_types::Cluster;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Default pool and the size cut from it (wire-behaviour 16.1).
@@ -54,8 +55,13 @@ pub enum SubnetError {
     NotASubnet(String),
     #[error("subnet {0} overlaps with another network of the cluster; choose another one or leave it out")]
     Overlaps(IpNet),
-    #[error("the address pools of the cluster are used up for subnets of /{0}; remove networks, give a subnet or add a pool")]
+    #[error("the address pools of the cluster are used up for subnets of /{0}; remove networks or give a subnet")]
     PoolsUsedUp(u8),
+    #[error(
+        "the address pools of the cluster have no room left for a subnet of /{prefix} beside the nodes' own networks, such as {near}; \
+             remove networks or give a subnet"
+    )]
+    NodesInTheWay { prefix: u8, near: IpNet },
     #[error("{text:?} is not an address inside {subnet}")]
     NotInside { text: String, subnet: IpNet },
 }
@@ -95,16 +101,27 @@ impl Subnets {
         Ok(net)
     }
 
-    /// The first free subnet of the cluster's pools.
-    pub fn take_v4(&mut self, cluster: Option<&Cluster>, prefix: Option<u8>) -> Result<IpNet, SubnetError> {
+    /// The first free subnet of the cluster's pools that is none of the nodes' own networks: hosts there could not be told from tasks.
+    pub fn take_v4(&mut self, cluster: Option<&Cluster>, prefix: Option<u8>, nodes: &BTreeSet<IpNet>) -> Result<IpNet, SubnetError> {
         let size =
             cluster.map(|cluster| cluster.subnet_size).filter(|size| (1..=30).contains(size)).and_then(|size| u8::try_from(size).ok());
         let prefix = prefix.or(size).unwrap_or(DEFAULT_SUBNET_SIZE);
         let given: Vec<Ipv4Net> =
             cluster.map_or(&[][..], |cluster| &cluster.default_address_pool).iter().filter_map(|pool| pool.parse().ok()).collect();
         let pools = if given.is_empty() { vec![DEFAULT_POOL.parse().expect("a subnet")] } else { given };
-        let found = pools.iter().find_map(|pool| free_within(&self.v4, &IpNet::V4(*pool), prefix));
-        let net = found.ok_or(SubnetError::PoolsUsedUp(prefix))?;
+        let mut used = self.v4.clone();
+        for net in nodes.iter().filter(|net| matches!(net, IpNet::V4(_))) {
+            let (start, end) = bounds(net);
+            used.insert_range(start, end);
+        }
+        let free = |used: &RangeSet| pools.iter().find_map(|pool| free_within(used, &IpNet::V4(*pool), prefix));
+        let net = free(&used).ok_or_else(|| match free(&self.v4) {
+            None => SubnetError::PoolsUsedUp(prefix),
+            Some(net) => {
+                let near = nodes.iter().find(|own| own.contains(&net) || net.contains(*own));
+                near.map_or(SubnetError::PoolsUsedUp(prefix), |near| SubnetError::NodesInTheWay { prefix, near: *near })
+            }
+        })?;
         self.insert(&net);
         Ok(net)
     }
@@ -183,6 +200,11 @@ impl Addresses {
         self.serial.is_used(number(address))
     }
 
+    /// All addresses in use, the gateway among them.
+    pub fn used(&self) -> impl Iterator<Item = IpAddr> {
+        self.serial.used().map(|number| address(number, &self.net))
+    }
+
     pub fn seek_end(&mut self) {
         self.serial.seek_end();
     }
@@ -205,13 +227,13 @@ mod tests {
     #[test]
     fn subnets_are_cut_from_the_pool_in_order_around_those_in_use() {
         let mut subnets = Subnets::default();
-        assert_eq!(subnets.take_v4(None, None), Ok(net("10.0.0.0/24")));
+        assert_eq!(subnets.take_v4(None, None, &BTreeSet::new()), Ok(net("10.0.0.0/24")));
         assert_eq!(subnets.claim(net("10.0.1.128/25")), Ok(net("10.0.1.128/25")));
-        assert_eq!(subnets.take_v4(None, None), Ok(net("10.0.2.0/24")));
-        assert_eq!(subnets.take_v4(None, Some(25)), Ok(net("10.0.1.0/25")));
+        assert_eq!(subnets.take_v4(None, None, &BTreeSet::new()), Ok(net("10.0.2.0/24")));
+        assert_eq!(subnets.take_v4(None, Some(25), &BTreeSet::new()), Ok(net("10.0.1.0/25")));
         assert_eq!(subnets.claim(net("10.0.2.7/30")), Err(SubnetError::Overlaps(net("10.0.2.4/30"))));
         subnets.remove(&net("10.0.0.0/24"));
-        assert_eq!(subnets.take_v4(None, None), Ok(net("10.0.0.0/24")));
+        assert_eq!(subnets.take_v4(None, None, &BTreeSet::new()), Ok(net("10.0.0.0/24")));
     }
 
     #[test]
@@ -220,11 +242,24 @@ mod tests {
         cluster.default_address_pool = vec!["172.30.0.0/25".into(), "172.31.0.0/26".into()];
         cluster.subnet_size = 26;
         let mut subnets = Subnets::default();
-        let taken: Vec<_> = (0..4).map(|_| subnets.take_v4(Some(&cluster), None)).collect();
+        let taken: Vec<_> = (0..4).map(|_| subnets.take_v4(Some(&cluster), None, &BTreeSet::new())).collect();
         assert_eq!(
             taken,
             [Ok(net("172.30.0.0/26")), Ok(net("172.30.0.64/26")), Ok(net("172.31.0.0/26")), Err(SubnetError::PoolsUsedUp(26))]
         );
+    }
+
+    #[test]
+    fn a_node_s_own_network_is_left_out() {
+        let own: BTreeSet<IpNet> = [net("10.0.0.0/23"), net("10.0.3.128/26"), net("2001:db8::/64")].into();
+        let mut subnets = Subnets::default();
+        assert_eq!(subnets.take_v4(None, None, &own), Ok(net("10.0.2.0/24")));
+        assert_eq!(subnets.take_v4(None, None, &own), Ok(net("10.0.4.0/24")));
+        let mut cluster = Cluster::new(skep_types::ClusterId::for_test(1));
+        cluster.default_address_pool = vec!["10.0.0.0/23".into()];
+        let near = net("10.0.0.0/23");
+        assert_eq!(subnets.take_v4(Some(&cluster), None, &own), Err(SubnetError::NodesInTheWay { prefix: 24, near }));
+        assert_eq!(subnets.claim(net("10.0.1.0/24")), Ok(net("10.0.1.0/24")), "who names it knows why");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Addresses of tasks: NEW becomes PENDING.
 
+use super::service::no_subnet;
 use super::subnet::address_of;
 use super::{Allocator, Lease, TASKS_PER_PLAN, addresses, holds_addresses, is_overlay, publishes_on_ingress, resolve_network};
 use crate::Plan;
@@ -140,7 +141,7 @@ impl Allocator {
     ) -> Result<NetworkAttachment, String> {
         let name = &network.spec.annotations.name;
         let mut addresses = Vec::new();
-        if is_overlay(network) {
+        if network.has_addresses() {
             let wanted: Vec<_> = config.iter().flat_map(|config| &config.addresses).filter_map(|text| address_of(text)).collect();
             for subnet in self.networks.get_mut(&network.id).into_iter().flatten() {
                 let is_v4 = matches!(subnet.net, ipnet::IpNet::V4(_));
@@ -195,7 +196,7 @@ fn task_networks<'a>(
     for config in configs {
         let network = resolve_network(view, &config.target).ok_or_else(|| format!("network {} does not exist", config.target))?;
         if network.driver_state.is_none() {
-            return Err(format!("network {} has no subnet yet", network.spec.annotations.name));
+            return Err(no_subnet(network));
         }
         if !all.iter().any(|(known, _)| known.id == network.id) {
             all.push((network, Some(config)));

@@ -62,6 +62,12 @@ impl World {
         vec![Change::Updated { old: Object::Cluster(old), new: Object::Cluster(Arc::clone(cluster)) }]
     }
 
+    pub fn set_pools(&mut self, pools: &[&str], size: u32) {
+        let cluster = Arc::make_mut(self.cluster.as_mut().expect("set at birth"));
+        cluster.default_address_pool = pools.iter().map(|pool| (*pool).to_owned()).collect();
+        cluster.subnet_size = size;
+    }
+
     pub fn ids(&mut self) -> impl FnMut() -> [u8; 17] + use<> {
         self.next_id += 1;
         let (seed, mut count) = (self.next_id, 0u64);
