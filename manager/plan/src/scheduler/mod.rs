@@ -8,6 +8,7 @@
 mod class; // candidates with the same fixed needs
 mod explain; // why there is no node
 mod hash; // maps by our own numbers and ids
+mod leaving; // what stops, and where
 mod load; // where a service runs and fails
 mod log; // which nodes changed
 mod need; // what a task needs
@@ -24,6 +25,7 @@ use crate::constraint::Constraints;
 use crate::orphan::set_state;
 use class::Class;
 use hash::ById;
+use leaving::Leaving;
 use load::Load;
 use log::{Log, Number};
 use need::{Fixed, Need};
@@ -86,6 +88,7 @@ pub struct Scheduler {
     unwanted: BTreeMap<TaskId, Arc<Task>>,
     /// Placed by the last plan, not yet seen in a commit.
     tentative: ById<TaskId, Arc<Task>>,
+    leaving: Leaving,
 }
 
 impl Scheduler {
@@ -178,6 +181,11 @@ impl Scheduler {
         }
     }
 
+    /// What a task needs, also of those beside it.
+    fn need_of(&self, task: &Task) -> Need {
+        Need { avoid: self.leaving.nodes(task).cloned().collect(), ..Need::of(task) }
+    }
+
     /// The candidates for these needs, up to date.
     fn class_for(&mut self, fixed: &Fixed) -> usize {
         self.passes += 1;
@@ -222,18 +230,31 @@ impl Scheduler {
         let mut standing = load.take_standing(class_id, &class, &self.places, &self.log);
         let failing = load.failing_nodes(version, now);
         let group = self.groups.get_mut(&key).expect("looked up above");
-        let mut placed = 0;
-        let mut pass = Pass::new(&mut self.places, &mut load, &class, &mut standing, &need, &mut self.log, failing);
+        let leaving = &self.leaving;
+        let mut careful = Vec::new();
         let mut chosen = Vec::with_capacity(group.tasks.len().min(limit));
-        let mut is_full = false;
+        let (mut is_full, mut is_held_up) = (false, false);
+        let mut pass = Pass::new(&mut self.places, &mut load, &class, &mut standing, &need, &mut self.log, &failing);
         for task in group.tasks.values().take(limit) {
+            if leaving.concerns(task) {
+                careful.push(task);
+                continue;
+            }
             let Some((number, given)) = pass.next() else {
                 is_full = true;
                 break;
             };
             chosen.push((task, number, given));
-            placed += 1;
         }
+        // Few: each looks for itself, because not every node will do.
+        for task in careful {
+            let need = Need { avoid: leaving.nodes(task).cloned().collect(), ..need.clone() };
+            match Pass::new(&mut self.places, &mut load, &class, &mut standing, &need, &mut self.log, &failing).next() {
+                Some((number, given)) => chosen.push((task, number, given)),
+                None => is_held_up = true,
+            }
+        }
+        let placed = chosen.len();
         load.put_standing(class_id, standing);
         self.class[class_id] = Some(class);
         if let Some(service) = service.filter(|_| !load.is_idle()) {
@@ -249,9 +270,11 @@ impl Scheduler {
         }
         if is_full {
             self.waiting.insert(key);
-        } else if self.groups.get(&key).is_some_and(|group| group.tasks.len() > placed) {
+        } else if self.groups.get(&key).is_some_and(|group| group.tasks.len() > limit) {
             self.fresh.insert(key);
             plan.wake(now);
+        } else if is_held_up {
+            self.waiting.insert(key);
         }
         placed.max(1).min(limit)
     }

@@ -65,6 +65,12 @@ impl Scheduler {
                 }
             }
         }
+        if let Some(old) = old {
+            self.leaving.remove(old);
+        }
+        if let Some(new) = new {
+            self.leaving.add(new);
+        }
         if let (Some(old), Some(new)) = (old, new) {
             self.note_failure(old, new);
         }

@@ -18,7 +18,7 @@ pub(crate) struct Pass<'a> {
     standing: &'a mut Standing,
     need: &'a Need,
     log: &'a mut Log,
-    failing: ByNumber<usize>,
+    failing: &'a ByNumber<usize>,
     leaves: Vec<LeafPass<'a>>,
     /// Per branch: its open children by tasks of the service.
     tree: Vec<BTreeSet<(u64, usize)>>,
@@ -42,7 +42,7 @@ impl<'a> Pass<'a> {
         standing: &'a mut Standing,
         need: &'a Need,
         log: &'a mut Log,
-        failing: ByNumber<usize>,
+        failing: &'a ByNumber<usize>,
     ) -> Self {
         let of_leaf = |(leaf, standing): (&'a Leaf, &BTreeSet<_>)| {
             // If every candidate has a task of the service, there is nothing to find among the empty ones.
