@@ -248,9 +248,7 @@ impl Owner {
     }
 
     fn set_up_tunnels(&mut self, wanted: &Encryption) -> Result<(), NetlbError> {
-        if !sysctl::kernel_has_ipv6() {
-            return Err(SecureError::Bad("the tunnels speak IPv6, and the kernel has none; boot it without ipv6.disable=1".into()).into());
-        }
+        backend::check_ipv6()?;
         self.secure.sizes = None;
         let sizes = path::check(wanted)?;
         self.secure.sizes = Some(sizes);

@@ -5,6 +5,7 @@ use super::error::SecureError;
 use super::kernel::Kernel;
 use super::userspace::Userspace;
 use super::wanted::Driver;
+use crate::sysctl;
 use std::fs::OpenOptions;
 use std::io;
 
@@ -32,7 +33,14 @@ pub(crate) trait Tunnels: Send {
 /// Whether this node can encrypt, and by what; if not, why, in words for whoever wonders why it gets no tasks of encrypted
 /// networks. Loads the kernel's module if there is one. Blocks for milliseconds.
 pub fn can_encrypt(driver: Driver) -> Result<Backend, SecureError> {
+    check_ipv6()?;
     choose(driver, Kernel::is_there(), tun_is_there())
+}
+
+/// The tunnels' own addresses are of IPv6, whatever the hosts and the networks use.
+pub(crate) fn check_ipv6() -> Result<(), SecureError> {
+    let why = "the tunnels speak IPv6, and the kernel has none; boot it without ipv6.disable=1";
+    if sysctl::kernel_has_ipv6() { Ok(()) } else { Err(SecureError::Bad(why.into())) }
 }
 
 /// Pure: what is used, from what is asked and what is there.
