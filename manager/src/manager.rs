@@ -4,7 +4,7 @@ use crate::authorize::Door;
 use crate::authorize::revoke;
 use crate::ca;
 use crate::dispatcher::Dispatcher;
-use crate::drive::{DriveError, Term, chain, drive};
+use crate::drive::{AddressCounts, DriveError, Term, chain, drive};
 use crate::forward::Forwarder;
 use crate::health::{CONTROL_API, HealthService, RAFT};
 use crate::netstate;
@@ -39,6 +39,8 @@ pub struct ManagerConfig {
     pub clock: Clock,
     /// The one that the store was opened with.
     pub transport: Arc<PeerTransport>,
+    /// After this time nodes make new keys for encrypted networks; the leader's counts.
+    pub tunnel_key_lifetime: Duration,
 }
 
 /// A manager: the API of the cluster and, while it leads, the cluster's mind.
@@ -128,6 +130,12 @@ impl ManagerHandle {
     /// How long a node may be down, in whole seconds, before its tasks count as lost; a day unless this is called.
     pub fn set_orphan_after(&self, period: Duration) {
         self.shared.orphan_after.store(period.as_secs(), Ordering::Relaxed);
+    }
+
+    /// What audits of addresses found while this manager led.
+    #[must_use]
+    pub fn addresses(&self) -> Arc<AddressCounts> {
+        self.shared.addresses.clone()
     }
 
     /// All managers with a vote, this one included.

@@ -4,6 +4,7 @@ use crate::authorize::revoke::Revocations;
 use crate::authorize::{Facts, Standing};
 use crate::ca::Desk;
 use crate::control::errors;
+use crate::drive::AddressCounts;
 use crate::logs::Broker;
 use crate::manager::ManagerConfig;
 use crate::netstate::NetworkStates;
@@ -50,6 +51,10 @@ pub(crate) struct Shared {
     pub revocations: Arc<Revocations>,
     /// Seconds that a node may be down before its tasks count as lost.
     pub orphan_after: AtomicU64,
+    /// After this time the keys of encrypted networks are changed.
+    pub tunnel_key_lifetime: Duration,
+    /// What audits of addresses found while this manager led.
+    pub addresses: Arc<AddressCounts>,
     /// Ends every stream when the manager stops.
     pub stop: CancellationToken,
 }
@@ -69,7 +74,9 @@ impl Shared {
             group: Group::new(members),
             netstate: NetworkStates::default(),
             revocations: Arc::default(),
+            tunnel_key_lifetime: config.tunnel_key_lifetime,
             orphan_after: AtomicU64::new(skep_plan::NODE_DOWN_PERIOD.as_secs()),
+            addresses: Arc::default(),
             stop,
         }
     }

@@ -1,10 +1,11 @@
 //! What is wrong with the specs of networks, secrets, configs, nodes and the cluster. Pure; services are checked by `skep-plan`.
 //! Rules: spec wire-behaviour 18.1, 18.3, 20.1.
 
+use super::drivers;
 use skep_plan::validate::{check_name, check_texts};
 use skep_types::{
-    Annotations, CONFIG_MAX_BYTES, ClusterSpec, ConfigSpec, Driver, FieldError, IpamConfig, MTU_OPTIONS, NetworkSpec, SECRET_MAX_BYTES,
-    SecretSpec, VXLAN_IDS_OPTION,
+    Annotations, CONFIG_MAX_BYTES, ClusterSpec, ConfigSpec, Driver, ENCRYPTED_OPTION, FieldError, IpamConfig, MTU_OPTIONS, NetworkSpec,
+    SECRET_MAX_BYTES, SecretSpec, VXLAN_IDS_OPTION,
 };
 use std::net::IpAddr;
 use std::time::Duration;
@@ -27,9 +28,16 @@ pub(super) fn network(spec: &NetworkSpec) -> Result<(), FieldError> {
     if spec.attachable && spec.ingress {
         return Err(FieldError::new("attachable", "ingress network cannot be attachable; choose one"));
     }
+    // Every node is on it, also one that cannot encrypt, and clients come to it in clear.
+    if spec.ingress && spec.driver.as_ref().is_some_and(|driver| driver.options.contains_key(ENCRYPTED_OPTION)) {
+        let why = "the ingress network cannot be encrypted; encrypt the network that services reach each other by";
+        return Err(FieldError::new("driver_config.options[encrypted]", why));
+    }
     driver("driver_config", spec.driver.as_ref())?;
-    if let Some(driver) = &spec.driver {
-        network_driver(driver).map_err(|error| error.inside("driver_config"))?;
+    match &spec.driver {
+        Some(driver) if driver.name == "overlay" => overlay(driver).map_err(|error| error.inside("driver_config"))?,
+        Some(driver) => drivers::check(spec, driver)?,
+        None => {}
     }
     let Some(ipam) = &spec.ipam else { return Ok(()) };
     if !matches!(ipam.driver.name.as_str(), "" | "default") {
@@ -48,23 +56,30 @@ fn driver(field: &str, driver: Option<&Driver>) -> Result<(), FieldError> {
     }
 }
 
+/// What is wrong with a size of packets.
+pub(super) fn mtu(text: &str) -> Result<(), String> {
+    let is_good = text.parse::<u32>().is_ok_and(|mtu| MTU_RANGE.contains(&mtu));
+    let (least, most) = (MTU_RANGE.start(), MTU_RANGE.end());
+    if is_good { Ok(()) } else { Err(format!("{text:?} is not a size of {least} to {most} bytes")) }
+}
+
 /// A driver or an option that does nothing here would be believed to do something: a network that is thought to be encrypted, for one.
-fn network_driver(driver: &Driver) -> Result<(), FieldError> {
-    if driver.name != "overlay" {
-        let name = &driver.name;
-        return Err(FieldError::new("name", format!("networks of driver {name:?} are not supported; use \"overlay\" or leave it out")));
-    }
+fn overlay(driver: &Driver) -> Result<(), FieldError> {
     for (name, value) in &driver.options {
         let field = || format!("options[{name}]");
         if MTU_OPTIONS.contains(&name.as_str()) {
-            let is_good = value.parse::<u32>().is_ok_and(|mtu| MTU_RANGE.contains(&mtu));
-            let (least, most) = (MTU_RANGE.start(), MTU_RANGE.end());
-            is_good.then_some(()).ok_or_else(|| FieldError::new(field(), format!("{value:?} is not a size of {least} to {most} bytes")))?;
-        } else if name == "encrypted" {
-            let why = "networks cannot be encrypted yet; leave it out, or carry the hosts' traffic over an encrypted network of theirs";
-            return Err(FieldError::new(field(), why));
+            mtu(value).map_err(|problem| FieldError::new(field(), problem))?;
+        } else if name == ENCRYPTED_OPTION {
+            // Any value encrypts; one that says otherwise was meant otherwise.
+            let is_yes = matches!(value.as_str(), "" | "true");
+            is_yes
+                .then_some(())
+                .ok_or_else(|| FieldError::new(field(), format!("{value:?} is not \"true\" or nothing; leave the option out")))?;
         } else if name != VXLAN_IDS_OPTION {
-            return Err(FieldError::new(field(), format!("is not known; known are {}, mtu and {VXLAN_IDS_OPTION}", MTU_OPTIONS[0])));
+            return Err(FieldError::new(
+                field(),
+                format!("is not known; known are {ENCRYPTED_OPTION}, {}, mtu and {VXLAN_IDS_OPTION}", MTU_OPTIONS[0]),
+            ));
         }
     }
     Ok(())
@@ -232,8 +247,8 @@ mod tests {
             network(&NetworkSpec { annotations, driver, ..NetworkSpec::default() }).map_err(|error| error.to_string())
         };
         for (name, options, reason) in [
-            ("macvlan", &[][..], "driver_config.name"),
-            ("overlay", &[("encrypted", "")], "driver_config.options[encrypted]"),
+            ("ipvlan", &[][..], "driver_config.name"),
+            ("overlay", &[("encrypted", "false")], "driver_config.options[encrypted]"),
             ("overlay", &[("mtu", "100")], "1280 to 65535"),
             ("overlay", &[("mtu", "x")], "driver_config.options[mtu]"),
             ("overlay", &[("speed", "fast")], "is not known"),
@@ -242,6 +257,12 @@ mod tests {
             assert!(error.contains(reason), "{name} {options:?}: {error}");
         }
         assert_eq!(check("overlay", &[("com.docker.network.driver.mtu", "1400"), (VXLAN_IDS_OPTION, "5000")]), Ok(()));
+        assert_eq!((check("overlay", &[("encrypted", "")]), check("overlay", &[("encrypted", "true")])), (Ok(()), Ok(())));
+        let options = [(ENCRYPTED_OPTION.to_owned(), String::new())].into();
+        let annotations = Annotations { name: "in".into(), ..Annotations::default() };
+        let driver = Some(Driver { name: "overlay".into(), options });
+        let error = network(&NetworkSpec { annotations, driver, ingress: true, ..NetworkSpec::default() }).unwrap_err();
+        assert!(error.to_string().contains("cannot be encrypted"), "{error}");
     }
 
     #[test]

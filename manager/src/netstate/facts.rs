@@ -4,7 +4,10 @@ use prost::Message as _;
 use skep_proto::skep::network_endpoint::Readiness;
 use skep_proto::skep::{NetworkEndpoint, NetworkPort, NetworkServiceEntry};
 use skep_proto::{ToWire as _, skep, v1};
-use skep_types::{Network, NetworkAttachment, NetworkId, Node, NodeId, NodeOverlay, NodeState, PortConfig, PublishMode, Service, Task, TaskId, TaskState, TunnelKey};
+use skep_types::{
+    Network, NetworkAttachment, NetworkId, Node, NodeId, NodeOverlay, NodeState, PortConfig, PublishMode, Service, Task, TaskId, TaskState,
+    TunnelEpochs, TunnelKey,
+};
 use std::net::IpAddr;
 
 /// UDP port of VXLAN where the cluster names none (RFC 7348).
@@ -134,6 +137,17 @@ pub(super) fn tunnel_key(key: TunnelKey) -> skep::TunnelKey {
     skep::TunnelKey { epoch: key.epoch, public_key: key.public, port: u32::from(key.port) }
 }
 
+/// `None` before there are any.
+pub(super) fn tunnel_epochs(is: &TunnelEpochs) -> Option<skep::TunnelEpochs> {
+    let (oldest, sending, newest) = (is.oldest, is.sending(), is.newest());
+    (oldest != 0).then_some(skep::TunnelEpochs { oldest, sending, newest })
+}
+
+/// Whether the node's keys are all that changed.
+pub(super) fn is_change_of_keys(before: &NodeOverlay, now: &NodeOverlay) -> bool {
+    before.tunnel_keys != now.tunnel_keys && NodeOverlay { tunnel_keys: now.tunnel_keys.clone(), ..before.clone() } == *now
+}
+
 pub(super) fn is_down(node: &Node) -> bool {
     node.status.state == NodeState::Down
 }
@@ -141,6 +155,22 @@ pub(super) fn is_down(node: &Node) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_unusual_about_a_port_is_told_on_the_ingress_network_only() {
+        let port = PortConfig {
+            published_port: 8080,
+            target_port: 80,
+            place: skep_types::PublishPlace::Address([192, 0, 2, 1].into()),
+            affinity: skep_types::Affinity::Source,
+            allow: vec!["192.0.2.0/24".parse().unwrap()],
+            ..PortConfig::default()
+        };
+        let told = network_port(&port, true);
+        assert_eq!((told.published_port, told.address.as_str(), told.interface.as_str(), told.affinity), (8080, "192.0.2.1", "", 1));
+        assert_eq!(told.allow, ["192.0.2.0/24"]);
+        assert_eq!(network_port(&port, false), NetworkPort { target_port: 80, ..NetworkPort::default() });
+    }
 
     #[test]
     fn addresses_of_devices_are_local_and_differ_by_node_and_network() {

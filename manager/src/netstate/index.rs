@@ -6,7 +6,9 @@
 use super::acks::Acks;
 use super::dirty::Touch;
 use super::facts::{DEFAULT_VXLAN_PORT, host, networks};
-use skep_types::{Change, ClusterView, Network, NetworkId, NodeId, NodeOverlay, Object, Service, ServiceId, Task, TaskId, Version};
+use skep_types::{
+    Change, ClusterView, Network, NetworkId, NodeId, NodeOverlay, Object, Service, ServiceId, Task, TaskId, TunnelEpochs, Version,
+};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -18,6 +20,9 @@ pub(super) struct Index {
     /// Every commit up to here is in it.
     pub(super) version: Version,
     pub(super) vxlan_port: u32,
+    pub(super) epochs: TunnelEpochs,
+    /// Since when nodes are told of these, or more lately.
+    pub(super) epochs_since: Version,
     pub(super) nodes: HashMap<NodeId, Seat>,
     /// Nodes that can be peers, by their numbers.
     pub(super) numbers: HashMap<u32, NodeId>,

@@ -18,6 +18,7 @@ mod facts;
 mod index;
 mod observe;
 mod render;
+mod rotation;
 mod service;
 mod stream;
 #[cfg(test)]
@@ -94,9 +95,12 @@ pub(crate) async fn run(shared: Arc<Shared>, term: Term) -> Result<(), DriveErro
     drop(view);
     let _end = EndOfTerm { shared: shared.clone(), term: leading.term.clone() };
     *shared.netstate.lock() = Some(leading);
+    let keys = rotation::follow(&shared);
+    tokio::pin!(keys);
     loop {
         let event = tokio::select! {
             () = term.stop.cancelled() => return Ok(()),
+            never = &mut keys => match never {},
             event = feed.next() => event.ok_or(DriveError::StoreClosed)?,
         };
         if let Some(version) = shared.netstate.note(event, &shared) {

@@ -2,7 +2,7 @@
 
 use super::dirty::Touch;
 use super::facts::{self, DEFAULT_VXLAN_PORT, endpoint, host, readiness, service_entry};
-use super::index::{Index, Member, Out};
+use super::index::{Index, Member, Net, Out};
 use skep_proto::skep::network_endpoint::Readiness;
 use skep_types::{Change, Cluster, Network, NetworkId, Node, NodeId, Object, Service, ServiceId, Task, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +24,11 @@ impl Index {
     fn put_cluster(&mut self, cluster: &Cluster, out: Out) {
         let port = if cluster.vxlan_port == 0 { DEFAULT_VXLAN_PORT } else { cluster.vxlan_port };
         if std::mem::replace(&mut self.vxlan_port, port) != port {
+            self.nodes.keys().for_each(|node| out(node, Touch::Header));
+        }
+        if self.epochs != cluster.tunnel_epochs {
+            self.epochs.clone_from(&cluster.tunnel_epochs);
+            self.epochs_since = self.version;
             self.nodes.keys().for_each(|node| out(node, Touch::Header));
         }
     }
@@ -111,7 +116,11 @@ impl Index {
         let down = new.is_none_or(|node| facts::is_down(node));
         let was_down = std::mem::replace(&mut seat.down, down);
         let before = std::mem::replace(&mut seat.place, place.clone());
-        if before != place {
+        if let (Some(before), Some(now)) = (&before, &place)
+            && facts::is_change_of_keys(before, now)
+        {
+            self.keys_changed(id, now.index, out);
+        } else if before != place {
             self.place_changed(id, before.as_ref().map(|place| place.index), place.as_ref().map(|place| place.index), out);
         }
         if before != place || was_down != down {
@@ -119,6 +128,16 @@ impl Index {
             networks.union(&self.ingress.clone()).for_each(|network| self.expect(id, network, out));
         }
         self.drop_seat_if_void(id);
+    }
+
+    /// Those that send to the node encrypted are told; not all those that share the ingress network with it.
+    fn keys_changed(&mut self, id: &NodeId, number: u32, out: Out) {
+        for network in self.nodes.get(id).into_iter().flat_map(|seat| &seat.networks) {
+            let is_encrypted = |net: &Net| net.network.as_ref().is_some_and(|network| network.is_encrypted());
+            if self.networks.get(network).is_some_and(is_encrypted) {
+                self.tell(network, &Touch::Peer(network.clone(), number), out);
+            }
+        }
     }
 
     /// The node got its number or its underlay address, or lost them.

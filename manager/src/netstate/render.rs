@@ -1,7 +1,7 @@
 //! What a node is told of what it has an interest in. Pure.
 
 use super::dirty::{Dirty, Extent, Parts};
-use super::facts::{encoded, endpoint, host, mac, service_entry, tunnel_key};
+use super::facts::{encoded, endpoint, host, mac, service_entry, tunnel_epochs, tunnel_key};
 use super::index::{Index, Net};
 use skep_proto::skep::{NetworkChanges, NetworkDelta, NetworkEndpoint, NetworkPeer, NetworkServiceEntry};
 use skep_types::{NetworkId, NodeId, NodeOverlay, ServiceId, TaskId};
@@ -40,6 +40,7 @@ impl Index {
             revision: self.version.0,
             node_index: place.map(|place| place.index).unwrap_or_default(),
             vxlan_port: self.vxlan_port,
+            tunnel_epochs: tunnel_epochs(&self.epochs),
             ..NetworkChanges::default()
         }
     }

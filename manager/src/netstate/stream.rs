@@ -1,6 +1,6 @@
 //! One node's Follow stream. It belongs to its connection and holds all it needs; dropping it ends it.
 
-use super::service::announce;
+use super::service::{announce, tell_keys, tell_mtu};
 use super::{NetworkStates, Opened, not_leading};
 use crate::authorize::Caller;
 use crate::dispatcher::quiet_after;
@@ -54,7 +54,15 @@ impl Follow {
                 () = self.opened.replaced.cancelled() => return Err(Status::aborted("the node has opened another stream")),
                 // Nothing is lost when another branch is ready: the message stays in the decoder.
                 report = self.reports.message() => match report? {
-                    Some(report) => self.shared.netstate.acknowledge(&self.node, Version(report.programmed).min(self.told)),
+                    Some(report) => {
+                        if let Some(keys) = report.keys {
+                            tell_keys(&self.shared, &self.node, keys.keys).await?;
+                        }
+                        if report.underlay_mtu != 0 {
+                            tell_mtu(&self.shared, &self.node, report.underlay_mtu).await?;
+                        }
+                        self.shared.netstate.acknowledge(&self.node, Version(report.programmed).min(self.told));
+                    }
                     None => return Ok(None),
                 },
                 gone = wait(&self.shared.netstate, &self.node, &self.opened, self.quiet_until) => {

@@ -169,6 +169,32 @@ impl World {
         self.write(Object::Network(Arc::new(object)));
     }
 
+    /// One of these as it is, but encrypted.
+    fn encrypt(&mut self, number: u64) {
+        let mut object = Network::clone(self.tables.network(&network(number)).unwrap());
+        let options = [(ENCRYPTED_OPTION.to_owned(), String::new())].into();
+        object.spec.driver = Some(Driver { name: "overlay".into(), options });
+        self.write(Object::Network(Arc::new(object)));
+    }
+
+    /// What a node told of itself.
+    fn tell_keys(&mut self, number: u64, epochs: &[u32]) {
+        let mut object = Node::clone(self.tables.node(&node(number)).unwrap());
+        let overlay = object.overlay.as_mut().unwrap();
+        overlay.encrypting = Encrypting::Able;
+        overlay.tunnel_keys = epochs.iter().map(|epoch| TunnelKey { epoch: *epoch, public: vec![7; 32], port: 51820 }).collect();
+        self.write(Object::Node(Arc::new(object)));
+    }
+
+    fn put_epochs(&mut self, epochs: TunnelEpochs) {
+        let known = self.tables.cluster().cloned();
+        let is_new = known.is_none();
+        let mut object = known.map_or_else(|| Cluster::new(ClusterId::for_test(1)), |known| Cluster::clone(&known));
+        object.tunnel_epochs = epochs;
+        let object = Object::Cluster(Arc::new(object));
+        self.commit(&[if is_new { Action::Create(object) } else { Action::Update(object) }]);
+    }
+
     fn put_service(&mut self, number: u64, vips: &[(u64, &str)], names: &[u64]) {
         let config = |number: &u64| NetworkAttachmentConfig {
             target: format!("NET{number}"),
@@ -573,4 +599,64 @@ proptest! {
         prop_assert_eq!(world.index.nodes.keys().collect::<BTreeSet<_>>(), anew.nodes.keys().collect::<BTreeSet<_>>());
         prop_assert_eq!(world.index.wanting.keys().collect::<BTreeSet<_>>(), anew.wanting.keys().collect::<BTreeSet<_>>());
     }
+}
+
+#[test]
+fn keys_are_told_to_those_that_share_an_encrypted_network_and_to_no_others() {
+    let mut world = World::of_two();
+    for number in [1, 2] {
+        world.put_task(number, number, &[2], TaskState::Running);
+        world.tell_keys(number, &[4]);
+    }
+    world.take_all();
+    let keys = |world: &World, number| {
+        let peer = &world.known(1)[network(number).as_str()].peers[&2];
+        peer.keys.iter().map(|key| key.epoch).collect::<Vec<_>>()
+    };
+    assert_eq!((keys(&world, 1), keys(&world, 2)), (vec![], vec![]), "nothing is encrypted");
+    world.encrypt(2);
+    world.put_task(3, 1, &[2], TaskState::Running);
+    world.put_task(4, 1, &[1], TaskState::Running);
+    world.follow(1);
+    world.take_all();
+    assert_eq!((keys(&world, 1), keys(&world, 2)), (vec![], vec![4]));
+    world.tell_keys(2, &[4, 5]);
+    assert_eq!(world.touches.iter().collect::<BTreeSet<_>>(), [&node(1), &node(2)].into());
+    world.take_all();
+    assert_eq!(keys(&world, 2), [4, 5]);
+    world.put_node(3, Some((3, "192.0.2.3")), NodeState::Ready);
+    world.tell_keys(3, &[4]);
+    assert!(world.touches.is_empty(), "it is on no encrypted network");
+}
+
+#[test]
+fn a_step_to_new_keys_is_in_place_when_every_node_that_can_encrypt_says_so() {
+    let mut world = World::of_two();
+    world.put_epochs(TunnelEpochs { oldest: 4, step: KeyStep::Settled, since: None });
+    for number in [1, 2] {
+        world.tell_keys(number, &[4]);
+        world.take(number);
+        world.acknowledge(number);
+    }
+    let progress = |world: &World| {
+        let progress = world.index.progress();
+        (progress.all_told, progress.all_in_place)
+    };
+    assert_eq!(progress(&world), (true, true));
+    world.put_epochs(TunnelEpochs { oldest: 4, step: KeyStep::Making, since: None });
+    assert_eq!(progress(&world), (false, false));
+    world.take_all();
+    for number in [1, 2] {
+        world.tell_keys(number, &[4, 5]);
+    }
+    assert_eq!(progress(&world), (true, false));
+    world.acknowledge(1);
+    assert_eq!(progress(&world), (true, false));
+    world.acknowledge(2);
+    assert_eq!(progress(&world), (true, true));
+    // A node that cannot encrypt is not waited for.
+    world.put_node(3, Some((3, "192.0.2.3")), NodeState::Ready);
+    assert_eq!(progress(&world), (true, true));
+    world.remove(Kind::Node, node(2).as_str());
+    assert_eq!(progress(&world), (true, true));
 }

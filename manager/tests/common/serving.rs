@@ -5,6 +5,7 @@ use skep_manager::{Manager, ManagerConfig, ManagerHandle, PeerTransport, serve};
 use skep_store::{Store, system_clock};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,7 @@ impl Serving {
             advertise_addr: place.listener.local_addr().unwrap(),
             clock: system_clock(),
             transport,
+            tunnel_key_lifetime: Duration::from_secs(86_400),
         };
         let manager = Manager::start(config, &stop);
         let mut servers = JoinSet::new();

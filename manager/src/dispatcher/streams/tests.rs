@@ -7,6 +7,7 @@ use skep_ca::SecurityConfig;
 use skep_store::{Member, Store, StoreConfig, system_clock};
 use skep_types::{Action, NodeId, Object, SessionId};
 use std::task::Poll;
+use std::time::Duration;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
@@ -25,6 +26,7 @@ async fn unrouted() -> (Arc<Dispatcher>, TempDir) {
         advertise_addr: "127.0.0.1:1".parse().unwrap(),
         clock: system_clock(),
         transport,
+        tunnel_key_lifetime: Duration::from_secs(86_400),
     };
     (Arc::new(Dispatcher::new(Arc::new(Shared::new(config, CancellationToken::new())))), dir)
 }
