@@ -38,6 +38,8 @@ pub enum NetworkError {
     BadResolver { resolver: String },
     #[error("could not {step} the network: {reason}")]
     Kernel { step: &'static str, reason: String },
+    #[error("no keys for encrypted networks: {reason}")]
+    Keys { reason: String },
 }
 
 /// An operation on a container that failed.

@@ -5,7 +5,7 @@ use crate::network::{Changes, Following};
 use crate::payloads::Payloads;
 use crate::task::Outcome;
 use async_trait::async_trait;
-use skep_types::{ContainerStatus, HealthConfig, PortConfig, Task, TaskId};
+use skep_types::{ContainerStatus, HealthConfig, PortConfig, Task, TaskId, TunnelKey};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -140,6 +140,29 @@ pub trait Network: Send + Sync + 'static {
     /// The tasks of this node after a restart, and which of them run: those are served on without a gap. What belongs to
     /// other tasks is removed.
     async fn recover(&self, tasks: &[(Task, bool)]) -> Result<(), NetworkError>;
+
+    /// Whether this node can encrypt what it sends to others; if not, why, in words.
+    async fn can_encrypt(&self) -> Result<(), String> {
+        Err("its agent does not know how to".into())
+    }
+
+    /// Before [`Self::take`]: makes what these changes need first.
+    async fn prepare(&self, _changes: &Changes) {}
+
+    /// CIDRs that this machine's own devices are in.
+    fn local_prefixes(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Waits until what a packet may measure on this node's device towards the others is known and not `told`; for ever, if nobody knows.
+    async fn underlay_mtu(&self, _told: u32) -> u32 {
+        std::future::pending().await
+    }
+
+    /// The public halves of this node's keys for encrypted networks.
+    fn tunnel_keys(&self) -> Vec<TunnelKey> {
+        Vec::new()
+    }
 
     /// What a manager says of networks that span nodes. In effect when [`Self::programmed`] says so.
     fn take(&self, _changes: Changes) {}

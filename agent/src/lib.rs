@@ -41,7 +41,7 @@ pub use engine::Engine;
 pub use error::{AgentError, ExecError, ImageError, NetworkError};
 pub use executor::{Executor, Found, ImageConfig, ImageReady, Images, Network, Probe, Sandbox, Started};
 pub use logs::{LogLine, LogOptions, LogQuery, LogStream, LogWriter, LogWriterCommand, LogWriterError, Tail, read_logs, run_log_writer};
-pub use network::{Changes as NetworkChanges, Following, NetlbNetwork};
+pub use network::{Changes as NetworkChanges, Following, NetlbNetwork, TunnelEnds};
 pub use node_images::NodeImages;
 pub use payloads::Payloads;
 pub use report::{NodeSettings, machine_architecture, machine_hostname, machine_resources, node_description};

@@ -11,17 +11,22 @@ mod bridge; // for tasks on no network of the cluster
 mod convert; // the cluster's networks in netlb's words
 #[cfg(test)]
 mod fixtures;
+mod follow; // what netlb is told of a change
 mod held; // tasks of this node
 mod kept; // the picture on disk
+mod keys; // of encrypted networks: made and forgotten
 mod names; // what DNS answers from
 mod picture; // what managers say of other nodes
 mod resolvers; // the host's
+mod secure; // with which keys to which nodes
 mod spanning; // waiting for managers and other nodes
 mod wanted; // what netlb is asked for
+mod ways; // how large packets to other nodes may be
 mod wire; // a manager's message, parsed
 
 pub use convert::uses_host_network;
 pub use picture::Changes;
+pub use secure::Ends as TunnelEnds;
 pub use spanning::Following;
 pub use wire::changes as read_changes;
 
@@ -30,15 +35,17 @@ use crate::executor::{Network, Sandbox};
 use async_trait::async_trait;
 use bridge::Bridge;
 use convert::{overlays, task_network};
+use follow::{Follower, Tell};
 use held::{Held, Phase, host_ports};
 use ipnet::IpNet;
 use kept::Kept;
-use picture::{Parts, Picture, Touched};
+use picture::{Epochs, Parts, Picture, Touched};
 use resolvers::HostResolvers;
+use secure::Own;
 use skep_failpoint::failpoint;
 use skep_netlb::dns::{ADDRESS, Asking, Dns, DnsLimits, Resolver};
 use skep_netlb::{Netlb, NetlbError, TaskNetwork};
-use skep_types::{NetworkId, PortConfig, Task, TaskId};
+use skep_types::{NetworkId, PortConfig, Task, TaskId, TunnelKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -46,7 +53,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use wanted::wanted;
+use ways::Ways;
 
 /// For rules to be in place; a slow kernel must not hold a stop up for ever.
 const APPLY_LIMIT: Duration = Duration::from_secs(3);
@@ -62,6 +69,8 @@ pub struct NetlbNetwork {
     dns: Dns,
     bridge: Bridge,
     kept: Option<Kept>,
+    /// Where the keys of encrypted networks are; `None`: it does not encrypt.
+    keyring: Option<PathBuf>,
     /// One after the other: who finds nothing to be written knows that it was.
     saving: Arc<tokio::sync::Mutex<()>>,
     resolvers: Arc<Mutex<HostResolvers>>,
@@ -74,6 +83,12 @@ pub struct NetlbNetwork {
 struct State {
     held: BTreeMap<TaskId, Held>,
     picture: Picture,
+    /// What netlb knows of these two.
+    follower: Follower,
+    own: Own,
+    ways: Ways,
+    /// Keys of other epochs than these were removed from the disk.
+    tidied: Option<Epochs>,
     /// Not written yet.
     is_newer: bool,
     /// The networks that the table of names has.
@@ -81,6 +96,16 @@ struct State {
     following: Following,
     /// Of the tasks held those that no node leads to any more.
     cleared: BTreeSet<TaskId>,
+}
+
+/// The task's networks with the sizes that they have on this node: what a manager last said of them may be newer than the task.
+fn sized(mut network: TaskNetwork, picture: &Picture) -> TaskNetwork {
+    for attachment in &mut network.attachments {
+        let known = picture.networks.get(&attachment.network.id);
+        let mtu = known.and_then(|known| known.network.wanted_mtu().or_else(|| ways::mtu(known, picture)));
+        attachment.network.mtu = mtu.unwrap_or(attachment.network.mtu);
+    }
+    network
 }
 
 fn kernel(step: &'static str) -> impl FnOnce(NetlbError) -> NetworkError {
@@ -115,6 +140,7 @@ impl NetlbNetwork {
             dns,
             bridge,
             kept: None,
+            keyring: None,
             saving: Arc::default(),
             resolvers,
             state: Arc::default(),
@@ -133,12 +159,20 @@ impl NetlbNetwork {
     }
 
     /// Changes what is known and tells netlb and the servers what follows; within the lock, so that a later state is never overtaken
-    /// by an earlier one.
+    /// by an earlier one. The parts of networks that changed are named; if none is, anything may have.
     fn tell<R>(&self, change: impl FnOnce(&mut State) -> (Touched, R)) -> R {
+        self.tell_with(None, change)
+    }
+
+    /// The same of a task of this node as well.
+    fn tell_with<R>(&self, task: Option<&TaskId>, change: impl FnOnce(&mut State) -> (Touched, R)) -> R {
         self.with(|state| {
             let (touched, result) = change(state);
-            let State { held, picture, named, .. } = state;
-            self.netlb.set_wanted(wanted(held, picture));
+            let State { held, picture, own, named, follower, .. } = state;
+            match follower.follow(&touched, task, held, picture, own) {
+                Tell::Whole(wanted) => self.netlb.set_wanted(*wanted),
+                Tell::Change(delta) => self.netlb.change(delta),
+            };
             let changes = names::changes(&touched, named, held, picture);
             if !changes.is_empty() {
                 self.dns.change_names(|names| names::apply(names, changes));
@@ -150,7 +184,7 @@ impl NetlbNetwork {
 
     /// The same for one task's part.
     fn tell_of<R>(&self, task: &TaskId, change: impl FnOnce(&mut State) -> R) -> R {
-        self.tell(|state| {
+        self.tell_with(Some(task), |state| {
             let before = state.held.get(task).map(|one| Arc::clone(&one.task));
             let result = change(state);
             let after = state.held.get(task).map(|one| Arc::clone(&one.task));
@@ -210,11 +244,11 @@ impl Network for NetlbNetwork {
         }
         resolvers(task)?;
         // Held from here on: two tasks that want one port cannot both find it free.
-        let (network, bridge) = self.with(|State { held, .. }| {
+        let (network, bridge) = self.with(|State { held, picture, .. }| {
             let host_ports = host_ports(task, held, skep_netlb::port_is_taken)?;
             held.remove(&task.id);
             let bridge = if overlays(task).next().is_none() { Some(self.bridge.take(&task.id, held)?) } else { None };
-            let network = task_network(task, bridge)?;
+            let network = sized(task_network(task, bridge)?, picture);
             held.insert(task.id.clone(), Held { task: Arc::new(task.clone()), phase: Phase::Attached, host_ports, bridge });
             Ok::<_, NetworkError>((network, bridge))
         })?;
@@ -285,9 +319,17 @@ impl Network for NetlbNetwork {
 
     async fn recover(&self, tasks: &[(Task, bool)]) -> Result<(), NetworkError> {
         let (mut failed, mut found) = (Ok(()), Vec::new());
+        let known = self.kept.as_ref().and_then(Kept::load);
+        // First of all: connections of what runs must not find its devices narrower for a moment.
+        self.with(|state| {
+            if let Some(known) = &known {
+                state.picture = known.clone();
+            }
+            state.ways.look(&mut state.picture, false);
+        });
         self.resolvers.lock().expect("no panic while held").refresh(&self.dns);
         for (task, _) in tasks.iter().filter(|(task, running)| *running && !uses_host_network(task)) {
-            let host_ports = self.with(|state| host_ports(task, &state.held, |_, _| false)).unwrap_or_default();
+            let host_ports = self.with(|state| host_ports(task, &state.held, |_, _, _| false)).unwrap_or_default();
             // Ports that the node had chosen are told in the task's status.
             let chosen = &task.status.ports;
             let host_ports = if chosen.is_empty() { host_ports } else { chosen.clone() };
@@ -299,11 +341,12 @@ impl Network for NetlbNetwork {
             let one = Held { task: Arc::new(task.clone()), phase: Phase::Serving, host_ports, bridge };
             self.with(|state| state.held.insert(task.id.clone(), one));
         }
-        let known = self.kept.as_ref().and_then(Kept::load);
+        if let Err(error) = self.have_keys(known.as_ref().and_then(|known| known.epochs)).await {
+            tracing::warn!(%error, "encrypted networks end at this node until there are");
+        }
         self.tell(|state| {
-            if let Some(known) = known {
-                state.picture = known;
-            }
+            // Tasks were found meanwhile that netlb was not told of.
+            state.follower = Follower::default();
             let own = state.held.values().flat_map(|one| names::touched_by(&one.task).into_keys());
             (own.chain(state.picture.networks.keys().cloned()).map(|id| (id, Parts::Whole)).collect(), ())
         });
@@ -318,8 +361,32 @@ impl Network for NetlbNetwork {
         self.take_in(changes);
     }
 
+    async fn can_encrypt(&self) -> Result<(), String> {
+        self.encrypts().await
+    }
+
+    async fn prepare(&self, changes: &Changes) {
+        if let Err(error) = self.have_keys(changes.epochs).await {
+            tracing::warn!(%error, "encrypted networks end at this node until there are; trying again");
+        }
+    }
+
+    fn local_prefixes(&self) -> Vec<String> {
+        skep_netlb::local_prefixes().iter().map(ToString::to_string).collect()
+    }
+
+    async fn underlay_mtu(&self, told: u32) -> u32 {
+        self.other_underlay_mtu(told).await
+    }
+
+    fn tunnel_keys(&self) -> Vec<TunnelKey> {
+        self.with(|state| state.own.public())
+    }
+
     async fn programmed(&self) -> Result<(), NetworkError> {
+        self.renew_keys().await?;
         self.applied("change").await?;
+        self.forget_keys().await;
         // Who restarts begins with what it reported: were it older, it would lead to tasks that were stopped since. A full disk is
         // not a reason to say nothing: the others would wait for this node with each task that they stop.
         self.save().await;
@@ -337,6 +404,7 @@ impl Network for NetlbNetwork {
                 () = tokio::time::sleep(KEEP_EVERY) => {}
             }
             self.resolvers.lock().expect("no panic while held").refresh(&self.dns);
+            self.look_at_ways();
             self.save().await;
         }
         self.save().await;
@@ -346,7 +414,7 @@ impl Network for NetlbNetwork {
 impl NetlbNetwork {
     /// The network of a task that runs since before this agent.
     async fn find(&self, task: &Task, bridge: Option<IpNet>) -> Result<(TaskNetwork, PathBuf), NetworkError> {
-        let network = task_network(task, bridge)?;
+        let network = self.with(|state| Ok::<_, NetworkError>(sized(task_network(task, bridge)?, &state.picture)))?;
         let found = self.netlb.ensure_task(network.clone()).await.map_err(kernel("find"))?;
         Ok((network, found.path))
     }

@@ -3,8 +3,8 @@
 use super::bridge::{both_families, bridge_network};
 use crate::error::NetworkError;
 use ipnet::IpNet;
-use skep_netlb::{Attachment, Protocol, Subnet, TaskNetwork};
-use skep_types::{Network as ClusterNetwork, NetworkAttachment, Protocol as WireProtocol, Task, VXLAN_IDS_OPTION};
+use skep_netlb::{Attachment, Protocol, Subnet, TaskNetwork, encrypted_sizes};
+use skep_types::{Network as ClusterNetwork, NetworkAttachment, NetworkDriver, Protocol as WireProtocol, Task, VXLAN_IDS_OPTION};
 use std::net::IpAddr;
 
 /// Of a packet on the hosts' own network. A network whose hosts have less says so with its option `mtu`.
@@ -22,6 +22,12 @@ pub fn network(cluster: &ClusterNetwork, underlay_is_ipv6: bool) -> Result<skep_
     let driver = cluster.driver_state.as_ref().ok_or_else(|| bad(cluster, "it has not been allocated yet"))?;
     let vni = driver.options.get(VXLAN_IDS_OPTION).and_then(|list| list.split(',').next()).unwrap_or_default();
     let vni = vni.trim().parse().map_err(|_| bad(cluster, format!("it has no VXLAN id ({vni:?})")))?;
+    let headers = match (spans(cluster), underlay_is_ipv6) {
+        (false, _) => 0,
+        (true, ipv6) if cluster.is_encrypted() => ETHERNET - encrypted_sizes(ETHERNET, ipv6).map_or(0, |sizes| sizes.network),
+        (true, false) => OVER_IPV4,
+        (true, true) => OVER_IPV6,
+    };
     let configs = cluster.ipam.iter().flat_map(|ipam| &ipam.configs);
     let subnets = configs.map(|config| {
         let range: IpNet = config.subnet.parse().map_err(|_| bad(cluster, format!("subnet {:?} is not one", config.subnet)))?;
@@ -34,7 +40,7 @@ pub fn network(cluster: &ClusterNetwork, underlay_is_ipv6: bool) -> Result<skep_
         name: cluster.spec.annotations.name.clone(),
         vni,
         subnets: subnets.collect::<Result<_, NetworkError>>()?,
-        mtu: cluster.wanted_mtu().unwrap_or(ETHERNET - if underlay_is_ipv6 { OVER_IPV6 } else { OVER_IPV4 }),
+        mtu: cluster.wanted_mtu().unwrap_or(ETHERNET - headers),
         internal: cluster.spec.internal,
         ingress: cluster.spec.ingress,
     })
@@ -50,15 +56,20 @@ pub fn bare(attachment: &NetworkAttachment) -> Vec<IpAddr> {
     addresses(attachment).unwrap_or_default().iter().map(IpNet::addr).collect()
 }
 
-/// The attachments that are overlay networks.
+/// The attachments to networks on which the cluster gives addresses.
 pub fn overlays(task: &Task) -> impl Iterator<Item = &NetworkAttachment> {
-    task.networks.iter().filter(|attachment| !attachment.network.is_predefined())
+    task.networks.iter().filter(|attachment| attachment.network.has_addresses())
+}
+
+/// Whether managers tell of those on it on other nodes: it spans them.
+pub fn spans(cluster: &ClusterNetwork) -> bool {
+    cluster.driver() == NetworkDriver::Overlay
 }
 
 /// Whether the task shares the host's network.
 #[must_use]
 pub fn uses_host_network(task: &Task) -> bool {
-    task.networks.iter().any(|attachment| attachment.network.is_predefined() && attachment.network.spec.annotations.name == "host")
+    task.networks.iter().any(|attachment| attachment.network.driver() == NetworkDriver::Host)
 }
 
 /// The network of one task.
@@ -117,8 +128,13 @@ mod tests {
         let mut cluster = (*overlay(2, "back", false)).clone();
         let sizes = |cluster: &ClusterNetwork| (network(cluster, false).unwrap().mtu, network(cluster, true).unwrap().mtu);
         assert_eq!(sizes(&cluster), (1450, 1430));
+        let options = [(skep_types::ENCRYPTED_OPTION.to_owned(), String::new())].into();
+        cluster.spec.driver = Some(skep_types::Driver { name: "overlay".into(), options });
+        assert_eq!(sizes(&cluster), (1370, 1350));
         let options = [("com.docker.network.driver.mtu".to_owned(), "1300".to_owned())].into();
         cluster.spec.driver = Some(skep_types::Driver { name: "overlay".into(), options });
         assert_eq!(sizes(&cluster), (1300, 1300));
+        cluster.spec.driver = Some(skep_types::Driver { name: "bridge".into(), ..Default::default() });
+        assert_eq!(sizes(&cluster), (1500, 1500), "nothing goes round packets that stay on the host");
     }
 }

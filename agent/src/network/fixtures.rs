@@ -70,7 +70,7 @@ pub fn back(peers: &[u32], tasks: &[(u64, u32, Readiness)]) -> NetworkPicture {
 
 pub fn peer(index: u32) -> PeerNode {
     let last = u8::try_from(index).unwrap();
-    PeerNode { index, underlay: [198, 18, 0, last].into(), mac: [2, 0, 0, 0, 0, last] }
+    PeerNode { index, underlay: [198, 18, 0, last].into(), mac: [2, 0, 0, 0, 0, last], keys: [None; 2], mtu: 0, path: 0 }
 }
 
 pub fn remote(network: u64, number: u64, node_index: u32, readiness: Readiness) -> SpannedTask {

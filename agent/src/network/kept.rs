@@ -65,7 +65,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("agent/networks.json");
         let known = back(&[1, 2], &[(1, 2, Readiness::Ready)]);
-        let picture = Picture { revision: 3, node_index: 1, vxlan_port: 4789, networks: [(known.network.id.clone(), known)].into() };
+        let picture = Picture {
+            revision: 3,
+            node_index: 1,
+            vxlan_port: 4789,
+            networks: [(known.network.id.clone(), known)].into(),
+            ..Picture::default()
+        };
         let kept = Kept::new(&path, "n1");
         assert_eq!(kept.load(), None);
         kept.save(picture.clone()).unwrap();

@@ -2,8 +2,9 @@
 //!
 //! It is what this node knows of others. Of its own tasks it knows better by itself ([`super::held`]).
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
-use skep_types::{Network, NetworkId, Protocol, ServiceId, TaskId};
+use skep_types::{Affinity, Network, NetworkId, Protocol, PublishPlace, ServiceId, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +18,29 @@ pub struct Picture {
     pub node_index: u32,
     /// UDP port of VXLAN; 0 = the usual one.
     pub vxlan_port: u16,
+    /// Of the keys of encrypted networks; `None` before there are any.
+    #[serde(default)]
+    pub epochs: Option<Epochs>,
+    /// What a packet may measure on the narrowest way to a node with which this one has an encrypted network, as far as it is known.
+    #[serde(skip)]
+    pub encrypted_path: Option<u32>,
     pub networks: BTreeMap<NetworkId, NetworkPicture>,
+}
+
+/// Which keys nodes have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Epochs {
+    pub oldest: u32,
+    /// By whose tunnels nodes send. They receive by all.
+    pub sending: u32,
+    /// The oldest or the one after it.
+    pub newest: u32,
+}
+
+impl Epochs {
+    pub fn all(self) -> std::ops::RangeInclusive<u32> {
+        self.oldest..=self.newest
+    }
 }
 
 /// One network and who is on it.
@@ -36,6 +59,24 @@ pub struct PeerNode {
     pub index: u32,
     pub underlay: IpAddr,
     pub mac: [u8; 6],
+    /// Of its end of the tunnels, if the network is encrypted: of no epoch, one or two.
+    #[serde(default)]
+    pub keys: [Option<PeerKey>; 2],
+    /// What a packet may measure on its device towards the others, in bytes, as it said; 0 = it did not.
+    #[serde(default)]
+    pub mtu: u32,
+    /// The same of the way from this node to it, as this node's kernel says; 0 = there is none, or it was not looked at.
+    #[serde(skip)]
+    pub path: u32,
+}
+
+/// Where and by which key a node is reached encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerKey {
+    pub epoch: u32,
+    pub public: [u8; 32],
+    /// UDP.
+    pub port: u16,
 }
 
 /// A task, or a container attached from outside, on a network.
@@ -76,13 +117,19 @@ pub struct SpannedService {
 }
 
 /// A port that a service's tasks listen on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpannedPort {
     pub name: String,
     pub protocol: Protocol,
     pub target: u16,
-    /// On every node; only on the ingress network.
+    /// On every node; only on the ingress network. Where, to whom and to which task goes with it.
     pub published: Option<u16>,
+    #[serde(default)]
+    pub place: PublishPlace,
+    #[serde(default)]
+    pub affinity: Affinity,
+    #[serde(default)]
+    pub allow: Vec<IpNet>,
 }
 
 /// A message of a manager.
@@ -96,6 +143,7 @@ pub struct Changes {
     pub cleared: Vec<TaskId>,
     pub node_index: u32,
     pub vxlan_port: u16,
+    pub epochs: Option<Epochs>,
 }
 
 /// What changed on one network.
@@ -187,6 +235,7 @@ impl Picture {
         self.revision = changes.revision;
         self.node_index = changes.node_index;
         self.vxlan_port = changes.vxlan_port;
+        self.epochs = changes.epochs;
         if changes.complete {
             let told: BTreeSet<&NetworkId> = changes.networks.iter().map(|delta| &delta.id).collect();
             let gone: Vec<NetworkId> = self.networks.keys().filter(|id| !told.contains(id)).cloned().collect();

@@ -1,5 +1,6 @@
 //! What managers say of other nodes taken in, and the waits for them: bounded, and none where nobody is to be waited for.
 
+use super::convert::spans;
 use super::held::Phase;
 use super::picture::Changes;
 use super::{NetlbNetwork, State};
@@ -33,6 +34,10 @@ impl NetlbNetwork {
         self.tell(|state| {
             let before = (state.picture.node_index, state.picture.vxlan_port);
             let (touched, strangers) = state.picture.change(changes);
+            // Before netlb is told: a network begins with the size that it is to have.
+            let encrypted = state.picture.encrypted_path;
+            state.ways.look(&mut state.picture, false);
+            state.ways.is_owed |= encrypted != state.picture.encrypted_path;
             state.is_newer |= !touched.is_empty() || before != (state.picture.node_index, state.picture.vxlan_port);
             for network in strangers {
                 tracing::warn!(%network, "a manager told of changes in a network that this node was not told of");
@@ -51,7 +56,8 @@ impl NetlbNetwork {
     /// Waits until a manager told of the task's networks, if one does: a task that starts should find the others.
     pub(super) async fn told_of(&self, task: &Task) {
         let is_told = |state: &State| {
-            let mut networks = super::overlays(task).map(|attachment| &attachment.network.id);
+            let spanning = super::overlays(task).filter(|attachment| spans(&attachment.network));
+            let mut networks = spanning.map(|attachment| &attachment.network.id);
             state.following == Following::Nobody || networks.all(|id| state.picture.networks.contains_key(id))
         };
         if timeout(TOLD_LIMIT, self.until(is_told)).await.is_err() {
@@ -78,7 +84,7 @@ impl NetlbNetwork {
         });
     }
 
-    async fn until(&self, holds: impl Fn(&State) -> bool) {
+    pub(super) async fn until(&self, holds: impl Fn(&State) -> bool) {
         let mut changed = self.changed.subscribe();
         while !self.with(|state| holds(state)) {
             if changed.changed().await.is_err() {

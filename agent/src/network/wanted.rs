@@ -4,22 +4,24 @@ use super::bridge::{both_families, bridge_network};
 use super::convert::{bare, network, overlays, port, protocol};
 use super::held::Held;
 use super::picture::{NetworkPicture, PeerNode, Picture, Readiness};
+use super::secure::Own;
+use super::ways;
 use ipnet::IpNet;
 use skep_netlb::{Backend, Endpoint, Location, Mac, Overlay, Peer, Protocol, PublishMode, PublishedPort, Vip, Wanted, WantedNetwork};
-use skep_types::{Network, NetworkId, PublishMode as WireMode, ServiceId, Task, TaskId};
+use skep_types::{Affinity, Network, NetworkId, PublishMode as WireMode, PublishPlace, ServiceId, Task, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// IANA's port of VXLAN (RFC 7348 §8).
-const VXLAN_PORT: u16 = 4789;
+pub const VXLAN_PORT: u16 = 4789;
 
 /// What the whole node's network should be, given the tasks whose network exists and what managers said of other nodes. Of this
 /// node's own tasks it counts what this node knows; but one that managers want gone gets nothing more.
 #[must_use]
-pub fn wanted(held: &BTreeMap<TaskId, Held>, picture: &Picture) -> Wanted {
+pub fn wanted(held: &BTreeMap<TaskId, Held>, picture: &Picture, own: &Own) -> Wanted {
     let mut networks = BTreeMap::new();
     for (id, known) in &picture.networks {
-        if let Some(members) = Members::of_picture(known, picture) {
+        if let Some(members) = Members::of_picture(known, picture, own) {
             networks.insert(id.clone(), members);
         }
     }
@@ -58,17 +60,19 @@ pub fn wanted(held: &BTreeMap<TaskId, Held>, picture: &Picture) -> Wanted {
         networks: networks.into_values().map(Members::finish).collect(),
         published: ports.finish(),
         tasks: held.keys().cloned().collect(),
-        ..Wanted::default()
+        encryption: own.encryption(held, picture),
     }
 }
 
-/// How the network spans nodes; `None` while it is on this one only, or this one has no number yet.
-fn overlay(known: &NetworkPicture, picture: &Picture) -> Option<Overlay> {
+/// How the network spans nodes; `None` while it is on this one only, or this one has no number yet. An encrypted one spans those
+/// that this node has a tunnel to.
+fn overlay(known: &NetworkPicture, picture: &Picture, own: &Own) -> Option<Overlay> {
     let peer = |node: &PeerNode| Peer { node_index: node.index, underlay: node.underlay, mac: Mac(node.mac) };
     let this = known.peers.get(&picture.node_index)?;
     // Addresses of another family cannot be reached from this one; all others work without those nodes.
     let others = known.peers.values().filter(|node| node.index != this.index && node.underlay.is_ipv4() == this.underlay.is_ipv4());
-    let peers: Vec<Peer> = others.map(peer).collect();
+    let has_way = |node: &&PeerNode| !known.network.is_encrypted() || own.reaches(picture, node);
+    let peers: Vec<Peer> = others.filter(has_way).map(peer).collect();
     let port = if picture.vxlan_port == 0 { VXLAN_PORT } else { picture.vxlan_port };
     (!peers.is_empty()).then(|| Overlay { this: peer(this), port, peers })
 }
@@ -97,10 +101,11 @@ impl Members {
         Some(Self::new(network(cluster, false).ok()?, None))
     }
 
-    fn of_picture(known: &NetworkPicture, picture: &Picture) -> Option<Self> {
-        let overlay = overlay(known, picture);
+    fn of_picture(known: &NetworkPicture, picture: &Picture, own: &Own) -> Option<Self> {
+        let overlay = overlay(known, picture, own);
         let is_ipv6 = overlay.as_ref().is_some_and(|overlay| overlay.this.underlay.is_ipv6());
-        let mut this = Self::new(network(&known.network, is_ipv6).ok()?, overlay);
+        let network = network(&known.network, is_ipv6).ok()?;
+        let mut this = Self::new(skep_netlb::Network { mtu: ways::mtu(known, picture).unwrap_or(network.mtu), ..network }, overlay);
         // Those of this node are known better by itself.
         for task in known.tasks.values().filter(|task| task.node_index != picture.node_index) {
             let is_reached = this.overlay.iter().flat_map(|overlay| &overlay.peers).any(|peer| peer.node_index == task.node_index);
@@ -182,8 +187,16 @@ pub fn vips<'a>(task: &'a Task, network: &'a NetworkId) -> impl Iterator<Item = 
 /// Published ports, while they are put together.
 #[derive(Default)]
 struct Ports {
-    ingress: BTreeMap<(Protocol, u16), BTreeSet<Backend>>,
+    ingress: BTreeMap<(Protocol, u16, PublishPlace), Shared>,
     host: Vec<PublishedPort>,
+}
+
+/// A port of the ingress network.
+#[derive(Default)]
+struct Shared {
+    backends: BTreeSet<Backend>,
+    affinity: Affinity,
+    allow: Vec<IpNet>,
 }
 
 impl Ports {
@@ -192,14 +205,15 @@ impl Ports {
         let configs = one.task.endpoint.iter().flat_map(|endpoint| &endpoint.ports);
         for config in configs.filter(|config| config.publish_mode == WireMode::Ingress) {
             let (Some(published), Some(target)) = (port(config.published_port), port(config.target_port)) else { continue };
-            let backends = self.ingress.entry((protocol(config.protocol), published)).or_default();
+            let shared = self.ingress.entry((protocol(config.protocol), published, config.place.clone())).or_default();
+            (shared.affinity, shared.allow) = (config.affinity, config.allow.clone());
             if serves {
-                backends.extend(on_ingress.into_iter().flatten().map(|address| Backend { address: *address, port: target }));
+                shared.backends.extend(on_ingress.into_iter().flatten().map(|address| Backend { address: *address, port: target }));
             }
         }
     }
 
-    /// Those of tasks elsewhere.
+    /// Those of tasks elsewhere. To whom a port answers is as the service says now, whatever the tasks of this node began with.
     fn add_services(&mut self, known: &NetworkPicture, members: &Members) {
         let mut remote: BTreeMap<&ServiceId, Vec<IpAddr>> = BTreeMap::new();
         for member in members.tasks.values().filter(|member| member.serves && member.location != Location::Local) {
@@ -210,9 +224,10 @@ impl Ports {
         for service in known.services.values() {
             for config in &service.ports {
                 let Some(published) = config.published else { continue };
-                let backends = self.ingress.entry((protocol(config.protocol), published)).or_default();
+                let shared = self.ingress.entry((protocol(config.protocol), published, config.place.clone())).or_default();
+                (shared.affinity, shared.allow) = (config.affinity, config.allow.clone());
                 let addresses = remote.get(&service.id).into_iter().flatten();
-                backends.extend(addresses.map(|address| Backend { address: *address, port: config.target }));
+                shared.backends.extend(addresses.map(|address| Backend { address: *address, port: config.target }));
             }
         }
     }
@@ -222,15 +237,18 @@ impl Ports {
         for config in &one.host_ports {
             let (Some(number), Some(target)) = (port(config.published_port), port(config.target_port)) else { continue };
             let backends = addresses.iter().map(|address| Backend { address: *address, port: target }).collect();
-            let mode = PublishMode::Host { network: network.clone(), backends, address: None };
-            self.host.push(PublishedPort { protocol: protocol(config.protocol), port: number, mode });
+            let port = PublishedPort::new(protocol(config.protocol), number, PublishMode::Host { network: network.clone(), backends });
+            self.host.push(PublishedPort { place: config.place.clone(), allow: config.allow.clone(), ..port });
         }
     }
 
     fn finish(self) -> Vec<PublishedPort> {
-        let shared = self.ingress.into_iter().map(|((protocol, port), backends)| PublishedPort {
+        let shared = self.ingress.into_iter().map(|((protocol, port, place), Shared { backends, affinity, allow })| PublishedPort {
             protocol,
             port,
+            place,
+            affinity,
+            allow,
             mode: PublishMode::Ingress { backends: backends.into_iter().collect() },
         });
         self.host.into_iter().chain(shared).collect()

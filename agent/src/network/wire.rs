@@ -1,11 +1,11 @@
 //! A manager's message about networks, parsed. What cannot be understood costs itself only, and is logged.
 
 use super::convert::port;
-use super::picture::{Changes, Delta, PeerNode, Readiness, SpannedPort, SpannedService, SpannedTask};
+use super::picture::{Changes, Delta, Epochs, PeerKey, PeerNode, Readiness, SpannedPort, SpannedService, SpannedTask};
 use ipnet::IpNet;
 use prost::Message;
 use skep_proto::{FromWire, skep, v1};
-use skep_types::{Network, Protocol};
+use skep_types::{Network, PortConfig};
 use std::fmt::Display;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -30,8 +30,9 @@ pub fn changes(message: skep::NetworkChanges) -> (Changes, Vec<Unclear>) {
     let networks = message.networks.into_iter().filter_map(|wire| delta(wire, &mut unclear)).collect();
     let cleared = all(message.cleared_tasks, &mut unclear, |id| read("cleared_tasks", &id));
     let vxlan_port = u16::try_from(message.vxlan_port).unwrap_or_default();
+    let epochs = message.tunnel_epochs.map(epochs).transpose().map_err(|why| unclear.push(why)).ok().flatten();
     let (revision, complete, node_index) = (message.revision, message.complete, message.node_index);
-    (Changes { revision, complete, networks, cleared, node_index, vxlan_port }, unclear)
+    (Changes { revision, complete, networks, cleared, node_index, vxlan_port, epochs }, unclear)
 }
 
 fn all<W, T>(list: Vec<W>, unclear: &mut Vec<Unclear>, parse: impl Fn(W) -> Result<T, Unclear>) -> Vec<T> {
@@ -45,14 +46,29 @@ fn delta(wire: skep::NetworkDelta, unclear: &mut Vec<Unclear>) -> Option<Delta> 
         removed: wire.removed,
         complete: wire.complete,
         network: network.map_err(|why| unclear.push(why)).ok().flatten(),
-        peers: all(wire.peers, unclear, |wire| peer(&wire)),
+        peers: peers(wire.peers, unclear),
         tasks: all(wire.endpoints, unclear, task),
-        services: all(wire.services, unclear, service),
+        services: wire.services.into_iter().filter_map(|wire| service(wire, unclear)).collect(),
         removed_peers: wire.removed_peers,
         removed_tasks: all(wire.removed_endpoints, unclear, |id| read("removed_endpoints", &id)),
         removed_services: all(wire.removed_services, unclear, |id| read("removed_services", &id)),
         ..Delta::of(id)
     })
+}
+
+fn epochs(wire: skep::TunnelEpochs) -> Result<Epochs, Unclear> {
+    let skep::TunnelEpochs { oldest, sending, newest } = wire;
+    let epochs = Epochs { oldest, sending, newest };
+    let is_clear = oldest > 0 && (oldest..=oldest.saturating_add(1)).contains(&newest) && epochs.all().contains(&sending);
+    let bad =
+        || Unclear { field: "tunnel_epochs", value: format!("{oldest}, {sending}, {newest}"), reason: "not one or two epochs".into() };
+    is_clear.then_some(epochs).ok_or_else(bad)
+}
+
+fn tunnel_key(wire: &skep::TunnelKey) -> Result<PeerKey, Unclear> {
+    let bad = |reason: &str| Unclear { field: "peers.keys", value: format!("epoch {}", wire.epoch), reason: reason.into() };
+    let public = wire.public_key.as_slice().try_into().map_err(|_| bad("not 32 bytes"))?;
+    Ok(PeerKey { epoch: wire.epoch, public, port: port(wire.port).ok_or_else(|| bad("no port"))? })
 }
 
 fn network(id: &str, bytes: &[u8]) -> Result<Arc<Network>, Unclear> {
@@ -61,10 +77,30 @@ fn network(id: &str, bytes: &[u8]) -> Result<Arc<Network>, Unclear> {
     Ok(Arc::new(Network::from_wire(wire).map_err(|error| bad(error.to_string()))?))
 }
 
+/// A peer whose keys are not understood is one without: it gets nothing rather than anything in clear.
+fn peers(list: Vec<skep::NetworkPeer>, unclear: &mut Vec<Unclear>) -> Vec<PeerNode> {
+    let mut nodes = Vec::new();
+    for wire in list {
+        let keys = all(wire.keys.iter().collect(), unclear, tunnel_key);
+        match peer(&wire) {
+            Ok(node) => nodes.push(PeerNode { keys: [keys.first().copied(), keys.get(1).copied()], ..node }),
+            Err(why) => unclear.push(why),
+        }
+    }
+    nodes
+}
+
 fn peer(wire: &skep::NetworkPeer) -> Result<PeerNode, Unclear> {
     let bad = || Unclear { field: "peers.mac", value: format!("{:?}", wire.mac), reason: "not 6 bytes".into() };
     let mac = wire.mac.as_slice().try_into().map_err(|_| bad())?;
-    Ok(PeerNode { index: wire.node_index, underlay: read("peers.underlay", &wire.underlay)?, mac })
+    Ok(PeerNode {
+        index: wire.node_index,
+        underlay: read("peers.underlay", &wire.underlay)?,
+        mac,
+        keys: [None; 2],
+        mtu: wire.underlay_mtu,
+        path: 0,
+    })
 }
 
 fn task(wire: skep::NetworkEndpoint) -> Result<SpannedTask, Unclear> {
@@ -95,24 +131,32 @@ fn optional<T: FromStr<Err: Display>>(field: &'static str, text: &str) -> Result
     if text.is_empty() { Ok(None) } else { read(field, text).map(Some) }
 }
 
-fn service(wire: skep::NetworkServiceEntry) -> Result<SpannedService, Unclear> {
-    let ports = wire.ports.into_iter().filter_map(|wire| {
-        // As in docker.swarmkit.v1.PortConfig; one without a number leads nowhere.
-        let protocol = match wire.protocol {
-            0 => Protocol::Tcp,
-            1 => Protocol::Udp,
-            2 => Protocol::Sctp,
-            _ => return None,
-        };
-        Some(SpannedPort { name: wire.name, protocol, target: port(wire.target_port)?, published: port(wire.published_port) })
-    });
-    Ok(SpannedService {
-        id: read("services.service_id", &wire.service_id)?,
-        name: wire.name,
-        aliases: wire.aliases,
-        virtual_ips: wire.virtual_ips.iter().map(|text| read("services.virtual_ips", text)).collect::<Result<_, _>>()?,
-        ports: ports.collect(),
-    })
+fn service(wire: skep::NetworkServiceEntry, unclear: &mut Vec<Unclear>) -> Option<SpannedService> {
+    let ports = all(wire.ports, unclear, service_port).into_iter().flatten().collect();
+    let service = || {
+        Ok(SpannedService {
+            id: read("services.service_id", &wire.service_id)?,
+            name: wire.name,
+            aliases: wire.aliases,
+            virtual_ips: wire.virtual_ips.iter().map(|text| read("services.virtual_ips", text)).collect::<Result<_, _>>()?,
+            ports,
+        })
+    };
+    service().map_err(|why| unclear.push(why)).ok()
+}
+
+/// One without a target leads nowhere. One of which not all is understood is left out: it may be meant for fewer than all.
+fn service_port(wire: skep::NetworkPort) -> Result<Option<SpannedPort>, Unclear> {
+    let skep::NetworkPort { name, protocol, target_port, published_port, address, interface, affinity, allow } = wire;
+    // As in docker.swarmkit.v1.PortConfig; a number that is none of an enum's is not one there either.
+    let number = |number: u32| i32::try_from(number).unwrap_or(i32::MAX);
+    let (protocol, affinity) = (number(protocol), number(affinity));
+    let wire = v1::PortConfig { name, protocol, target_port, published_port, publish_mode: 0, address, interface, affinity, allow };
+    let value = format!("{published_port}:{target_port}");
+    let config = PortConfig::from_wire(wire).map_err(|error| Unclear { field: "services.ports", value, reason: error.to_string() })?;
+    let PortConfig { name, protocol, place, affinity, allow, .. } = config;
+    let target = port(config.target_port);
+    Ok(target.map(|target| SpannedPort { name, protocol, target, published: port(config.published_port), place, affinity, allow }))
 }
 
 #[cfg(test)]
@@ -120,7 +164,7 @@ mod tests {
     use super::*;
     use crate::network::fixtures::{overlay, remote, service1};
     use skep_proto::ToWire;
-    use skep_types::{NetworkId, TaskId};
+    use skep_types::{NetworkId, Protocol, PublishPlace, TaskId};
 
     fn endpoint(number: u64, address: &str) -> skep::NetworkEndpoint {
         skep::NetworkEndpoint {
@@ -168,6 +212,7 @@ mod tests {
             networks: vec![delta],
             node_index: 1,
             vxlan_port: 4789,
+            tunnel_epochs: Some(skep::TunnelEpochs { oldest: 4, sending: 4, newest: 5 }),
             ..Default::default()
         };
         let (changes, unclear) = changes(message);
@@ -175,11 +220,38 @@ mod tests {
         assert_eq!((changes.revision, changes.complete, changes.node_index, changes.vxlan_port), (5, true, 1, 4789));
         let delta = &changes.networks[0];
         assert_eq!(delta.network.as_ref().unwrap().spec.annotations.name, "back");
-        assert_eq!(delta.peers, [crate::network::fixtures::peer(2)]);
+        let key = PeerKey { epoch: 4, public: [7; 32], port: 51820 };
+        assert_eq!(delta.peers, [PeerNode { keys: [Some(key), None], ..crate::network::fixtures::peer(2) }]);
+        assert_eq!(changes.epochs, Some(Epochs { oldest: 4, sending: 4, newest: 5 }));
         assert_eq!(delta.tasks, [remote(2, 3, 2, Readiness::Ready)]);
         let published: Vec<_> = delta.services[0].ports.iter().map(|port| (port.protocol, port.target, port.published)).collect();
         assert_eq!(published, [(Protocol::Udp, 80, Some(8080)), (Protocol::Udp, 80, None)]);
         assert_eq!(delta.removed_peers, [4]);
+    }
+
+    #[test]
+    fn a_port_of_which_not_all_is_understood_is_left_out() {
+        let sound = skep::NetworkPort {
+            target_port: 80,
+            published_port: 8080,
+            interface: "eth1".into(),
+            allow: vec!["192.0.2.0/24".into()],
+            affinity: 1,
+            ..Default::default()
+        };
+        let ports = vec![
+            sound.clone(),
+            skep::NetworkPort { allow: vec!["all but one".into()], ..sound.clone() },
+            skep::NetworkPort { affinity: 9, ..sound.clone() },
+            skep::NetworkPort { protocol: u32::MAX, ..sound },
+        ];
+        let entry = skep::NetworkServiceEntry { service_id: service1().to_string(), ports, ..Default::default() };
+        let delta = skep::NetworkDelta { network_id: NetworkId::for_test(2).to_string(), services: vec![entry], ..Default::default() };
+        let (changes, unclear) = changes(skep::NetworkChanges { networks: vec![delta], ..Default::default() });
+        let [port] = &changes.networks[0].services[0].ports[..] else { panic!("{changes:?}") };
+        assert_eq!((&port.place, port.allow.len()), (&PublishPlace::Interface("eth1".into()), 1));
+        assert_eq!(unclear.len(), 3);
+        assert!(unclear[0].to_string().starts_with("services.ports \"8080:80\": allow[0]: "), "{}", unclear[0]);
     }
 
     #[test]
@@ -192,5 +264,21 @@ mod tests {
         assert_eq!(changes.networks[0].tasks.len(), 1);
         let words: Vec<String> = unclear.iter().map(ToString::to_string).collect();
         assert_eq!(words, ["peers.mac \"[2]\": not 6 bytes", "endpoints.addresses \"nowhere\": invalid IP address syntax"]);
+    }
+
+    #[test]
+    fn keys_that_are_not_understood_leave_a_peer_without() {
+        let key = |epoch, public_key, port| skep::TunnelKey { epoch, public_key, port };
+        let keys = vec![key(4, vec![7; 31], 51820), key(5, vec![7; 32], 0), key(6, vec![7; 32], 51820)];
+        let peer =
+            skep::NetworkPeer { node_index: 2, underlay: "198.18.0.2".into(), mac: vec![2, 0, 0, 0, 0, 2], keys, ..Default::default() };
+        let mut unclear = Vec::new();
+        let peers = peers(vec![peer], &mut unclear);
+        assert_eq!(peers[0].keys, [Some(PeerKey { epoch: 6, public: [7; 32], port: 51820 }), None]);
+        let words: Vec<String> = unclear.iter().map(ToString::to_string).collect();
+        assert_eq!(words, ["peers.keys \"epoch 4\": not 32 bytes", "peers.keys \"epoch 5\": no port"]);
+        for (oldest, sending, newest) in [(0, 0, 0), (4, 4, 6), (4, 6, 5), (5, 5, 4)] {
+            assert!(epochs(skep::TunnelEpochs { oldest, sending, newest }).is_err());
+        }
     }
 }

@@ -10,7 +10,8 @@ use crate::executor::Network;
 use crate::network::{Following, read_changes};
 use skep_failpoint::failpoint;
 use skep_proto::skep::network_state_client::NetworkStateClient;
-use skep_proto::skep::{NetworkHello, NetworkReport};
+use skep_proto::skep::{self, NetworkHello, NetworkReport};
+use skep_types::TunnelKey;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,7 +53,13 @@ async fn once(channel: Channel, config: &SessionConfig, network: &Arc<dyn Networ
     let _followed = Followed(network);
     let (reports, queue) = mpsc::channel(REPORTS);
     let data_path_addr = config.data_path_addr.map(|address| address.to_string()).unwrap_or_default();
-    let hello = NetworkHello { data_path_addr, ..NetworkHello::default() };
+    let cannot_encrypt = network.can_encrypt().await.err();
+    let hello = NetworkHello {
+        data_path_addr,
+        can_encrypt: cannot_encrypt.is_none(),
+        cannot_encrypt: cannot_encrypt.unwrap_or_default(),
+        local_prefixes: network.local_prefixes(),
+    };
     if reports.try_send(NetworkReport { hello: Some(hello), ..NetworkReport::default() }).is_err() {
         return Status::internal("a queue that was just made is full");
     }
@@ -72,6 +79,7 @@ async fn once(channel: Channel, config: &SessionConfig, network: &Arc<dyn Networ
                     }
                     let revision = changes.revision;
                     tracing::debug!(revision, complete = changes.complete, networks = changes.networks.len(), "network changes");
+                    network.prepare(&changes).await;
                     network.take(changes);
                     network.following(Following::Told);
                     failpoint!("agent.networks.taken");
@@ -84,17 +92,22 @@ async fn once(channel: Channel, config: &SessionConfig, network: &Arc<dyn Networ
     };
     tokio::select! {
         status = taking => status,
-        () = acknowledge(network, latest, reports) => Status::unavailable("the manager takes no reports"),
+        () = acknowledge(network, latest, reports.clone()) => Status::unavailable("the manager takes no reports"),
+        () = tell_mtu(network, reports) => Status::unavailable("the manager takes no reports"),
     }
 }
 
 /// Reports each revision once it is in place, the latest instead of many. Returns when nobody takes reports.
 async fn acknowledge(network: &Arc<dyn Network>, mut latest: watch::Receiver<u64>, reports: mpsc::Sender<NetworkReport>) {
     let mut failed = String::new();
+    let mut told = Vec::new();
     // The sender lives as long as the stream.
     while latest.changed().await.is_ok() {
         let revision = loop {
             let revision = *latest.borrow_and_update();
+            if !tell_keys(network, &mut told, &reports).await {
+                return;
+            }
             match network.programmed().await {
                 Ok(()) => break revision,
                 Err(error) => {
@@ -112,7 +125,35 @@ async fn acknowledge(network: &Arc<dyn Network>, mut latest: watch::Receiver<u64
         if reports.send(NetworkReport { programmed: revision, ..NetworkReport::default() }).await.is_err() {
             return;
         }
+        // Some may be out of use now.
+        if !tell_keys(network, &mut told, &reports).await {
+            return;
+        }
     }
+}
+
+/// Reports what a packet may measure on this node's device towards the others, and when that changes. Returns when nobody takes reports.
+async fn tell_mtu(network: &Arc<dyn Network>, reports: mpsc::Sender<NetworkReport>) {
+    let mut told = 0;
+    loop {
+        told = network.underlay_mtu(told).await;
+        if reports.send(NetworkReport { underlay_mtu: told, ..NetworkReport::default() }).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reports the public halves of this node's keys if they are not those that were told; `false` when nobody takes reports. Before
+/// what is acknowledged, for managers count on it that who has done what they asked for has told its key.
+async fn tell_keys(network: &Arc<dyn Network>, told: &mut Vec<TunnelKey>, reports: &mpsc::Sender<NetworkReport>) -> bool {
+    let keys = network.tunnel_keys();
+    if keys == *told {
+        return true;
+    }
+    let wire = |key: &TunnelKey| skep::TunnelKey { epoch: key.epoch, public_key: key.public.clone(), port: key.port.into() };
+    let list = skep::TunnelKeys { keys: keys.iter().map(wire).collect() };
+    *told = keys;
+    reports.send(NetworkReport { keys: Some(list), ..NetworkReport::default() }).await.is_ok()
 }
 
 #[cfg(test)]

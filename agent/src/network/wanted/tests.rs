@@ -6,6 +6,11 @@ use crate::network::picture::{SpannedPort, SpannedService};
 use crate::testing::task;
 use std::sync::Arc;
 
+/// By a node without keys.
+fn wanted(held: &BTreeMap<TaskId, Held>, picture: &Picture) -> Wanted {
+    super::wanted(held, picture, &Own::default())
+}
+
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
@@ -27,7 +32,7 @@ fn behind(wanted: &Wanted) -> Vec<String> {
 
 fn picture(networks: Vec<NetworkPicture>) -> Picture {
     let networks = networks.into_iter().map(|network| (network.network.id.clone(), network)).collect();
-    Picture { revision: 5, node_index: 1, vxlan_port: 0, networks }
+    Picture { revision: 5, node_index: 1, networks, ..Picture::default() }
 }
 
 /// The ingress network with port 80 of `web` published as 8080.
@@ -35,7 +40,13 @@ fn ingress(peers: &[u32], tasks: &[(u64, u32, Readiness)]) -> NetworkPicture {
     let mut known = NetworkPicture::new(cluster(1, "ingress", true));
     known.peers = peers.iter().map(|index| (*index, peer(*index))).collect();
     known.tasks = tasks.iter().map(|(number, node, readiness)| remote(1, *number, *node, *readiness)).map(|t| (t.id.clone(), t)).collect();
-    let port = SpannedPort { name: String::new(), protocol: skep_types::Protocol::Tcp, target: 80, published: Some(8080) };
+    let port = SpannedPort {
+        name: String::new(),
+        protocol: skep_types::Protocol::Tcp,
+        target: 80,
+        published: Some(8080),
+        ..SpannedPort::default()
+    };
     let service = SpannedService { id: service1(), name: "web".into(), aliases: vec![], virtual_ips: vec![], ports: vec![port] };
     known.services = [(service1(), service)].into();
     known
@@ -45,7 +56,7 @@ fn ingress(peers: &[u32], tasks: &[(u64, u32, Readiness)]) -> NetworkPicture {
 fn only_serving_tasks_are_behind_ports_and_virtual_addresses() {
     let wanted = wanted(&table(vec![web(1, true), web(2, false), web(3, true)]), &Picture::default());
     let mode = backends(&["10.0.1.11", "10.0.1.13"]);
-    assert_eq!(wanted.published, [PublishedPort { protocol: Protocol::Tcp, port: 8080, mode }]);
+    assert_eq!(wanted.published, [PublishedPort::new(Protocol::Tcp, 8080, mode)]);
     assert_eq!(behind(&wanted), ["10.0.2.11", "10.0.2.13"]);
     let back = network(&wanted, "back");
     assert_eq!((back.endpoints.len(), back.overlay.as_ref()), (3, None));
@@ -60,7 +71,7 @@ fn tasks_of_other_nodes_are_beside_those_of_this_one() {
     let wanted = wanted(&table(vec![web(1, true)]), &picture(vec![back(&[1, 2, 3], &tasks), ingress(&[1, 2, 3], &tasks)]));
     assert_eq!(behind(&wanted), ["10.0.2.11", "10.0.2.14", "10.0.2.18"]);
     let mode = backends(&["10.0.1.11", "10.0.1.14", "10.0.1.18"]);
-    assert_eq!(wanted.published, [PublishedPort { protocol: Protocol::Tcp, port: 8080, mode }]);
+    assert_eq!(wanted.published, [PublishedPort::new(Protocol::Tcp, 8080, mode)]);
     let network = network(&wanted, "back");
     let with = network.overlay.as_ref().unwrap();
     assert_eq!((with.this.node_index, with.port), (1, 4789));
@@ -74,7 +85,7 @@ fn tasks_of_other_nodes_are_beside_those_of_this_one() {
 #[test]
 fn a_node_without_a_task_answers_published_ports_all_the_same() {
     let wanted = wanted(&table(vec![]), &picture(vec![ingress(&[1, 2], &[(4, 2, Readiness::Ready)])]));
-    assert_eq!(wanted.published, [PublishedPort { protocol: Protocol::Tcp, port: 8080, mode: backends(&["10.0.1.14"]) }]);
+    assert_eq!(wanted.published, [PublishedPort::new(Protocol::Tcp, 8080, backends(&["10.0.1.14"]))]);
     assert!(network(&wanted, "ingress").overlay.is_some());
 }
 
@@ -156,4 +167,25 @@ fn a_task_on_no_network_is_on_the_bridge_with_its_host_ports() {
     assert_eq!(wanted.networks[0].endpoints[0].addresses.len(), 2);
     let gateways: Vec<String> = network.attachments[0].network.subnets.iter().map(|subnet| subnet.gateway.to_string()).collect();
     assert_eq!(gateways, ["172.31.240.1", "fd73:6b65:7001::ac1f:f001"]);
+}
+
+#[test]
+fn a_service_says_who_may_come_and_its_older_tasks_where_they_listen() {
+    let allow = vec!["192.0.2.0/24".parse().unwrap()];
+    let mut known = ingress(&[1, 2], &[(4, 2, Readiness::Ready)]);
+    let service = known.services.get_mut(&service1()).unwrap();
+    (service.ports[0].allow, service.ports[0].affinity) = (allow.clone(), Affinity::Source);
+    let expected = |backends| PublishedPort {
+        allow: allow.clone(),
+        affinity: Affinity::Source,
+        ..PublishedPort::new(Protocol::Tcp, 8080, backends)
+    };
+    // The task of this node began when everybody could come.
+    let one = wanted(&table(vec![web(1, true)]), &picture(vec![known.clone()]));
+    assert_eq!(one.published, [expected(backends(&["10.0.1.11", "10.0.1.14"]))]);
+    // Another place is another port: what is of the older edition answers where it did, until it is replaced.
+    known.services.get_mut(&service1()).unwrap().ports[0].place = PublishPlace::Interface("eth1".into());
+    let both = wanted(&table(vec![web(1, true)]), &picture(vec![known])).published;
+    let narrow = PublishedPort { place: PublishPlace::Interface("eth1".into()), ..expected(backends(&["10.0.1.14"])) };
+    assert_eq!(both, [PublishedPort::new(Protocol::Tcp, 8080, backends(&["10.0.1.11"])), narrow]);
 }
