@@ -4,15 +4,15 @@ mod keeper; // begun again when it ended
 
 pub use keeper::{AgentKeeper, AgentState};
 
-use crate::config::Config;
+use crate::config::{Config, Wireguard};
 use skep_agent::{
     Agent, AgentConfig, AgentDeps, AgentError, ContainerdConfig, LogWriterCommand, ManagerAddress, NetlbNetwork, NodeFacts, NodeImages,
-    NodeSettings, TlsDial, machine_architecture, machine_hostname, node_description,
+    NodeSettings, TlsDial, TunnelEnds, machine_architecture, machine_hostname, node_description,
 };
 use skep_ca::SecurityConfig;
 use skep_images::ImageStore;
-use skep_netlb::Netlb;
 use skep_netlb::dns::Dns;
+use skep_netlb::{Driver, Netlb};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -44,6 +44,13 @@ impl AgentParts {
         let node_id = self.security.identity().map_or_else(|| self.node_id.clone(), |identity| identity.node_id().to_string());
         let network = NetlbNetwork::with_dns(self.network.clone(), self.dns.clone());
         let network = network.remembering(&self.config.data_dir.join("agent/networks.json"), &node_id);
+        let network = match tunnel_driver(self.config.wireguard) {
+            Some(driver) => {
+                let ends = TunnelEnds { driver, port: self.config.wireguard_port };
+                network.encrypting(&self.config.data_dir.join("agent/wireguard"), ends)
+            }
+            None => network,
+        };
         let facts = NodeFacts { id: node_id, hostname: machine_hostname(), os: "linux".into(), architecture: machine_architecture() };
         let config = &self.config;
         let mut containerd = ContainerdConfig::new(config.containerd.clone(), config.data_dir.clone(), config.run_dir.clone(), facts);
@@ -106,6 +113,15 @@ impl AgentParts {
             Ok(outcome) => outcome.map_err(|error| chain(&error)),
             Err(_) => Err("they take too long to end".into()),
         }
+    }
+}
+
+fn tunnel_driver(asked: Wireguard) -> Option<Driver> {
+    match asked {
+        Wireguard::Auto => Some(Driver::Auto),
+        Wireguard::Kernel => Some(Driver::Kernel),
+        Wireguard::Userspace => Some(Driver::Userspace),
+        Wireguard::Off => None,
     }
 }
 

@@ -6,9 +6,12 @@ use serde::Deserialize;
 use skep_netlb::LbDriver;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where the configuration file is looked for when none is named; it may be missing.
 const DEFAULT_FILE: &str = "/etc/skep/skepd.toml";
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// Flags of the daemon; each wins over the same key of the file.
 #[derive(Debug, Default, Clone, Args)]
@@ -43,6 +46,16 @@ pub struct Flags {
     /// What spreads connections over tasks: nftables, ipvs, or auto, which is nftables [default: auto]
     #[arg(long, value_name = "NAME")]
     pub lb_driver: Option<LbDriver>,
+    /// What encrypts packets of encrypted networks: kernel, userspace, auto (the kernel where it can), or off: then this node gets no
+    /// tasks of such networks [default: auto]
+    #[arg(long, value_name = "NAME")]
+    pub wireguard: Option<Wireguard>,
+    /// UDP port of encrypted networks; the one after it is used too, while keys are changed [default: 51820]
+    #[arg(long, value_name = "PORT")]
+    pub wireguard_port: Option<u16>,
+    /// On a manager: after this time all nodes make new keys for encrypted networks [default: 86400]
+    #[arg(long, value_name = "SECONDS")]
+    pub tunnel_key_lifetime: Option<u32>,
     /// Registries that are spoken to without TLS (those on loopback always are)
     #[arg(long, value_name = "HOST:PORT")]
     pub insecure_registry: Vec<String>,
@@ -66,6 +79,17 @@ pub enum LogFormat {
     Text,
 }
 
+/// By what packets are encrypted, if by anything.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Wireguard {
+    #[default]
+    Auto,
+    Kernel,
+    Userspace,
+    Off,
+}
+
 /// The file. A key that is not known is an error: a misspelt one would be ignored otherwise.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -79,6 +103,9 @@ struct File {
     advertise_addr: Option<String>,
     data_path_addr: Option<IpAddr>,
     lb_driver: Option<String>,
+    wireguard: Option<Wireguard>,
+    wireguard_port: Option<u16>,
+    tunnel_key_lifetime: Option<u32>,
     insecure_registries: Vec<String>,
     labels: std::collections::BTreeMap<String, String>,
     log_level: Option<String>,
@@ -98,6 +125,10 @@ pub struct Config {
     pub advertise_addr: Option<String>,
     pub data_path_addr: Option<IpAddr>,
     pub lb_driver: LbDriver,
+    pub wireguard: Wireguard,
+    /// And the one after it.
+    pub wireguard_port: u16,
+    pub tunnel_key_lifetime: Duration,
     pub insecure_registries: Vec<String>,
     pub labels: std::collections::BTreeMap<String, String>,
     pub log_level: String,
@@ -133,6 +164,12 @@ impl Config {
             advertise_addr: flags.advertise_addr.or(file.advertise_addr).filter(|text| !text.is_empty()),
             data_path_addr: flags.data_path_addr.or(file.data_path_addr),
             lb_driver: flags.lb_driver.or(lb_driver).unwrap_or_default(),
+            wireguard: flags.wireguard.or(file.wireguard).unwrap_or_default(),
+            wireguard_port: flags.wireguard_port.or(file.wireguard_port).unwrap_or(51820),
+            tunnel_key_lifetime: flags
+                .tunnel_key_lifetime
+                .or(file.tunnel_key_lifetime)
+                .map_or(DAY, |secs| Duration::from_secs(secs.into())),
             insecure_registries: flags.insecure_registry.into_iter().chain(file.insecure_registries).collect(),
             labels,
             log_level: flags.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
@@ -168,6 +205,9 @@ impl Config {
             let is_usable = !ip.is_unspecified() && !ip.is_multicast();
             ensure!(is_usable, "data_path_addr: nobody can be reached at {ip}; name an address of this machine");
         }
+        let ports = 1..u16::MAX;
+        ensure!(ports.contains(&self.wireguard_port), "wireguard_port: {} and the one after it are no ports", self.wireguard_port);
+        ensure!(!self.tunnel_key_lifetime.is_zero(), "tunnel_key_lifetime: keys cannot be changed all the time; at least 1");
         let name = &self.containerd_namespace;
         let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         ensure!(
@@ -222,6 +262,8 @@ mod tests {
             (Flags { listen_addr: Some(SocketAddr::from(([0, 0, 0, 0], 0))), ..Flags::default() }, "listen_addr"),
             (Flags { advertise_addr: Some("0.0.0.0".into()), ..Flags::default() }, "advertise_addr"),
             (Flags { data_path_addr: Some(IpAddr::from([0, 0, 0, 0])), ..Flags::default() }, "data_path_addr"),
+            (Flags { wireguard_port: Some(65535), ..Flags::default() }, "wireguard_port"),
+            (Flags { tunnel_key_lifetime: Some(0), ..Flags::default() }, "tunnel_key_lifetime"),
             (Flags { containerd_namespace: Some("a/b".into()), ..Flags::default() }, "containerd_namespace"),
             (Flags { cgroup_parent: Some("/a/../b".into()), ..Flags::default() }, "cgroup_parent"),
             (Flags { cgroup_parent: Some("/".into()), ..Flags::default() }, "cgroup_parent"),

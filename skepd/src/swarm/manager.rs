@@ -8,7 +8,7 @@ use crate::parts::NodeParts;
 use crate::state::NodeFile;
 use anyhow::{Context, Result, anyhow};
 use skep_ca::UnlockKey;
-use skep_manager::{Crowd, LeaveError, Manager, ManagerConfig, ManagerHandle, PeerTransport};
+use skep_manager::{AddressCounts, Crowd, LeaveError, Manager, ManagerConfig, ManagerHandle, PeerTransport};
 use skep_store::{Store, StoreConfig, StoreError, system_clock};
 use skep_types::ClusterView as _;
 use std::net::SocketAddr;
@@ -52,6 +52,7 @@ impl ManagerPart {
             advertise_addr: node.advertise_addr,
             clock: system_clock(),
             transport,
+            tunnel_key_lifetime: parts.config.tunnel_key_lifetime,
         };
         let handle = Manager::start(config, &stop);
         let mut servers = JoinSet::new();
@@ -93,6 +94,11 @@ impl ManagerPart {
 
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// What audits of addresses found while this manager led.
+    pub fn addresses(&self) -> Arc<AddressCounts> {
+        self.handle.addresses()
     }
 
     pub fn announced(&self) -> watch::Receiver<Announced> {
