@@ -5,6 +5,7 @@ mod calls; // from connections to routes
 mod calm; // frames that carry nothing
 mod crowd; // a runtime for agents
 mod deadline; // how long callers wait
+mod flood; // connections that HTTP/2 ended
 mod unreadable; // messages that are none
 
 pub use self::crowd::Crowd;
@@ -12,6 +13,7 @@ pub use self::crowd::Crowd;
 use self::at_once::AtOnce;
 use self::calls::Calls;
 use self::calm::Calm;
+use self::flood::Culprit;
 use crate::authorize::ConnectionInfo;
 use crate::drive::chain;
 use hyper::server::conn::http2::{self, Builder};
@@ -91,7 +93,7 @@ pub async fn serve_beside<IO>(
 where
     IO: AsyncRead + AsyncWrite + RemoteAddr + Unpin + Send + 'static,
 {
-    let (http, routes) = (http(), routes.prepare());
+    let (http, routes, manners) = (http(), routes.prepare(), incoming.manners());
     let mut conversations = JoinSet::new();
     let outcome = loop {
         tokio::select! {
@@ -102,7 +104,8 @@ where
                     // Managers also pass on what agents of theirs want.
                     let is_manager = info.peer.as_ref().is_some_and(|peer| peer.is_manager());
                     let calls = Calls { routes: routes.clone(), connection: info, crowd: is_manager.then(|| crowd.clone()) };
-                    let conversation = Conversation::new(&http, connection, calls, &stop);
+                    let culprit = Culprit::new(&manners, &calls.connection);
+                    let conversation = Conversation::new(&http, connection, calls, culprit, &stop);
                     if is_manager { conversations.spawn(conversation) } else { conversations.spawn_on(conversation, &crowd) };
                 }
                 None => break Err(ServeError::NothingAccepts),
@@ -124,6 +127,8 @@ where
 /// thousands of them: an `async fn` keeps room for what it was given beside what it made of that.
 struct Conversation<IO: AsyncRead + AsyncWrite + Unpin> {
     http: http2::Connection<TokioIo<Calm<IO>>, Calls, AtOnce>,
+    /// Who is told on if the connection has to be ended for a flood.
+    culprit: Culprit,
     /// `None` after the stop.
     stop: Option<Pin<Box<WaitForCancellationFutureOwned>>>,
 }
@@ -132,9 +137,9 @@ impl<IO> Conversation<IO>
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    fn new(http: &Builder<AtOnce>, connection: IO, calls: Calls, stop: &CancellationToken) -> Self {
+    fn new(http: &Builder<AtOnce>, connection: IO, calls: Calls, culprit: Culprit, stop: &CancellationToken) -> Self {
         let http = http.serve_connection(TokioIo::new(Calm::new(connection)), calls);
-        Self { http, stop: Some(Box::pin(stop.clone().cancelled_owned())) }
+        Self { http, culprit, stop: Some(Box::pin(stop.clone().cancelled_owned())) }
     }
 }
 
@@ -155,6 +160,7 @@ where
         Pin::new(&mut this.http).poll(context).map(|outcome| {
             if let Err(error) = outcome {
                 tracing::debug!(error = chain(&error), "a connection ended badly");
+                this.culprit.judge(&error);
             }
         })
     }

@@ -5,6 +5,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{SendRequest, handshake};
 use hyper_util::rt::TokioExecutor;
+use skep_ca::Manners;
 use skep_proto::v1::health_server::{Health, HealthServer};
 use skep_proto::v1::{HealthCheckRequest, HealthCheckResponse};
 use tonic::Status;
@@ -32,7 +33,8 @@ async fn connected() -> (SendRequest<Full<Bytes>>, CancellationToken, JoinSet<()
     let routes = Routes::new(HealthServer::new(Moody)).prepare();
     let calls = Calls { routes, connection: ConnectionInfo { peer: None, addr }, crowd: None };
     let (stop, mut both) = (CancellationToken::new(), JoinSet::new());
-    both.spawn(Conversation::new(&http(), far, calls, &stop));
+    let culprit = Culprit::new(&Manners::default(), &calls.connection);
+    both.spawn(Conversation::new(&http(), far, calls, culprit, &stop));
     let (sender, connection) = handshake(TokioExecutor::new(), TokioIo::new(near)).await.unwrap();
     both.spawn(async { connection.await.unwrap() });
     (sender, stop, both)

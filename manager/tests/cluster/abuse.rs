@@ -1,12 +1,13 @@
 //! Clients that mean harm: by HTTP/2, by gRPC, by messages that are none. Whatever they send, the manager goes on for the others.
 
-use crate::every_method::{anonymous_tls, ask, every_method};
+use crate::every_method::{anonymous_tls, ask, ask_bytes, every_method};
 use crate::support::{Cluster, Dice, PATIENCE, eventually, service, tasks};
 use crate::wire::varint;
 use http::Method;
 use rustls::pki_types::ServerName;
+use skep_ca::{Connector, SecurityConfig};
 use skep_proto::v1;
-use skep_types::ClusterView as _;
+use skep_types::{ClusterView as _, NodeRole};
 use std::net::SocketAddr;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -62,9 +63,31 @@ pub async fn speaker(addr: SocketAddr) -> Tls {
     stream
 }
 
+/// The same with a certificate; `None` if the server does not let it in.
+async fn speaker_as(cluster: &Cluster, security: &SecurityConfig) -> Option<Tls> {
+    let tcp = TcpStream::connect(cluster.addr).await.unwrap();
+    let (mut stream, _) = Connector::node(security).connect(tcp).await.ok()?;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.ok()?;
+    stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.ok()?;
+    // In TLS 1.3 a client is done before it is refused: who is let in is greeted.
+    let mut head = [0; 9];
+    stream.read_exact(&mut head).await.ok()?;
+    let mut settings = vec![0; u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize];
+    stream.read_exact(&mut settings).await.ok()?;
+    Some(stream)
+}
+
+/// Rapid reset (CVE-2023-44487).
+fn resets() -> impl Iterator<Item = Vec<u8>> + Send + 'static {
+    (0..20_000u32).flat_map(|number| {
+        let stream = 2 * number + 1;
+        [frame(HEADERS, END_HEADERS | END_STREAM, stream, REQUEST), frame(RST_STREAM, 0, stream, &8u32.to_be_bytes())]
+    })
+}
+
 /// Writes all of it, or until the server has had enough. Whether it had: it said so, or it broke off.
-async fn is_cut_off(cluster: &Cluster, frames: impl Iterator<Item = Vec<u8>> + Send + 'static) -> bool {
-    let (from_server, mut to_server) = tokio::io::split(speaker(cluster.addr).await);
+async fn is_cut_off(stream: Tls, frames: impl Iterator<Item = Vec<u8>> + Send + 'static) -> bool {
+    let (from_server, mut to_server) = tokio::io::split(stream);
     let mut writing = tokio::spawn(async move {
         let mut frames = frames.peekable();
         while frames.peek().is_some() {
@@ -90,20 +113,37 @@ async fn still_serves(cluster: &Cluster) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn floods_of_http2_end_the_connection_they_come_on_and_nothing_else() {
     let cluster = Cluster::start().await;
-    let resets = (0..20_000u32).flat_map(|number| {
-        let stream = 2 * number + 1;
-        [frame(HEADERS, END_HEADERS | END_STREAM, stream, REQUEST), frame(RST_STREAM, 0, stream, &8u32.to_be_bytes())]
-    });
-    assert!(is_cut_off(&cluster, resets).await, "rapid reset (CVE-2023-44487)");
+    assert!(is_cut_off(speaker(cluster.addr).await, resets()).await, "rapid reset");
     still_serves(&cluster).await;
     let begin = std::iter::once(frame(HEADERS, END_STREAM, 1, REQUEST));
     let endless = begin.chain((0..50_000).map(|_| frame(CONTINUATION, 0, 1, &[0x00, 1, b'a', 1, b'b'])));
-    assert!(is_cut_off(&cluster, endless).await, "headers without end (CVE-2024-27316)");
+    assert!(is_cut_off(speaker(cluster.addr).await, endless).await, "headers without end (CVE-2024-27316)");
     still_serves(&cluster).await;
 
     // More streams than are allowed: each is refused for itself, or the connection is.
     let many = (0..5_000u32).map(|number| frame(HEADERS, END_HEADERS, 2 * number + 1, REQUEST));
-    is_cut_off(&cluster, many).await;
+    is_cut_off(speaker(cluster.addr).await, many).await;
+    still_serves(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_floods_again_and_again_is_not_let_in_for_a_while() {
+    let cluster = Cluster::start().await;
+    let (bad, good) = (cluster.join(NodeRole::Worker).await, cluster.join(NodeRole::Worker).await);
+    let mut floods = 0;
+    while let Some(stream) = speaker_as(&cluster, &bad).await {
+        assert!(is_cut_off(stream, resets()).await);
+        floods += 1;
+        assert!(floods < 30, "it is let in for ever");
+    }
+    assert!(floods >= 4, "after {floods} floods: an accident is no reason");
+    assert!(cluster.security.refused().crowded > 0);
+    assert!(speaker_as(&cluster, &good).await.is_some(), "a node at the same address");
+    // Who keeps a manager out may cost the cluster its majority.
+    for _ in 0..8 {
+        let stream = speaker_as(&cluster, &cluster.security).await.expect("a manager is let in");
+        assert!(is_cut_off(stream, resets()).await);
+    }
     still_serves(&cluster).await;
 }
 
@@ -173,17 +213,88 @@ async fn messages_beyond_all_measure_are_refused() {
             }
         }
     }
-    // Many small things are only many.
-    let names: Vec<u8> = (0..1_000_000).flat_map(|_| [0x0a, 0]).collect();
-    let mut filters = vec![0x0a];
-    filters.extend(varint(names.len() as u64));
-    filters.extend(&names);
-    let _ = ask(&mut channel, Method::POST, "/docker.swarmkit.v1.Control/ListNodes", &whole(&filters)).await;
     let mut odd = service("odd", 1);
     odd.endpoint = Some(v1::EndpointSpec { mode: 4711, ..Default::default() });
     let refusal = cluster.control().await.create_service(v1::CreateServiceRequest { spec: Some(odd) }).await.unwrap_err();
     assert_eq!(refusal.code(), Code::InvalidArgument, "an enumeration knows its values: {refusal:?}");
     still_serves(&cluster).await;
+}
+
+/// A field with so many bytes in it.
+fn holding(key: u8, inner: &[u8]) -> Vec<u8> {
+    let mut field = vec![key];
+    field.extend(varint(inner.len() as u64));
+    field.extend(inner);
+    field
+}
+
+/// Messages that are nothing but entries: the method, what it is sent, and whether that is more than it may become.
+fn heavy() -> Vec<(&'static str, Vec<u8>, bool)> {
+    let most = (4 << 20) - 100;
+    let many = |key: u8, bytes: usize| [key, 0].repeat(bytes / 2);
+    vec![
+        // updates
+        ("/docker.swarmkit.v1.Dispatcher/UpdateTaskStatus", many(0x1a, most), true),
+        // filters.names
+        ("/docker.swarmkit.v1.Control/ListNodes", holding(0x0a, &many(0x0a, most)), true),
+        // messages
+        ("/docker.swarmkit.v1.LogBroker/PublishLogs", many(0x12, most), true),
+        // spec.task.container.mounts
+        ("/docker.swarmkit.v1.Control/CreateService", holding(0x0a, &holding(0x12, &holding(0x0a, &many(0x42, most)))), true),
+        // As many as may be.
+        ("/docker.swarmkit.v1.Dispatcher/UpdateTaskStatus", many(0x1a, 12_000), false),
+        ("/docker.swarmkit.v1.Control/ListNodes", holding(0x0a, &many(0x0a, 120_000)), false),
+    ]
+}
+
+/// A line of `/proc/self/status`, in bytes.
+fn memory(line: &str) -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let found = status.lines().find_map(|text| text.strip_prefix(line)).expect("the kernel tells it");
+    found.trim_start_matches(':').trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
+const CASE: &str = "SKEP_TEST_HEAVY";
+
+#[test]
+fn no_message_of_entries_takes_more_than_eight_megabytes() {
+    for case in 0..heavy().len() {
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--nocapture", "abuse::what_a_heavy_message_takes"])
+            .env(CASE, case.to_string())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&child.stdout).into_owned() + &String::from_utf8_lossy(&child.stderr);
+        assert!(child.status.success() && said.contains("at most"), "case {case}: {said}");
+    }
+}
+
+/// In a process of its own, where nobody else takes memory.
+#[test]
+#[ignore = "a part of the test above, which starts it"]
+fn what_a_heavy_message_takes() {
+    let case = std::env::var(CASE).expect("the test above says which message").parse::<usize>().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let cluster = Cluster::start().await;
+        let mut channel = cluster.channel(&cluster.security).await;
+        let (path, message, is_too_much) = heavy().swap_remove(case);
+        let body = bytes::Bytes::from(whole(&message));
+        drop(message);
+        // What the first calls take for good.
+        for _ in 0..20 {
+            ask(&mut channel, Method::POST, path, &whole(&[])).await;
+        }
+        let before = memory("VmRSS");
+        // The greatest there was is forgotten (man 5 proc).
+        std::fs::write("/proc/self/clear_refs", "5").unwrap();
+        let (_, code) = ask_bytes(&mut channel, Method::POST, path, body).await;
+        let taken = memory("VmHWM").saturating_sub(before);
+        println!("{path}: at most {taken} bytes, {code:?}");
+        assert_eq!(code == Some(Code::ResourceExhausted), is_too_much, "{path}: {code:?}");
+        assert!(taken <= 8 << 20, "{path} takes {taken} bytes");
+        still_serves(&cluster).await;
+    });
 }
 
 /// Fields that could be some message's: nested, of every wire type, with lengths that fit more often than not.

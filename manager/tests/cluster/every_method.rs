@@ -58,8 +58,13 @@ const EMPTY: &[u8] = &[0; 5];
 
 /// What the server says to a body, or to a request that is no call at all. The code is there if the answer is a refusal.
 pub async fn ask(channel: &mut Channel, method: Method, path: &str, body: &[u8]) -> (http::StatusCode, Option<Code>) {
+    ask_bytes(channel, method, path, bytes::Bytes::copy_from_slice(body)).await
+}
+
+/// The same without a copy.
+pub async fn ask_bytes(channel: &mut Channel, method: Method, path: &str, body: bytes::Bytes) -> (http::StatusCode, Option<Code>) {
     let request = Request::builder().method(method).uri(path).header("content-type", "application/grpc").header("te", "trailers");
-    let body = http_body_util::Full::new(bytes::Bytes::copy_from_slice(body));
+    let body = http_body_util::Full::new(body);
     let request = request.body(Body::new(body)).unwrap();
     let answer = tokio::time::timeout(PATIENCE, async { channel.ready().await.unwrap().call(request).await.unwrap() }).await;
     let answer = answer.unwrap_or_else(|_| panic!("{path} is not answered"));

@@ -36,14 +36,19 @@ pub struct Cluster {
 
 impl Cluster {
     pub async fn start() -> Self {
+        Self::start_at("127.0.0.1:0").await
+    }
+
+    /// The same on other addresses.
+    pub async fn start_at(listen: &str) -> Self {
         prepare();
         let dir = tempfile::tempdir().unwrap();
         let (authority, node_id, security) = Authority::found();
         let member = Member { node_id: node_id.to_string(), addr: String::new() };
         let store = Store::bootstrap(StoreConfig::new(dir.path().join("raft")), 1, member, Arc::new(Alone)).await.unwrap();
         authority.populate(&store, &security).await;
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
+        let listener = TcpListener::bind(listen).await.unwrap();
+        let addr = SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));
         let mut this = Self { store, authority, security, node_id, addr, serving: None, dir };
         this.start_manager(listener);
         this
