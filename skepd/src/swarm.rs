@@ -149,6 +149,7 @@ impl Swarm {
             locked,
             problem,
             store: self.manager().map(|part| part.store().clone()),
+            addresses: self.manager().map(ManagerPart::addresses),
             announced: self.manager().map(ManagerPart::announced),
             agent: self.agent.state(),
             renewer: self.renewer.as_ref().map(Renewer::state),
@@ -245,14 +246,19 @@ impl Swarm {
         self.node.save(&self.parts.config.data_dir).context("cannot note what this node is")
     }
 
-    /// Ends all parts and leaves the tasks running. The agent first, while the manager beside it can note that; then a leader hands
-    /// over, so that the others need not wait for it.
+    /// Ends all parts and leaves the tasks running. A leader hands over before anything else: what ends afterwards takes time, in which
+    /// the others could not write if the machine were switched off meanwhile. The agent ends before the manager beside it, which passes
+    /// its farewell on.
     pub async fn stop(self) {
+        if let Seat::Manager(part) = &self.seat {
+            part.hand_over().await;
+        }
         if let Some(renewer) = self.renewer {
             renewer.stop().await;
         }
         self.agent.stop().await;
         if let Seat::Manager(part) = self.seat {
+            // Somebody may have given it back.
             part.hand_over().await;
             part.stop().await;
         }
