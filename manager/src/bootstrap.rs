@@ -3,8 +3,8 @@
 use skep_ca::{JoinToken, RootCa};
 use skep_types::{
     Action, Annotations, Availability, Certificate, Cluster, ClusterId, ClusterRootCa, ClusterSpec, Driver, IssuanceState, JoinTokens,
-    Labels, Membership, Network, NetworkId, NetworkSpec, Node, NodeDescription, NodeId, NodeRole, NodeSpec, Object, PREDEFINED_LABEL,
-    Sensitive, UnlockKey,
+    Labels, Membership, Network, NetworkId, NetworkSpec, Node, NodeDescription, NodeId, NodeOverlay, NodeRole, NodeSpec, Object,
+    PREDEFINED_LABEL, Sensitive, UnlockKey,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub struct NewCluster<'a> {
     pub subnet_size: u32,
     /// 0 = 4789.
     pub vxlan_port: u32,
+    /// Subnets of the first manager's own devices.
+    pub local_prefixes: Vec<String>,
     /// `None` = 90 days.
     pub node_cert_expiry: Option<Duration>,
     /// What managers are locked with from the beginning; `None` = they are not locked.
@@ -104,6 +106,8 @@ fn first_node(new: &NewCluster<'_>) -> Node {
         },
         role: NodeRole::Manager,
         vxlan_port: new.vxlan_port,
+        // Known before its agent says it, for the ingress network gets its subnet at once.
+        overlay: Some(NodeOverlay { local_prefixes: new.local_prefixes.clone(), ..NodeOverlay::default() }),
         ..Node::new(new.node_id.clone())
     }
 }
@@ -153,6 +157,7 @@ mod tests {
             default_address_pool: Vec::new(),
             subnet_size: 0,
             vxlan_port: 0,
+            local_prefixes: Vec::new(),
             node_cert_expiry: None,
             unlock_key: Some(UnlockKey::new([6; 32])),
         });

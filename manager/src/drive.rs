@@ -8,12 +8,14 @@
 //! There is no pause between a change and the reaction to it. Under load changes gather by themselves while a commit is in
 //! flight.
 
+mod audit;
 mod deciders;
 mod draft;
 mod mind;
 #[cfg(test)]
 mod tests;
 
+pub use audit::{AddressCounts, AddressTotals};
 pub use draft::Draft;
 pub use mind::{Mind, Own};
 
@@ -126,7 +128,12 @@ impl Driver {
         loop {
             // A wish to be asked again at once by who proposed nothing must not make us spin.
             let earliest = self.shared.now() + LEAST_WAIT;
+        let mut next_audit = tokio::time::Instant::now();
             let wake_at = self.settle().await?.map(|when| when.max(earliest));
+            if next_audit <= tokio::time::Instant::now() {
+                self.audit().await?;
+                next_audit = tokio::time::Instant::now() + audit::AUDIT_EVERY;
+            }
             let clock = self.shared.clock.clone();
             tokio::select! {
                 event = self.feed.next() => self.note(event)?,

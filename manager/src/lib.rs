@@ -43,6 +43,7 @@ mod watch; // changes for clients
 
 pub use authorize::ConnectionInfo;
 pub use bootstrap::{NewCluster, initial_objects};
+pub use drive::{AddressCounts, AddressTotals};
 pub use manager::{Manager, ManagerConfig, ManagerHandle};
 pub use peers::{JoinError, LeaveError, PeerTransport, join_managers};
 pub use serve::{Crowd, RemoteAddr, ServeError, serve, serve_beside};

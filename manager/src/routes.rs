@@ -3,7 +3,7 @@
 use crate::authorize::revoke::Revocations;
 use crate::authorize::{Authorized, Door, Facts, Guard};
 use crate::ca::CaService;
-use crate::control::{ControlService, ExplanationsService};
+use crate::control::{ControlService, ExplanationsService, NetworkSettingsService};
 use crate::dispatcher::{Dispatcher, DispatcherService};
 use crate::forward::{Forwarded, Forwarder};
 use crate::health::HealthService;
@@ -14,6 +14,7 @@ use crate::resource::ResourceService;
 use crate::shared::Shared;
 use crate::watch::WatchService;
 use skep_proto::skep::explanations_server::ExplanationsServer;
+use skep_proto::skep::network_settings_server::NetworkSettingsServer;
 use skep_proto::skep::network_state_server::NetworkStateServer;
 use skep_proto::skep::{membership_server::MembershipServer, raft_server::RaftServer};
 use skep_proto::v1;
@@ -65,6 +66,7 @@ pub(crate) fn routes(
     leader!(v1::log_broker_server::LogBrokerServer::new(logs));
     leader!(v1::resource_allocator_server::ResourceAllocatorServer::new(ResourceService));
     leader!(NetworkStateServer::new(NetworkStateService::new(shared())));
+    leader!(NetworkSettingsServer::new(NetworkSettingsService::new(shared())));
     leader!(ExplanationsServer::new(ExplanationsService::new(shared())));
     here!(v1::watch_server::WatchServer::new(WatchService::new(shared())));
     here!(v1::health_server::HealthServer::new(health));

@@ -44,6 +44,7 @@ const OWN_RULES: &[(&str, Rule)] = &[
     ("Raft/", Rule::Peer),
     ("Explanations/", Rule::Manager),
     ("Membership/", Rule::Manager),
+    ("NetworkSettings/", Rule::Manager),
     ("NetworkState/", Rule::ManagerOrWorker),
 ];
 
@@ -137,6 +138,7 @@ mod tests {
         assert_eq!(rule_for("/skep.v1.Raft/Call"), Some(Rule::Peer));
         assert_eq!(rule_for("/skep.v1.Membership/Join"), Some(Rule::Manager));
         assert_eq!(rule_for("/skep.v1.NetworkState/Follow"), Some(Rule::ManagerOrWorker));
+        assert_eq!(rule_for("/skep.v1.NetworkSettings/Update"), Some(Rule::Manager));
         assert_eq!(rule_for("/docker.swarmkit.v1.Control/CreateService"), Some(Rule::Manager));
         assert_eq!(rule_for("/docker.swarmkit.v1.Dispatcher/Session"), Some(Rule::ManagerOrWorker));
     }

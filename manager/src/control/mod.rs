@@ -3,6 +3,7 @@
 //! Each call parses its request into `skep-types`, checks it, writes with the version it was decided on, and answers
 //! after the commit. Refusals of single fields name the field.
 
+mod adjust;
 mod cluster;
 pub(crate) mod errors;
 mod explain;
@@ -15,6 +16,7 @@ mod task;
 mod validate;
 
 pub(crate) use self::explain::ExplanationsService;
+pub(crate) use self::adjust::NetworkSettingsService;
 pub(crate) use self::node::certificate_start;
 pub use self::node::removal;
 use crate::shared::Shared;

@@ -109,6 +109,11 @@ impl Deciders {
     /// What one decider proposes. `wake_at` of an empty plan says when it wants to be asked again.
     pub(super) fn plan(&mut self, index: usize, view: &View, ids: &mut dyn Ids, now: Timestamp) -> Plan {
         match index {
+    /// See [`Allocator::audit`].
+    pub(super) fn audit(&mut self, view: &View) -> skep_plan::AddressAudit {
+        self.allocator.audit(view)
+    }
+
             0 => self.orchestrator.plan(view, ids, now),
             1 => self.plan_enforcement(view, now),
             2 => self.allocator.plan(view, now),

@@ -103,6 +103,13 @@ impl Mind {
                         }
                     }
                     Err(error) => {
+    /// Compares what objects hold with what is taken to be in use. Everything up to the view must have been observed, and nothing that is
+    /// not written.
+    #[must_use]
+    pub fn audit(&mut self, view: &View) -> skep_plan::AddressAudit {
+        self.deciders.audit(view)
+    }
+
                         tracing::warn!(decider = name, %error, "a decider proposed what does not fit its own picture; building it anew");
                         self.deciders = Deciders::new(draft.view(), self.orphan_after, now);
                     }

@@ -37,6 +37,7 @@ impl Authority {
             default_address_pool: Vec::new(),
             subnet_size: 0,
             vxlan_port: 0,
+            local_prefixes: Vec::new(),
             node_cert_expiry: None,
             unlock_key: None,
         });

@@ -9,6 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// Default pool and the size cut from it (wire-behaviour 16.1).
 const DEFAULT_POOL: &str = "10.0.0.0/8";
 const DEFAULT_SUBNET_SIZE: u8 = 24;
+/// Where nobody named pools and the nodes' own networks leave nothing of the default one: the rest of RFC 1918.
+const SPARE_POOLS: [&str; 2] = ["172.16.0.0/12", "192.168.0.0/16"];
 
 pub(crate) fn number(address: IpAddr) -> u128 {
     match address {
@@ -108,7 +110,8 @@ impl Subnets {
         let prefix = prefix.or(size).unwrap_or(DEFAULT_SUBNET_SIZE);
         let given: Vec<Ipv4Net> =
             cluster.map_or(&[][..], |cluster| &cluster.default_address_pool).iter().filter_map(|pool| pool.parse().ok()).collect();
-        let pools = if given.is_empty() { vec![DEFAULT_POOL.parse().expect("a subnet")] } else { given };
+        let default = || std::iter::once(DEFAULT_POOL).chain(SPARE_POOLS).map(|pool| pool.parse().expect("a subnet")).collect();
+        let pools: Vec<Ipv4Net> = if given.is_empty() { default() } else { given };
         let mut used = self.v4.clone();
         for net in nodes.iter().filter(|net| matches!(net, IpNet::V4(_))) {
             let (start, end) = bounds(net);
@@ -260,6 +263,8 @@ mod tests {
         let near = net("10.0.0.0/23");
         assert_eq!(subnets.take_v4(Some(&cluster), None, &own), Err(SubnetError::NodesInTheWay { prefix: 24, near }));
         assert_eq!(subnets.claim(net("10.0.1.0/24")), Ok(net("10.0.1.0/24")), "who names it knows why");
+        let wide: BTreeSet<IpNet> = [net("10.0.0.0/8"), net("172.16.0.0/16")].into();
+        assert_eq!(subnets.take_v4(None, None, &wide), Ok(net("172.17.0.0/24")), "nobody asked for 10.0.0.0/8");
     }
 
     #[test]
