@@ -7,7 +7,8 @@ use crate::state::NodeFile;
 use crate::swarm::Announced;
 use skep_agent::ManagerAddress;
 use skep_ca::SecurityConfig;
-use skep_proto::skep::{RefusedConnections, Replica, StatusResponse, status_response::Role};
+use skep_manager::{AddressCounts, AddressTotals};
+use skep_proto::skep::{AddressAudit, RefusedConnections, Replica, StatusResponse, status_response::Role};
 use skep_store::Store;
 use skep_types::{ClusterView as _, NodeRole};
 use std::path::{Path, PathBuf};
@@ -23,6 +24,7 @@ pub struct Shown {
     pub problem: String,
     /// Of a manager that runs.
     pub store: Option<Store>,
+    pub addresses: Option<Arc<AddressCounts>>,
     pub announced: Option<watch::Receiver<Announced>>,
     pub agent: watch::Receiver<AgentState>,
     pub renewer: Option<watch::Receiver<RenewerState>>,
@@ -119,6 +121,7 @@ impl Board {
             status.leader = store.leadership().borrow().is_leader;
             status.replica = replica.then(|| replica_of(store));
         }
+        status.addresses = shown.addresses.as_ref().and_then(|counts| counts.totals()).map(audited);
         status
     }
 }
@@ -126,6 +129,11 @@ impl Board {
 fn refused(security: &SecurityConfig) -> RefusedConnections {
     let skep_ca::Refused { no_certificate, foreign, expired, unfinished, crowded, malformed } = security.refused();
     RefusedConnections { no_certificate, foreign, expired, unfinished, crowded, malformed }
+}
+
+fn audited(totals: AddressTotals) -> AddressAudit {
+    let AddressTotals { audits, doubled, leaked, missed, mended } = totals;
+    AddressAudit { audits, doubled, leaked, missed, mended }
 }
 
 fn replica_of(store: &Store) -> Replica {

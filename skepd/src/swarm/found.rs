@@ -42,7 +42,8 @@ impl Swarm {
             network_ids: std::array::from_fn(|_| NetworkId::from_random(rand::random())),
             default_address_pool: request.default_address_pool,
             subnet_size: request.subnet_size,
-            vxlan_port: 0,
+            vxlan_port: request.data_path_port,
+            local_prefixes: wanted.local_prefixes,
             node_cert_expiry: Some(wanted.lifetime),
             unlock_key: unlock.clone(),
         });

@@ -8,10 +8,12 @@ use crate::output::{self, Table};
 use crate::resolve;
 use ipnet::IpNet;
 use serde_json::{Value, json};
+use skep_proto::skep::UpdateNetworkRequest;
 use skep_proto::{FromWire, ToWire, v1};
 use skep_types::{Network, Service, Task, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use tonic::{Code, Status};
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
@@ -31,11 +33,28 @@ pub enum Command {
         #[command(flatten)]
         flags: InspectFlags,
     },
+    /// Change a network that spans hosts while it is used
+    Update {
+        /// Size of its packets in bytes, 1280 to 65535; auto: the largest that fits between its hosts, followed when that changes
+        #[arg(long, required = true, value_name = "BYTES|auto", value_parser = mtu)]
+        mtu: u32,
+        #[arg(value_name = "NETWORK")]
+        network: String,
+    },
     /// Remove networks; one that is used stays, and it is said by whom
     Rm {
         #[arg(required = true, value_name = "NETWORK")]
         networks: Vec<String>,
     },
+}
+
+/// 0: the nodes find it out.
+fn mtu(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        _ if text == "auto" => Ok(0),
+        Ok(bytes) if (1280..=65_535).contains(&bytes) => Ok(bytes),
+        _ => Err("give a number of bytes from 1280 to 65535, or auto".into()),
+    }
 }
 
 pub async fn run(command: Command, connection: &Connection) -> Result<(), Failure> {
@@ -48,6 +67,12 @@ pub async fn run(command: Command, connection: &Connection) -> Result<(), Failur
         }
         Command::Ls(flags) => list(&flags, connection).await,
         Command::Inspect { networks, flags } => inspect(&networks, &flags, connection).await,
+        Command::Update { mtu, network } => {
+            let found = resolve::network(connection, &network).await?;
+            let request = UpdateNetworkRequest { network_id: found.id, mtu };
+            connection.network_settings().update(request).await.map_err(not_there)?;
+            output::put(&format!("{network}\n"))
+        }
         Command::Rm { networks } => {
             each(&networks, async |name| {
                 let network = resolve::network(connection, name).await?;
@@ -57,6 +82,14 @@ pub async fn run(command: Command, connection: &Connection) -> Result<(), Failur
             })
             .await
         }
+    }
+}
+
+/// A manager of the original has no such call.
+fn not_there(status: Status) -> Failure {
+    match status.code() {
+        Code::Unimplemented => Failure::failed("the managers of this cluster cannot change a network; remove it and make it anew"),
+        _ => status.into(),
     }
 }
 
@@ -99,6 +132,7 @@ async fn inspect(names: &[String], flags: &InspectFlags, connection: &Connection
         let mut value = output::readable(network)?;
         if let Value::Object(fields) = &mut value {
             let (more, used) = users(network, &services, &tasks, &nodes);
+            fields.insert("encrypted".into(), network.is_encrypted().into());
             fields.insert("address_use".into(), address_use(network, &used));
             fields.extend(more);
         }
@@ -161,6 +195,12 @@ fn address_use(network: &Network, used: &BTreeSet<IpAddr>) -> Value {
 mod tests {
     use super::*;
     use skep_types::{IpamConfig, IpamOptions, NetworkId, NetworkSpec};
+
+    #[test]
+    fn a_size_is_a_number_or_left_to_the_nodes() {
+        assert_eq!([mtu("1280"), mtu("9000"), mtu("auto")], [Ok(1280), Ok(9000), Ok(0)]);
+        assert!(["0", "1279", "65536", "-1", "big", ""].into_iter().all(|text| mtu(text).is_err()));
+    }
 
     #[test]
     fn use_of_addresses_is_counted_by_subnet() {

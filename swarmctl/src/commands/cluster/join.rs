@@ -29,12 +29,15 @@ pub struct Init {
     /// Managers need an unlock key after each start
     #[arg(long)]
     autolock: bool,
-    /// Pool from which networks get their subnets (CIDR; default 10.0.0.0/8)
+    /// Pool from which networks get their subnets (CIDR; may be repeated; default 10.0.0.0/8); what overlaps a subnet of a node's own is left out
     #[arg(long, value_name = "CIDR")]
     default_addr_pool: Vec<String>,
     /// Prefix length of the subnets cut from the pools (default 20, or 24 if a pool has no room for that)
     #[arg(long, value_name = "BITS", value_parser = clap::value_parser!(u32).range(1..=30))]
     default_addr_pool_mask_length: Option<u32>,
+    /// UDP port over which networks span hosts (1024 to 49151; default 4789)
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1024..=49151))]
+    data_path_port: Option<u16>,
     /// How long node certificates are valid (default 2160h)
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     cert_expiry: Option<Duration>,
@@ -106,6 +109,7 @@ pub async fn init(flags: Init, connection: &Connection) -> Result<(), Failure> {
         node_cert_expiry: cert_expiry.map_err(|_| Failure::failed("--cert-expiry is too long"))?,
         availability: availability(&flags.availability) as i32,
         auto_lock_managers: flags.autolock,
+        data_path_port: flags.data_path_port.map(u32::from).unwrap_or_default(),
     };
     let made = connection.node().init(request).await.map_err(Failure::of_daemon)?.into_inner();
     let mut text = format!("Swarm initialised: this node ({}) is its first manager.\n\n", made.node_id);

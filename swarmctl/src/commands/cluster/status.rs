@@ -4,7 +4,7 @@ use crate::connect::Connection;
 use crate::failure::Failure;
 use crate::{output, when};
 use serde_json::{Value, json};
-use skep_proto::skep::{RefusedConnections, StatusRequest, StatusResponse, status_response};
+use skep_proto::skep::{AddressAudit, RefusedConnections, StatusRequest, StatusResponse, status_response};
 use skep_types::Timestamp;
 
 #[derive(Debug, clap::Args)]
@@ -54,6 +54,12 @@ fn refused(counts: &RefusedConnections) -> [(&'static str, u64); 6] {
     ]
 }
 
+/// What audits of addresses found, in the message's words.
+fn audited(audit: &AddressAudit) -> [(&'static str, u64); 5] {
+    let AddressAudit { audits, doubled, leaked, missed, mended } = audit;
+    [("audits", *audits), ("doubled", *doubled), ("leaked", *leaked), ("missed", *missed), ("mended", *mended)]
+}
+
 /// For programs; the names are those of the message.
 fn object(status: &StatusResponse) -> Value {
     let replica = status
@@ -62,6 +68,8 @@ fn object(status: &StatusResponse) -> Value {
         .map(|copy| json!({ "raft_id": copy.raft_id, "term": copy.term, "revision": copy.revision, "hash": hex(&copy.hash) }));
     let refused =
         status.refused.as_ref().map(|counts| refused(counts).into_iter().map(|(name, count)| (name.to_owned(), json!(count))).collect());
+    let addresses =
+        status.addresses.as_ref().map(|audit| audited(audit).into_iter().map(|(name, count)| (name.to_owned(), json!(count))).collect());
     json!({
         "version": status.version,
         "node_id": status.node_id,
@@ -78,6 +86,7 @@ fn object(status: &StatusResponse) -> Value {
         "certificate_expires_at": time(status.certificate_expires_at.as_ref()),
         "runtime": status.runtime,
         "refused": refused.map_or(Value::Null, Value::Object),
+        "addresses": addresses.map_or(Value::Null, Value::Object),
         "replica": replica,
     })
 }
@@ -113,6 +122,16 @@ fn text(status: &StatusResponse) -> String {
         let told: Vec<_> = reasons.map(|(reason, count)| format!("{count} {}", reason.replace('_', " "))).collect();
         lines.push(("Refused", format!("connections: {}", told.join(", "))));
     }
+    // That all is well is no news.
+    if let Some(audit) = status.addresses.as_ref().filter(|audit| audit.doubled + audit.leaked + audit.missed > 0) {
+        let AddressAudit { audits, doubled, leaked, missed, mended } = audit;
+        lines.push((
+            "Addresses",
+            format!(
+                "{audits} audits found {doubled} had by two, {leaked} leaked, {missed} missed; {mended} mended, the rest is in the log"
+            ),
+        ));
+    }
     if let Some(copy) = &status.replica {
         lines.push((
             "Replica",
@@ -144,6 +163,7 @@ mod tests {
             listen_addr: "0.0.0.0:2377".into(),
             managers: vec!["192.0.2.1:2377".into(), "192.0.2.2:2377".into()],
             refused: Some(RefusedConnections { no_certificate: 3, malformed: 1, ..RefusedConnections::default() }),
+            addresses: Some(AddressAudit { audits: 3, doubled: 2, mended: 1, ..AddressAudit::default() }),
             ..StatusResponse::default()
         };
         let wanted = "Version:     0.1.0\n\
@@ -152,10 +172,14 @@ mod tests {
                       Cluster:     c\n\
                       Address:     192.0.2.1:2377 (listening on 0.0.0.0:2377)\n\
                       Managers:    192.0.2.1:2377, 192.0.2.2:2377\n\
-                      Refused:     connections: 3 no certificate, 1 malformed\n";
+                      Refused:     connections: 3 no certificate, 1 malformed\n\
+                      Addresses:   3 audits found 2 had by two, 0 leaked, 0 missed; 1 mended, the rest is in the log\n";
         assert_eq!(text(&status), wanted);
         assert_eq!(object(&status)["locked"], true);
         assert_eq!(object(&status)["refused"]["no_certificate"], 3);
+        assert_eq!(object(&status)["addresses"]["doubled"], 2);
+        let well = StatusResponse { addresses: Some(AddressAudit { audits: 7, ..AddressAudit::default() }), ..status };
+        assert!(!text(&well).contains("Addresses"));
     }
 
     #[test]
