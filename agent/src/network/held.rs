@@ -4,7 +4,7 @@ use super::convert::{bad, overlays, port, protocol};
 use crate::error::NetworkError;
 use ipnet::IpNet;
 use skep_netlb::Protocol;
-use skep_types::{PortConfig, PublishMode as WireMode, Task, TaskId};
+use skep_types::{PortConfig, PublishMode as WireMode, PublishPlace, Task, TaskId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -46,10 +46,11 @@ impl Held {
 pub fn host_ports(
     task: &Task,
     held: &BTreeMap<TaskId, Held>,
-    taken: impl Fn(Protocol, u16) -> bool,
+    taken: impl Fn(Protocol, u16, &PublishPlace) -> bool,
 ) -> Result<Vec<PortConfig>, NetworkError> {
     let holder = |config: &PortConfig, number: u32| {
-        let same = |other: &PortConfig| other.protocol == config.protocol && other.published_port == number;
+        let wish = PortConfig { published_port: number, ..config.clone() };
+        let same = |other: &PortConfig| other.meets(&wish);
         let other = held.values().find(|other| other.task.id != task.id && other.host_ports.iter().any(same));
         other.map(|other| format!("task {}", other.task.name()))
     };
@@ -63,13 +64,13 @@ pub fn host_ports(
     for config in &mut ports {
         let kind = protocol(config.protocol);
         if config.published_port == 0 {
-            let free = CHOICE.clone().find(|number| holder(config, u32::from(*number)).is_none() && !taken(kind, *number));
+            let free = CHOICE.clone().find(|number| holder(config, u32::from(*number)).is_none() && !taken(kind, *number, &config.place));
             let none = || NetworkError::PortTaken { port: 0, protocol: name(kind), holder: "others, as all are".into() };
             config.published_port = u32::from(free.ok_or_else(none)?);
             continue;
         }
         let number = config.published_port;
-        let other = port(number).is_some_and(|number| taken(kind, number)).then(|| "another program".to_owned());
+        let other = port(number).is_some_and(|number| taken(kind, number, &config.place)).then(|| "another program".to_owned());
         if let Some(holder) = holder(config, number).or(other) {
             return Err(NetworkError::PortTaken { port: number, protocol: name(kind), holder });
         }
@@ -99,7 +100,7 @@ mod tests {
         let mut task = task(1, "web");
         task.networks = vec![attached(Arc::new(network), "10.0.3.5/24")];
         task.endpoint = Some(TaskEndpoint { ports: vec![published(80, 9000, WireMode::Host)], ..TaskEndpoint::default() });
-        let error = host_ports(&task, &table(vec![]), |_, _| false).unwrap_err();
+        let error = host_ports(&task, &table(vec![]), |_, _, _| false).unwrap_err();
         assert!(error.to_string().starts_with("network closed cannot be joined: it is internal"), "{error}");
     }
 
@@ -111,11 +112,20 @@ mod tests {
         let mut second = task(2, "web");
         let wish = |number| Some(TaskEndpoint { ports: vec![published(80, number, WireMode::Host)], ..TaskEndpoint::default() });
         second.endpoint = wish(9000);
-        let error = host_ports(&second, &held, |_, _| false).unwrap_err();
+        let error = host_ports(&second, &held, |_, _, _| false).unwrap_err();
         assert!(error.to_string().starts_with("port 9000/tcp of this node is already taken by task web.1."), "{error}");
-        let error = host_ports(&second, &table(vec![]), |_, _| true).unwrap_err();
+        let error = host_ports(&second, &table(vec![]), |_, _, _| true).unwrap_err();
         assert_eq!(error.to_string(), "port 9000/tcp of this node is already taken by another program");
+        // At another address than that one's the number is free.
+        let at = |last: u8| PublishPlace::Address([192, 0, 2, last].into());
+        let mut one = held.values().next().unwrap().clone();
+        one.host_ports[0].place = at(1);
+        for (last, is_free) in [(1, false), (2, true)] {
+            let port = PortConfig { place: at(last), ..published(80, 9000, WireMode::Host) };
+            second.endpoint = Some(TaskEndpoint { ports: vec![port], ..TaskEndpoint::default() });
+            assert_eq!(host_ports(&second, &table(vec![one.clone()]), |_, _, _| false).is_ok(), is_free);
+        }
         second.endpoint = wish(0);
-        assert_eq!(host_ports(&second, &held, |_, port| port < 50000).unwrap()[0].published_port, 50000);
+        assert_eq!(host_ports(&second, &held, |_, port, _| port < 50000).unwrap()[0].published_port, 50000);
     }
 }

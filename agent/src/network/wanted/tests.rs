@@ -175,11 +175,8 @@ fn a_service_says_who_may_come_and_its_older_tasks_where_they_listen() {
     let mut known = ingress(&[1, 2], &[(4, 2, Readiness::Ready)]);
     let service = known.services.get_mut(&service1()).unwrap();
     (service.ports[0].allow, service.ports[0].affinity) = (allow.clone(), Affinity::Source);
-    let expected = |backends| PublishedPort {
-        allow: allow.clone(),
-        affinity: Affinity::Source,
-        ..PublishedPort::new(Protocol::Tcp, 8080, backends)
-    };
+    let expected =
+        |backends| PublishedPort { allow: allow.clone(), affinity: Affinity::Source, ..PublishedPort::new(Protocol::Tcp, 8080, backends) };
     // The task of this node began when everybody could come.
     let one = wanted(&table(vec![web(1, true)]), &picture(vec![known.clone()]));
     assert_eq!(one.published, [expected(backends(&["10.0.1.11", "10.0.1.14"]))]);
