@@ -55,12 +55,17 @@ pub type Tls = tokio_rustls::client::TlsStream<TcpStream>;
 
 /// A client that may speak HTTP/2, after the handshakes.
 pub async fn speaker(addr: SocketAddr) -> Tls {
-    let tcp = TcpStream::connect(addr).await.unwrap();
+    try_speaker(addr).await.unwrap()
+}
+
+/// The same where the server may refuse.
+pub async fn try_speaker(addr: SocketAddr) -> std::io::Result<Tls> {
+    let tcp = TcpStream::connect(addr).await?;
     let name = ServerName::try_from("swarm-ca").unwrap();
-    let mut stream = tokio_rustls::TlsConnector::from(anonymous_tls(true)).connect(name, tcp).await.unwrap();
-    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
-    stream.write_all(&frame(SETTINGS, 0, 0, &[])).await.unwrap();
-    stream
+    let mut stream = tokio_rustls::TlsConnector::from(anonymous_tls(true)).connect(name, tcp).await?;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
+    stream.write_all(&frame(SETTINGS, 0, 0, &[])).await?;
+    Ok(stream)
 }
 
 /// The same with a certificate; `None` if the server does not let it in.
