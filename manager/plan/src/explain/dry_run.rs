@@ -7,10 +7,10 @@ use crate::constraint::Constraints;
 use crate::revise::new_service;
 use crate::scheduler::Scheduler;
 use skep_types::{
-    Action, Availability, Change, ClusterView, Labels, NetworkAttachment, Node, NodeState, Object, Service, ServiceId, ServiceMode,
-    ServiceSpec, Task, TaskId, TaskState, Timestamp, Version,
+    Action, Availability, Change, ClusterView, Labels, Network, NetworkAttachment, Node, NodeState, Object, Service, ServiceId,
+    ServiceMode, ServiceSpec, Task, TaskId, TaskState, Timestamp, Version,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Of more tasks than this only the first are tried.
@@ -71,24 +71,27 @@ pub fn plan_placement(view: &dyn ClusterView, spec: ServiceSpec, now: Timestamp)
     Placement { placed: homes.into_values().collect(), unplaced: pending.len(), findings }
 }
 
+/// A task as its allocator would leave it, but for addresses. No stored task has its id: random bytes are never that regular.
+pub(super) fn task_of(view: &dyn ClusterView, service: &Service, number: u64, slot: u64, now: Timestamp) -> Task {
+    let default_log = view.cluster().and_then(|cluster| cluster.spec.task_log_driver.as_ref());
+    let mut bytes = [0; 17];
+    bytes[1..9].copy_from_slice(&(number + 1).to_be_bytes());
+    let mut task = Task::of_service(TaskId::from_random(bytes), service, slot, default_log, now);
+    let networks = service.networks().iter().filter_map(|wanted| resolve_network(view, &wanted.target));
+    let attach = |network: &Arc<Network>| NetworkAttachment {
+        network: Arc::clone(network),
+        addresses: Vec::new(),
+        aliases: Vec::new(),
+        driver_attachment_opts: Labels::default(),
+    };
+    task.networks = networks.map(attach).collect();
+    task.status.state = TaskState::Pending;
+    task
+}
+
 /// The tasks that the service's orchestrator would make first, as the allocator would leave them.
 fn tasks(view: &dyn ClusterView, service: &Service, now: Timestamp, findings: &mut Vec<Finding>) -> Vec<Arc<Task>> {
-    let default_log = view.cluster().and_then(|cluster| cluster.spec.task_log_driver.as_ref());
-    let networks: Vec<_> = service.networks().iter().filter_map(|wanted| resolve_network(view, &wanted.target)).collect();
-    let make = |number: u64, slot: u64| {
-        let mut bytes = [0; 17];
-        bytes[1..9].copy_from_slice(&(number + 1).to_be_bytes());
-        let mut task = Task::of_service(TaskId::from_random(bytes), service, slot, default_log, now);
-        let attach = |network: &Arc<skep_types::Network>| NetworkAttachment {
-            network: Arc::clone(network),
-            addresses: Vec::new(),
-            aliases: Vec::new(),
-            driver_attachment_opts: Labels::default(),
-        };
-        task.networks = networks.iter().map(|network| attach(network)).collect();
-        task.status.state = TaskState::Pending;
-        task
-    };
+    let make = |number: u64, slot: u64| task_of(view, service, number, slot, now);
     let several = |wanted: u64, findings: &mut Vec<Finding>| {
         if wanted > TASKS {
             findings.push(Finding::new(Verdict::Note, format!("only the first {TASKS} of {wanted} tasks were tried")));
@@ -115,7 +118,8 @@ fn tasks(view: &dyn ClusterView, service: &Service, now: Timestamp, findings: &m
             let (with, without): (Vec<_>, Vec<_>) = view.nodes().partition(|node| takes(node));
             if !without.is_empty() {
                 let mut verdicts = Scheduler::new(view).verdicts(&make(0, 0));
-                verdicts.retain(|verdict| without.iter().any(|node| node.id == verdict.node.id));
+                let without: BTreeSet<_> = without.into_iter().map(|node| &node.id).collect();
+                verdicts.retain(|verdict| without.contains(&verdict.node.id));
                 let mut finding = Finding::new(Verdict::Note, "nodes that get no task:");
                 finding.nodes = waiting::groups(&make(0, 0), &verdicts);
                 findings.push(finding);

@@ -1,6 +1,6 @@
 //! Why a service is as it is.
 
-use super::{Finding, Verdict, about, ago, count, name_of, tally, waiting};
+use super::{Finding, Verdict, about, ago, count, dry_run, name_of, tally, waiting};
 use crate::restart;
 use crate::scheduler::Scheduler;
 use skep_types::{ClusterView, NodeState, RestartCondition, Service, ServiceMode, Task, TaskState, Timestamp, UpdateState};
@@ -71,7 +71,7 @@ fn summary(view: &dyn ClusterView, service: &Service, tasks: &[&Arc<Task>]) -> F
 /// Nodes without a task of a global service, and why.
 fn left_out(view: &dyn ClusterView, service: &Service, tasks: &[&Arc<Task>]) -> Vec<super::NodeGroup> {
     let has: BTreeSet<_> = tasks.iter().filter_map(|task| task.node_id.as_ref()).collect();
-    let task = Task::of_service(skep_types::TaskId::from_random([0; 17]), service, 0, None, Timestamp::default());
+    let task = dry_run::task_of(view, service, 0, 0, Timestamp::default());
     let verdicts = Scheduler::new(view).verdicts(&task);
     let without: Vec<_> = verdicts.into_iter().filter(|verdict| !has.contains(&verdict.node.id)).collect();
     waiting::groups(&task, &without)
