@@ -215,7 +215,7 @@ async fn one_handshake<IO: AsyncRead + AsyncWrite + Unpin>(
         Err(AcceptError::Handshake(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
             tracing::debug!(peer = %shown(address), "connection closed before the handshake");
         }
-        // As many as come; that they began to was told.
+        // As many as come: they are counted, not told one by one.
         Err(AcceptError::Unruly(_)) => {
             acceptor.count_refused(Reason::Crowded);
             tracing::debug!(peer = %shown(address), "connection refused to an unruly client");
