@@ -5,6 +5,7 @@
 
 mod adjust;
 mod cluster;
+mod drivers;
 pub(crate) mod errors;
 mod explain;
 mod filter;
@@ -15,8 +16,8 @@ mod service;
 mod task;
 mod validate;
 
-pub(crate) use self::explain::ExplanationsService;
 pub(crate) use self::adjust::NetworkSettingsService;
+pub(crate) use self::explain::ExplanationsService;
 pub(crate) use self::node::certificate_start;
 pub use self::node::removal;
 use crate::shared::Shared;

@@ -32,6 +32,12 @@ fn check_kind(spec: &NetworkSpec) -> Result<(), Status> {
     if spec.annotations.labels.contains_key(PREDEFINED_LABEL) {
         return Err(Status::permission_denied(format!("label {PREDEFINED_LABEL} is for internally created predefined networks only")));
     }
+    let driver = spec.driver.as_ref().map_or("overlay", |driver| driver.name.as_str());
+    if spec.ingress && driver != "overlay" {
+        return Err(Status::unimplemented(format!(
+            "spec.ingress: the network of published ports spans all nodes; it cannot have driver {driver:?}, use \"overlay\""
+        )));
+    }
     if !spec.config_from.is_empty() {
         return Err(Status::unimplemented("spec.network: taking a network's configuration from another is not supported"));
     }
