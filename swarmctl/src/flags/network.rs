@@ -9,7 +9,7 @@ use std::net::IpAddr;
 /// `network create`.
 #[derive(Debug, Default, Args)]
 pub struct NetworkFlags {
-    /// overlay: spans the hosts of the cluster
+    /// overlay: spans the hosts of the cluster; bridge: joins the tasks of a node, each node for itself; host: shares the host's
     #[arg(long, short = 'd', default_value = "overlay", value_name = "DRIVER")]
     driver: String,
     /// Range of the network's addresses, such as 10.9.0.0/24; one per family (default: from the cluster's pools)
