@@ -5,6 +5,7 @@ mod hosts;
 mod support;
 
 use hosts::*;
+use skep_netlb::{Paths, network_mtu};
 use support::*;
 
 /// Not a test: the program in the tasks' namespaces.
@@ -257,6 +258,64 @@ fn the_size_of_packets_changes_while_tasks_run() {
         // 12 bytes less than the clamp: what is got from a connected socket is without the timestamps.
         assert!((1200..=1310).contains(&segments(&address(1))), "{}", segments(&address(1)));
         assert!((1200..=1290).contains(&segments(&address6(1))), "{}", segments(&address6(1)));
+    });
+}
+
+/// What the kernel of a host says of the way to another one; what it may measure for tasks there.
+fn way(from: &Host, to: &str) -> Option<u32> {
+    within(&from.netns(), || Paths::open().unwrap().mtu_to(to.parse().unwrap()).unwrap())
+}
+
+#[test]
+fn the_size_of_packets_follows_the_cable_under_live_connections() {
+    overlay_test("the_size_of_packets_follows_the_cable_under_live_connections", async |mut world| {
+        let (hosts, mut cluster, _) = spread(&mut world, 2, network(1, true)).await;
+        publish_second(&mut cluster);
+        cluster.tell(&hosts).await;
+        let open = || Kept::open(|| within(&World::client(), || connect(&address(1), 8080)), "T2 saw 198.18.0.9");
+        let all_along = open();
+        for size in [1400, 9000, 1400] {
+            let kept = open();
+            // The test's own ends first, so that nothing larger is ever on a narrower way.
+            let ends = [1, 2].map(|index| format!("link set p{index} mtu {size}; ")).concat();
+            ip(&[], &format!("{ends} link set br0 mtu {size}"));
+            for host in &hosts {
+                host.sh(&format!("ip link set eth0 mtu {size}"));
+            }
+            assert_eq!([way(&hosts[0], &address(2)), way(&hosts[1], &address(1))], [Some(size); 2]);
+            let own = within(&hosts[0].netns(), || Paths::open().unwrap().mtu_of_device(address(1).parse().unwrap()).unwrap());
+            assert_eq!(own, Some(size));
+            cluster.networks[0].mtu = network_mtu(Some(size), false, false);
+            cluster.tell(&hosts).await;
+            for host in &hosts {
+                let links = host.in_sandbox(&cluster.networks[0], "ip -o link show");
+                assert_eq!(links.matches(&format!("mtu {}", size - 50)).count(), 3, "vx0, gw and the task's: {links}");
+            }
+            kept.still_answers();
+        }
+        all_along.still_answers();
+    });
+}
+
+#[test]
+fn a_router_on_the_way_that_takes_less_is_found() {
+    overlay_test("a_router_on_the_way_that_takes_less_is_found", async |_world| {
+        let hosts = hosts(3);
+        // Host 3 has another address, behind host 2 and a narrow cable.
+        ip(&[], "link add n2 mtu 1300 type veth peer name n3 mtu 1300; link set n2 netns h2; link set n3 netns h3");
+        hosts[1].sh("ip addr add 203.0.113.2/24 dev n2; ip link set n2 up; echo 1 > /proc/sys/net/ipv4/ip_forward");
+        hosts[2].sh("ip addr add 203.0.113.3/24 dev n3; ip link set n3 up; ip route add 198.18.0.1/32 via 203.0.113.2");
+        hosts[0].sh(&format!("ip route add 203.0.113.0/24 via {}", address(2)));
+        let behind = "203.0.113.3";
+        assert_eq!(way(&hosts[0], behind), Some(1500), "nobody said anything yet");
+        let paths = within(&hosts[0].netns(), || Paths::open().unwrap());
+        eventually("the router said how much it takes", || {
+            paths.probe(behind.parse().unwrap(), 4789, 1500);
+            way(&hosts[0], behind) == Some(1300)
+        });
+        assert_eq!(way(&hosts[0], &address(2)), Some(1500), "other ways are as they were");
+        assert_eq!(way(&hosts[0], "192.0.2.77"), None, "there is no way");
+        assert_eq!(network_mtu(Some(1300), false, false), 1280, "what does not fit travels in two pieces");
     });
 }
 

@@ -72,7 +72,9 @@ mod tests {
         body.put(&[0; ROUTE_FIXED]).host_u32(libc::RTA_OIF, 3);
         let read = |body: &wire::Writer| read_way(wire::Message { kind: libc::RTM_NEWROUTE, flags: 0, sequence: 1, body: body.as_bytes() });
         assert_eq!(read(&body), Some(Way { link: 3, mtu: None }));
-        body.nest(libc::RTA_METRICS, |inner| drop(inner.host_u32(METRIC_MTU, 1400)));
+        body.nest(libc::RTA_METRICS, |inner| {
+            inner.host_u32(METRIC_MTU, 1400);
+        });
         assert_eq!(read(&body), Some(Way { link: 3, mtu: Some(1400) }));
     }
 
