@@ -34,7 +34,7 @@ pub struct NetworkFlags {
     #[arg(long, conflicts_with_all = ["attachable", "internal"])]
     ingress: bool,
     /// Option of the driver: `encrypted`, for packets between hosts (only nodes that can encrypt get tasks of the network), or mtu=BYTES
-    #[arg(long, short = 'o', value_name = "KEY[=VALUE]", value_parser = option)]
+    #[arg(long, short = 'o', value_name = "KEY[=VALUE]", value_parser = pair)]
     opt: Vec<(String, String)>,
     /// Label of the network
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
@@ -124,6 +124,7 @@ mod tests {
         assert_eq!(texts, [("10.9.0.0/24", "10.9.0.254", "10.9.0.128/25"), ("fd00:9::/64", "fd00:9::1", "")]);
         assert!(wanted.ipv6_enabled, "a subnet of IPv6 says so");
         assert_eq!(spec("").unwrap().ipam, None);
+        assert_eq!(spec("--opt encrypted").unwrap().driver.unwrap().options.get("encrypted").map(String::as_str), Some(""));
         assert_eq!(spec("--opt mtu=1400").unwrap().driver.unwrap().options.get("mtu").map(String::as_str), Some("1400"));
     }
 
