@@ -281,3 +281,129 @@ fn bad_input_is_refused_with_the_fields_name_and_changes_nothing() -> Result<()>
     ensure!(lab.curl(&format!("http://{}:8080/", Lab::HOST)).is_ok());
     Ok(())
 }
+
+#[test]
+fn secrets_and_configs_are_files_in_memory_and_go_with_their_tasks() -> Result<()> {
+    if !need_root("secrets") {
+        return Ok(());
+    }
+    let lab = Lab::swarm(LabOptions::default())?;
+    let file = |name: &str, data: &str| -> Result<String> {
+        let path = lab.dir().join(name);
+        std::fs::write(&path, data)?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    let (first, second, motd) = (file("first", "hunter2")?, file("second", "hunter3")?, file("motd", "{{.Service.Name}} {{env \"X\"}}!")?);
+    for arguments in [
+        &["secret", "create", "--label", "tier=back", "password-1", &first][..],
+        &["secret", "create", "password-2", &second],
+        &["config", "create", "--template-driver", "golang", "motd", &motd],
+        &["config", "create", "plain", &motd],
+    ] {
+        lab.ctl(arguments)?.success()?;
+    }
+    let listed = lab.ctl(&["secret", "ls", "--filter", "label=tier", "--format", "{{.Name}} {{.Labels}}"])?.success()?;
+    ensure!(listed == "password-1 tier=back\n", "{listed:?}");
+    let shown = lab.ctl(&["secret", "inspect", "password-1"])?.success()?;
+    ensure!(shown.contains("password-1") && !shown.contains("hunter2") && !shown.contains("\"data\""), "{shown}");
+    let shown = lab.ctl(&["config", "inspect", "--format", "{{.spec.data}}", "plain"])?.success()?;
+    ensure!(shown == "{{.Service.Name}} {{env \"X\"}}!\n", "{shown:?}");
+    for (arguments, status, words) in [
+        (&["secret", "create", "password-1", &first][..], 4, "already exists"),
+        (&["secret", "create", "-bad", &first], 2, "-b"),
+        (&["secret", "create", "bad/name", &first], 1, "not a valid name"),
+        (&["config", "create", "empty", "/dev/null"], 1, "is empty"),
+        (&["config", "inspect", "nothing"], 3, "nothing"),
+    ] {
+        let output = lab.ctl(arguments)?;
+        ensure!(output.status == status && output.stderr.contains(words), "{arguments:?}: {output:?}");
+    }
+
+    let secret = "source=password-1,target=password,uid=1000,gid=50,mode=0440";
+    let flags = ["service", "create", "-q", "--name", "web", "--publish", "8080:8080", "-e", "X=hello", "--update-monitor", "1s"];
+    let grants = ["--secret", secret, "--config", "source=motd,target=/motd", "--config", "plain", "whoami"];
+    lab.ctl(&[&flags[..], &grants[..]].concat())?.success()?;
+    let read = |path: &str| lab.curl(&format!("http://{}:8080/file?{path}", Lab::HOST));
+    ensure!(read("/run/secrets/password")? == "1000:50 440 hunter2\n");
+    ensure!(read("/motd")? == "0:0 444 web hello!\n", "{}", read("/motd")?);
+    ensure!(read("/plain")? == "0:0 444 {{.Service.Name}} {{env \"X\"}}!\n");
+    ensure!(
+        read("/proc/mounts")?.lines().any(|line| line.starts_with("tmpfs /run/secrets/password tmpfs ro")),
+        "{}",
+        read("/proc/mounts")?
+    );
+
+    for (arguments, name) in [(&["secret", "rm", "password-1"][..], "password-1"), (&["config", "rm", "motd"], "motd")] {
+        let output = lab.ctl(arguments)?;
+        ensure!(output.status == 1 && output.stderr.contains(name) && output.stderr.contains("services: web"), "{output:?}");
+    }
+    let change = ["--secret-rm", "password-1", "--secret-add", "source=password-2,target=password", "--config-rm", "motd", "web"];
+    lab.ctl(&[&["service", "update", "-q"], &change[..]].concat())?.success()?;
+    eventually(SOON, "the new secret is there", || {
+        ensure!(read("/run/secrets/password")? == "0:0 444 hunter3\n", "{}", read("/run/secrets/password")?);
+        ensure!(lab.curl(&format!("http://{}:8080/file?/motd", Lab::HOST)).is_err(), "the config is still there");
+        Ok(())
+    })?;
+    lab.ctl(&["secret", "rm", "password-1"])?.success()?;
+    lab.ctl(&["service", "rm", "web"])?.success()?;
+    lab.ctl(&["secret", "rm", "password-2"])?.success()?;
+    lab.ctl(&["config", "rm", "motd", "plain"])?.success()?;
+    ensure!(lab.ctl(&["secret", "ls", "-q"])?.success()?.is_empty() && lab.ctl(&["config", "ls", "-q"])?.success()?.is_empty());
+    Ok(())
+}
+
+/// Asks until the answer has all these words.
+fn explained(lab: &Lab, arguments: &[&str], words: &[&str]) -> Result<()> {
+    let arguments = [&["explain"], arguments].concat();
+    eventually(SOON, &arguments.join(" "), || {
+        let told = lab.ctl(&arguments)?.success()?;
+        for words in words {
+            ensure!(told.contains(words), "no {words:?} in:\n{told}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_new_user_is_told_why_a_service_does_not_run() -> Result<()> {
+    if !need_root("explain") {
+        return Ok(());
+    }
+    let lab = Lab::swarm(LabOptions::default())?;
+    let node = lab.ctl(&["node", "ls", "--format", "{{.Hostname}}"])?.success()?.trim().to_owned();
+    let service = |name: &str, flags: &[&str]| lab.ctl(&[&["service", "create", "-d", "--name", name], flags].concat())?.success();
+    service("held", &["--publish", "published=9000,target=8080,mode=host", "whoami"])?;
+    explained(&lab, &["service", "held"], &["1 of 1 tasks run, on"])?;
+    explained(&lab, &["task", "held.1"], &["is running on", "where the service has fewest"])?;
+    for (name, flags, words) in [
+        ("memory", &["--reserve-memory", "100t", "whoami"][..], &["none takes it now", "of memory", "--reserve-memory"][..]),
+        ("cpu", &["--reserve-cpu", "1000", "whoami"], &["needs 1000 CPUs", "--reserve-cpu"]),
+        ("label", &["--constraint", "node.labels.disk==ssd", "whoami"], &["node.labels.disk==ssd", "node update --label-add disk=ssd"]),
+        ("gpu", &["--generic-resource", "gpu=1", "whoami"], &["needs 1 gpu"]),
+        ("port", &["--publish", "published=9000,target=8080,mode=host", "whoami"], &["host port 9000/tcp", "is held by held.1."]),
+        ("twice", &["--replicas", "2", "--replicas-max-per-node", "1", "whoami"], &["1 of 2 tasks run", "--replicas-max-per-node 2"]),
+        ("image", &["--restart-condition", "none", "127.0.0.1:1/no/such:image"], &["could not be started", "127.0.0.1:1/no/such:image"]),
+        ("loop", &["--restart-delay", "0s", "--restart-max-attempts", "1", "whoami", "exit", "7"], &["failed", "(7)", "service logs loop"]),
+        ("mount", &["--restart-condition", "none", "--mount", "type=bind,source=/no/such,target=/x", "whoami"], &["/no/such"]),
+        ("nothing", &["--replicas", "0", "whoami"], &["0 replicas are asked for"]),
+    ] {
+        service(name, flags)?;
+        explained(&lab, &["service", name], words)?;
+    }
+
+    let dry = |flags: &[&str]| lab.ctl(&[&["service", "create", "--dry-run", "--name", "dry"], flags].concat());
+    let fits = dry(&["--replicas", "3", "whoami"])?.success()?;
+    ensure!(fits.contains("tasks would go to") && fits.contains(&format!("{node}: 3 tasks")), "{fits}");
+    let waits = dry(&["--reserve-memory", "100t", "whoami"])?;
+    ensure!(waits.status == 1 && waits.stdout.contains("of memory") && waits.stderr.contains("nothing was created"), "{waits:?}");
+    let refused = dry(&["--limit-memory", "1m", "whoami"])?;
+    ensure!(refused.status == 1 && refused.stderr.contains("memory"), "{refused:?}");
+    ensure!(!lab.ctl(&["service", "ls", "--format", "{{.Name}}"])?.success()?.lines().any(|name| name == "dry"));
+
+    lab.ctl(&["node", "update", "--availability", "pause", &node])?.success()?;
+    service("paused", &["whoami"])?;
+    explained(&lab, &["service", "paused"], &["it is paused", "node update --availability active"])?;
+    explained(&lab, &["node", "self"], &["paused: it keeps its tasks", "tasks of paused wait"])?;
+    ensure!(lab.ctl(&["explain", "service", "nobody"])?.status == 3);
+    Ok(())
+}

@@ -8,6 +8,7 @@
 //! * `/fail` – turns `/health` bad
 //! * `/exit?CODE` – ends the process with that code
 //! * `/env` – the environment, one variable a line
+//! * `/file?PATH` – owner, group, mode and text of a file, as the task sees it
 //! * `/slow?MILLIS` – answers late
 //!
 //! `whoami check` asks its own `/health` and exits 0 or 1: a health check for images without a shell.
@@ -208,11 +209,21 @@ fn respond(path: &str, query: &str, client: IpAddr) -> (&'static str, String) {
         }
         "/exit" => std::process::exit(query.parse().unwrap_or(1)),
         "/env" => ("200 OK", std::env::vars().map(|(name, value)| format!("{name}={value}\n")).collect()),
+        "/file" => file(query),
         "/slow" => {
             std::thread::sleep(Duration::from_millis(query.parse().unwrap_or(1000)));
             ("200 OK", "slow\n".into())
         }
         _ => ("404 Not Found", "no such path\n".into()),
+    }
+}
+
+fn file(path: &str) -> (&'static str, String) {
+    use std::os::unix::fs::MetadataExt;
+    let read = std::fs::metadata(path).and_then(|about| Ok((about, std::fs::read_to_string(path)?)));
+    match read {
+        Ok((about, text)) => ("200 OK", format!("{}:{} {:o} {text}\n", about.uid(), about.gid(), about.mode() & 0o7777)),
+        Err(error) => ("404 Not Found", format!("{path}: {error}\n")),
     }
 }
 
