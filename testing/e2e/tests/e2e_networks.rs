@@ -2,152 +2,22 @@
 //! through updates, restarts of daemons, and without managers.
 
 use anyhow::{Context, Result, ensure};
+use skep_e2e::networks::{self, PATIENCE, PORT, View, ask, inside, names, running, until_all_answer};
 use skep_kit::{Cluster, Scenario, Task, eventually};
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::Path;
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
-/// For one request; a starved machine is no failure.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// `whoami`'s own, and the published one.
-const PORT: u16 = 8080;
-
-/// Runs on a thread of its own in a network namespace.
-fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            let file = File::open(namespace).with_context(|| namespace.display().to_string())?;
-            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            work()
-        });
-        thread.join().expect("no panic in a thread")
-    })
-}
-
-/// One request over a connection of its own.
-fn ask(to: SocketAddr) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connect to {to}"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).with_context(|| format!("read from {to}"))?;
-    let line = text.lines().last().unwrap_or_default();
-    ensure!(line.starts_with("host="), "{to} answers {text:?}");
-    Ok(line.to_owned())
-}
-
-/// A field of `whoami`'s line.
-fn field<'a>(line: &'a str, name: &str) -> &'a str {
-    line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('=')).unwrap_or_default()
-}
-
-/// Asks until every one of `hosts` answered, and returns the addresses that they took for the client's.
-fn until_all_answer(to: SocketAddr, hosts: &BTreeSet<String>) -> Result<BTreeSet<String>> {
-    let (mut seen, mut clients) = (BTreeSet::new(), BTreeSet::new());
-    // Each draw is at random: with three, the chance to miss one in 200 is (2/3)^200.
-    for _ in 0..200 {
-        let line = ask(to)?;
-        seen.insert(field(&line, "host").to_owned());
-        clients.insert(field(&line, "client").to_owned());
-        if seen == *hosts {
-            return Ok(clients);
-        }
-    }
-    anyhow::bail!("{to}: {seen:?} answer instead of {hosts:?}")
-}
-
-/// A task that looks at the network from within.
-struct View {
-    namespace: PathBuf,
-    resolv_conf: PathBuf,
-}
-
-impl View {
-    fn of(cluster: &Cluster, task: &Task) -> Result<Self> {
-        let host = &cluster[task.host.context("it is on a host")?];
-        let namespace = host.run_dir().join("netns").join(&task.id);
-        Ok(Self { namespace, resolv_conf: host.data_dir().join("agent/etc").join(&task.id).join("resolv.conf") })
-    }
-
-    /// What the C library makes of a name with the task's own `resolv.conf`: the addresses, in order.
-    fn look_up(&self, name: &str) -> Result<Vec<IpAddr>> {
-        let script = "mount --bind \"$0\" /etc/resolv.conf && exec getent ahosts \"$1\"";
-        let output = Command::new("nsenter")
-            .arg(format!("--net={}", self.namespace.display()))
-            .args(["unshare", "--mount", "sh", "-c", script])
-            .arg(&self.resolv_conf)
-            .arg(name)
-            .output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.success(), "{name}: {}{text}", String::from_utf8_lossy(&output.stderr));
-        let words = text.lines().filter_map(|line| line.split_whitespace().next());
-        let found: BTreeSet<IpAddr> = words.map(str::parse).collect::<Result<_, _>>()?;
-        Ok(found.into_iter().collect())
-    }
-
-    /// Its own address on the way to another.
-    fn address_towards(&self, to: SocketAddr) -> Result<String> {
-        inside(&self.namespace, || {
-            let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-            socket.connect(to)?;
-            Ok(socket.local_addr()?.ip().to_string())
-        })
-    }
-}
-
-/// The tasks of a service that run.
-fn running(cluster: &Cluster, through: usize, service: &str) -> Result<Vec<Task>> {
-    Ok(cluster.tasks(through, service)?.into_iter().filter(Task::runs).collect())
-}
-
-/// As containers are called without a wish of the service: the beginning of the task's id.
-fn names(tasks: &[Task]) -> BTreeSet<String> {
-    tasks.iter().map(|task| task.id.chars().take(12).collect()).collect()
-}
-
-/// Asks again and again until told to stop; returns how often, and what went wrong.
-fn steadily(to: SocketAddr, stop: &AtomicBool) -> (usize, Vec<String>) {
-    let (mut count, mut failures) = (0, Vec::new());
-    while !stop.load(Ordering::Relaxed) {
-        count += 1;
-        if let Err(error) = ask(to) {
-            failures.push(format!("request {count}: {error:#}"));
-        }
-    }
-    (count, failures)
-}
 
 /// Does something while clients outside, at every host, and tasks inside ask without a pause; no request may fail.
 fn undisturbed(cluster: &Cluster, views: &[View], vip: SocketAddr, act: impl FnOnce() -> Result<()>) -> Result<()> {
-    let stop = AtomicBool::new(false);
     let client = Path::new("/run/netns").join(cluster.client_namespace());
     let outside = cluster.managers().chain(cluster.workers()).map(|host| Ok(SocketAddr::new(cluster.address(host).parse()?, PORT)));
     let outside = outside.collect::<Result<Vec<_>>>()?;
     let under_way = outside.iter().map(|to| (client.as_path(), *to)).chain(views.iter().map(|view| (view.namespace.as_path(), vip)));
-    let under_way: Vec<_> = under_way.collect();
-    std::thread::scope(|scope| {
-        let stop = &stop;
-        let loops: Vec<_> =
-            under_way.into_iter().map(|(at, to)| scope.spawn(move || inside(at, || Ok((to, steadily(to, stop)))))).collect();
-        let outcome = act();
-        stop.store(true, Ordering::Relaxed);
-        let mut failed = Vec::new();
-        for ended in loops {
-            let (to, (count, failures)) = ended.join().expect("no panic in a thread")?;
-            eprintln!("{count} requests to {to}, {} failed", failures.len());
-            ensure!(count > 0, "{to} was never asked");
-            failed.extend(failures.into_iter().take(5));
-        }
-        outcome?;
-        ensure!(failed.is_empty(), "{failed:#?}");
-        Ok(())
-    })
+    networks::undisturbed(&under_way.collect::<Vec<_>>(), act)
 }
 
 /// A connection that is kept, and asked over from time to time.
