@@ -267,12 +267,15 @@ fn way(from: &Host, to: &str) -> Option<u32> {
 }
 
 #[test]
-fn the_size_of_packets_follows_the_cable() {
-    overlay_test("the_size_of_packets_follows_the_cable", async |mut world| {
+fn the_size_of_packets_follows_the_cable_under_live_connections() {
+    overlay_test("the_size_of_packets_follows_the_cable_under_live_connections", async |mut world| {
         let (hosts, mut cluster, _) = spread(&mut world, 2, network(1, true)).await;
         publish_second(&mut cluster);
         cluster.tell(&hosts).await;
+        let open = || Kept::open(|| within(&World::client(), || connect(&address(1), 8080)), "T2 saw 198.18.0.9");
+        let all_along = open();
         for size in [1400, 9000, 1400] {
+            let kept = open();
             // The test's own ends first, so that nothing larger is ever on a narrower way.
             let ends = [1, 2].map(|index| format!("link set p{index} mtu {size}; ")).concat();
             ip(&[], &format!("{ends} link set br0 mtu {size}"));
@@ -283,12 +286,17 @@ fn the_size_of_packets_follows_the_cable() {
             let own = within(&hosts[0].netns(), || Paths::open().unwrap().mtu_of_device(address(1).parse().unwrap()).unwrap());
             assert_eq!(own, Some(size));
             cluster.networks[0].mtu = network_mtu(Some(size), false, false);
+            for (task, _) in &mut cluster.tasks {
+                task.attachments[0].network = cluster.networks[0].clone();
+            }
             cluster.tell(&hosts).await;
             for host in &hosts {
                 let links = host.in_sandbox(&cluster.networks[0], "ip -o link show");
                 assert_eq!(links.matches(&format!("mtu {}", size - 50)).count(), 3, "vx0, gw and the task's: {links}");
             }
+            kept.still_answers();
         }
+        all_along.still_answers();
     });
 }
 
