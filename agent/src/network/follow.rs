@@ -382,6 +382,9 @@ impl Index {
         let rivals: Vec<&TaskId> = tasks.iter().filter_map(|id| self.tasks.get(*id)).flat_map(|entry| self.claimants(entry)).collect();
         tasks.extend(rivals);
         let mut networks: BTreeSet<&NetworkId> = touch.networks.iter().collect();
+        // Those that something left, too: what they say of it now is that there is nothing.
+        networks.extend(affected.tasks.values().flatten());
+        networks.extend(affected.vips.iter().map(|(network, _)| network));
         networks.extend(tasks.iter().filter_map(|id| self.tasks.get(*id)).flat_map(|entry| entry.on.keys()));
         networks.extend(services.iter().filter_map(|service| self.services.get(*service)).flat_map(BTreeMap::keys));
         tasks.extend(networks.iter().filter_map(|network| self.members.get(*network)?.first()));
