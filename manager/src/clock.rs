@@ -6,19 +6,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A timer may fire a little early by the wall clock, or the wall clock may be set back: never ask again sooner than this.
 const LEAST_SLEEP: Duration = Duration::from_millis(1);
-/// The wall clock may jump: a long wait is cut into pieces, so that a jump is noticed within a minute.
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+/// The wall clock may be set: whoever waits for a time looks at it this often.
+const LONGEST_SLEEP: Duration = Duration::from_secs(10);
 
-/// Ends when the clock shows `at`; never if `None`.
-pub(crate) async fn sleep_until(clock: &Clock, at: Option<Timestamp>) {
+/// Ends when the clock should show `at`, or a while before, so that whoever waits sees whether the clock was set; never if `None`.
+pub(crate) async fn sleep_towards(clock: &Clock, at: Option<Timestamp>) {
     let Some(at) = at else { return std::future::pending().await };
-    loop {
-        let left = at.since(clock());
-        if left.is_zero() {
-            return;
-        }
-        tokio::time::sleep(left.clamp(LEAST_SLEEP, LONGEST_SLEEP)).await;
-    }
+    tokio::time::sleep(at.since(clock()).clamp(LEAST_SLEEP, LONGEST_SLEEP)).await;
 }
 
 /// The same moment for APIs that want the standard type. Times before 1970 become 1970.

@@ -19,13 +19,13 @@ pub use audit::{AddressCounts, AddressTotals};
 pub use draft::Draft;
 pub use mind::{Mind, Own};
 
-use crate::clock::sleep_until;
+use crate::clock::sleep_towards;
 use crate::shared::Shared;
 use skep_failpoint::failpoint;
 use skep_store::{Feed, FeedEvent, MAX_TRANSACTION_CHANGES, ProposeError, View};
 use skep_types::{Action, ClusterView as _, Timestamp};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// Why a loop of the leader ended before its term.
@@ -110,34 +110,37 @@ struct Driver {
     shared: Arc<Shared>,
     feed: Feed,
     mind: Mind,
+    began: Instant,
 }
 
 impl Driver {
     fn start(shared: Arc<Shared>) -> Self {
         let (view, feed) = shared.watch();
-        let mind = Mind::new(&view, shared.orphan_after(), shared.now());
-        Self { shared, feed, mind }
+        let mind = Mind::new(&view, shared.orphan_after(), shared.now(), Duration::ZERO);
+        Self { shared, feed, mind, began: Instant::now() }
     }
 
-    /// Events were lost or decisions stay stale: begin as a new leader does.
+    /// Events were lost or decisions stay stale: everything is looked at again.
     fn restart(&mut self) {
-        *self = Self::start(self.shared.clone());
+        let (view, feed) = self.shared.watch();
+        self.feed = feed;
+        self.mind.renew(&view, self.shared.now());
     }
 
     async fn run(&mut self) -> Result<(), DriveError> {
-        loop {
-            // A wish to be asked again at once by who proposed nothing must not make us spin.
-            let earliest = self.shared.now() + LEAST_WAIT;
         let mut next_audit = tokio::time::Instant::now();
-            let wake_at = self.settle().await?.map(|when| when.max(earliest));
+        loop {
             if next_audit <= tokio::time::Instant::now() {
                 self.audit().await?;
                 next_audit = tokio::time::Instant::now() + audit::AUDIT_EVERY;
             }
+            // A wish to be asked again at once by who proposed nothing must not make us spin.
+            let earliest = self.shared.now() + LEAST_WAIT;
+            let wake_at = self.settle().await?.map(|when| when.max(earliest));
             let clock = self.shared.clock.clone();
             tokio::select! {
                 event = self.feed.next() => self.note(event)?,
-                () = sleep_until(&clock, wake_at) => {}
+                () = sleep_towards(&clock, wake_at) => {}
             }
         }
     }
@@ -146,7 +149,11 @@ impl Driver {
     async fn settle(&mut self) -> Result<Option<Timestamp>, DriveError> {
         let mut stale = 0;
         loop {
-            let mut draft = Draft::new(self.caught_up().await?);
+            let view = self.caught_up().await?;
+            if self.mind.look_at_clock(&view, self.shared.now(), self.began.elapsed()) {
+                tracing::warn!("the clock of this machine was set, delays count anew");
+            }
+            let mut draft = Draft::new(view);
             let (clock, netstate) = (self.shared.clock.clone(), &self.shared.netstate);
             self.mind.acknowledge(&|network| netstate.acknowledged(network));
             let wake_at = self.mind.decide(&mut draft, &mut rand::random::<[u8; 17]>, &*clock);

@@ -23,8 +23,8 @@ pub(crate) fn plan(context: &mut Context<'_>) {
     // Tasks on paused nodes stay as they are, and what a node was asked to give up is not begun anew there.
     let is_open = |context: &Context<'_>, id: &NodeId| view.node(id).is_some_and(|node| accepts(context, node, &constraints));
     update::step(context, &mut slots, &dirt, is_open, |context, node, desired| context.create(0, Some(node.clone()), desired));
-    for slot in slots.values_mut() {
-        restart::release_waiting(context, slot);
+    for (id, slot) in &mut slots {
+        restart::release_waiting(context, slot, 0, Some(id));
     }
     for slot in slots.into_values() {
         context.settle(slot);
@@ -44,7 +44,7 @@ fn gather(context: &mut Context<'_>) -> BTreeMap<NodeId, Slot> {
             _ => context.remove(task),
         }
     }
-    slots.values_mut().for_each(Slot::sort);
+    slots.values_mut().for_each(|slot| slot.sort(context.time));
     slots
 }
 

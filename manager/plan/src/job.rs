@@ -34,7 +34,7 @@ pub(crate) fn plan_replicated(context: &mut Context<'_>, max_concurrent: u64, to
     let mut slots = current(context, all);
     for (number, slot) in &mut slots {
         restart::replace_ended(context, slot, *number, None, &|_| false);
-        restart::release_waiting(context, slot);
+        restart::release_waiting(context, slot, *number, None);
     }
     let complete = slots.values().filter(|slot| is_complete(slot)).count() as u64;
     let active = slots.values().filter(|slot| !is_complete(slot) && slot.is_live()).count() as u64;
@@ -62,7 +62,7 @@ pub(crate) fn plan_global(context: &mut Context<'_>) {
             _ => context.remove(task),
         }
     }
-    slots.values_mut().for_each(Slot::sort);
+    slots.values_mut().for_each(|slot| slot.sort(context.time));
     let mut slots = current(context, slots);
     let constraints = Constraints::of(context.service.spec.task.placement.as_ref());
     let view = context.view;
@@ -75,7 +75,7 @@ pub(crate) fn plan_global(context: &mut Context<'_>) {
             }
         } else if slot.is_live() {
             restart::replace_ended(context, slot, 0, Some(&node.id), &|_| false);
-            restart::release_waiting(context, slot);
+            restart::release_waiting(context, slot, 0, Some(&node.id));
         } else if host == Host::Fine
             && node.status.state == skep_types::NodeState::Ready
             && constraints.match_node(node)

@@ -29,6 +29,7 @@ mod roles; // who is a manager
 mod rotation; // moving nodes to a new root
 mod scheduler; // which node
 mod slot; // the model orchestrators work on
+mod time; // delays that other clocks began
 mod update; // rolling updates, rollback
 pub mod validate; // what is wrong with a spec
 
@@ -49,4 +50,5 @@ pub use revise::{new_service, rolled_back_by_user, updated};
 pub use roles::{CannotGo, RaftMember, RolePlan, RoleStep, can_go, plan_roles};
 pub use rotation::{ROTATION_BATCH, ROTATION_INTERVAL, Rotation, RotationTarget, plan_rotation};
 pub use scheduler::{Misfit, NodeVerdict, Refusal, Scheduler};
+pub use time::Time;
 pub use update::DEFAULT_MONITOR;

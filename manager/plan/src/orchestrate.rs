@@ -1,8 +1,8 @@
 //! The entry to all orchestrators: what to do for one service, and which services a change concerns.
 
 use crate::slot::Context;
-use crate::{Ids, Plan, global, job, replicated};
-use skep_types::{Action, Change, ClusterView, NodeId, Object, ServiceId, ServiceMode, Task, TaskState, Timestamp};
+use crate::{Ids, Plan, Time, global, job, replicated};
+use skep_types::{Action, Change, ClusterView, NodeId, Object, ServiceId, ServiceMode, Task, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use std::sync::Arc;
 /// Costs O(tasks of the service), and O(nodes) for global ones. Call it for services named by [`concerned`], one at a time, and
 /// commit before the next call for the same service: that is what makes a slot be replaced once.
 #[must_use]
-pub fn plan_service(view: &dyn ClusterView, id: &ServiceId, ids: &mut dyn Ids, now: Timestamp) -> Plan {
+pub fn plan_service(view: &dyn ClusterView, id: &ServiceId, ids: &mut dyn Ids, time: impl Into<Time>) -> Plan {
     let Some(service) = view.service(id).filter(|service| !service.pending_delete) else {
         return plan_removal(view, id);
     };
-    let mut context = Context::new(view, service, ids, now);
+    let mut context = Context::new(view, service, ids, time.into());
     match &service.spec.mode {
         ServiceMode::Replicated { replicas } => replicated::plan(&mut context, *replicas),
         ServiceMode::Global => global::plan(&mut context),
@@ -38,13 +38,13 @@ pub fn plan_slot(
     id: &ServiceId,
     (number, tasks): (u64, &[Arc<Task>]),
     ids: &mut dyn Ids,
-    now: Timestamp,
+    time: impl Into<Time>,
 ) -> Option<Plan> {
     let service = view.service(id).filter(|service| !service.pending_delete)?;
     if !matches!(service.spec.mode, ServiceMode::Replicated { .. }) {
         return None;
     }
-    let mut context = Context::new(view, service, ids, now);
+    let mut context = Context::new(view, service, ids, time.into());
     replicated::plan_slot(&mut context, number, tasks)?;
     Some(context.plan)
 }

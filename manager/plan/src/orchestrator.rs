@@ -10,14 +10,13 @@
 //! as done, and if it is not written, observed once more the other way round; there only do wishes and states go back, and then the
 //! whole service is looked at, for who is settled may be so only by what was taken back. Whoever lost changes, or does not know how
 //! much of a proposal was written (the feed was too old, the store failed, somebody else leads), makes a new one. Times in it come
-//! from the state (a task's creation and the delay of its policy), never from when it was looked at, so that a clock that jumps
-//! makes a look early or late for both alike.
+//! from the state (a task's creation and the delay of its policy) and from when the leader began, never from when it was looked at.
 
 use crate::agenda::Agenda;
 use crate::orchestrate::{Concerned, all_services, plan_service, plan_slot, services_of_node};
 use crate::reaper::{is_removable, plan_reaping, plan_reaping_among};
-use crate::{Ids, Plan};
-use skep_types::{Change, ClusterView, NodeId, Object, ServiceId, ServiceMode, Task, TaskId, TaskState, Timestamp};
+use crate::{Ids, Plan, Time};
+use skep_types::{Change, ClusterView, NodeId, Object, ServiceId, ServiceMode, Task, TaskId, TaskState};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -91,11 +90,13 @@ impl Orchestrator {
     }
 
     /// What services need now. `wake_at` says when to ask again if nothing changes until then.
-    pub fn plan(&mut self, view: &dyn ClusterView, ids: &mut dyn Ids, now: Timestamp) -> Plan {
+    pub fn plan(&mut self, view: &dyn ClusterView, ids: &mut dyn Ids, time: impl Into<Time>) -> Plan {
+        let time = time.into();
+        let now = time.now();
         self.sort_concerned(view);
-        let mut plan = self.plan_slots(view, ids, now);
+        let mut plan = self.plan_slots(view, ids, time);
         if plan.changes.is_empty() {
-            plan = self.plan_whole(view, ids, now);
+            plan = self.plan_whole(view, ids, time);
         }
         plan.wake_at = [self.services.next(now), self.slots.next(now)].into_iter().flatten().min();
         plan
@@ -138,10 +139,10 @@ impl Orchestrator {
         }
     }
 
-    fn plan_slots(&mut self, view: &dyn ClusterView, ids: &mut dyn Ids, now: Timestamp) -> Plan {
+    fn plan_slots(&mut self, view: &dyn ClusterView, ids: &mut dyn Ids, time: Time) -> Plan {
         let mut plan = Plan::default();
         loop {
-            let due = self.slots.take(now, SLOTS_PER_PLAN);
+            let due = self.slots.take(time.now(), SLOTS_PER_PLAN);
             if due.is_empty() {
                 return plan;
             }
@@ -151,7 +152,7 @@ impl Orchestrator {
                     continue;
                 }
                 let tasks = self.tasks.of(view, &service, slot);
-                match plan_slot(view, &service, (slot, &tasks), ids, now) {
+                match plan_slot(view, &service, (slot, &tasks), ids, time) {
                     Some(Plan { changes, wake_at }) => {
                         plan.changes.extend(changes);
                         if let Some(when) = wake_at {
@@ -167,15 +168,15 @@ impl Orchestrator {
         }
     }
 
-    fn plan_whole(&mut self, view: &dyn ClusterView, ids: &mut dyn Ids, now: Timestamp) -> Plan {
+    fn plan_whole(&mut self, view: &dyn ClusterView, ids: &mut dyn Ids, time: Time) -> Plan {
         let mut plan = Plan::default();
         loop {
-            let due = self.services.take(now, SERVICES_PER_PLAN);
+            let due = self.services.take(time.now(), SERVICES_PER_PLAN);
             if due.is_empty() {
                 return plan;
             }
             for service in due {
-                let Plan { changes, wake_at } = plan_service(view, &service, ids, now);
+                let Plan { changes, wake_at } = plan_service(view, &service, ids, time);
                 if changes.is_empty() && is_replicated(view, &service) {
                     self.settled.insert(service.clone());
                 } else {

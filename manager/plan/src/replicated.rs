@@ -2,7 +2,7 @@
 
 use crate::dirty::Dirt;
 use crate::slot::{Context, Run, Slot};
-use crate::{restart, update};
+use crate::{Time, restart, update};
 use skep_types::{NodeId, Task, TaskState, UpdateState};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -17,8 +17,8 @@ pub(crate) fn plan(context: &mut Context<'_>, replicas: u64) {
         restart::replace_ended(context, slot, *number, None, &|run| dirt.is_dirty(&run.task));
     }
     update::step(context, &mut slots, &dirt, |_, _| true, |context, number, desired| context.create(*number, None, desired));
-    for slot in slots.values_mut() {
-        restart::release_waiting(context, slot);
+    for (number, slot) in &mut slots {
+        restart::release_waiting(context, slot, *number, None);
     }
     for slot in slots.into_values() {
         context.settle(slot);
@@ -33,7 +33,7 @@ pub(crate) fn plan_slot(context: &mut Context<'_>, number: u64, tasks: &[Arc<Tas
     if !matches!(status, UpdateState::Unknown | UpdateState::Completed | UpdateState::RollbackCompleted) {
         return None;
     }
-    let mut slots = by_slot(tasks);
+    let mut slots = by_slot(tasks, context.time);
     // Everything in it is being removed, and was when all slots were looked at: it does not count.
     let Some(mut slot) = slots.remove(&number) else { return Some(()) };
     let dirt = Dirt::new(context.view, context.service);
@@ -41,17 +41,17 @@ pub(crate) fn plan_slot(context: &mut Context<'_>, number: u64, tasks: &[Arc<Tas
         return None;
     }
     restart::replace_ended(context, &mut slot, number, None, &|run| dirt.is_dirty(&run.task));
-    restart::release_waiting(context, &mut slot);
+    restart::release_waiting(context, &mut slot, number, None);
     context.settle(slot);
     Some(())
 }
 
 /// The tasks by slot number, without those that are being removed.
 pub(crate) fn gather(context: &Context<'_>) -> BTreeMap<u64, Slot> {
-    by_slot(context.view.tasks_of_service(&context.service.id))
+    by_slot(context.view.tasks_of_service(&context.service.id), context.time)
 }
 
-fn by_slot<'a>(tasks: impl IntoIterator<Item = &'a Arc<Task>>) -> BTreeMap<u64, Slot> {
+fn by_slot<'a>(tasks: impl IntoIterator<Item = &'a Arc<Task>>, time: Time) -> BTreeMap<u64, Slot> {
     let mut slots = BTreeMap::<u64, Slot>::new();
     for task in tasks {
         if task.desired_state < TaskState::Remove {
@@ -59,7 +59,7 @@ fn by_slot<'a>(tasks: impl IntoIterator<Item = &'a Arc<Task>>) -> BTreeMap<u64, 
         }
     }
     for slot in slots.values_mut() {
-        slot.sort();
+        slot.sort(time);
     }
     slots
 }

@@ -108,7 +108,7 @@ pub(crate) fn replace_ended(
         }
         if run.desired == TaskState::Ready && ended {
             // It failed before its own delay was over: that delay still holds.
-            let due = run.created + delay(context, slot, index);
+            let due = context.time.due(run.created, delay(context, slot, index));
             if context.now < due {
                 context.plan.wake(due);
                 continue;
@@ -134,30 +134,53 @@ fn has_served(run: &Run) -> bool {
 }
 
 /// Lets tasks that wait with desired state READY run once their delay is over and those before them have stopped.
-pub(crate) fn release_waiting(context: &mut Context<'_>, slot: &mut Slot) {
+///
+/// A task on another node is waited for as long as [`MAX_STOP_WAIT`], one on a lost node not at all. On one node two of a slot never run:
+/// after that time the slot's new task is made once more, for a node where nothing stops; the task of a global service (`home`) waits on.
+pub(crate) fn release_waiting(context: &mut Context<'_>, slot: &mut Slot, number: u64, home: Option<&NodeId>) {
     for index in 0..slot.runs.len() {
         let run = &slot.runs[index];
         if run.desired != TaskState::Ready || run.observed().is_terminal() {
             continue;
         }
-        let due = run.created + delay(context, slot, index);
+        let due = context.time.due(run.created, delay(context, slot, index));
         if context.now < due {
             context.plan.wake(due);
             continue;
         }
-        let patience = run.created + MAX_STOP_WAIT;
-        if context.now < patience && slot.runs.iter().any(|other| is_stopping(context, other)) {
+        let patience = context.time.due(run.created, MAX_STOP_WAIT);
+        let hold = slot.runs.iter().filter_map(|other| hold(context, run, other)).max();
+        if hold.is_some() && context.now < patience {
             context.plan.wake(patience);
             continue;
         }
         let goal = if run.task.job_iteration.is_some() { TaskState::Complete } else { TaskState::Running };
-        slot.runs[index].want(goal);
+        if hold != Some(Hold::Here) {
+            slot.runs[index].want(goal);
+        } else if home.is_none()
+            && let Some(elsewhere) = context.create(number, None, goal)
+        {
+            slot.runs[index].want(TaskState::Shutdown);
+            slot.runs.push(elsewhere);
+        }
     }
 }
 
-/// Told to stop, had a node, and has not said that it stopped; on a lost node nothing will be heard of it.
-fn is_stopping(context: &Context<'_>, run: &Run) -> bool {
-    run.desired >= TaskState::Shutdown
-        && (TaskState::Assigned..=TaskState::Running).contains(&run.observed())
-        && !context.host(run.task.node_id.as_ref()).is_silent()
+/// What a waiting task waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Hold {
+    /// A task of its slot stops on another node.
+    Elsewhere,
+    /// One may still run on its own node. Nothing is heard of a lost node, but when it comes back it has both.
+    Here,
+}
+
+/// `other` was told to stop, had a node, and has not said that it stopped.
+fn hold(context: &Context<'_>, waiting: &Run, other: &Run) -> Option<Hold> {
+    let stops = other.desired >= TaskState::Shutdown && (TaskState::Assigned..=TaskState::Running).contains(&other.observed());
+    let node = other.task.node_id.as_ref().filter(|_| stops)?;
+    if waiting.task.node_id.as_ref() == Some(node) {
+        return Some(Hold::Here);
+    }
+    (!context.host(Some(node)).is_silent()).then_some(Hold::Elsewhere)
 }

@@ -1,6 +1,6 @@
 //! The model that the orchestrators work on: the tasks of one service by slot, with the wishes of this plan already in.
 
-use crate::{Ids, Plan};
+use crate::{Ids, Plan, Time};
 use skep_types::{
     Action, Availability, ClusterView, Driver, Kind, NodeId, NodeState, Object, Service, Task, TaskState, Timestamp, Version,
 };
@@ -85,8 +85,9 @@ impl Slot {
         }
     }
 
-    pub fn sort(&mut self) {
-        self.runs.sort_by(|a, b| a.created.cmp(&b.created).then_with(|| a.task.id.cmp(&b.task.id)));
+    pub fn sort(&mut self, time: Time) {
+        let order = |run: &Run| (time.order(run.created), run.created);
+        self.runs.sort_by(|a, b| order(a).cmp(&order(b)).then_with(|| a.task.id.cmp(&b.task.id)));
     }
 }
 
@@ -117,6 +118,7 @@ pub(crate) struct Context<'a> {
     pub view: &'a dyn ClusterView,
     pub service: &'a Arc<Service>,
     pub now: Timestamp,
+    pub time: Time,
     pub plan: Plan,
     pub retention: i64,
     log_driver: Option<&'a Driver>,
@@ -128,12 +130,13 @@ pub(crate) struct Context<'a> {
 const CREATIONS_PER_PLAN: usize = 2_000;
 
 impl<'a> Context<'a> {
-    pub fn new(view: &'a dyn ClusterView, service: &'a Arc<Service>, ids: &'a mut dyn Ids, now: Timestamp) -> Self {
+    pub fn new(view: &'a dyn ClusterView, service: &'a Arc<Service>, ids: &'a mut dyn Ids, time: Time) -> Self {
         let spec = view.cluster().map(|cluster| &cluster.spec);
         Self {
             view,
             service,
-            now,
+            now: time.now(),
+            time,
             plan: Plan::default(),
             retention: spec.map_or(5, |spec| spec.task_history_retention_limit),
             log_driver: spec.and_then(|spec| spec.task_log_driver.as_ref()),

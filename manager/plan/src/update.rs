@@ -79,6 +79,11 @@ pub(crate) fn step<'a, K: Ord + Clone>(
     }
     let settings = Settings::of(context.service);
     let active = matches!(state, UpdateState::Updating | UpdateState::RollbackStarted);
+    if active && settings.started.is_some_and(|started| context.time.is_ahead(started)) {
+        // Another leader began it, whose clock is ahead: what is made from now on would seem to be older than the update.
+        begin_earlier(context);
+        return;
+    }
     let mut progress = survey(context, slots, dirt, &settings, active);
     progress.waiting.retain(|key| is_open(context, key));
     if !active {
@@ -156,7 +161,7 @@ fn note_begun<K>(context: &mut Context<'_>, slot: &Slot, settings: &Settings, pr
         }
         Some(reached) => {
             progress.last_reached = progress.last_reached.max(Some(reached));
-            let free = reached + settings.config.delay;
+            let free = context.time.due(reached, settings.config.delay);
             if context.now < free {
                 progress.busy += 1;
                 context.plan.wake(free);
@@ -243,12 +248,21 @@ fn rolled_back(service: &Service) -> Option<Service> {
 }
 
 fn finish(context: &mut Context<'_>, settings: &Settings, last_reached: Option<Timestamp>) {
-    let due = last_reached.map(|moment| moment + settings.quiet_time());
+    let due = last_reached.map(|moment| context.time.due(moment, settings.quiet_time()));
     match due.filter(|due| context.now < *due) {
         Some(due) => context.plan.wake(due),
         None if settings.rolling_back => set_status(context, UpdateState::RollbackCompleted, "rollback completed", false),
         None => set_status(context, UpdateState::Completed, "update completed", false),
     }
+}
+
+/// The update began now at the latest, by this leader's clock. Only the time is changed.
+fn begin_earlier(context: &mut Context<'_>) {
+    let mut service = Service::clone(context.service);
+    if let Some(status) = &mut service.update_status {
+        status.started_at = Some(context.now);
+    }
+    context.plan.changes.push(Action::Update(Object::Service(Arc::new(service))));
 }
 
 fn set_status(context: &mut Context<'_>, state: UpdateState, message: &str, begins: bool) {

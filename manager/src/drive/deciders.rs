@@ -1,6 +1,6 @@
 //! Who decides what, and what each has to look at.
 
-use skep_plan::{Agenda, Allocator, Ids, Orchestrator, Plan, Scheduler};
+use skep_plan::{Agenda, Allocator, Ids, Orchestrator, Plan, Scheduler, Time};
 use skep_store::View;
 use skep_types::{Change, ClusterView as _, NetworkId, Node, NodeId, NodeState, Object, Task, TaskId, Timestamp, Version};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +19,8 @@ pub(super) struct Deciders {
     /// How long a node may be down before its tasks count as lost.
     orphan_after: Duration,
     orphaning: Agenda<NodeId>,
+    /// When this leader began by its own clock, see [`Time`].
+    begun: Timestamp,
 }
 
 impl Deciders {
@@ -28,8 +30,8 @@ impl Deciders {
         NAMES[index]
     }
 
-    /// As a new leader begins: everything is looked at once.
-    pub(super) fn new(view: &View, orphan_after: Duration, now: Timestamp) -> Self {
+    /// As a new leader begins: everything is looked at once. `begun`: when it began; now, unless it only looks at everything again.
+    pub(super) fn new(view: &View, orphan_after: Duration, begun: Timestamp, now: Timestamp) -> Self {
         let mut this = Self {
             orchestrator: Orchestrator::new(view),
             allocator: Allocator::new(view),
@@ -39,6 +41,7 @@ impl Deciders {
             down: BTreeMap::new(),
             orphan_after,
             orphaning: Agenda::default(),
+            begun,
         };
         for task in view.tasks() {
             if let Some(node) = &task.node_id
@@ -106,15 +109,15 @@ impl Deciders {
         self.allocator.acknowledge(acknowledged);
     }
 
-    /// What one decider proposes. `wake_at` of an empty plan says when it wants to be asked again.
-    pub(super) fn plan(&mut self, index: usize, view: &View, ids: &mut dyn Ids, now: Timestamp) -> Plan {
-        match index {
     /// See [`Allocator::audit`].
     pub(super) fn audit(&mut self, view: &View) -> skep_plan::AddressAudit {
         self.allocator.audit(view)
     }
 
-            0 => self.orchestrator.plan(view, ids, now),
+    /// What one decider proposes. `wake_at` of an empty plan says when it wants to be asked again.
+    pub(super) fn plan(&mut self, index: usize, view: &View, ids: &mut dyn Ids, now: Timestamp) -> Plan {
+        match index {
+            0 => self.orchestrator.plan(view, ids, Time::of_leader(now, self.begun)),
             1 => self.plan_enforcement(view, now),
             2 => self.allocator.plan(view, now),
             3 => self.scheduler.schedule(now),

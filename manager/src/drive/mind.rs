@@ -2,9 +2,9 @@
 
 use super::deciders::Deciders;
 use super::draft::Draft;
-use skep_plan::{Ids, Plan};
+use skep_plan::{Ids, Plan, Time};
 use skep_store::{Commit, View};
-use skep_types::{Action, NetworkId, Timestamp, Version};
+use skep_types::{Action, ClusterView as _, NetworkId, Timestamp, Version};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,14 +49,36 @@ pub struct Mind {
     /// The revision up to which the deciders know everything.
     seen: Version,
     orphan_after: Duration,
+    /// When this leader began by its own clock, or that clock was set.
+    begun: Timestamp,
+    /// The clock at the last look, and one that cannot be set.
+    clocks: (Timestamp, Duration),
 }
 
 impl Mind {
-    /// As a new leader begins, or who lost events: everything is looked at.
+    /// As a new leader begins: everything is looked at. `steady`: the time on a clock that cannot be set, from whenever.
     #[must_use]
-    pub fn new(view: &View, orphan_after: Duration, now: Timestamp) -> Self {
-        use skep_types::ClusterView as _;
-        Self { deciders: Deciders::new(view, orphan_after, now), seen: view.version(), orphan_after }
+    pub fn new(view: &View, orphan_after: Duration, now: Timestamp, steady: Duration) -> Self {
+        let deciders = Deciders::new(view, orphan_after, now, now);
+        Self { deciders, seen: view.version(), orphan_after, begun: now, clocks: (now, steady) }
+    }
+
+    /// For who lost events, or does not know what was written: everything is looked at again.
+    pub fn renew(&mut self, view: &View, now: Timestamp) {
+        self.deciders = Deciders::new(view, self.orphan_after, self.begun, now);
+        self.seen = view.version();
+    }
+
+    /// To be told the time before every round of decisions, with a view of which everything was observed. True if the clock was set
+    /// meanwhile: what is stored then bears times of another clock, as at a new leader, and all that waited for a time is looked at.
+    pub fn look_at_clock(&mut self, view: &View, now: Timestamp, steady: Duration) -> bool {
+        let (before, at) = std::mem::replace(&mut self.clocks, (now, steady));
+        let was_set = Time::is_step(before, now, steady.saturating_sub(at));
+        if was_set {
+            self.begun = now;
+            self.renew(view, now);
+        }
+        was_set
     }
 
     /// The revision up to which the deciders know everything.
@@ -81,6 +103,13 @@ impl Mind {
         self.deciders.acknowledge(acknowledged);
     }
 
+    /// Compares what objects hold with what is taken to be in use. Everything up to the view must have been observed, and nothing that is
+    /// not written.
+    #[must_use]
+    pub fn audit(&mut self, view: &View) -> skep_plan::AddressAudit {
+        self.deciders.audit(view)
+    }
+
     /// Asks in turn until nobody has anything to add to the draft. Returns when the first wants to be asked again.
     pub fn decide(&mut self, draft: &mut Draft, ids: &mut dyn Ids, clock: &dyn Fn() -> Timestamp) -> Option<Timestamp> {
         self.deciders.settle(self.seen, clock());
@@ -103,15 +132,8 @@ impl Mind {
                         }
                     }
                     Err(error) => {
-    /// Compares what objects hold with what is taken to be in use. Everything up to the view must have been observed, and nothing that is
-    /// not written.
-    #[must_use]
-    pub fn audit(&mut self, view: &View) -> skep_plan::AddressAudit {
-        self.deciders.audit(view)
-    }
-
                         tracing::warn!(decider = name, %error, "a decider proposed what does not fit its own picture; building it anew");
-                        self.deciders = Deciders::new(draft.view(), self.orphan_after, now);
+                        self.deciders = Deciders::new(draft.view(), self.orphan_after, self.begun, now);
                     }
                 }
                 if draft.len() >= LARGE_DRAFT {

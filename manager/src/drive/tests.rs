@@ -62,7 +62,7 @@ impl Calm {
         let mut tables = Tables::new();
         let objects = [Object::Service(Arc::new(service)), Object::Node(Arc::new(fast_node()))];
         tables.apply(Version(1), now, &objects.map(Action::Create)).unwrap();
-        let deciders = Deciders::new(&View::from(tables.clone()), Duration::from_secs(86_400), now);
+        let deciders = Deciders::new(&View::from(tables.clone()), Duration::from_secs(86_400), now, now);
         let mut this = Self { tables, deciders, now };
         this.draft_and_write();
         let reports: Vec<Action> = this.view().tasks().map(|task| report(task, TaskState::Running, now)).collect();
@@ -127,7 +127,7 @@ fn a_task_that_had_to_wait_is_placed_on_what_was_really_written() {
     let now = Timestamp::from_secs(1_000);
     let mut tables = Tables::new();
     tables.apply(Version(1), now, &[Action::Create(Object::Service(Arc::new(waiting_service())))]).unwrap();
-    let mut deciders = Deciders::new(&View::from(tables.clone()), Duration::from_secs(86_400), now);
+    let mut deciders = Deciders::new(&View::from(tables.clone()), Duration::from_secs(86_400), now, now);
     let mut draft = Draft::new(View::from(tables.clone()));
     decide(&mut deciders, &mut draft, now);
     // Somebody else wrote first, so the store gives a version that no step of the draft had.

@@ -9,13 +9,16 @@ mod worker; // the tasks it should have
 pub use task::Done;
 
 use crate::container::Container;
+use crate::mutant::Mutant;
+use crate::networks::Picture;
 use crate::queue::Moment;
 use crate::wire::{ConnId, Up};
 use crate::world::{Event, World};
 use session::Link;
+use skep_agent::pure::Event as Step;
 use skep_agent::{Backoff, Reports};
 use skep_manager::pure::same_but_status;
-use skep_types::{EngineDescription, NodeDescription, NodeId, Platform, Resources, Task, TaskId, TaskState, Timestamp};
+use skep_types::{EngineDescription, NodeDescription, NodeId, Platform, Resources, Task, TaskId, TaskState, Timestamp, Version};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +36,10 @@ pub enum Timer {
         task: TaskId,
         op: Option<u64>,
         done: Done,
+    },
+    /// A revision of the networks' state is in place.
+    Programmed {
+        revision: Version,
     },
     /// A task that ended may be started again without a manager.
     Restart {
@@ -56,6 +63,9 @@ pub struct Agent {
     tasks: BTreeMap<TaskId, Driven>,
     /// What managers said it should have, by the message applied last.
     pub told: BTreeMap<TaskId, Arc<Task>>,
+    /// Where it sends packets for addresses, by the revision it acknowledged; the disk has it.
+    pub picture: Picture,
+    pub programmed: Version,
     pub applied: Option<String>,
     reports: Reports,
     link: Link,
@@ -82,6 +92,8 @@ impl Agent {
             kept: None,
             tasks: BTreeMap::new(),
             told: BTreeMap::new(),
+            picture: Picture::new(),
+            programmed: Version::default(),
             applied: None,
             reports: Reports::default(),
             link: Link::None,
@@ -132,6 +144,15 @@ impl Agent {
         }
     }
 
+    /// Its connection and session, if it has one.
+    #[must_use]
+    pub fn session_up(&self) -> Option<(ConnId, String)> {
+        match &self.link {
+            Link::Up { conn, session, .. } => Some((*conn, session.clone())),
+            _ => None,
+        }
+    }
+
     fn save(&mut self, id: &TaskId) {
         if let Some(driven) = self.tasks.get(id) {
             self.disk.insert(id.clone(), driven.record.clone());
@@ -147,7 +168,7 @@ impl World {
     }
 
     /// How long something takes on this node.
-    fn takes(&mut self, node: &NodeId, millis: std::ops::Range<u64>) -> Duration {
+    pub fn takes(&mut self, node: &NodeId, millis: std::ops::Range<u64>) -> Duration {
         let time = self.dice.moment(millis);
         let (times, until) = self.agents.get(node).map_or((1, Moment::ZERO), |agent| agent.slow);
         if self.now < until { time * times } else { time }
@@ -160,22 +181,31 @@ impl World {
 
     /// The process starts: it adopts what is there and looks for a manager.
     pub fn agent_starts(&mut self, node: &NodeId) {
+        let mutant = self.mutant;
         let Some(agent) = self.agents.get_mut(node) else { return };
         agent.life += 1;
         agent.up = true;
         (agent.link, agent.session, agent.backoff, agent.lost_at) = (Link::None, String::new(), Backoff::default(), self.now);
         agent.reports = Reports::default();
         agent.tasks.clear();
+        if mutant == Some(Mutant::AckBeforeDisk) {
+            agent.disk.pop_last();
+        }
         agent.told = agent.disk.iter().map(|(id, record)| (id.clone(), Arc::clone(&record.task))).collect();
         let same = |kept: &BTreeMap<TaskId, Arc<Task>>| {
             kept.len() == agent.told.len()
                 && kept.iter().all(|(id, task)| agent.told.get(id).is_some_and(|told| same_but_status(told, task)))
         };
         let no_strays = agent.containers.keys().all(|id| agent.disk.contains_key(id));
-        agent.applied = agent.kept.as_ref().filter(|(_, tasks)| no_strays && same(tasks)).map(|(name, _)| name.clone());
+        let sound = |tasks| (no_strays && same(tasks)) || mutant == Some(Mutant::AckBeforeDisk);
+        agent.applied = agent.kept.as_ref().filter(|(_, tasks)| sound(tasks)).map(|(name, _)| name.clone());
         let records: Vec<Record> = agent.disk.values().cloned().collect();
         for record in records {
+            let id = record.task.id.clone();
             self.begin_task(node, record);
+            if mutant == Some(Mutant::StopsOnStart) {
+                self.step(node, &id, Step::Desired(TaskState::Shutdown));
+            }
         }
         self.agent_after(node, Duration::ZERO, Timer::Dial);
     }
@@ -222,6 +252,7 @@ impl World {
                     self.task_done(node, &task, done);
                 }
             }
+            Timer::Programmed { revision } => self.networks_in_place(node, revision),
             Timer::Restart { task } => self.restart_alone(node, &task),
         }
     }

@@ -4,7 +4,7 @@ use crate::agent::{Done, Timer};
 use crate::queue::Moment;
 use crate::world::{Event, World};
 use skep_agent::pure::{Outcome, Recovered};
-use skep_types::{ContainerStatus, HealthConfig, NodeId, PortConfig, PublishMode, ServiceId, Task, TaskId};
+use skep_types::{ContainerStatus, HealthConfig, NetworkId, NodeId, PortConfig, PublishMode, ServiceId, Task, TaskId};
 use std::time::Duration;
 
 /// One container of one node.
@@ -21,9 +21,11 @@ pub struct Container {
     /// Ports of the node.
     pub ports: Vec<PortConfig>,
     /// (network, address)
-    pub addresses: Vec<(String, String)>,
+    pub addresses: Vec<(NetworkId, String)>,
     pub is_job: bool,
     pub checked: bool,
+    /// Its health check fails.
+    pub sick: bool,
     pub grace: Duration,
     /// So many of a hundred fail.
     pub bad: u64,
@@ -49,10 +51,11 @@ impl Container {
             outcome: None,
             ports: ports.filter(|port| port.publish_mode == PublishMode::Host).cloned().collect(),
             addresses: networks
-                .flat_map(|attached| attached.addresses.iter().map(|address| (attached.network.id.to_string(), address.clone())))
+                .flat_map(|attached| attached.addresses.iter().map(|address| (attached.network.id.clone(), address.clone())))
                 .collect(),
             is_job: task.job_iteration.is_some(),
             checked: number("CHECKED") > 0,
+            sick: false,
             grace: spec.stop_grace_period.unwrap_or(Duration::from_secs(10)),
             bad: number("BAD"),
         }
@@ -84,6 +87,7 @@ impl World {
     pub fn container_starts(&mut self, node: &NodeId, id: &TaskId) {
         let Some(container) = self.agents.get(node).and_then(|agent| agent.containers.get(id)).cloned() else { return };
         self.check_start(node, &container);
+        self.check_location(node, id, &container.addresses);
         let since = container.since;
         let faulty = !self.healed && self.dice.roll(100) < container.bad;
         let (delay, code) = match (faulty, container.is_job) {

@@ -68,7 +68,13 @@ fn left_over(world: &World, view: &View) -> Option<String> {
     if let Some(task) = leaving {
         return Some(format!("task {} is {} and should be stopped", task.id, task.status.state));
     }
+    if let Some(task) = view.tasks().find(|task| task.desired_state == TaskState::Remove) {
+        return Some(format!("task {} is {} and should be deleted", task.id, task.status.state));
+    }
     for (node, agent) in &world.agents {
+        if let Some(sick) = agent.containers.values().find(|container| container.alive && container.sick) {
+            return Some(format!("task {} is unhealthy and runs on", sick.task));
+        }
         for container in agent.containers.values() {
             let task = view.task(&container.task);
             if container.alive != task.is_some_and(|task| task.status.state == TaskState::Running && task.node_id.as_ref() == Some(node)) {

@@ -4,6 +4,7 @@
 //! ([`Pending`]) and who is silent for too long ([`Deadlines`]) is the manager's code; who calls it when is told again here.
 
 use crate::mutant::Mutant;
+use crate::networks::Networks;
 use crate::queue::Moment;
 use crate::raft::{Answer, Proposer, Refused};
 use crate::wire::{ConnId, Down, Up};
@@ -54,6 +55,7 @@ pub struct Dispatcher {
     registering: Vec<Registering>,
     /// Being written, with what has not been proposed yet.
     in_flight: Option<(Batch, Vec<Action>)>,
+    pub networks: Networks,
 }
 
 impl Dispatcher {
@@ -67,6 +69,7 @@ impl Dispatcher {
             unknown_at: Some(now + PERIOD),
             registering: Vec::new(),
             in_flight: None,
+            networks: Networks::default(),
         };
         for node in view.nodes().filter(|node| node.status.state != NodeState::Down) {
             this.beats.set(&node.id, base + now + PERIOD * GRACE_PERIODS_UNKNOWN);
@@ -92,6 +95,11 @@ impl World {
             Up::Register { last, description } => self.register(leader, conn, &node, &last, description),
             Up::Beat { session } => self.beat(leader, conn, &node, &session),
             Up::Assignments { session, applied } => self.open_assignments(leader, conn, &node, &session, applied),
+            Up::Networks { session } | Up::Programmed { session, .. } if !self.has_session(leader, &node, &session) => {
+                self.down(conn, Down::Refused);
+            }
+            Up::Networks { .. } => self.follow_networks(leader, conn, &node),
+            Up::Programmed { revision, .. } => self.networks_acknowledged(leader, &node, revision),
             Up::Report { session, batch } => {
                 let view = self.managers[leader].view();
                 let (by, now) = (self.managers[leader].id.clone(), self.managers[leader].wall(self.now));
@@ -111,6 +119,10 @@ impl World {
                 self.write_pending(leader);
             }
         }
+    }
+
+    fn has_session(&mut self, leader: usize, node: &NodeId, session: &str) -> bool {
+        self.managers[leader].lead.as_mut().is_some_and(|lead| lead.dispatcher.session(node, session).is_some())
     }
 
     fn register(&mut self, leader: usize, conn: ConnId, node: &NodeId, last: &str, description: NodeDescription) {
@@ -192,6 +204,11 @@ impl World {
             }
             (v1::assignments_message::Type::Incremental, changes)
         };
+        match mutant {
+            Some(Mutant::LostAtFirst) if stream.counter == 0 => drop(changes.pop()),
+            Some(Mutant::ResumesWithNothing) if stream.counter == 0 && !stream.applied.is_empty() => changes.clear(),
+            _ => {}
+        }
         if mutant == Some(Mutant::LostAssignment) && stream.counter > 0 && self.dice.roll(4) == 0 {
             changes.pop();
         }

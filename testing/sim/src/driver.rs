@@ -7,7 +7,7 @@ use crate::raft::{Answer, Proposer, Refused};
 use crate::world::{Event, World};
 use skep_manager::pure::{Draft, Mind, Own};
 use skep_store::{Commit, MAX_TRANSACTION_CHANGES, View};
-use skep_types::{Action, Timestamp};
+use skep_types::{Action, ClusterView as _, Timestamp};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(1);
 const LEAST_WAIT: Duration = Duration::from_millis(2);
 /// As `clock.rs` has them.
 const LEAST_SLEEP: Duration = Duration::from_millis(1);
-const LONGEST_SLEEP: Duration = Duration::from_secs(60);
+const LONGEST_SLEEP: Duration = Duration::from_secs(10);
 
 enum State {
     Idle,
@@ -31,17 +31,15 @@ pub struct Driver {
     /// Commits that the loop has not come to yet.
     backlog: Vec<Arc<Commit>>,
     stale: u32,
-    /// When it sleeps: until this time of the manager's clock.
-    wake_at: Option<Timestamp>,
     /// Tells the present sleep from those that were cut short.
     sleep: u64,
 }
 
 impl Driver {
     #[must_use]
-    pub fn new(view: &View, now: Timestamp) -> Self {
-        let mind = Mind::new(view, skep_plan::NODE_DOWN_PERIOD, now);
-        Self { mind, state: State::Idle, backlog: Vec::new(), stale: 0, wake_at: None, sleep: 0 }
+    pub fn new(view: &View, now: Timestamp, steady: Moment) -> Self {
+        let mind = Mind::new(view, skep_plan::NODE_DOWN_PERIOD, now, steady);
+        Self { mind, state: State::Idle, backlog: Vec::new(), stale: 0, sleep: 0 }
     }
 
     pub fn note(&mut self, commit: &Arc<Commit>) {
@@ -49,7 +47,7 @@ impl Driver {
     }
 
     fn restart(&mut self, view: &View, now: Timestamp) {
-        self.mind = Mind::new(view, skep_plan::NODE_DOWN_PERIOD, now);
+        self.mind.renew(view, now);
         self.backlog.clear();
         self.state = State::Idle;
     }
@@ -73,10 +71,6 @@ impl World {
             State::Pausing => driver.restart(&view, wall),
             State::Idle => {}
         }
-        if let Some(at) = driver.wake_at.filter(|at| sleep.is_some() && wall < *at) {
-            return self.sleep_until(manager, at);
-        }
-        driver.wake_at = None;
         for commit in std::mem::take(&mut driver.backlog) {
             if self.mutant == Some(Mutant::LostEvent) && dice.roll(12) == 0 {
                 let nothing = Commit { version: commit.version, changes: Vec::new() };
@@ -85,14 +79,21 @@ impl World {
                 driver.mind.observe(&commit, wall);
             }
         }
+        driver.mind.look_at_clock(&view, wall, now);
+        let acknowledged = match self.mutant {
+            Some(Mutant::ForgedAcknowledgements) => view.version(),
+            _ => lead.dispatcher.networks.acknowledged(&view),
+        };
+        driver.mind.acknowledge(&|_| Some(acknowledged));
         // What cancels itself out is not worth a write: the loop decides again.
         for _ in 0..100 {
             let mut draft = Draft::new(view.clone());
             let mut ids = || std::array::from_fn::<u8, 17, _>(|_| u8::try_from(dice.roll(256)).expect("below 256"));
             let wake_at = driver.mind.decide(&mut draft, &mut ids, &|| wall);
             if draft.is_empty() {
-                match wake_at {
-                    Some(at) if self.mutant != Some(Mutant::LostWakeUp) => self.sleep_until(manager, at.max(wall + LEAST_WAIT)),
+                let late = if self.mutant == Some(Mutant::LateWakeUp) { Duration::from_secs(600) } else { Duration::ZERO };
+                match wake_at.map(|at| at + late) {
+                    Some(at) if self.mutant != Some(Mutant::LostWakeUp) => self.sleep_towards(manager, at.max(wall + LEAST_WAIT)),
                     _ => {}
                 }
                 return;
@@ -107,14 +108,13 @@ impl World {
             driver.state = State::Committing { draft, own: Own::default(), part: Vec::new(), rest: actions };
             return self.write_draft(manager);
         }
-        self.sleep_until(manager, wall + LEAST_WAIT);
+        self.sleep_towards(manager, wall + LEAST_WAIT);
     }
 
-    /// Sleeps until the wall clock shows `at`, in pieces, as `clock.rs`.
-    fn sleep_until(&mut self, manager: usize, at: Timestamp) {
+    /// Sleeps until the wall clock should show `at`, or a while before, as `clock.rs`.
+    fn sleep_towards(&mut self, manager: usize, at: Timestamp) {
         let wall = self.managers[manager].wall(self.now);
         let Some(lead) = &mut self.managers[manager].lead else { return };
-        lead.driver.wake_at = Some(at);
         lead.driver.sleep += 1;
         let (term, sleep) = (lead.term, lead.driver.sleep);
         let left = at.since(wall).clamp(LEAST_SLEEP, LONGEST_SLEEP);

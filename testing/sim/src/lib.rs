@@ -14,8 +14,10 @@ pub mod container; // what really runs on nodes
 pub mod desired; // whether the cluster is as it should be
 pub mod dispatcher; // the leader and its agents
 pub mod driver; // the leader's loop
+pub mod limits; // how many at once, and how soon
 pub mod manager; // one manager: tables, trail, clock
 pub mod mutant; // faults put in on purpose
+pub mod networks; // where addresses are, as nodes know it
 pub mod queue; // virtual time
 pub mod raft; // one log for all managers
 pub mod regression; // scenarios in files

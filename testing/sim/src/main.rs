@@ -2,8 +2,11 @@
 
 use clap::Parser;
 use skep_sim::{Mutant, Scenario, run, shrink};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// Runs whole clusters on virtual time, one per seed.
@@ -24,6 +27,9 @@ struct Args {
     /// Puts every fault in, one after the other, and tells which seed finds it.
     #[arg(long)]
     mutants: bool,
+    /// With `--mutants`: this one only.
+    #[arg(long)]
+    mutant: Option<String>,
     /// The last lines of the trace that are shown of a failure.
     #[arg(long, default_value_t = 60)]
     lines: usize,
@@ -102,27 +108,43 @@ fn many(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Each fault must be found by one of the seeds.
+/// Each fault must be found by one of the seeds. Two of them are looked for at a time.
 fn mutants(args: &Args) -> ExitCode {
     // What panics tell is in the verdict.
     std::panic::set_hook(Box::new(|_| {}));
-    let mut missed = 0;
-    println!("| fault | found by | with seed |\n|---|---|---|");
-    for mutant in Mutant::ALL {
-        let found = (args.from..args.from + args.seeds).find_map(|seed| {
-            let scenario = Scenario::of_seed(seed);
-            let verdict = run(&scenario, Some(mutant), false).verdict?;
-            // A seed that fails anyhow proves nothing.
-            run(&scenario, None, false).verdict.is_none().then_some((seed, verdict))
-        });
-        match found {
-            Some((seed, verdict)) => println!("| {mutant:?} | {} | {seed} |", verdict.name),
-            None => {
-                missed += 1;
-                println!("| {mutant:?} | **nothing** | |");
-            }
+    let wanted: Vec<Mutant> =
+        Mutant::ALL.iter().copied().filter(|mutant| args.mutant.as_ref().is_none_or(|name| *name == format!("{mutant:?}"))).collect();
+    let next = AtomicUsize::new(0);
+    let found = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while let Some(mutant) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let what = find(*mutant, args);
+                    found.lock().unwrap_or_else(PoisonError::into_inner).insert(*mutant, what);
+                }
+            });
+        }
+    });
+    let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    println!("| fault | found by | seeds |\n|---|---|---|");
+    for (mutant, what) in &found {
+        match what {
+            Some((seed, name)) => println!("| {mutant:?}: {} | {name} | {} |", mutant.words(), seed - args.from + 1),
+            None => println!("| {mutant:?}: {} | **nothing** | |", mutant.words()),
         }
     }
-    println!("{missed} of {} not found in {} seeds", Mutant::ALL.len(), args.seeds);
+    let missed = found.values().filter(|what| what.is_none()).count();
+    println!("{missed} of {} not found in {} seeds", found.len(), args.seeds);
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The first seed that finds a fault, and by what.
+fn find(mutant: Mutant, args: &Args) -> Option<(u64, String)> {
+    (args.from..args.from + args.seeds).find_map(|seed| {
+        let scenario = Scenario::of_seed(seed);
+        let verdict = run(&scenario, Some(mutant), false).verdict?;
+        // A seed that fails anyhow proves nothing.
+        run(&scenario, None, false).verdict.is_none().then_some((seed, verdict.name))
+    })
 }

@@ -3,148 +3,179 @@
 //! They sit between the product's code and the world, never in the product: what is decided, proposed, applied, said or heard is
 //! spoiled on its way.
 
+mod draft; // what the deciders propose
+
 use crate::raft::Entry;
 use skep_kit::Dice;
 use skep_store::{Tables, View};
-use skep_types::{Action, ClusterView, Kind, NodeId, Object, Service, Task, TaskState, UpdateState};
+use skep_types::{Action, ClusterView as _, NodeState, Object, Task, TaskState, Version};
 use std::sync::Arc;
 
-/// One fault.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mutant {
+macro_rules! mutants {
+    ($($(#[doc = $words:literal])+ $name:ident,)+) => {
+        /// One fault.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Mutant {
+            $($(#[doc = $words])+ $name,)+
+        }
+
+        impl Mutant {
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// What is wrong, for the table.
+            #[must_use]
+            pub fn words(self) -> &'static str {
+                match self {
+                    $(Self::$name => concat!($($words),+).trim_ascii(),)+
+                }
+            }
+        }
+    };
+}
+
+mutants! {
     /// The leader's loop forgets when it wanted to look again.
     LostWakeUp,
+    /// The leader's loop looks again ten minutes late.
+    LateWakeUp,
     /// The deciders are not told of a commit.
     LostEvent,
     /// What was decided on an old version is written all the same.
     StaleWrite,
     /// An update stops one slot more than it may.
     SurgeOffByOne,
+    /// A rollback stops one slot more than its config says.
+    SurgeInRollback,
     /// A replacement may run before the task it replaces has stopped.
     EarlyRelease,
+    /// A replacement does not wait for the restart delay.
+    NoRestartDelay,
     /// A task gets an address that another one has.
     AddressTwice,
+    /// A service gets the virtual address of another one.
+    VipTwice,
+    /// A service gets the published port of another one.
+    PortTwice,
+    /// Addresses that were freed are given again before the nodes know of it.
+    ForgedAcknowledgements,
+    /// A node acknowledges the state of networks before it is in place.
+    AcknowledgesEarly,
     /// A task is put on a node that its constraints exclude.
     WrongNode,
+    /// A task is put on a node that takes none.
+    ClosedNode,
+    /// A node gets more tasks of a service than it allows.
+    TooManyOnNode,
+    /// A task is put where another one has its host port.
+    HostPortTwice,
+    /// A slot is replaced twice.
+    SlotTwice,
+    /// A service gets one replica too many.
+    OneTooMany,
+    /// A node gets two tasks of a global service.
+    GlobalTwice,
+    /// A job runs one task more at once than it may.
+    JobTooMany,
+    /// Tasks stay on a drained node.
+    DrainIgnored,
+    /// A wish that a task stops is not written.
+    LostWish,
     /// An automatic rollback restores another spec than the one before.
     WrongRollback,
+    /// An automatic rollback restores the spec before with another config.
+    RollbackConfig,
+    /// An update that failed goes on.
+    NeverPauses,
+    /// An update is called complete when it begins.
+    CompletesEarly,
     /// The reaper deletes tasks that run.
     EagerReaper,
+    /// The reaper deletes nothing.
+    LazyReaper,
     /// A report with a lower state is written.
     StatusBack,
     /// A wish for a task is taken back.
     WishBack,
+    /// Reports are acknowledged to agents and not written.
+    LostReport,
+    /// A report is written to another task.
+    ReportOfAnother,
     /// Heartbeats count for too short a time.
     NoGrace,
     /// Nodes that are silent are not called down.
     NeverDown,
+    /// Nodes that come back stay down.
+    StaysDown,
     /// A manager forgets what it said to agents.
     TrailGap,
     /// A change is left out of a message to an agent.
     LostAssignment,
+    /// A task is left out of the first message to an agent.
+    LostAtFirst,
+    /// An agent that comes again is not told what changed meanwhile.
+    ResumesWithNothing,
     /// A follower skips what it does not like.
     FollowerSkips,
+    /// A follower applies an entry twice.
+    AppliesTwice,
     /// Users are answered before a majority has what they wrote.
     EarlyAck,
+    /// A leader that was deposed answers users.
+    OldLeaderAnswers,
+    /// What a leader wrote last is gone when it dies: it was acknowledged before it was on disks.
+    LostTail,
     /// An agent does not hear that a task is to stop.
     DeafToWishes,
+    /// An agent does not stop tasks that were taken from it.
+    KeepsRemoved,
+    /// An agent starts tasks that are to wait.
+    StartsEarly,
+    /// An agent acknowledges tasks before its disk has them.
+    AckBeforeDisk,
     /// A task counts as stopped while its container runs on.
     LeakedContainer,
     /// The end of a task is not reported.
     SilentEnd,
+    /// A task whose health check fails is left running.
+    IgnoresHealth,
     /// An agent without a manager stops its tasks.
     PanicsAlone,
+    /// An agent that starts stops the tasks it finds.
+    StopsOnStart,
 }
 
 impl Mutant {
-    pub const ALL: [Self; 21] = [
-        Self::LostWakeUp,
-        Self::LostEvent,
-        Self::StaleWrite,
-        Self::SurgeOffByOne,
-        Self::EarlyRelease,
-        Self::AddressTwice,
-        Self::WrongNode,
-        Self::WrongRollback,
-        Self::EagerReaper,
-        Self::StatusBack,
-        Self::WishBack,
-        Self::NoGrace,
-        Self::NeverDown,
-        Self::TrailGap,
-        Self::LostAssignment,
-        Self::FollowerSkips,
-        Self::EarlyAck,
-        Self::DeafToWishes,
-        Self::LeakedContainer,
-        Self::SilentEnd,
-        Self::PanicsAlone,
-    ];
-
-    /// Spoils what the deciders propose.
-    pub fn spoil_draft(self, actions: &mut Vec<Action>, view: &View, dice: &mut Dice) {
-        match self {
-            Self::SurgeOffByOne => surge(actions, view),
-            Self::EarlyRelease => tasks(actions, |task| {
-                if task.desired_state == TaskState::Ready {
-                    task.desired_state = TaskState::Running;
-                }
-            }),
-            Self::AddressTwice => {
-                let taken = view.tasks().filter(|task| task.status.state == TaskState::Running);
-                let taken = taken.flat_map(|task| &task.networks).find(|attached| !attached.addresses.is_empty()).cloned();
-                let Some(taken) = taken.filter(|_| dice.roll(4) == 0) else { return };
-                tasks(actions, |task| {
-                    for attached in task.networks.iter_mut().filter(|attached| attached.network.id == taken.network.id) {
-                        attached.addresses.clone_from(&taken.addresses);
-                    }
-                });
-            }
-            Self::WrongNode => {
-                let nodes: Vec<NodeId> = view.nodes().map(|node| node.id.clone()).collect();
-                tasks(actions, |task| {
-                    if task.slot > 0 && task.status.state == TaskState::Assigned && dice.coin() {
-                        task.node_id = Some(dice.one_of(nodes.clone()));
-                    }
-                });
-            }
-            Self::WrongRollback => {
-                for action in actions {
-                    let Action::Update(Object::Service(service)) = action else { continue };
-                    let rolls_back = service.update_status.as_ref().is_some_and(|status| status.state == UpdateState::RollbackStarted);
-                    let before = view.service(&service.id).filter(|before| before.spec != service.spec && rolls_back);
-                    if let Some(before) = before {
-                        let spec = Service { spec: before.spec.clone(), ..Service::clone(service) };
-                        *action =
-                            Action::Update(Object::Service(Arc::new(Service { spec: with_more(spec.spec), ..Service::clone(service) })));
-                    }
-                }
-            }
-            Self::EagerReaper if dice.roll(10) == 0 => {
-                let running = view.tasks_in_state(TaskState::Running).next();
-                actions.extend(running.map(|task| Action::Remove { kind: Kind::Task, id: task.id.to_string(), version: None }));
-            }
-            Self::WishBack if dice.roll(10) == 0 => {
-                let stopping = view.tasks().find(|task| task.desired_state == TaskState::Shutdown && !task.status.state.is_terminal());
-                let back = |task: &Arc<Task>| Task { desired_state: TaskState::Running, ..Task::clone(task) };
-                actions.extend(stopping.map(|task| Action::Update(Object::Task(Arc::new(back(task))))));
-            }
-            _ => {}
-        }
-    }
-
     /// Spoils what the dispatcher writes.
-    pub fn spoil_reports(self, actions: &mut [Action], view: &View, dice: &mut Dice) {
-        if self != Self::StatusBack || dice.roll(5) > 0 {
-            return;
-        }
-        for action in actions {
-            let Action::SetTaskStatus { task, .. } = action else { continue };
-            if let Some(stored) = view.task(task).filter(|task| task.status.state > TaskState::Ready) {
-                let mut back = Task::clone(stored);
-                back.status.state = TaskState::Preparing;
-                *action = Action::Update(Object::Task(Arc::new(back)));
+    pub fn spoil_reports(self, actions: &mut Vec<Action>, view: &View, dice: &mut Dice) {
+        match self {
+            Self::StatusBack if dice.roll(5) == 0 => {
+                for action in actions {
+                    let Action::SetTaskStatus { task, .. } = action else { continue };
+                    if let Some(stored) = view.task(task).filter(|task| task.status.state > TaskState::Ready) {
+                        let mut back = Task::clone(stored);
+                        back.status.state = TaskState::Preparing;
+                        *action = Action::Update(Object::Task(Arc::new(back)));
+                    }
+                }
             }
+            Self::LostReport => actions.retain(|action| !matches!(action, Action::SetTaskStatus { .. }) || dice.roll(6) > 0),
+            Self::ReportOfAnother if dice.roll(5) == 0 => {
+                for action in actions {
+                    let Action::SetTaskStatus { task, .. } = action else { continue };
+                    let other = view.tasks().find(|other| other.id != *task && other.status.state <= TaskState::Running);
+                    if let Some(other) = other {
+                        *task = other.id.clone();
+                    }
+                }
+            }
+            Self::StaysDown => actions.retain(|action| match action {
+                Action::Update(Object::Node(node)) => {
+                    !(node.status.state == NodeState::Ready
+                        && view.node(&node.id).is_some_and(|stored| stored.status.state == NodeState::Down))
+                }
+                _ => true,
+            }),
+            _ => {}
         }
     }
 
@@ -153,49 +184,32 @@ impl Mutant {
         if self != Self::StaleWrite {
             return;
         }
-        let actions = entry.proposals.iter_mut().flat_map(|proposal| &mut proposal.transaction.actions);
-        for action in actions {
-            if let Action::Update(Object::Service(service)) = action
-                && let Some(stored) = truth.service(&service.id)
-            {
-                Arc::make_mut(service).meta.version = stored.meta.version;
+        let fresh = |stored: Option<Version>, version: &mut Version| *version = stored.unwrap_or(*version);
+        for action in entry.proposals.iter_mut().flat_map(|proposal| &mut proposal.transaction.actions) {
+            match action {
+                Action::Update(Object::Service(service)) => {
+                    fresh(truth.service(&service.id).map(|stored| stored.meta.version), &mut Arc::make_mut(service).meta.version);
+                }
+                Action::Update(Object::Task(task)) => {
+                    fresh(truth.task(&task.id).map(|stored| stored.meta.version), &mut Arc::make_mut(task).meta.version);
+                }
+                Action::Update(Object::Node(node)) => {
+                    fresh(truth.node(&node.id).map(|stored| stored.meta.version), &mut Arc::make_mut(node).meta.version);
+                }
+                _ => {}
             }
         }
     }
 
     /// Spoils what a manager applies.
     pub fn spoil_apply(self, manager: usize, index: usize, entry: &mut Entry) {
-        if self == Self::FollowerSkips && manager == 1 && index > 20 && index % 7 == 0 {
-            entry.proposals.clear();
+        if manager != 1 || index <= 20 || index % 7 > 0 {
+            return;
+        }
+        match self {
+            Self::FollowerSkips => entry.proposals.clear(),
+            Self::AppliesTwice => entry.proposals.extend_from_within(..),
+            _ => {}
         }
     }
-}
-
-/// Changes the tasks that are created or updated.
-fn tasks(actions: &mut [Action], mut change: impl FnMut(&mut Task)) {
-    for action in actions {
-        if let Action::Create(Object::Task(task)) | Action::Update(Object::Task(task)) = action {
-            change(Arc::make_mut(task));
-        }
-    }
-}
-
-/// Stops another slot beside the one that an update stops.
-fn surge(actions: &mut Vec<Action>, view: &View) {
-    let stopped = |action: &Action| match action {
-        Action::SetTaskDesired { task, desired: TaskState::Shutdown } => view.task(task).cloned(),
-        _ => None,
-    };
-    let Some(first) = actions.iter().find_map(stopped).filter(|task| !task.status.state.is_terminal()) else { return };
-    let Some(service) = first.service_id.as_ref().and_then(|id| view.service(id)) else { return };
-    let next = view
-        .tasks_of_service(&service.id)
-        .find(|task| task.slot != first.slot && task.desired_state == TaskState::Running && task.spec_version == first.spec_version);
-    actions.extend(next.map(|task| Action::SetTaskDesired { task: task.id.clone(), desired: TaskState::Shutdown }));
-}
-
-/// The same spec with something that nobody asked for.
-fn with_more(mut spec: skep_types::ServiceSpec) -> skep_types::ServiceSpec {
-    Arc::make_mut(&mut spec.task).force_update += 1_000;
-    spec
 }

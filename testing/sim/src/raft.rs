@@ -83,6 +83,17 @@ impl Raft {
         all
     }
 
+    /// The last entry was on no disk: a mutant only.
+    pub fn lose_tail(&mut self) {
+        let Some(entry) = self.log.pop() else { return };
+        for _ in entry.proposals {
+            let revision = self.truth.revision();
+            if let Some((_, before)) = self.views.range(..revision).next_back() {
+                self.truth = before.tables().clone();
+            }
+        }
+    }
+
     /// What the log says now.
     #[must_use]
     pub fn view(&self) -> View {

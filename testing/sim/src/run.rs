@@ -38,7 +38,7 @@ const LAST_FAULTS: Duration = Duration::from_secs(20);
 const PATIENCE: Duration = Duration::from_secs(400);
 const LOOK: Duration = Duration::from_secs(2);
 /// A run with more events does not come to rest.
-const MOST_EVENTS: u64 = 3_000_000;
+const MOST_EVENTS: u64 = 400_000;
 /// How often users begin an update anew that was paused.
 const MOST_PATIENT: u32 = 4;
 

@@ -134,10 +134,6 @@ pub struct Scenario {
     pub ops: Vec<(u64, Op)>,
 }
 
-/// The clocks of managers are never further off than this, in seconds. The deciders count on clocks that differ by less than the 60 s
-/// that a task is waited for: docs/testing.md tells what happens beyond.
-pub const NEAR: i64 = 25;
-
 /// How long users and faults go on.
 const BUSY: u64 = 150_000;
 
@@ -247,7 +243,7 @@ fn create(dice: &mut Dice, services: &mut u8, nodes: u8) -> Op {
 fn jump(dice: &mut Dice, manager: u8) -> Op {
     let far = dice.one_of([10, 100, 3_600]);
     let seconds = i64::try_from(dice.roll(2 * far)).unwrap_or(0) - i64::try_from(far).unwrap_or(0);
-    Op::Jump { manager, seconds: seconds.clamp(-NEAR, NEAR) }
+    Op::Jump { manager, seconds }
 }
 
 fn one_below(dice: &mut Dice, count: u8) -> u8 {

@@ -55,14 +55,28 @@ impl World {
             return;
         }
         let op = user.op.clone();
-        let leader = self.raft.leader.filter(|leader| self.managers[*leader].lead.is_some());
+        let mut leader = self.raft.leader.filter(|leader| self.managers[*leader].lead.is_some());
+        if self.mutant == Some(Mutant::OldLeaderAnswers) {
+            // It proposes, which leads to nothing, and does not wait for a majority.
+            let old = (0..self.managers.len()).find(|manager| self.managers[*manager].lead.is_some() && Some(*manager) != self.raft.leader);
+            leader = old.or(leader);
+            if let Some(actions) =
+                old.and_then(|old| actions_of(&op, &self.managers[old].view(), Timestamp::default(), &|number| self.id_of(number)))
+            {
+                self.watch.acknowledged(&actions);
+                self.users[attempt].done = true;
+                return;
+            }
+        }
         let Some(leader) = leader else { return self.after(Duration::from_secs(1), Event::Retry { attempt }) };
         let (view, now) = (self.managers[leader].view(), self.managers[leader].wall(self.now));
         match actions_of(&op, &view, now, &|number| self.id_of(number)) {
             Some(actions) => {
                 self.users[attempt].actions.clone_from(&actions);
-                if self.mutant == Some(Mutant::EarlyAck) {
+                let of_services = !matches!(op, Op::AddNode { .. } | Op::RemoveNode { .. });
+                if self.mutant == Some(Mutant::EarlyAck) && of_services {
                     self.watch.acknowledged(&actions);
+                    self.users[attempt].done = true;
                 }
                 self.propose(leader, Proposer::User { attempt }, actions);
             }
@@ -179,6 +193,9 @@ impl World {
         let (node, task) = all[usize::from(which) % all.len()].clone();
         if sick {
             let life = self.agents[&node].life;
+            if let Some(container) = self.agents.get_mut(&node).and_then(|agent| agent.containers.get_mut(&task)) {
+                container.sick = true;
+            }
             self.after(Duration::ZERO, Event::Agent { node, life, timer: Timer::Task { task, op: None, done: Done::Sick } });
         } else {
             self.exits(&node, &task, None, 137);

@@ -4,16 +4,19 @@
 //! |---|---|
 //! | I1 | what a user was told to be written is in the log; nobody but users, and a rollback, changes a service's spec |
 //! | I3 | an agent stops nothing that no manager's committed wish asks it to stop |
-//! | I4 | no slot is let run while its last task may still run; two never run on one node, nor for long on two that are in touch |
-//! | I5 | once faults stop, the cluster gets as it should be ([`desired`](mod@crate::desired)) |
-//! | I6 | observed states move along the table of transitions, wishes never back |
-//! | I7 | an update begins no more slots than it may; a rollback goes to the spec before |
+//! | I4 | no slot is let run while its last task may still run, or has two tasks that are wanted; two never run on one node, nor for long on
+//! | | two that are in touch |
+//! | I5 | once faults stop, the cluster gets as it should be ([`desired`](mod@crate::desired)); silent nodes are called down, drained ones emptied |
+//! | I6 | observed states move along the table of transitions, wishes never back, nor before their delay; nodes suit what is put on them |
+//! | I7 | an update begins no more slots at once than it may, and there are no more slots than replicas; a rollback goes to the spec before |
 //! | I8 | after a message of revision r an agent knows exactly what the store had for it at r |
-//! | I11 | no address and no port is given twice, in the store or among containers that run |
+//! | I11 | no address and no port is given twice, in the store or among containers that run; none is given again while a node in touch has it
+//! | | as another task's |
 //! | I18 | clocks that jump, elections and late followers alone stop no task and take no node down |
 //! | I20 | after the same entries all managers have the same tables |
 
 use crate::container::Container;
+use crate::limits::{Memory, SLACK};
 use crate::queue::Moment;
 use crate::raft::{Proposer, short};
 use crate::transitions::{allows, may_be_born, may_be_deleted, may_run};
@@ -23,7 +26,7 @@ use skep_plan::{Constraints, MAX_STOP_WAIT};
 use skep_store::{Commit, View};
 use skep_types::{
     Action, Change, ClusterView as _, NodeId, NodeState, Object, PublishMode, Service, ServiceId, ServiceMode, Task, TaskId, TaskState,
-    Timestamp, UpdateOrder, UpdateState, Version,
+    UpdateOrder, UpdateState, Version,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -45,6 +48,9 @@ pub struct Watch {
     acknowledged: BTreeSet<(ServiceId, Option<Version>)>,
     overlaps: BTreeMap<(ServiceId, u64), u32>,
     in_touch: BTreeMap<NodeId, u32>,
+    pub memory: Memory,
+    /// Of the leader that `memory` counts the seconds of.
+    pub term: u64,
 }
 
 impl Watch {
@@ -58,6 +64,8 @@ impl Watch {
             acknowledged: BTreeSet::new(),
             overlaps: BTreeMap::new(),
             in_touch: BTreeMap::new(),
+            memory: Memory::default(),
+            term: 0,
         }
     }
 
@@ -66,10 +74,11 @@ impl Watch {
     }
 
     /// An entry was committed: `done` by whom, between two views of the log.
-    pub fn committed(&mut self, done: &[(Proposer, Vec<Commit>)], before: &View, after: &View, clock: Timestamp) {
+    pub fn committed(&mut self, done: &[(Proposer, Vec<Commit>)], before: &View, after: &View, now: Moment) {
         let mut addresses = false;
         for (by, commits) in done {
             for change in commits.iter().flat_map(|commit| &commit.changes) {
+                self.memory.note(change, now);
                 match change {
                     Change::Created(Object::Task(task)) => self.born(task, *by),
                     Change::Updated { old: Object::Task(old), new: Object::Task(new) } => {
@@ -83,15 +92,19 @@ impl Watch {
                         self.fail("I1", format!("service {} was removed by {by:?}", service.name()));
                     }
                     Change::Updated { old: Object::Node(old), new: Object::Node(new) } => {
-                        self.node(old.status.state, new.status.state, &new.id)
+                        self.node(old.status.state, new.status.state, &new.id);
+                        if old.spec != new.spec && !matches!(by, Proposer::User { .. }) {
+                            self.fail("I1", format!("the spec of node {} was changed by {by:?}", short(new.id.as_str())));
+                        }
                     }
                     _ => {}
                 }
                 addresses |= matches!(change, Change::Created(Object::Task(_) | Object::Service(_)) | Change::Updated { .. });
             }
             if matches!(by, Proposer::Driver { .. }) && done.len() == 1 {
-                self.releases(commits, before, clock);
+                self.releases(commits, before, now);
                 self.update_steps(commits, before, after);
+                self.limits(*by, commits, before, after, now);
             }
         }
         if addresses {
@@ -167,7 +180,7 @@ impl Watch {
     }
 
     /// I4: whoever lets a task run, or makes one that is to run, has to be sure of those before it in its slot.
-    fn releases(&mut self, commits: &[Commit], before: &View, clock: Timestamp) {
+    fn releases(&mut self, commits: &[Commit], before: &View, now: Moment) {
         for change in commits.iter().flat_map(|commit| &commit.changes) {
             let (task, is_new) = match change {
                 Change::Updated { old: Object::Task(old), new: Object::Task(new) }
@@ -179,14 +192,15 @@ impl Watch {
                 _ => continue,
             };
             let Some(service) = task.service_id.as_ref().filter(|service| !self.start_first.contains(*service)) else { continue };
-            let patience_over = !is_new && clock >= task.meta.created_at + MAX_STOP_WAIT;
+            let patience_over = !is_new && now + SLACK >= self.memory.born(&task.id).0 + MAX_STOP_WAIT;
             let same_place = |other: &&Arc<Task>| other.slot == task.slot && (task.slot != 0 || other.node_id == task.node_id);
             for other in before.tasks_of_service(service).filter(same_place).filter(|other| other.id != task.id) {
                 let silent =
                     other.node_id.as_ref().is_none_or(|node| before.node(node).is_none_or(|node| node.status.state == NodeState::Down));
                 // What is being removed frees its number at once, as in the original.
                 let leaving = other.desired_state >= TaskState::Remove || (is_new && other.desired_state >= TaskState::Shutdown);
-                if may_run(other.status.state) && !silent && !leaving && !patience_over {
+                let same_node = task.node_id.is_some() && task.node_id == other.node_id;
+                if may_run(other.status.state) && (same_node || !(silent || patience_over)) && !leaving {
                     let words = format!("task {} may run while task {} of its slot is still {}", task.id, other.id, other.status.state);
                     return self.fail("I4", words);
                 }
@@ -225,13 +239,9 @@ impl Watch {
             if config.order == UpdateOrder::StartFirst || config.parallelism == 0 {
                 continue;
             }
-            if slots.len() as u64 > config.parallelism {
-                let words = format!(
-                    "service {} stops {} slots at once for an update of {} at a time",
-                    service.name(),
-                    slots.len(),
-                    config.parallelism
-                );
+            let count = slots.len() as u64;
+            if count > config.parallelism {
+                let words = format!("{count} slots of {} are stopped at once, by an update of {} at a time", service.name(), config.parallelism);
                 return self.fail("I7", words);
             }
             if matches!(state, UpdateState::Paused | UpdateState::RollbackPaused) {
@@ -406,6 +416,7 @@ impl World {
                 break;
             }
         }
+        self.check_leader();
         if self.mutant == Some(crate::Mutant::PanicsAlone) {
             let nodes: Vec<NodeId> = self.agents.keys().cloned().collect();
             nodes.iter().for_each(|node| self.panics_alone(node));
@@ -420,13 +431,21 @@ impl World {
     }
 }
 
-/// Its agent was told to stop it, or does so.
+/// It was taken from its agent, which stops it.
 fn leaves(agent: &crate::agent::Agent, container: &Container) -> bool {
-    agent.task(&container.task).is_none_or(|(_, desired, unassigned)| unassigned || desired >= TaskState::Remove)
+    agent.task(&container.task).is_none_or(|(_, _, unassigned)| unassigned)
 }
 
 impl Watch {
-    fn may_overlap(&self, service: &ServiceId) -> bool {
+    /// For so long the node is in touch with all managers.
+    #[must_use]
+    pub fn seconds_in_touch(&self, node: &NodeId) -> u32 {
+        self.in_touch.get(node).copied().unwrap_or(0)
+    }
+
+    /// Its user wants new tasks to start before old ones stop.
+    #[must_use]
+    pub fn may_overlap(&self, service: &ServiceId) -> bool {
         self.start_first.contains(service)
     }
 }

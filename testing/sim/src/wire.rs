@@ -6,7 +6,7 @@
 use crate::queue::Moment;
 use crate::world::{Event, World};
 use skep_proto::v1;
-use skep_types::{NodeDescription, NodeId, TaskId, TaskStatus};
+use skep_types::{NodeDescription, NodeId, TaskId, TaskStatus, Version};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ pub enum Up {
     Beat { session: String },
     Assignments { session: String, applied: String },
     Report { session: String, batch: Vec<(TaskId, TaskStatus)> },
+    Networks { session: String },
+    Programmed { session: String, revision: Version },
 }
 
 /// To an agent.
@@ -31,6 +33,10 @@ pub enum Down {
         period: Duration,
     },
     Assigned(Box<v1::AssignmentsMessage>),
+    /// The state of networks at a revision.
+    Networks {
+        revision: Version,
+    },
     Reported,
     /// The manager answered that it cannot help, or ended the session.
     Refused,
@@ -50,6 +56,7 @@ impl Message {
             Self::Up(Up::Beat { .. }) | Self::Down(Down::Beaten { .. }) => 1,
             Self::Up(Up::Assignments { .. }) | Self::Down(Down::Assigned(_)) => 2,
             Self::Up(Up::Report { .. }) | Self::Down(Down::Reported) => 3,
+            Self::Up(Up::Networks { .. } | Up::Programmed { .. }) | Self::Down(Down::Networks { .. }) => 4,
         }
     }
 }

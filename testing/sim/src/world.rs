@@ -14,7 +14,10 @@ use crate::watch::Watch;
 use crate::wire::{ConnId, Wire};
 use skep_kit::Dice;
 use skep_store::Transaction;
-use skep_types::{Action, Annotations, Cluster, ClusterId, Membership, Network, NetworkId, NetworkSpec, Node, NodeId, Object, TaskId};
+use skep_types::{
+    Action, Annotations, Cluster, ClusterId, IpamConfig, IpamOptions, Membership, Network, NetworkId, NetworkSpec, Node, NodeId, Object,
+    TaskId,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -59,6 +62,11 @@ pub enum Event {
         term: u64,
     },
     Tell {
+        manager: usize,
+        term: u64,
+        node: NodeId,
+    },
+    TellNetworks {
         manager: usize,
         term: u64,
         node: NodeId,
@@ -184,7 +192,8 @@ impl World {
             Event::Drive { manager, term, sleep } if self.leads(manager, term) => self.drive(manager, sleep),
             Event::Expire { manager, term } if self.leads(manager, term) => self.expire(manager),
             Event::Tell { manager, term, node } if self.leads(manager, term) => self.tell(manager, &node),
-            Event::Drive { .. } | Event::Expire { .. } | Event::Tell { .. } => {}
+            Event::TellNetworks { manager, term, node } if self.leads(manager, term) => self.tell_networks(manager, &node),
+            Event::Drive { .. } | Event::Expire { .. } | Event::Tell { .. } | Event::TellNetworks { .. } => {}
             Event::Wire { conn, lane } => self.arrive(conn, lane),
             Event::Agent { node, life, timer } => self.agent_due(&node, life, timer),
             Event::AgentUp { node } => {
@@ -226,7 +235,7 @@ impl World {
         self.managers[manager].up && !self.wire.is_isolated(manager, self.now)
     }
 
-    fn has_majority(&self, manager: usize) -> bool {
+    pub fn has_majority(&self, manager: usize) -> bool {
         let others = (0..self.managers.len()).filter(|other| *other != manager && self.reaches_peers(*other)).count();
         let alone = self.managers.len() == 1;
         self.managers[manager].up && (alone || (self.reaches_peers(manager) && 2 * (others + 1) > self.managers.len()))
@@ -260,10 +269,9 @@ impl World {
             }
         }
         let before = self.raft.view();
-        let leader_clock = entry.proposals.first().map(|proposal| proposal.transaction.now).unwrap_or_default();
         let done = self.raft.commit(entry);
         let after = self.raft.view();
-        self.watch.committed(&done, &before, &after, leader_clock);
+        self.watch.committed(&done, &before, &after, self.now);
     }
 
     fn follow(&mut self, manager: usize) {
@@ -293,6 +301,7 @@ impl World {
                     lead.driver.note(commit);
                 }
                 self.route(manager, commit);
+                self.route_networks(manager, commit);
             }
             if let Some(term) = self.managers[manager].lead.as_ref().map(|lead| lead.term)
                 && !applied.commits.is_empty()
@@ -343,7 +352,7 @@ impl World {
         self.trace(|| format!("manager {leader} leads in term {term}"));
         self.catch_up(leader);
         let (view, wall) = (self.managers[leader].view(), self.managers[leader].wall(self.now));
-        let driver = Driver::new(&view, wall);
+        let driver = Driver::new(&view, wall, self.now);
         let dispatcher = Dispatcher::new(&view, self.base, self.now);
         self.managers[leader].lead = Some(Lead { term, driver, dispatcher });
         self.after(Duration::ZERO, Event::Drive { manager: leader, term, sleep: None });
@@ -399,6 +408,9 @@ impl World {
         if !std::mem::replace(&mut self.managers[manager].up, false) {
             return;
         }
+        if self.mutant == Some(Mutant::LostTail) && self.raft.leader == Some(manager) {
+            self.raft.lose_tail();
+        }
         self.managers[manager].lead = None;
         for conn in self.wire.of(None, Some(manager)) {
             let node = self.wire.node(conn);
@@ -439,7 +451,11 @@ fn users_of(entry: &Entry) -> Vec<usize> {
 fn first_objects(nodes: &[NodeId]) -> Vec<Action> {
     let network = |number, name: &str, ingress| {
         let annotations = Annotations { name: name.into(), ..Annotations::default() };
-        Object::Network(Arc::new(Network::new(NetworkId::for_test(number), NetworkSpec { annotations, ingress, ..NetworkSpec::default() })))
+        // So small that addresses are given again.
+        let subnet = IpamConfig { subnet: format!("10.{number}.0.0/26"), ..IpamConfig::default() };
+        let ipam = Some(IpamOptions { configs: vec![subnet], ..IpamOptions::default() });
+        let spec = NetworkSpec { annotations, ingress, ipam, ..NetworkSpec::default() };
+        Object::Network(Arc::new(Network::new(NetworkId::for_test(number), spec)))
     };
     let mut objects =
         vec![Object::Cluster(Arc::new(Cluster::new(ClusterId::for_test(1)))), network(1, "ingress", true), network(2, NETWORK, false)];

@@ -11,6 +11,9 @@ use std::time::Duration;
 /// How long a node that does not answer keeps an address from being given again.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// Another leader wrote when an address was freed, by its own clock: only what is older than this by ours was surely freed long ago.
+const DOUBT: Duration = Duration::from_secs(3_600);
+
 /// All freed addresses, by network.
 #[derive(Debug, Default)]
 pub(crate) struct Quarantine {
@@ -39,7 +42,7 @@ impl Ward {
         let (mut addresses, mut over) = (Vec::new(), Vec::new());
         for (address, since) in std::mem::take(&mut self.fresh) {
             let Some(held) = self.held.get_mut(&address).filter(|held| held.is_none()) else { continue };
-            if since.is_some_and(|since| since + LONGEST <= now) {
+            if since.is_some_and(|since| since + LONGEST + DOUBT <= now) {
                 self.held.remove(&address);
                 over.push(address);
             } else {
@@ -161,10 +164,12 @@ mod tests {
         let mut quarantine = Quarantine::default();
         quarantine.put(&network(), address(1), None);
         quarantine.put(&network(), address(2), Some(Timestamp::from_secs(30)));
-        let first = quarantine.settle(Version(5), Timestamp::from_secs(100));
-        assert_eq!(first, [(network(), address(2))], "it was freed more than a minute ago");
-        assert_eq!(quarantine.settle(Version(9), Timestamp::from_secs(159)), []);
-        assert_eq!(quarantine.settle(Version(9), Timestamp::from_secs(160)), [(network(), address(1))]);
+        quarantine.put(&network(), address(3), Some(Timestamp::from_secs(9_000)));
+        let first = quarantine.settle(Version(5), Timestamp::from_secs(10_000));
+        assert_eq!(first, [(network(), address(2))], "it was freed long ago");
+        assert_eq!(quarantine.settle(Version(9), Timestamp::from_secs(10_059)), []);
+        let second = quarantine.settle(Version(9), Timestamp::from_secs(10_060));
+        assert_eq!(second, [(network(), address(1)), (network(), address(3))]);
     }
 
     #[test]

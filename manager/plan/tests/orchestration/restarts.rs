@@ -239,3 +239,59 @@ fn tasks_of_a_lost_node_are_replaced_once_after_the_delay() {
     world.commit(plan.changes);
     assert!(plan_orphans(&world, &lost, down, NODE_DOWN_PERIOD, world.now).is_empty());
 }
+
+#[test]
+fn two_tasks_of_a_slot_never_run_on_one_node() {
+    let mut world = cluster(1);
+    let id = world.add_service(1, |spec| replicas(spec, 1));
+    world.converge(&id);
+    let old = world.running()[0].clone();
+    world.update_service(&id, |spec| image(spec, "web:2"));
+    world.settle(&id);
+    world.place_all();
+    let beside = world.live()[0].clone();
+    assert_eq!(beside.node_id, old.node_id);
+    world.pass(secs(60));
+    world.settle(&id);
+    // It does not run beside the old one; another one may run where nothing stops.
+    let elsewhere = world.live();
+    assert_eq!(elsewhere.len(), 1);
+    assert_eq!((elsewhere[0].desired_state, elsewhere[0].node_id.as_ref()), (TaskState::Running, None));
+    assert_eq!(world.task(&beside.id).desired_state, TaskState::Shutdown);
+}
+
+#[test]
+fn a_slot_of_a_global_service_waits_for_its_old_task_however_long_that_stops() {
+    let mut world = cluster(1);
+    let id = world.add_service(1, |spec| spec.mode = ServiceMode::Global);
+    world.converge(&id);
+    let old = world.running()[0].clone();
+    world.update_service(&id, |spec| image(spec, "web:2"));
+    world.settle(&id);
+    world.place_all();
+    world.pass(secs(600));
+    world.settle(&id);
+    assert_eq!(world.live()[0].desired_state, TaskState::Ready);
+    world.report(&old.id, TaskState::Shutdown);
+    world.settle(&id);
+    assert_eq!(world.live()[0].desired_state, TaskState::Running);
+}
+
+#[test]
+fn a_leader_with_another_clock_waits_neither_too_little_nor_for_ever() {
+    for ahead in [-3_600, 3_600] {
+        let mut world = cluster(2);
+        let id = world.add_service(1, |spec| replicas(spec, 1));
+        world.converge(&id);
+        let old = world.running()[0].clone();
+        world.change_node(old.node_id.as_ref().expect("placed"), |node| node.spec.availability = Availability::Drain);
+        world.settle(&id);
+        let new = world.live()[0].clone();
+        let begun = Timestamp(world.now.0 + ahead * 1_000_000_000);
+        let mut ids = world.ids();
+        let mut plan = |seconds| skep_plan::plan_service(&world, &id, &mut ids, skep_plan::Time::of_leader(begun + secs(seconds), begun));
+        let early = plan(59);
+        assert_eq!((early.changes, early.wake_at), (vec![], Some(begun + secs(60))), "{ahead} s ahead");
+        assert_eq!(plan(60).changes, [Action::SetTaskDesired { task: new.id.clone(), desired: TaskState::Running }]);
+    }
+}

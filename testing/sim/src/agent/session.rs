@@ -88,6 +88,7 @@ impl World {
                 let offered = agent.applied.clone().unwrap_or_default();
                 agent.link = Link::Up { conn, session: session.clone(), began: now, reporting: None, reference: offered.clone() };
                 self.call(node, 0, conn, Up::Beat { session: session.clone() });
+                self.up(conn, Up::Networks { session: session.clone() });
                 self.up(conn, Up::Assignments { session, applied: offered });
                 self.report(node);
             }
@@ -113,6 +114,7 @@ impl World {
                 }
                 self.report(node);
             }
+            Down::Networks { revision } => self.networks_told(node, revision),
             Down::Assigned(message) => self.assigned(node, conn, *message),
         }
     }

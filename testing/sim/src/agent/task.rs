@@ -151,7 +151,7 @@ impl World {
         }
         if container.checked {
             let delay = self.takes(node, 100..3_000);
-            self.agent_after(node, delay, timer(Done::Healthy));
+            self.agent_after(node, delay, timer(if container.sick { Done::Sick } else { Done::Healthy }));
         }
     }
 
@@ -172,6 +172,7 @@ impl World {
                 Step::Started { container: status, health }
             }
             Done::Healthy => Step::Healthy,
+            Done::Sick if self.mutant == Some(Mutant::IgnoresHealth) => return,
             Done::Sick => Step::Unhealthy("unhealthy".into()),
             Done::Ended => {
                 let outcome = agent.containers.get(id).and_then(|container| container.outcome.clone());

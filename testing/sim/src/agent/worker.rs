@@ -58,6 +58,7 @@ impl World {
                 agent.told.remove(&id);
                 if let Some(driven) = agent.tasks.get_mut(&id)
                     && !std::mem::replace(&mut driven.unassigned, true)
+                    && self.mutant != Some(Mutant::KeepsRemoved)
                 {
                     self.step(node, &id, Step::Unassigned);
                 }
@@ -91,6 +92,9 @@ impl World {
     }
 
     fn assign(&mut self, node: &NodeId, mut task: Task) {
+        if self.mutant == Some(Mutant::StartsEarly) && task.desired_state == TaskState::Ready {
+            task.desired_state = TaskState::Running;
+        }
         let Some(agent) = self.agents.get_mut(node) else { return };
         let id = task.id.clone();
         let Some(driven) = agent.tasks.get_mut(&id) else {
