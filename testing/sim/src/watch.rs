@@ -241,7 +241,8 @@ impl Watch {
             }
             let count = slots.len() as u64;
             if count > config.parallelism {
-                let words = format!("{count} slots of {} are stopped at once, by an update of {} at a time", service.name(), config.parallelism);
+                let words =
+                    format!("{count} slots of {} are stopped at once, by an update of {} at a time", service.name(), config.parallelism);
                 return self.fail("I7", words);
             }
             if matches!(state, UpdateState::Paused | UpdateState::RollbackPaused) {
