@@ -1,6 +1,6 @@
 //! Benchmarks: `skep-bench [OPTIONS] [B1|B2|…]...`, run by `make bench`.
 //!
-//! B1, B2, B3, B16 run containers, B5 is arithmetic; B4, B6, B7, B13, SC1, SC4 need many connections to managers without containers
+//! B1, B2, B3, B16 run containers, B5 is arithmetic, B8, B9, B10, B11 make networks without containers; B4, B6, B7, B13, SC1, SC4 need many connections to managers without containers
 //! and run in a network of their own.
 //!
 //! Everybody does the same on the same machine in the same run, interleaved; the figure that counts is the median of the
@@ -18,6 +18,7 @@ mod http; // dockerd's API
 mod interrupt; // Ctrl-C
 mod managers; // skepds without containers
 mod meter; // what a few processes used
+mod network; // B8, B9, B10, B11
 mod ours; // skep as a contender
 mod peers; // the others
 mod remains; // what a task leaves in the kernel
@@ -44,13 +45,13 @@ use std::path::{Path, PathBuf};
 use writes::Writes;
 
 /// Those that share daemons are neighbours.
-const ALL: [&str; 11] = ["B5", "B1", "B2", "B3", "B16", "SC1", "B7", "B6", "SC4", "B4", "B13"];
+const ALL: [&str; 15] = ["B5", "B8", "B9", "B10", "B11", "B1", "B2", "B3", "B16", "SC1", "B7", "B6", "SC4", "B4", "B13"];
 /// Those that share one run.
 const SESSIONS: [&str; 4] = ["SC1", "B7", "B6", "SC4"];
 /// Of B1.
 const ROUNDS: usize = 10;
 const USAGE: &str = "usage: skep-bench [--out DIR] [--rounds N] [--cycles N] [--without skep|dockerd] [--full] [--managers N] [--agents N] \
-     [--steps N,N,…] [B1|B2|B3|B4|B5|B6|B7|B13|B16|SC1|SC4]... | table";
+     [--steps N,N,…] [B1|B2|B3|B4|B5|B6|B7|B8|B9|B10|B11|B13|B16|SC1|SC4]... | table";
 
 #[derive(Debug)]
 struct Options {
@@ -151,7 +152,7 @@ fn main() -> Result<()> {
             continue;
         }
         eprintln!("{which}");
-        let lonely = together || matches!(which.as_str(), "B4" | "B13");
+        let lonely = together || matches!(which.as_str(), "B4" | "B8" | "B9" | "B10" | "B11" | "B13");
         if which != "B5" {
             anyhow::ensure!(skep_kit::need_root("skep-bench"), "{which} needs a host of its own");
         }
@@ -166,6 +167,7 @@ fn main() -> Result<()> {
         let few = rounds.div_ceil(2);
         let reports = match (which.as_str(), &field) {
             ("B5", _) => sched::sched().map(one),
+            ("B8" | "B9" | "B10" | "B11", None) => network::measure(which, rounds).map(one),
             ("B1", Some(field)) => tasks::start_one(field, rounds).map(one),
             ("B2", Some(field)) => tasks::start_burst(field, &[50, 100], few).map(one),
             ("B3", Some(field)) => tasks::stop_and_remove(field, &[1, 10, 50], few, options.cycles).map(one),
