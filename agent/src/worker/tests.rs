@@ -52,7 +52,10 @@ impl Executor for Fake {
     }
     async fn start(&self, task: &Task) -> Result<Started, ExecError> {
         self.note("start", &task.id);
-        Ok(Started { container: ContainerStatus { container_id: task.id.to_string(), pid: 1, exit_code: 0 }, health: self.probing.is_some().then(every_millisecond) })
+        Ok(Started {
+            container: ContainerStatus { container_id: task.id.to_string(), pid: 1, exit_code: 0 },
+            health: self.probing.is_some().then(every_millisecond),
+        })
     }
     fn ended(&self, task: &TaskId) -> oneshot::Receiver<Outcome> {
         let (sender, receiver) = oneshot::channel();

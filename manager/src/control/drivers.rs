@@ -59,7 +59,7 @@ fn host(spec: &NetworkSpec, driver: &Driver) -> Result<(), FieldError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skep_types::{Annotations, IpamOptions};
+    use skep_types::{Annotations, IpamConfig, IpamOptions};
 
     fn spec(name: &str, options: &[(&str, &str)], subnets: &[&str]) -> NetworkSpec {
         let options = options.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
