@@ -67,6 +67,9 @@ fn scenario() {
         netlb.audit().await.unwrap();
         apply(&[ingress.clone(), plain.clone()], &tasks[..3], &[2, 3]).await;
         apply(&[ingress.clone(), plain], &tasks, &[2]).await;
+        let gone = NetworkDelta::Members { endpoints: [(skep_types::TaskId::for_test(102), None)].into(), vips: Default::default() };
+        netlb.change(Delta { networks: [(ingress.id.clone(), gone)].into(), ..Delta::default() });
+        netlb.applied().await.unwrap();
         let leaving = tasks.pop().unwrap();
         apply(&[ingress], &tasks, &[]).await;
         netlb.remove_task(leaving.task).await.unwrap();

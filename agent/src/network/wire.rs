@@ -221,7 +221,7 @@ mod tests {
         let delta = &changes.networks[0];
         assert_eq!(delta.network.as_ref().unwrap().spec.annotations.name, "back");
         let key = PeerKey { epoch: 4, public: [7; 32], port: 51820 };
-        assert_eq!(delta.peers, [PeerNode { keys: [Some(key), None], ..crate::network::fixtures::peer(2) }]);
+        assert_eq!(delta.peers, [PeerNode { keys: [Some(key), None], mtu: 9000, ..crate::network::fixtures::peer(2) }]);
         assert_eq!(changes.epochs, Some(Epochs { oldest: 4, sending: 4, newest: 5 }));
         assert_eq!(delta.tasks, [remote(2, 3, 2, Readiness::Ready)]);
         let published: Vec<_> = delta.services[0].ports.iter().map(|port| (port.protocol, port.target, port.published)).collect();

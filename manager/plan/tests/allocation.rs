@@ -412,7 +412,9 @@ fn two_services() -> (World, [ServiceId; 2], Allocator) {
         world.pass(std::time::Duration::from_secs(1));
         world.add_service(number, |spec| join(spec, "back"))
     });
-    ids.iter().for_each(|id| drop(world.settle(id)));
+    for id in &ids {
+        world.settle(id);
+    }
     let mut allocator = Allocator::new(&world);
     allocate(&mut world, &mut allocator);
     (world, ids, allocator)

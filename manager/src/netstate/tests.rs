@@ -605,7 +605,7 @@ proptest! {
 fn keys_are_told_to_those_that_share_an_encrypted_network_and_to_no_others() {
     let mut world = World::of_two();
     for number in [1, 2] {
-        world.put_task(number, number, &[2], TaskState::Running);
+        world.put_task(number, number, &[1, 2], TaskState::Running);
         world.tell_keys(number, &[4]);
     }
     world.take_all();
@@ -626,6 +626,7 @@ fn keys_are_told_to_those_that_share_an_encrypted_network_and_to_no_others() {
     assert_eq!(keys(&world, 2), [4, 5]);
     world.put_node(3, Some((3, "192.0.2.3")), NodeState::Ready);
     world.tell_keys(3, &[4]);
+    world.tell_keys(3, &[4, 5]);
     assert!(world.touches.is_empty(), "it is on no encrypted network");
 }
 
