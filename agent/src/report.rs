@@ -60,6 +60,8 @@ pub fn node_description(settings: &NodeSettings, tls: Option<TlsInfo>) -> NodeDe
     let mut plugins = vec![
         plugin("Log", "json-file"),
         plugin("Log", "none"),
+        // The scheduler asks for the driver of each network that a task is on.
+        plugin("Network", "bridge"),
         plugin("Network", "host"),
         plugin("Network", "overlay"),
         // Managers promote only nodes that say so: the original speaks another raft.
