@@ -1,5 +1,6 @@
 //! The agent of one node, put together: engine, containerd's events, log writer, session.
 
+use crate::attachment::Attachments;
 use crate::containerd::{ContainerdConfig, ContainerdExecutor};
 use crate::engine::Engine;
 use crate::error::AgentError;
@@ -54,6 +55,7 @@ impl Agent {
     pub async fn start(config: AgentConfig, deps: AgentDeps, stop: &CancellationToken) -> Result<Self, AgentError> {
         let stop = stop.child_token();
         let data_dir = config.containerd.data_dir.clone();
+        let run_dir = config.containerd.run_dir.clone();
         let logs_dir = config.containerd.logs_dir();
         let node_id = config.containerd.node.id.clone();
         let logs = LogWriter::new(config.containerd.run_dir.join("logs.sock"), config.log_writer);
@@ -80,7 +82,8 @@ impl Agent {
             network.keep(token).await;
             "network"
         });
-        let erased: Arc<dyn Executor> = Arc::new(executor.clone());
+        let containers = Arc::new(executor.clone());
+        let erased: Arc<dyn Executor> = Arc::new(Attachments::new(containers, Arc::clone(&deps.network), &data_dir, &run_dir));
         let (engine, run) = Engine::start(&data_dir, &node_id, erased, deps.network, stop.clone()).await?;
         work.spawn(async move {
             run.await;

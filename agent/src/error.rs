@@ -36,6 +36,9 @@ pub enum NetworkError {
     BadNetwork { network: String, reason: String },
     #[error("DNS server {resolver:?} of the service is not an IP address; update the service with one that is")]
     BadResolver { resolver: String },
+    /// In words that name the container or namespace.
+    #[error("{0}")]
+    NotAttached(String),
     #[error("could not {step} the network: {reason}")]
     Kernel { step: &'static str, reason: String },
     #[error("no keys for encrypted networks: {reason}")]

@@ -15,6 +15,7 @@
 
 mod agent; // all parts together
 mod applied; // the assignment message applied last
+mod attachment; // containers that others started
 mod containerd; // the executor that drives containerd
 mod engine; // all that needs no manager
 mod error; // why something could not be done

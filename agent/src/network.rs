@@ -112,6 +112,14 @@ fn kernel(step: &'static str) -> impl FnOnce(NetlbError) -> NetworkError {
     move |error| NetworkError::Kernel { step, reason: chain(&error) }
 }
 
+/// A namespace of others that cannot be attached is no matter of time.
+fn not_made(error: NetlbError) -> NetworkError {
+    match error {
+        NetlbError::NotAttached { .. } => NetworkError::NotAttached(error.to_string()),
+        other => kernel("make")(other),
+    }
+}
+
 /// The resolvers that the service names; the host's if it names none.
 fn resolvers(task: &Task) -> Result<Option<Arc<[Resolver]>>, NetworkError> {
     let servers = task.spec.container().and_then(|spec| spec.dns.as_ref()).map(|dns| dns.nameservers.as_slice()).unwrap_or_default();
@@ -256,7 +264,7 @@ impl Network for NetlbNetwork {
         // The task's name does not lead to the bridge's IPv6, which a host may not have.
         let addresses = every.filter(|address| bridge.is_none_or(|bridge| *address == bridge.addr())).collect();
         failpoint!("agent.network.held");
-        let made = self.netlb.ensure_task(network.clone()).await.map_err(kernel("make"))?;
+        let made = self.netlb.ensure_task(network.clone()).await.map_err(not_made)?;
         let nameservers = self.answer_names(task, &network, &made.path).await?;
         failpoint!("agent.network.named");
         self.told_of(task).await;

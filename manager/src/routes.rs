@@ -64,7 +64,7 @@ pub(crate) fn routes(
     leader!(v1::dispatcher_server::DispatcherServer::new(DispatcherService::new(dispatcher.clone())));
     leader!(v1::logs_server::LogsServer::new(logs.clone()));
     leader!(v1::log_broker_server::LogBrokerServer::new(logs));
-    leader!(v1::resource_allocator_server::ResourceAllocatorServer::new(ResourceService));
+    leader!(v1::resource_allocator_server::ResourceAllocatorServer::new(ResourceService::new(shared())));
     leader!(NetworkStateServer::new(NetworkStateService::new(shared())));
     leader!(NetworkSettingsServer::new(NetworkSettingsService::new(shared())));
     leader!(ExplanationsServer::new(ExplanationsService::new(shared())));

@@ -14,7 +14,7 @@ use nix::sys::statfs::{FsType, fstatfs};
 use skep_failpoint::failpoint;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -66,7 +66,7 @@ impl Namespace {
         sysctl::set_for(purpose)?;
         let nft = match purpose {
             Purpose::Sandbox => Some(Nft::open().map_err(netlink)?),
-            Purpose::Task { .. } => None,
+            Purpose::Task { .. } | Purpose::Foreign => None,
         };
         Ok(Self { path: path.to_owned(), file, route, nft })
     }
@@ -114,6 +114,34 @@ pub(crate) fn exists(path: &Path) -> bool {
 
 fn is_namespace(file: &File) -> io::Result<bool> {
     Ok(fstatfs(file)?.filesystem_type() == NSFS)
+}
+
+/// Mounts somebody else's namespace at `path`, where it is found from then on like one of ours; it lives at least as long.
+///
+/// # Errors
+/// There is none at `theirs`, it is the host's own, or one that is in this directory already: of a task, or attached before.
+pub(crate) fn adopt(theirs: &Path, path: &Path) -> Result<(), NetlbError> {
+    let refused = |reason: &str| NetlbError::NotAttached { path: theirs.to_owned(), reason: reason.to_owned() };
+    let file = File::open(theirs).map_err(|error| refused(&error.to_string()))?;
+    if !is_namespace(&file).unwrap_or(false) {
+        return Err(refused("it is not a namespace"));
+    }
+    let id = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    let wanted = file.metadata().map(|found| (found.dev(), found.ino())).ok();
+    if wanted == id(Path::new("/proc/self/ns/net")) {
+        return Err(refused("it is the host's own"));
+    }
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let ours = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    if let Some(known) = ours.filter(|ours| ours != path).find(|ours| id(ours) == wanted) {
+        let name = known.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        return Err(refused(&format!("it is that of task {name} already, and a namespace can be on the cluster's networks once only")));
+    }
+    let step = |step| move |source| NetlbError::Namespace { path: path.to_owned(), step, source };
+    File::create(path).map_err(step("create the file of"))?;
+    failpoint!("netlb.netns.adopting");
+    let open = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+    mount(Some(&open), path, None::<&str>, MsFlags::MS_BIND, None::<&str>).map_err(|error| step("mount")(error.into()))
 }
 
 /// Unmounts and removes the file; the kernel takes the namespace apart in the background once nobody is in it, and its

@@ -39,7 +39,11 @@ const TASK_NO_V6: &[(&str, &str)] = &[("ipv6/conf/default/disable_ipv6", "1")];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Sandbox,
-    Task { ipv6: bool },
+    Task {
+        ipv6: bool,
+    },
+    /// Somebody else's: nothing is set.
+    Foreign,
 }
 
 /// Whether this kernel speaks IPv6 at all (`ipv6.disable=1`, or not built in).
@@ -58,6 +62,7 @@ pub(crate) fn set_for(purpose: Purpose) -> Result<(), NetlbError> {
     let wanted: &[&[(&str, &str)]] = match purpose {
         Purpose::Sandbox if v6 => &[SANDBOX_V4, SANDBOX_V6],
         Purpose::Sandbox => &[SANDBOX_V4],
+        Purpose::Foreign => &[],
         Purpose::Task { .. } if !v6 => &[],
         Purpose::Task { ipv6: true } => &[TASK_V6],
         Purpose::Task { ipv6: false } => &[TASK_NO_V6],

@@ -6,6 +6,7 @@ use skep_types::{Affinity, NetworkId, PublishPlace, TaskId};
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 /// A hardware address.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,6 +56,9 @@ pub struct TaskNetwork {
     pub task: TaskId,
     /// `eth0`, `eth1` and so on, in this order. May be empty: the task then has loopback only.
     pub attachments: Vec<Attachment>,
+    /// The namespace is somebody else's, to be found here: it gets the link to its one network and the way there, no more, and stays
+    /// when the task goes. `None`: it is made for the task.
+    pub foreign: Option<PathBuf>,
 }
 
 /// A task's place in one network.

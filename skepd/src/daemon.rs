@@ -211,7 +211,10 @@ impl Daemon {
         match &self.swarm {
             Some(swarm) => match swarm.manager() {
                 Some(part) => self.routes.set(part.local_routes()),
-                None => self.routes.close(swarm.refusal()),
+                None => match swarm.worker_routes() {
+                    Some((service, routes)) => self.routes.close_but(swarm.refusal(), service, routes),
+                    None => self.routes.close(swarm.refusal()),
+                },
             },
             None => self.routes.close(NOT_IN_A_SWARM),
         }

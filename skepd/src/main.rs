@@ -4,6 +4,7 @@
 
 mod address; // what others reach us at
 mod agent; // kept running
+mod attachments; // for containers of a worker
 mod certificate; // getting and renewing it
 mod config; // defaults, file, flags
 mod daemon; // starting, requests, stopping

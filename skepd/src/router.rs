@@ -17,6 +17,8 @@ enum State {
     Open(axum::Router),
     /// Every call is answered with FAILED_PRECONDITION and these words.
     Closed(&'static str),
+    /// The same, but for one service.
+    ClosedBut(&'static str, &'static str, axum::Router),
 }
 
 impl Routes {
@@ -32,10 +34,20 @@ impl Routes {
         self.0.store(Arc::new(State::Closed(why)));
     }
 
+    /// Closed to all but the service of this name (`package.Service`), which is in the routes.
+    pub fn close_but(&self, why: &'static str, service: &'static str, routes: tonic::service::Routes) {
+        self.0.store(Arc::new(State::ClosedBut(why, service, routes.prepare().into_axum_router())));
+    }
+
     /// A router that asks the present routes for each call.
     pub fn router(&self) -> axum::Router {
         axum::Router::new().fallback_service(Dynamic(self.clone()))
     }
+}
+
+/// Whether a call's path, `/package.Service/Method`, is of the service.
+fn is_of(path: &str, service: &str) -> bool {
+    path.strip_prefix('/').and_then(|path| path.strip_prefix(service)).is_some_and(|rest| rest.starts_with('/'))
 }
 
 #[derive(Clone)]
@@ -56,10 +68,29 @@ impl Service<http::Request<axum::body::Body>> for Dynamic {
                 let router = router.clone();
                 Box::pin(async move { router.oneshot(request).await })
             }
-            State::Closed(why) => {
+            State::ClosedBut(_, service, router) if is_of(request.uri().path(), service) => {
+                let router = router.clone();
+                Box::pin(async move { router.oneshot(request).await })
+            }
+            State::Closed(why) | State::ClosedBut(why, ..) => {
                 let refusal = tonic::Status::failed_precondition(*why).into_http::<axum::body::Body>();
                 Box::pin(async move { Ok(refusal) })
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_of_a_service_by_its_path() {
+        assert!(is_of("/docker.swarmkit.v1.ResourceAllocator/AttachNetwork", "docker.swarmkit.v1.ResourceAllocator"));
+        for path in
+            ["/docker.swarmkit.v1.Control/ListNodes", "/docker.swarmkit.v1.ResourceAllocatorX/A", "docker.swarmkit.v1.ResourceAllocator/A"]
+        {
+            assert!(!is_of(path, "docker.swarmkit.v1.ResourceAllocator"), "{path}");
         }
     }
 }

@@ -22,14 +22,17 @@ pub use wanted::BadRequest;
 
 use crate::address::beside;
 use crate::agent::AgentKeeper;
+use crate::attachments::WorkerAttachments;
 use crate::certificate::{Renewer, RenewerParts};
 use crate::parts::NodeParts;
 use crate::state::NodeFile;
 use crate::status::Shown;
 use anyhow::{Context, Result, anyhow};
+use skep_proto::v1::resource_allocator_server::ResourceAllocatorServer;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tonic::server::NamedService as _;
 
 /// What the daemon's loop is to do, in that order.
 #[derive(Debug)]
@@ -135,6 +138,12 @@ impl Swarm {
             Seat::Locked => crate::local::LOCKED,
             Seat::Manager(_) | Seat::Vacant(_) => "the manager of this node does not run; `swarmctl cluster status` says why",
         }
+    }
+
+    /// What a worker's local socket answers of the services that managers have: the name of the one, and the routes to it.
+    pub fn worker_routes(&self) -> Option<(&'static str, tonic::service::Routes)> {
+        let routes = || WorkerAttachments::routes(self.agent.state(), &self.parts.security);
+        matches!(self.seat, Seat::Worker).then(|| (ResourceAllocatorServer::<WorkerAttachments>::NAME, routes()))
     }
 
     /// What `Status` may tell from now on.

@@ -1,6 +1,7 @@
 //! The cluster's networks and a task's place on them, in netlb's words. Pure.
 
 use super::bridge::{both_families, bridge_network};
+use crate::attachment::target;
 use crate::error::NetworkError;
 use ipnet::IpNet;
 use skep_netlb::{Attachment, Protocol, Subnet, TaskNetwork, encrypted_sizes};
@@ -85,7 +86,8 @@ pub fn task_network(task: &Task, bridge: Option<IpNet>) -> Result<TaskNetwork, N
     list.sort_by_key(|attachment| attachment.network.spec.ingress);
     let mut attachments = list.into_iter().map(attach).collect::<Result<Vec<_>, NetworkError>>()?;
     attachments.extend(bridge.map(|address| Attachment { network: bridge_network(address), addresses: both_families(address), mac: None }));
-    Ok(TaskNetwork { task: task.id.clone(), attachments })
+    let foreign = target(task).map_err(|error| NetworkError::NotAttached(error.to_string()))?.map(|target| target.path());
+    Ok(TaskNetwork { task: task.id.clone(), attachments, foreign })
 }
 
 pub fn protocol(wire: WireProtocol) -> Protocol {

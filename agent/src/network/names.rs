@@ -155,7 +155,7 @@ impl<'a> Place<'a> {
                 service: one.task.service_id.clone(),
                 slot: Some(one.task.slot).filter(|slot| *slot != 0),
                 name: one.task.name(),
-                hostnames: hostname(&one.task).into_iter().collect(),
+                hostnames: hostnames(&one.task, attachment),
                 addresses: bare(attachment),
                 readiness,
             }),
@@ -203,6 +203,12 @@ fn as_seen_here(id: &ServiceId, task: &Task, attachment: &NetworkAttachment) -> 
 
 fn reach(virtual_ips: Vec<std::net::IpAddr>) -> Reach {
     if virtual_ips.is_empty() { Reach::EachTask } else { Reach::Virtual(virtual_ips) }
+}
+
+/// A container that others started has the names that it was attached with.
+fn hostnames(task: &Task, attachment: &NetworkAttachment) -> Vec<String> {
+    let own = task.service_id.is_none().then(|| attachment.aliases.clone()).unwrap_or_default();
+    hostname(task).into_iter().chain(own).collect()
 }
 
 /// As the service wishes; placeholders in it are the container's matter.

@@ -5,13 +5,13 @@ use skep_types::{Action, ClusterView, Kind, NodeId, RestartPolicy, ServiceId, Se
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// Whether the task is to be deleted whatever the history limit: it was marked for removal and is not running, or its node is
-/// lost and no service keeps it as history.
+/// Whether the task is to be deleted whatever the history limit: it was marked for removal and is not running, or no service keeps
+/// it as history and its node is lost or the container that it attached is gone. One that failed says why until it is detached.
 #[must_use]
 pub fn is_removable(task: &Task) -> bool {
     let state = task.status.state;
     let marked = task.desired_state == TaskState::Remove && (state < TaskState::Assigned || state >= TaskState::Complete);
-    marked || (task.service_id.is_none() && state == TaskState::Orphaned)
+    marked || (task.service_id.is_none() && matches!(state, TaskState::Orphaned | TaskState::Complete))
 }
 
 /// Deletes what may go of the tasks of one service: marked ones, and the oldest of each slot beyond the history limit.

@@ -77,6 +77,42 @@ fn the_first_network_gets_what_swarm_gives_it() {
 }
 
 #[test]
+fn a_bridge_has_addresses_of_the_cluster_and_no_node_has_one_on_it() {
+    let mut world = with_ingress();
+    let bridge = |spec: &mut NetworkSpec| spec.driver = Some(Driver { name: "bridge".into(), ..Driver::default() });
+    world.add_network(2, "near", bridge);
+    world.add_network(3, "named-by-each-node", |spec| {
+        bridge(spec);
+        spec.annotations.labels.insert(PREDEFINED_LABEL.into(), "true".into());
+    });
+    world.add_node(1, |_| {});
+    let id = world.add_service(1, |spec| {
+        replicas(spec, 2);
+        join(spec, "near");
+    });
+    world.settle(&id);
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    let near = world.network(&NetworkId::for_test(2)).expect("there");
+    let state = near.driver_state.as_ref().expect("allocated");
+    assert_eq!((state.name.as_str(), state.options.get(VXLAN_IDS_OPTION).map(String::as_str)), ("bridge", Some("4097")));
+    assert!(
+        world.network(&NetworkId::for_test(3)).is_some_and(|network| network.ipam.as_ref().is_some_and(|ipam| ipam.configs.is_empty()))
+    );
+    assert_eq!(vips(&world, &id), ["10.0.1.2/24"]);
+    let addresses: BTreeSet<String> = world.live().iter().flat_map(|task| task.networks[0].addresses.clone()).collect();
+    assert_eq!(addresses, ["10.0.1.3/24", "10.0.1.4/24"].map(String::from).into());
+    for task in world.live() {
+        let task = Arc::new(Task { node_id: Some(NodeId::for_test(1)), ..Task::clone(&task) });
+        feed(&mut allocator, world.commit(vec![Action::Update(Object::Task(task))]));
+    }
+    allocate(&mut world, &mut allocator);
+    let node = world.node(&NodeId::for_test(1)).expect("there");
+    let attached: Vec<&str> = node.attachments.iter().map(|attachment| attachment.network.spec.annotations.name.as_str()).collect();
+    assert_eq!(attached, ["ingress"], "it ends at the node");
+}
+
+#[test]
 fn a_published_service_gets_a_virtual_ip_and_its_tasks_addresses_of_both_families() {
     let mut world = with_ingress();
     let id = world.add_service(1, |spec| {

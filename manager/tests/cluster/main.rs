@@ -2,6 +2,7 @@
 
 mod a_service_lives;
 mod abuse;
+mod attachments;
 mod burst;
 #[path = "../common/cfssl.rs"]
 mod cfssl;

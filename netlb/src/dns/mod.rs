@@ -43,6 +43,11 @@ pub use upstream::{AskFrom, Resolver, resolvers_in};
 
 use std::net::Ipv4Addr;
 
+/// Leads port 53 nowhere any more in the namespace of the calling thread, which somebody else goes on with.
+pub(crate) fn leave() -> std::io::Result<()> {
+    redirect::remove()
+}
+
 /// What goes into a task's `resolv.conf`; people write it in configuration files, so it is the same as everywhere.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 /// RFC 1035 §4.2.

@@ -142,7 +142,11 @@ mod tests {
             addresses: vec![],
             mac: None,
         };
-        let asker = Asker::on(&TaskNetwork { task: TaskId::for_test(1), attachments: kinds.iter().enumerate().map(attachment).collect() });
+        let asker = Asker::on(&TaskNetwork {
+            task: TaskId::for_test(1),
+            attachments: kinds.iter().enumerate().map(attachment).collect(),
+            foreign: None,
+        });
         (asker.networks.len(), asker.outside)
     }
 

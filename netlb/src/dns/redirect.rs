@@ -31,6 +31,14 @@ pub(super) fn install(port: u16) -> io::Result<()> {
     Nft::open()?.replace(&table(port))
 }
 
+/// Removes the table, in the namespace of the calling thread; none is no error.
+pub(super) fn remove() -> io::Result<()> {
+    let mut nft = Nft::open()?;
+    let mut batch = nft.batch(Family::V4);
+    batch.remove(TABLE);
+    nft.commit(batch)
+}
+
 fn table(port: u16) -> Table {
     let address = |offset| Expr::Network { offset, length: Family::V4.width(), to: R0 };
     let (source, destination) = (Family::V4.source_offset(), Family::V4.source_offset() + Family::V4.width());

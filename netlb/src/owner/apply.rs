@@ -2,11 +2,11 @@
 
 use super::audit::Depth;
 use super::overlay::remove_file_of_sandbox;
+use super::task::remove_namespace;
 use super::{Balancing, Known, Owner, Sandbox, refused};
 use crate::delta::{Desired, Dirty, Members, Part, Spread};
 use crate::error::NetlbError;
 use crate::names::{self, SANDBOX_TABLE};
-use crate::netns;
 use crate::nft::flows::Flow;
 use crate::nft::socket::Nft;
 use crate::nft::{Family, Table};
@@ -16,6 +16,7 @@ use crate::wanted::{Network, Protocol, PublishedPort, TaskNetwork};
 use skep_failpoint::failpoint;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 use tracing::{debug, warn};
 
 impl Owner {
@@ -172,7 +173,7 @@ impl Owner {
         failpoint!("netlb.everything.apart");
         for entry in std::fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             let is_sandbox = entry.file_name().to_str().is_some_and(names::is_sandbox_file);
-            let remove = if is_sandbox { remove_file_of_sandbox } else { netns::remove };
+            let remove = if is_sandbox { remove_file_of_sandbox } else { |path: &Path| remove_namespace(path, None) };
             errors.extend(remove(&entry.path()).err());
             failpoint!("netlb.everything.namespace");
         }

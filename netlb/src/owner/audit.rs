@@ -2,18 +2,19 @@
 
 use super::apply::{audit_table, forget_stale};
 use super::overlay::remove_file_of_sandbox;
+use super::task::remove_namespace;
 use super::{Owner, refused};
 use crate::delta::{Dirty, Spread};
 use crate::error::NetlbError;
 use crate::handle::Audit;
 use crate::names;
-use crate::netns;
 use crate::plan::layout;
 use crate::plan::{State, Unwanted, difference};
 use crate::wanted::{Network, TaskNetwork};
 use skep_failpoint::failpoint;
 use skep_types::NetworkId;
 use std::collections::BTreeSet;
+use std::path::Path;
 use tracing::info;
 
 /// How closely to look.
@@ -74,7 +75,7 @@ impl Owner {
             if keep.contains(&name) || (keep_sandboxes && names::is_sandbox_file(&name)) {
                 continue;
             }
-            let remove = if names::is_sandbox_file(&name) { remove_file_of_sandbox } else { netns::remove };
+            let remove = if names::is_sandbox_file(&name) { remove_file_of_sandbox } else { |path: &Path| remove_namespace(path, None) };
             remove(&entry.path())?;
             removed.push(format!("namespace {name}"));
         }

@@ -12,6 +12,7 @@ use crate::sysctl::Purpose;
 use crate::wanted::{Attachment, TaskNetwork};
 use skep_failpoint::failpoint;
 use skep_types::TaskId;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tracing::{debug, warn};
 
@@ -32,9 +33,23 @@ impl Owner {
         });
         match there {
             Err(error) => drop(reply.send(Err(error))),
+            Ok(false) if network.foreign.is_some() => drop(reply.send(self.attach_foreign(network, path))),
             Ok(true) => drop(reply.send(self.mend_task(network).map(|_| TaskNetns { path }))),
             Ok(false) => self.make(network, reply),
         }
+    }
+
+    /// Puts somebody else's namespace on its network. One that cannot be is as it was afterwards.
+    fn attach_foreign(&mut self, network: TaskNetwork, path: PathBuf) -> Result<TaskNetns, NetlbError> {
+        let task = network.task.clone();
+        if let Err(error) = self.mend_task(network) {
+            if let Err(error) = remove_namespace(&path, None) {
+                warn!(%task, error = error.chain(), "a namespace that failed was not left");
+            }
+            return Err(error);
+        }
+        debug!(%task, "namespace attached");
+        Ok(TaskNetns { path })
     }
 
     fn make(&mut self, network: TaskNetwork, reply: Reply<TaskNetns>) {
@@ -85,7 +100,15 @@ impl Owner {
         let purpose = purpose(&network, self.ipv6);
         let mut namespace = match Namespace::open(&path, purpose)? {
             Some(namespace) => namespace,
-            None => Namespace::create(&path, purpose)?,
+            None => match &network.foreign {
+                None => Namespace::create(&path, purpose)?,
+                Some(theirs) => {
+                    netns::adopt(theirs, &path)?;
+                    failpoint!("netlb.task.adopted");
+                    let gone = || NetlbError::NotAttached { path: theirs.clone(), reason: "it went while it was attached".into() };
+                    Namespace::open(&path, purpose)?.ok_or_else(gone)?
+                }
+            },
         };
         let mut mended = 0;
         self.connect(&network, &mut namespace, Found::Something(&mut mended))?;
@@ -131,7 +154,7 @@ impl Owner {
         is: &mut State,
         known_empty: bool,
     ) -> Result<usize, NetlbError> {
-        let (inside, outside) = (format!("eth{index}"), names::task_link(&network.task));
+        let (inside, outside) = (layout::inside_link(network, index), names::task_link(&network.task));
         let failed = |source| NetlbError::CreateLink { link: format!("{inside} of task {}", network.task), source };
         self.ensure_sandbox(&attachment.network)?;
         let sandbox = self.sandboxes.get_mut(&attachment.network.id).expect("it was just ensured");
@@ -176,8 +199,8 @@ impl Owner {
             pending.removed = true; // its maker removes it
             return Ok(());
         }
-        self.tasks.remove(task);
-        let mut errors: Vec<_> = netns::remove(&task_path(&self.dir, task)).err().into_iter().collect();
+        let known = self.tasks.remove(task);
+        let mut errors: Vec<_> = remove_namespace(&task_path(&self.dir, task), known.as_ref()).err().into_iter().collect();
         failpoint!("netlb.task.removed");
         errors.extend(self.remove_unused_sandboxes());
         NetlbError::all(errors)
@@ -192,12 +215,43 @@ enum Found<'a> {
     Something(&'a mut usize),
 }
 
+/// Removes a task's namespace; of somebody else's, what is ours in it. `known`: the task's network; any kind if it is not known.
+pub(super) fn remove_namespace(path: &Path, known: Option<&TaskNetwork>) -> Result<(), NetlbError> {
+    let mut errors = Vec::new();
+    if known.is_none_or(|network| network.foreign.is_some()) {
+        errors.extend(leave_namespace(path).err());
+    }
+    errors.extend(netns::remove(path).err());
+    NetlbError::all(errors)
+}
+
+/// Takes out what we put into somebody else's namespace. Of one of ours nothing: its links have other names.
+fn leave_namespace(path: &Path) -> Result<(), NetlbError> {
+    let task = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.parse::<TaskId>().ok());
+    let (Some(task), Some(mut namespace)) = (task, Namespace::open(path, Purpose::Foreign)?) else { return Ok(()) };
+    let link = names::task_link(&task);
+    let failed = |source| NetlbError::Netlink { place: path.display().to_string(), source };
+    if namespace.route.link_index(&link).map_err(failed)?.is_none() {
+        return Ok(());
+    }
+    namespace.inside("take the way to names out of", crate::dns::leave)?;
+    failpoint!("netlb.task.unnamed");
+    // Last: it says that something is left. The sandbox's end goes with it.
+    namespace.route.delete_link(&link).map_err(failed)
+}
+
 fn purpose(network: &TaskNetwork, ipv6: bool) -> Purpose {
+    if network.foreign.is_some() {
+        return Purpose::Foreign;
+    }
     let mut addresses = network.attachments.iter().flat_map(|attachment| &attachment.addresses);
     Purpose::Task { ipv6: ipv6 && addresses.any(|address| address.addr().is_ipv6()) }
 }
 
 fn check(network: &TaskNetwork) -> Result<(), NetlbError> {
+    if let Some(path) = network.foreign.as_ref().filter(|_| network.attachments.len() != 1) {
+        return Err(NetlbError::NotAttached { path: path.clone(), reason: "it is not for exactly one network".into() });
+    }
     for attachment in &network.attachments {
         let v4 = attachment.addresses.iter().filter(|address| address.addr().is_ipv4()).count();
         if v4 > 1 || attachment.addresses.len() - v4 > 1 {

@@ -34,6 +34,9 @@ const SOURCE_RULE_PRIORITY: u32 = 1000;
 /// the same metric.
 const LOOPBACK_METRIC: u32 = 4096;
 
+/// Of routes in somebody else's namespace: none of its own is replaced by one of ours, whatever they lead to.
+const FOREIGN_METRIC: u32 = 2048;
+
 /// Which of a host-sandbox link's two addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum End {
@@ -142,8 +145,36 @@ fn way_out(attachments: &[Attachment]) -> Option<usize> {
     }
 }
 
+/// The name of a task's link inside its namespace. Nobody else's namespace has one like ours.
+pub(crate) fn inside_link(task: &TaskNetwork, index: usize) -> String {
+    if task.foreign.is_some() { names::task_link(&task.task) } else { format!("eth{index}") }
+}
+
+/// Of somebody else's namespace what is ours: its link, and by it the network's range. The way out stays as it is.
+fn foreign_side(task: &TaskNetwork, ipv6: bool) -> State {
+    let mut state = State::default();
+    for (index, attachment) in task.attachments.iter().enumerate() {
+        let (network, link) = (&attachment.network, inside_link(task, index));
+        let addresses: BTreeSet<IpNet> = usable(&attachment.addresses, ipv6).collect();
+        for address in &addresses {
+            let Some((range, gateway)) = gateway(network, address.addr()) else { continue };
+            state.neighbours.insert(Neighbour { address: gateway, mac: names::sandbox_mac(network), link: link.clone() });
+            // The gateway first, by the link; then the rest, by the gateway.
+            let by = |to, gateway| Route { metric: FOREIGN_METRIC, ..Route::new(to, RouteKind::Through { link: link.clone(), gateway }) };
+            state.routes.insert(by(single(gateway), None));
+            state.routes.insert(by(range.trunc(), Some(gateway)));
+        }
+        let mac = Some(mac_of(task, attachment));
+        state.links.insert(link, Link { mtu: Some(network.mtu), mac, up: true, addresses, ..Link::default() });
+    }
+    state
+}
+
 /// The task's own namespace.
 pub(crate) fn task_side(task: &TaskNetwork, ipv6: bool) -> State {
+    if task.foreign.is_some() {
+        return foreign_side(task, ipv6);
+    }
     let mut state = State::default();
     state.links.insert("lo".into(), Link { up: true, ..Link::default() });
     let way_out = way_out(&task.attachments);
@@ -272,7 +303,7 @@ mod tests {
     }
 
     fn task(attachments: Vec<Attachment>) -> TaskNetwork {
-        TaskNetwork { task: TaskId::for_test(1), attachments }
+        TaskNetwork { task: TaskId::for_test(1), attachments, foreign: None }
     }
 
     fn default_links(state: &State) -> Vec<(u32, String)> {
@@ -291,6 +322,18 @@ mod tests {
         let state = task_side(&task(vec![attach(network(1, false, true)), attach(network(2, true, false))]), true);
         assert_eq!(default_links(&state), [(101, "eth1".into())], "only what answers from the ingress address");
         assert_eq!(state.rules.len(), 2);
+    }
+
+    #[test]
+    fn somebody_else_s_namespace_keeps_its_way_out_and_its_links() {
+        let task = TaskNetwork { foreign: Some("/run/netns/other".into()), ..task(vec![attach(network(1, false, false))]) };
+        let state = task_side(&task, true);
+        assert_eq!(default_links(&state), []);
+        assert_eq!(state.links.keys().collect::<Vec<_>>(), [&names::task_link(&task.task)]);
+        assert!(state.rules.is_empty());
+        let ranges: Vec<String> = state.routes.iter().map(|route| route.to.to_string()).collect();
+        assert_eq!(ranges.len(), 4, "{ranges:?}");
+        assert!(ranges.contains(&"10.0.1.0/24".to_owned()) && ranges.contains(&"fd00:1::/64".to_owned()), "{ranges:?}");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! One module per noun of the command line.
 
+pub mod attach;
 pub mod cluster;
 pub mod config;
 pub mod explain;

@@ -1,5 +1,6 @@
 //! `swarmctl network …`
 
+use super::attach::{self, ATTACH_HELP, AttachFlags};
 use super::{InspectFlags, ListFlags, each, short, task};
 use crate::connect::Connection;
 use crate::failure::Failure;
@@ -32,6 +33,20 @@ pub enum Command {
         networks: Vec<String>,
         #[command(flatten)]
         flags: InspectFlags,
+    },
+    /// Put a container of this node that no service started on an attachable network
+    #[command(after_help = ATTACH_HELP)]
+    Attach {
+        #[command(flatten)]
+        flags: AttachFlags,
+        #[arg(value_name = "NETWORK")]
+        network: String,
+    },
+    /// Take containers of this node off the networks they were attached to
+    Detach {
+        /// As `network attach` printed them
+        #[arg(required = true, value_name = "ATTACHMENT")]
+        attachments: Vec<String>,
     },
     /// Change a network that spans hosts while it is used
     Update {
@@ -66,6 +81,8 @@ pub async fn run(command: Command, connection: &Connection) -> Result<(), Failur
             output::put(&format!("{}\n", answer.network.map(|network| network.id).unwrap_or_default()))
         }
         Command::Ls(flags) => list(&flags, connection).await,
+        Command::Attach { flags, network } => attach::attach(&flags, network, connection).await,
+        Command::Detach { attachments } => each(&attachments, async |id| attach::detach(id, connection).await).await,
         Command::Inspect { networks, flags } => inspect(&networks, &flags, connection).await,
         Command::Update { mtu, network } => {
             let found = resolve::network(connection, &network).await?;

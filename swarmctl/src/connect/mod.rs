@@ -13,6 +13,7 @@ use skep_proto::skep::network_settings_client::NetworkSettingsClient;
 use skep_proto::v1::ca_client::CaClient;
 use skep_proto::v1::control_client::ControlClient;
 use skep_proto::v1::logs_client::LogsClient;
+use skep_proto::v1::resource_allocator_client::ResourceAllocatorClient;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::UnixStream;
@@ -52,6 +53,11 @@ impl Connection {
 
     pub fn logs(&self) -> LogsClient<Patient<Channel>> {
         LogsClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_LIMIT)
+    }
+
+    /// Answered by every node of a cluster, for its own containers.
+    pub fn attachments(&self) -> ResourceAllocatorClient<Patient<Channel>> {
+        ResourceAllocatorClient::new(self.channel.clone())
     }
 
     pub fn ca(&self) -> CaClient<Patient<Channel>> {

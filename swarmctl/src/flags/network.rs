@@ -27,7 +27,7 @@ pub struct NetworkFlags {
     /// No way out of the network and none in
     #[arg(long)]
     internal: bool,
-    /// Containers outside of services may be attached
+    /// Containers outside of services may be attached (`network attach`)
     #[arg(long)]
     attachable: bool,
     /// The network over which published ports reach tasks; there is one

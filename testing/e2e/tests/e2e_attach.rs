@@ -1,0 +1,241 @@
+//! Networks that end at a node, and containers that no service started on networks of the cluster.
+
+use anyhow::{Context, Result, ensure};
+use skep_kit::{Cluster, Scenario, eventually};
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(60);
+/// For one request; a starved machine is no failure.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// `whoami`'s own.
+const PORT: u16 = 8080;
+
+/// Runs on a thread of its own in a network namespace.
+fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let file = File::open(namespace).with_context(|| namespace.display().to_string())?;
+            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
+            work()
+        });
+        thread.join().expect("no panic in a thread")
+    })
+}
+
+/// The host name that `whoami` answers with.
+fn ask(to: SocketAddr) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connect to {to}"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).with_context(|| format!("read from {to}"))?;
+    let line = text.lines().last().unwrap_or_default();
+    let host = line.split(' ').find_map(|word| word.strip_prefix("host="));
+    host.map(str::to_owned).with_context(|| format!("{to} answers {text:?}"))
+}
+
+/// What the C library makes of a name in a namespace, with this `resolv.conf`.
+fn look_up(namespace: &Path, resolv_conf: &Path, name: &str) -> Result<BTreeSet<IpAddr>> {
+    let script = "mount --bind \"$0\" /etc/resolv.conf && exec getent ahosts \"$1\"";
+    let output = Command::new("nsenter")
+        .arg(format!("--net={}", namespace.display()))
+        .args(["unshare", "--mount", "sh", "-c", script])
+        .arg(resolv_conf)
+        .arg(name)
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{name}: {}{text}", String::from_utf8_lossy(&output.stderr));
+    let words = text.lines().filter_map(|line| line.split_whitespace().next());
+    Ok(words.map(str::parse).collect::<Result<_, _>>()?)
+}
+
+fn tool(program: &str, arguments: &[&str]) -> Result<String> {
+    skep_kit::run(program, arguments)?.success()
+}
+
+/// A container that somebody else started: a namespace and a process in it. Both go with it.
+struct Guest {
+    name: String,
+    process: Child,
+    resolv_conf: tempfile::NamedTempFile,
+}
+
+impl Guest {
+    /// `name` begins as the host's things do, so that the next test finds what a killed one left.
+    fn start(name: String) -> Result<Self> {
+        tool("ip", &["netns", "add", &name])?;
+        let sleep = Command::new("nsenter").arg(format!("--net=/run/netns/{name}")).args(["sleep", "3600"]).stdin(Stdio::null()).spawn();
+        let mut resolv_conf = tempfile::NamedTempFile::new()?;
+        resolv_conf.write_all(b"nameserver 127.0.0.11\noptions ndots:0\n")?;
+        Ok(Self { name, process: sleep?, resolv_conf })
+    }
+
+    fn namespace(&self) -> PathBuf {
+        Path::new("/run/netns").join(&self.name)
+    }
+
+    fn look_up(&self, name: &str) -> Result<BTreeSet<IpAddr>> {
+        look_up(&self.namespace(), self.resolv_conf.path(), name)
+    }
+
+    fn links(&self) -> Result<usize> {
+        Ok(tool("ip", &["-n", &self.name, "-o", "link"])?.lines().count())
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = tool("ip", &["netns", "del", &self.name]);
+    }
+}
+
+/// The tasks of a service by their hosts, as (task id, host).
+fn placed(cluster: &Cluster, service: &str) -> Result<Vec<(String, usize)>> {
+    let tasks = cluster.tasks(0, service)?.into_iter().filter(skep_kit::Task::runs);
+    tasks.map(|task| Ok((task.id.clone(), task.host.context("it is on a host")?))).collect()
+}
+
+fn of_task(cluster: &Cluster, host: usize, task: &str) -> (PathBuf, PathBuf) {
+    let host = &cluster[host];
+    (host.run_dir().join("netns").join(task), host.data_dir().join("agent/etc").join(task).join("resolv.conf"))
+}
+
+#[test]
+fn a_bridge_joins_the_tasks_of_one_node() -> Result<()> {
+    Scenario::new("bridges", 1, 1).run(|cluster| {
+        for (flags, reason) in [
+            (&["--driver", "bridge", "--opt", "encrypted"][..], "options[encrypted]"),
+            (&["--driver", "host", "--internal"], "internal"),
+            (&["--driver", "ipvlan"], "not supported"),
+        ] {
+            let refused = cluster.ctl(0, &[&["network", "create"], flags, &["no"]].concat())?;
+            ensure!(refused.status != 0 && refused.stderr.contains(reason), "{flags:?}: {refused:?}");
+        }
+        cluster.ctl(0, &["network", "create", "--driver", "bridge", "near"])?.success()?;
+        let create = |flags: &[&str], args: &[&str]| -> Result<()> {
+            let all = [&["service", "create", "-d", "--network", "near", "--mode", "global"], flags, &["whoami"], args].concat();
+            cluster.ctl(0, &all)?.success().map(drop)
+        };
+        create(&["--name", "web"], &[])?;
+        create(&["--name", "looker"], &["sleep"])?;
+        cluster.wait_running(0, "web", 2)?;
+        cluster.wait_running(0, "looker", 2)?;
+        let web = placed(cluster, "web")?;
+        let mut own = BTreeSet::<IpAddr>::new();
+        for (looker, host) in placed(cluster, "looker")? {
+            let (namespace, resolv_conf) = of_task(cluster, host, &looker);
+            let (here, _) = web.iter().find(|(_, place)| *place == host).context("one is on each host")?;
+            let found = eventually(SOON, "the task of this host has a name", || look_up(&namespace, &resolv_conf, "tasks.web"))?;
+            ensure!(found.len() == 1, "{found:?}");
+            own.extend(&found);
+            let vips = look_up(&namespace, &resolv_conf, "web")?;
+            let vip = *vips.first().context("the service has an address")?;
+            ensure!(!found.contains(&vip), "{vip} is the task's");
+            for to in found.into_iter().chain([vip]) {
+                let answers = eventually(SOON, "it answers", || inside(&namespace, || ask(SocketAddr::new(to, PORT))))?;
+                ensure!(here.starts_with(&answers), "{to} leads to {answers}, which is not on the same host");
+            }
+        }
+        ensure!(own.len() == 2, "an address was given twice: {own:?}");
+        for service in ["web", "looker"] {
+            cluster.ctl(0, &["service", "rm", service])?.success()?;
+        }
+        eventually(SOON, "the network is removed", || cluster.ctl(0, &["network", "rm", "near"])?.success()).map(drop)
+    })
+}
+
+#[test]
+fn containers_of_others_are_attached_and_let_go() -> Result<()> {
+    Scenario::new("attachments", 1, 1).run(|cluster| {
+        cluster.ctl(0, &["network", "create", "--attachable", "open"])?.success()?;
+        cluster.ctl(0, &["network", "create", "shut"])?.success()?;
+        let service = ["service", "create", "-d", "--network", "open", "--mode", "global", "--name", "web", "whoami"];
+        cluster.ctl(0, &service)?.success()?;
+        cluster.wait_running(0, "web", 2)?;
+        let web = placed(cluster, "web")?;
+        let hosts: BTreeSet<String> = web.iter().map(|(task, _)| task.chars().take(12).collect()).collect();
+
+        // One by its process beside the manager, one by its namespace beside a worker.
+        let guests = (0..2).map(|host| Guest::start(format!("{}g", cluster[host].namespace()))).collect::<Result<Vec<_>>>()?;
+        let links = guests[1].links()?;
+        let pid = guests[0].process.id().to_string();
+        let namespace = guests[1].namespace().display().to_string();
+        let refused = cluster.ctl(0, &["network", "attach", "shut", "--pid", &pid])?;
+        ensure!(refused.status != 0 && refused.stderr.contains("not attachable"), "{refused:?}");
+        let first = cluster.ctl(0, &["network", "attach", "open", "--pid", &pid, "--alias", "first"])?.success()?;
+        let second = cluster.ctl(1, &["network", "attach", "open", "--netns", &namespace, "--alias", "second"])?.success()?;
+        let (first, second) = (first.trim().to_owned(), second.trim().to_owned());
+        let again = cluster.ctl(0, &["network", "attach", "open", "--pid", &pid])?;
+        ensure!(again.status != 0 && again.stderr.contains(&first), "{again:?}");
+        let none = cluster.ctl(0, &["network", "attach", "open", "--netns", "/run/netns/no-such-namespace"])?;
+        ensure!(none.status != 0 && none.stderr.contains("No such file"), "{none:?}");
+
+        // Each finds the service wherever it runs, and they find each other.
+        let works = |cluster: &Cluster| -> Result<()> {
+            for (guest, other) in [(&guests[0], "second"), (&guests[1], "first")] {
+                eventually(SOON, "the service and the other are found", || {
+                    let tasks = guest.look_up("tasks.web")?;
+                    ensure!(tasks.len() == 2, "{tasks:?}");
+                    ensure!(guest.look_up(other)?.len() == 1);
+                    let to = tasks.into_iter().chain(guest.look_up("web")?);
+                    let answers =
+                        inside(&guest.namespace(), || to.map(|to| ask(SocketAddr::new(to, PORT))).collect::<Result<BTreeSet<_>>>())?;
+                    ensure!(hosts.is_subset(&answers), "{answers:?}");
+                    Ok(())
+                })?;
+            }
+            let to = *guests[0].look_up("second")?.first().context("it has an address")?;
+            let listener = inside(&guests[1].namespace(), || Ok(TcpListener::bind(("0.0.0.0", 7))?))?;
+            // From the other container, and from a task.
+            let (task, host) = web.iter().find(|(_, host)| *host == 0).context("one is on the first host")?;
+            for from in [guests[0].namespace(), of_task(cluster, *host, task).0] {
+                inside(&from, || Ok(TcpStream::connect_timeout(&SocketAddr::new(to, 7), PATIENCE)?))?;
+                listener.accept()?;
+            }
+            Ok(())
+        };
+        works(cluster)?;
+
+        // It stays over a restart of the daemon.
+        for host in 0..2 {
+            cluster[host].kill_skepd();
+            cluster[host].start_skepd()?;
+        }
+        cluster.wait_leader(SOON)?;
+        cluster.wait_ready(SOON)?;
+        works(cluster)?;
+
+        // Detached, it is as it was; nobody else may do so.
+        let refused = cluster.ctl(0, &["network", "detach", &second])?;
+        ensure!(refused.status != 0 && refused.stderr.contains("another node"), "{refused:?}");
+        ensure!(guests[1].links()? == links + 1, "it has one of ours");
+        cluster.ctl(1, &["network", "detach", &second])?.success()?;
+        eventually(SOON, "nothing of ours is left in it", || {
+            ensure!(guests[1].links()? == links);
+            let tables = tool("nsenter", &[&format!("--net={namespace}"), "nft", "list", "tables"])?;
+            ensure!(tables.trim().is_empty(), "{tables}");
+            Ok(())
+        })?;
+        eventually(SOON, "its name is gone", || {
+            ensure!(guests[0].look_up("second").is_err());
+            Ok(())
+        })?;
+
+        // One whose namespace is gone ends by itself, and its network can be removed.
+        drop(guests);
+        cluster.ctl(0, &["service", "rm", "web"])?.success()?;
+        eventually(SOON, "the network is removed", || cluster.ctl(0, &["network", "rm", "open"])?.success())?;
+        eventually(SOON, "nothing holds the namespace", || {
+            ensure!(!cluster[0].run_dir().join("netns").join(&first).exists());
+            Ok(())
+        })
+    })
+}
