@@ -33,7 +33,7 @@ async fn a_container_is_attached_to_a_network_that_allows_it_by_its_own_node() {
     let id = here.attach_network(attach("open")).await.unwrap().into_inner().attachment_id;
     agent.wait(|played| played.tasks.contains_key(&id)).await;
     let task = agent.played.lock().unwrap().tasks[&id].clone();
-    assert_eq!(task.networks[0].addresses, ["10.0.1.2/24"]);
+    assert_eq!(task.networks[0].addresses, ["10.0.16.2/20"]);
     assert_eq!(task.networks[0].aliases, ["guest"]);
     let node = worker.identity().unwrap().node_id().to_string();
     assert_eq!((task.service_id.as_str(), task.node_id.as_str()), ("", node.as_str()));
