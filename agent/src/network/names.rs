@@ -207,7 +207,7 @@ fn reach(virtual_ips: Vec<std::net::IpAddr>) -> Reach {
 
 /// A container that others started has the names that it was attached with.
 fn hostnames(task: &Task, attachment: &NetworkAttachment) -> Vec<String> {
-    let own = task.service_id.is_none().then(|| attachment.aliases.clone()).unwrap_or_default();
+    let own = if task.service_id.is_none() { attachment.aliases.clone() } else { Vec::new() };
     hostname(task).into_iter().chain(own).collect()
 }
 

@@ -203,7 +203,7 @@ impl Mutant {
 
     /// Spoils what a manager applies.
     pub fn spoil_apply(self, manager: usize, index: usize, entry: &mut Entry) {
-        if manager != 1 || index <= 20 || index % 7 > 0 {
+        if manager != 1 || index <= 20 || !index.is_multiple_of(7) {
             return;
         }
         match self {

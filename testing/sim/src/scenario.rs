@@ -145,7 +145,7 @@ impl Scenario {
         let managers = dice.one_of([1, 3, 3, 3, 5]);
         let nodes = dice.one_of([2, 3, 4, 5, 6]);
         let mut this = Self { seed, managers, nodes, ops: Vec::new() };
-        let calm = seed % 8 == 0;
+        let calm = seed.is_multiple_of(8);
         let mut at = 500;
         let mut services = 0;
         let count = 8 + dice.roll(30);
@@ -175,7 +175,7 @@ impl Scenario {
     #[must_use]
     pub fn is_calm(&self) -> bool {
         let calm = |op: &Op| matches!(op, Op::Create { .. } | Op::Jump { .. } | Op::Elect { .. } | Op::Lag { .. });
-        self.seed % 8 == 0 && self.ops.iter().all(|(_, op)| calm(op))
+        self.seed.is_multiple_of(8) && self.ops.iter().all(|(_, op)| calm(op))
     }
 
     /// When the last operation comes.

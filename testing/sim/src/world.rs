@@ -293,7 +293,7 @@ impl World {
             if let Some(mutant) = self.mutant {
                 mutant.spoil_apply(manager, index, &mut entry);
             }
-            let forget = self.mutant == Some(Mutant::TrailGap) && index % 5 == 0;
+            let forget = self.mutant == Some(Mutant::TrailGap) && index.is_multiple_of(5);
             let applied = self.managers[manager].apply(&entry, forget);
             self.compare(manager);
             for commit in &applied.commits {
@@ -323,7 +323,10 @@ impl World {
     /// I20: after the same entries all managers have the same tables.
     fn compare(&mut self, manager: usize) {
         let host = &self.managers[manager];
-        if host.applied % 24 != 0 && host.applied != self.raft.log.len() || self.managers.len() == 1 || host.applied % 3 != 0 {
+        if !host.applied.is_multiple_of(24) && host.applied != self.raft.log.len()
+            || self.managers.len() == 1
+            || !host.applied.is_multiple_of(3)
+        {
             return;
         }
         let hash = host.tables.state_hash();

@@ -159,7 +159,10 @@ impl Allocator {
         for (held, holders) in holdings.iter().filter(|(_, holders)| holders.len() > 1) {
             let mut names: Vec<String> = holders.iter().map(ToString::to_string).collect();
             let first = names.remove(0);
-            let all_done = holders.iter().skip(1).fold(true, |done, holder| mend.take(view, held, holder) && done);
+            let mut all_done = true;
+            for holder in holders.iter().skip(1) {
+                all_done &= mend.take(view, held, holder);
+            }
             let then = if all_done { "the others get another" } else { "remove and make anew all but one of them" };
             audit.doubled.push(format!("{held} is had by {first} and {}; {then}", names.join(", ")));
             audit.mended += usize::from(all_done);
