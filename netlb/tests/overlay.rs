@@ -147,6 +147,27 @@ fn a_client_that_keeps_its_port_may_come_by_another_host() {
     });
 }
 
+/// A kernel gives the same port to connections to different hosts, such as a load balancer's before the cluster.
+#[test]
+fn connections_from_one_port_by_several_hosts_do_not_meet_at_the_task() {
+    overlay_test("connections_from_one_port_by_several_hosts_do_not_meet_at_the_task", async |mut world| {
+        let hosts = hosts(3);
+        let mut cluster = Cluster::new(3, &[network(1, true)]);
+        one_on_each(&mut world, &mut cluster, &hosts[..1]).await;
+        publish(&mut cluster);
+        cluster.tell(&hosts).await;
+        let client = World::client();
+        let mut kept = Vec::new();
+        // The first is where the task is.
+        for index in [2, 1, 3] {
+            kept.push(Kept::open(|| within(&client, || connect_from(5000, &address(index), 8080)), &format!("T1 saw {CLIENT}")));
+            kept.push(Kept::open(|| within(&client, || connect_from(5000, &address6(index), 8080)), &format!("T1 saw {CLIENT6}")));
+        }
+        kept.into_iter().for_each(Kept::still_answers);
+        all_are_as_wanted(&hosts).await;
+    });
+}
+
 #[test]
 fn an_internal_network_spans_hosts_and_leads_nowhere_else() {
     overlay_test("an_internal_network_spans_hosts_and_leads_nowhere_else", async |mut world| {

@@ -264,6 +264,10 @@ fn encode_step(out: &mut Writer, expr: &Expr) {
         Expr::SetCtMark { from } => step(out, "ct", |out| {
             out.big_u32(2, 3).big_u32(4, from.number());
         }),
+        Expr::SetCtZone { from } => step(out, "ct", |out| {
+            // direction 0: the connection's first packet's
+            out.big_u32(2, 17).big_u32(4, from.number()).attribute(3, &[0]);
+        }),
         Expr::SetMark { from } => step(out, "meta", |out| {
             out.big_u32(2, 3).big_u32(3, from.number());
         }),

@@ -116,6 +116,11 @@ pub(crate) enum Expr {
     SetCtMark {
         from: Register,
     },
+    /// Before connections are tracked: keeps what comes now apart from the same addresses and ports of another zone. Two bytes in
+    /// the machine's order. Answers are of no zone; the kernel changes the client's port where they could not be told apart.
+    SetCtZone {
+        from: Register,
+    },
     /// Marks the packet.
     SetMark {
         from: Register,

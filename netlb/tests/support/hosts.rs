@@ -5,7 +5,7 @@ use crate::support::*;
 use skep_netlb::*;
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -300,6 +300,24 @@ impl Kept {
         self.0.read_exact(&mut buffer).unwrap();
         assert_eq!(&buffer, b"still");
     }
+}
+
+/// From a port that other connections may have, too.
+pub fn connect_from(port: u16, to: &str, at: u16) -> Result<TcpStream, String> {
+    use socket2::{Domain, Socket, Type};
+    let to = SocketAddr::new(to.parse().unwrap(), at);
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let connect = || {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        if to.is_ipv6() {
+            socket.set_only_v6(true)?;
+        }
+        socket.bind(&SocketAddr::new(any, port).into())?;
+        socket.connect_timeout(&to.into(), LONG)?;
+        Ok::<_, std::io::Error>(socket.into())
+    };
+    connect().map_err(|error| format!("{to} from port {port}: {error}"))
 }
 
 /// Listens to what changes of the routes of a sandbox.

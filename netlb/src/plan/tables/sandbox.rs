@@ -349,9 +349,11 @@ fn comes_by(link: &str) -> impl Iterator<Item = Expr> + use<> {
     [Expr::InLinkName { to: R0 }, Expr::Equal { register: R0, value }].into_iter()
 }
 
-/// A node that is none any more may not know it yet.
+/// A node that is none any more may not know it yet. What comes by different nodes are different connections, also if a client
+/// gave them one port: its kernel does so, for they lead to different addresses.
 fn only_peers() -> Vec<Rule> {
-    let known = [Expr::SourceMac { to: R0 }, Expr::Map { set: "peers", key: R0, to: Register(2) }, Expr::Accept];
+    let by_peer = Expr::Map { set: "peers", key: R0, to: Register(2) };
+    let known = [Expr::SourceMac { to: R0 }, by_peer, Expr::SetCtZone { from: Register(2) }, Expr::Accept];
     vec![
         rule("from a node of the network", comes_by(OVERLAY_LINK).chain(known)),
         rule("from no node of the network", comes_by(OVERLAY_LINK).chain([Expr::Drop])),
@@ -380,7 +382,7 @@ fn clamp(family: Family, mtu: u32) -> Rule {
     rule("segments that fit", steps)
 }
 
-/// Answers go to the node that the client's latest packet came by: a client that keeps its port may come by another one.
+/// Answers go to the node that the client's packets came by.
 fn way_back() -> [Chain; 2] {
     let direction = |which: u8| [Expr::CtDirection { to: R0 }, Expr::Equal { register: R0, value: vec![which] }];
     let by_peer = [Expr::SourceMac { to: R0 }, Expr::Map { set: "peers", key: R0, to: Register(2) }, Expr::SetCtMark { from: Register(2) }];
