@@ -16,7 +16,8 @@ use std::time::{Duration, Instant};
 const INSIDE: &str = "SKEP_NETLB_INSIDE";
 const RESPONDER: &str = "SKEP_NETLB_RESPONDER";
 const SCENARIO: &str = "SKEP_NETLB_SCENARIO";
-const PATIENCE: Duration = Duration::from_secs(3);
+// WireGuard asks for a lost handshake again after five seconds, and an emulated processor takes its time.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs `body` on a host of its own. `name` is the test's full name.
 pub fn on_own_host<F: Future<Output = ()>>(name: &str, body: impl FnOnce(World) -> F) {
