@@ -1,0 +1,382 @@
+//! What the endpoints of containers need of this node.
+
+use crate::ApiError;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
+use skep_types::{ContainerSpec, Driver, Labels, PortConfig, ResourceRequirements, Timestamp};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How a container is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Phase {
+    /// Made or being made, not started.
+    #[default]
+    Created,
+    Running,
+    Paused,
+    Exited,
+    /// It ended and what is left of it cannot be used.
+    Dead,
+}
+
+/// The life of a container's process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Life {
+    pub phase: Phase,
+    /// On the host; 0 = none.
+    pub pid: i32,
+    pub exit_code: i32,
+    pub is_oom_killed: bool,
+    /// Why it could not be started or failed, for people.
+    pub error: String,
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
+}
+
+/// What health checks say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Health {
+    pub word: HealthWord,
+    pub failures_in_a_row: u32,
+    /// The last ones, oldest first.
+    pub log: Vec<HealthResult>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum HealthWord {
+    #[default]
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthResult {
+    pub began: Timestamp,
+    pub ended: Timestamp,
+    /// -1: it did not end in time.
+    pub exit_code: i32,
+    pub output: String,
+}
+
+/// Something mounted in a container, as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct MountPoint {
+    /// `bind`, `volume`, `tmpfs`.
+    pub kind: &'static str,
+    /// Of a volume.
+    pub name: String,
+    /// On the host; empty for tmpfs.
+    pub source: String,
+    pub destination: String,
+    pub is_writable: bool,
+    pub propagation: String,
+}
+
+/// A container's end of a network.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    pub network: String,
+    pub network_id: String,
+    /// CIDR; empty = none known.
+    pub address: String,
+    pub gateway: String,
+    pub address_v6: String,
+    pub gateway_v6: String,
+    pub aliases: Vec<String>,
+}
+
+/// The final process, where it is known.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Program {
+    pub arguments: Vec<String>,
+    pub env: Vec<String>,
+    pub dir: String,
+    pub hostname: String,
+}
+
+/// Files on the host that the container sees.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostFiles {
+    pub resolv_conf: String,
+    pub hostname: String,
+    pub hosts: String,
+}
+
+/// A container of this node. What was asked for is in `spec` and `resources`, what became of it in the rest.
+#[derive(Debug, Clone, Default)]
+pub struct Container {
+    /// 64 hexadecimal digits.
+    pub id: String,
+    /// Without the leading slash.
+    pub name: String,
+    pub created_at: Timestamp,
+    /// `sha256:…` of its configuration; empty while it is not known.
+    pub image_id: String,
+    pub spec: ContainerSpec,
+    pub resources: ResourceRequirements,
+    /// Those of `spec` and those that say whose task it is.
+    pub labels: Labels,
+    /// Whether it is a task's.
+    pub is_task: bool,
+    pub program: Program,
+    pub life: Life,
+    pub health: Option<Health>,
+    pub mounts: Vec<MountPoint>,
+    pub networks: Vec<Endpoint>,
+    /// Published by this node alone.
+    pub ports: Vec<PortConfig>,
+    pub log_driver: Option<Driver>,
+    pub files: HostFiles,
+    pub cgroup_parent: String,
+    pub snapshotter: String,
+    /// Ids of its execs.
+    pub execs: Vec<String>,
+}
+
+/// Which stream of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StdStream {
+    Stdout,
+    Stderr,
+}
+
+/// Bytes that a process wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    pub stream: StdStream,
+    pub data: Bytes,
+}
+
+/// A line of a container's log, or a piece of a very long one, with its newline.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContainerLine {
+    pub time: Timestamp,
+    pub stream: StdStream,
+    pub data: Bytes,
+}
+
+/// Which lines are wanted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LinesWanted {
+    pub stdout: bool,
+    pub stderr: bool,
+    pub since: Option<Timestamp>,
+    /// `None` = all.
+    pub tail: Option<usize>,
+    pub follow: bool,
+}
+
+/// What a container used, at one moment. Times in nanoseconds, sizes in bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub read_at: Timestamp,
+    pub cpu_total: u64,
+    pub cpu_kernel: u64,
+    pub cpu_user: u64,
+    /// Of all CPUs of the machine, idle time included.
+    pub cpu_system: u64,
+    pub cpus: u32,
+    pub periods: u64,
+    pub throttled_periods: u64,
+    pub throttled_time: u64,
+    pub memory: u64,
+    /// The highest so far; 0 = not known.
+    pub memory_peak: u64,
+    pub memory_limit: u64,
+    pub memory_failures: u64,
+    /// As the kernel names them.
+    pub memory_details: std::collections::BTreeMap<String, u64>,
+    pub pids: u64,
+    /// 0 = none.
+    pub pids_limit: u64,
+    pub networks: std::collections::BTreeMap<String, NetworkUsage>,
+    pub block: Vec<BlockUsage>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NetworkUsage {
+    pub rx_bytes: u64,
+    pub rx_packets: u64,
+    pub rx_errors: u64,
+    pub rx_dropped: u64,
+    pub tx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_errors: u64,
+    pub tx_dropped: u64,
+}
+
+/// Bytes that went to or came from one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockUsage {
+    pub major: u64,
+    pub minor: u64,
+    /// `read` or `write`.
+    pub operation: &'static str,
+    pub bytes: u64,
+}
+
+/// Processes as `ps` prints them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Processes {
+    pub titles: Vec<String>,
+    pub rows: Vec<Vec<String>>,
+}
+
+/// Characters of a terminal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WindowSize {
+    pub height: u32,
+    pub width: u32,
+}
+
+/// How a container is asked to end. What is absent is as the container was made.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ending {
+    pub signal: Option<String>,
+    /// Before it is killed.
+    pub patience: Option<Patience>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    For(Duration),
+    Forever,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WaitFor {
+    /// Also if it does not run now.
+    #[default]
+    NotRunning,
+    NextExit,
+    Removed,
+}
+
+/// A process to be run beside a container's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ExecWish {
+    /// Full id.
+    pub container: String,
+    pub command: Vec<String>,
+    pub env: Vec<String>,
+    /// Empty = the container's.
+    pub user: String,
+    /// Empty = the container's.
+    pub dir: String,
+    pub has_stdin: bool,
+    pub has_stdout: bool,
+    pub has_stderr: bool,
+    pub has_terminal: bool,
+    pub is_privileged: bool,
+    pub detach_keys: String,
+    pub window: Option<WindowSize>,
+}
+
+/// An exec, as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Exec {
+    pub id: String,
+    pub wish: ExecWish,
+    pub is_running: bool,
+    /// `None` until it ended.
+    pub exit_code: Option<i32>,
+    /// On the host; 0 = none.
+    pub pid: u32,
+}
+
+/// A process to talk with.
+#[derive(Debug)]
+pub struct Attached {
+    /// What it reads; dropped at the end of input. `None`: nobody reads.
+    pub input: Option<mpsc::Sender<Bytes>>,
+    /// What it writes; ends after the end of the process is known to those who ask.
+    pub output: mpsc::Receiver<Chunk>,
+    pub has_terminal: bool,
+}
+
+/// A file in a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FileFacts {
+    pub name: String,
+    pub size: i64,
+    /// As Go's `os.FileMode` numbers it.
+    pub mode: u32,
+    pub modified: Timestamp,
+    pub link_target: String,
+}
+
+/// What a container changed of its image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileChange {
+    pub path: String,
+    pub kind: ChangeKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ChangeKind {
+    Modified = 0,
+    Added = 1,
+    Deleted = 2,
+}
+
+/// A tar stream.
+pub type Tar = BoxStream<'static, std::io::Result<Bytes>>;
+
+/// The containers of this node. `id` is always a full id, which [`Containers::list`] gave.
+#[async_trait]
+pub trait Containers: Send + Sync + 'static {
+    /// All, whatever their state.
+    async fn list(&self) -> Result<Vec<Container>, ApiError>;
+
+    /// Lines until there are no more, or the receiver is dropped.
+    async fn logs(&self, id: &str, wanted: LinesWanted) -> Result<mpsc::Receiver<Vec<ContainerLine>>, ApiError>;
+
+    /// `None`: it does not run.
+    async fn usage(&self, id: &str) -> Result<Option<Usage>, ApiError>;
+
+    async fn processes(&self, id: &str, ps_arguments: &str) -> Result<Processes, ApiError>;
+
+    /// Name or number of a signal.
+    async fn kill(&self, id: &str, signal: &str) -> Result<(), ApiError>;
+
+    async fn stop(&self, id: &str, ending: Ending) -> Result<(), ApiError>;
+
+    async fn start(&self, id: &str) -> Result<(), ApiError>;
+
+    async fn restart(&self, id: &str, ending: Ending) -> Result<(), ApiError>;
+
+    async fn pause(&self, id: &str) -> Result<(), ApiError>;
+
+    async fn unpause(&self, id: &str) -> Result<(), ApiError>;
+
+    /// Waits for as long as it takes; the exit code.
+    async fn wait(&self, id: &str, until: WaitFor) -> Result<i32, ApiError>;
+
+    async fn resize(&self, id: &str, window: WindowSize) -> Result<(), ApiError>;
+
+    async fn remove(&self, id: &str, force: bool) -> Result<(), ApiError>;
+
+    /// The id of a new exec, which is not started yet.
+    async fn create_exec(&self, wish: ExecWish) -> Result<String, ApiError>;
+
+    async fn exec(&self, exec: &str) -> Result<Exec, ApiError>;
+
+    /// Starts it. Detached: nobody takes its output. A program that cannot be started is an error only there; else its output says so.
+    async fn start_exec(&self, exec: &str, is_detached: bool, window: Option<WindowSize>) -> Result<Attached, ApiError>;
+
+    async fn resize_exec(&self, exec: &str, window: WindowSize) -> Result<(), ApiError>;
+
+    async fn file(&self, id: &str, path: &str) -> Result<FileFacts, ApiError>;
+
+    /// The file or directory at a path, its last name being the archive's first.
+    async fn read_archive(&self, id: &str, path: &str) -> Result<(FileFacts, Tar), ApiError>;
+
+    /// Unpacks into the directory at a path. `keep_kind`: a directory never takes the place of a file, nor the other way round.
+    async fn write_archive(&self, id: &str, path: &str, keep_kind: bool, archive: Tar) -> Result<(), ApiError>;
+
+    async fn changes(&self, id: &str) -> Result<Vec<FileChange>, ApiError>;
+}

@@ -1,0 +1,248 @@
+//! JSON as dockerd reads and writes it.
+//!
+//! Go's decoder takes field names in any case, ignores fields it does not know, and leaves a field alone that is `null`. [`Json`]
+//! reads so: types need `#[serde(default)]` and must not use `flatten`, which would see the names before they are put right.
+
+use crate::ApiError;
+use axum::body::Body;
+use axum::extract::{FromRequest, Request};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use serde::de::value::{MapDeserializer, SeqDeserializer};
+use serde::de::{DeserializeOwned, Deserializer, IntoDeserializer, Visitor};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
+use std::fmt;
+
+/// Longest JSON body: the largest config in base64 is a third of it.
+const MAX_BODY: usize = 4 << 20;
+
+/// A body that must be there; as an answer: status 200.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Json<T>(pub T);
+
+/// A body that may be left out, which is as an empty object.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OptionalJson<T>(pub T);
+
+impl<T: DeserializeOwned, S: Sync> FromRequest<S> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let (headers, body) = read(request).await?;
+        if body.iter().all(u8::is_ascii_whitespace) {
+            return Err(ApiError::invalid("invalid JSON: got EOF while reading request body"));
+        }
+        parse(&headers, &body).map(Self)
+    }
+}
+
+impl<T: DeserializeOwned, S: Sync> FromRequest<S> for OptionalJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, ApiError> {
+        let (headers, body) = read(request).await?;
+        if body.iter().all(u8::is_ascii_whitespace) {
+            return from_value(Value::Object(serde_json::Map::new())).map(Self);
+        }
+        parse(&headers, &body).map(Self)
+    }
+}
+
+async fn read(request: Request) -> Result<(HeaderMap, Bytes), ApiError> {
+    let (parts, body) = request.into_parts();
+    match Limited::new(body, MAX_BODY).collect().await {
+        Ok(body) => Ok((parts.headers, body.to_bytes())),
+        Err(error) if error.downcast_ref::<LengthLimitError>().is_some() => {
+            Err(ApiError::invalid(format!("the request is longer than {MAX_BODY} bytes")))
+        }
+        Err(error) => Err(ApiError::invalid(format!("the request broke off: {error}"))),
+    }
+}
+
+fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, ApiError> {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if !kind.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::invalid(format!("unsupported Content-Type header ({kind}): must be 'application/json'")));
+    }
+    let mut values = serde_json::Deserializer::from_slice(body);
+    let value = Value::deserialize(&mut values).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))?;
+    values.end().map_err(|_| ApiError::invalid("unexpected content after JSON"))?;
+    from_value(value)
+}
+
+/// Reads a value as [`Json`] does, such as one out of a header.
+///
+/// # Errors
+/// 400 naming what does not fit.
+pub(crate) fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
+    T::deserialize(Loose(value)).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
+}
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        with_status(StatusCode::OK, &self.0)
+    }
+}
+
+/// JSON with a status of its own, such as 201. Ends with a newline and does not escape `<`, as dockerd.
+pub(crate) fn with_status<T: Serialize>(status: StatusCode, value: &T) -> Response {
+    let mut text = match serde_json::to_vec(value) {
+        Ok(text) => text,
+        Err(error) => return ApiError::internal(format!("the answer cannot be written: {error}")).into_response(),
+    };
+    text.push(b'\n');
+    (status, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], Body::from(text)).into_response()
+}
+
+/// A value whose objects are read by Go's rules.
+struct Loose(Value);
+
+impl<'de> IntoDeserializer<'de, serde_json::Error> for Loose {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+impl<'de> Deserializer<'de> for Loose {
+    type Error = serde_json::Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        match self.0 {
+            Value::Array(items) => visitor.visit_seq(SeqDeserializer::new(items.into_iter().map(Loose))),
+            Value::Object(fields) => {
+                let fields = fields.into_iter().filter(|(_, value)| !value.is_null());
+                visitor.visit_map(MapDeserializer::new(fields.map(|(name, value)| (name, Loose(value)))))
+            }
+            plain => plain.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        if self.0.is_null() { visitor.visit_none() } else { visitor.visit_some(self) }
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        names: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        let Value::Object(fields) = self.0 else { return self.deserialize_any(visitor) };
+        let mut known: Vec<(&'static str, Loose)> = Vec::new();
+        for (name, value) in fields.into_iter().filter(|(_, value)| !value.is_null()) {
+            let exact = names.iter().find(|known| **known == name);
+            let Some(name) = exact.or_else(|| names.iter().find(|known| known.eq_ignore_ascii_case(&name))) else { continue };
+            // Twice, in two spellings: the last one counts.
+            known.retain(|(earlier, _)| earlier != name);
+            known.push((name, Loose(value)));
+        }
+        visitor.visit_map(MapDeserializer::new(known.into_iter()))
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Self::Error> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        name: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Self::Error> {
+        self.0.deserialize_enum(name, variants, visitor)
+    }
+
+    serde::forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map
+        identifier ignored_any
+    }
+}
+
+/// Bytes that travel as standard base64 with padding. `Debug` does not print them: most are secret.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Base64(pub Vec<u8>);
+
+impl fmt::Debug for Base64 {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "({} bytes)", self.0.len())
+    }
+}
+
+impl Base64 {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Serialize for Base64 {
+    fn serialize<S: Serializer>(&self, out: S) -> Result<S::Ok, S::Error> {
+        out.serialize_str(&STANDARD.encode(&self.0))
+    }
+}
+
+impl<'de> Deserialize<'de> for Base64 {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        // Go's decoder passes over line ends.
+        let text: String = String::deserialize(input)?.chars().filter(|c| !matches!(c, '\r' | '\n')).collect();
+        STANDARD.decode(text).map(Self).map_err(|error| serde::de::Error::custom(format!("illegal base64 data: {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[derive(Debug, Default, PartialEq, Deserialize)]
+    #[serde(default, rename_all = "PascalCase")]
+    struct Outer {
+        name: String,
+        labels: BTreeMap<String, String>,
+        #[serde(rename = "CAConfig")]
+        ca_config: Inner,
+        list: Vec<Inner>,
+        maybe: Option<Inner>,
+        data: Base64,
+        ratio: f32,
+    }
+
+    #[derive(Debug, Default, PartialEq, Deserialize)]
+    #[serde(default, rename_all = "PascalCase")]
+    struct Inner {
+        node_cert_expiry: i64,
+    }
+
+    fn read(text: &str) -> Result<Outer, ApiError> {
+        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"))]);
+        parse(&headers, text.as_bytes())
+    }
+
+    #[test]
+    fn names_are_found_in_any_case_and_null_is_nothing() {
+        let text = r#"{"name":"x","LABELS":{"Name":"kept"},"caconfig":{"nodecertexpiry":5,"other":[]},"List":[{"NodeCertExpiry":1},{}],
+            "Maybe":{"nodeCertExpiry":2},"data":"aGk=","ratio":1}"#;
+        let outer = read(text).unwrap();
+        assert_eq!((outer.name.as_str(), outer.labels["Name"].as_str(), outer.ca_config.node_cert_expiry), ("x", "kept", 5));
+        assert_eq!((outer.list.len(), outer.list[0].node_cert_expiry, outer.maybe.unwrap().node_cert_expiry), (2, 1, 2));
+        assert_eq!((outer.data.0.as_slice(), outer.ratio), (&b"hi"[..], 1.0));
+        assert_eq!(read(r#"{"Name":null,"Labels":null,"CAConfig":null,"List":null,"Maybe":null,"Data":null}"#).unwrap(), Outer::default());
+        assert_eq!(read(r#"{"name":"a","Name":"b"}"#).unwrap().name.len(), 1);
+    }
+
+    #[test]
+    fn what_is_no_json_is_refused() {
+        assert!(read(r#"{"Name":5}"#).unwrap_err().message.starts_with("invalid JSON: "));
+        assert_eq!(read("{} {}").unwrap_err().message, "unexpected content after JSON");
+        assert!(read(r#"{"Data":"***"}"#).unwrap_err().message.contains("illegal base64 data"));
+        let refused = parse::<Outer>(&HeaderMap::new(), b"{}").unwrap_err();
+        assert!(refused.message.starts_with("unsupported Content-Type header ()"), "{refused}");
+    }
+}

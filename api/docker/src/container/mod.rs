@@ -1,0 +1,7 @@
+//! Containers of this node.
+
+use crate::Backend;
+
+pub(crate) fn routes() -> axum::Router<Backend> {
+    axum::Router::new()
+}

@@ -1,0 +1,7 @@
+//! Programs started in containers.
+
+use crate::Backend;
+
+pub(crate) fn routes() -> axum::Router<Backend> {
+    axum::Router::new()
+}

@@ -1,0 +1,119 @@
+//! `?filters=`: values of one key are alternatives, keys must all hold.
+
+use crate::ApiError;
+use serde_json::Value;
+use skep_types::Labels;
+use std::collections::BTreeMap;
+
+/// What is asked for, by key. Empty: everything.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filters(BTreeMap<String, Vec<String>>);
+
+impl Filters {
+    /// Two encodings: `{"name":{"web":true}}` of Go's clients and `{"name":["web"]}` of all others.
+    pub(crate) fn parse(text: &str, keys: &[&str]) -> Result<Self, ApiError> {
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        let wrong = || ApiError::invalid("invalid filter");
+        let Ok(Value::Object(object)) = serde_json::from_str(text) else { return Err(wrong()) };
+        let mut filters = BTreeMap::new();
+        for (key, values) in object {
+            if !keys.contains(&key.as_str()) {
+                return Err(ApiError::invalid(format!("invalid filter '{key}'")));
+            }
+            let values: Option<Vec<String>> = match values {
+                Value::Object(values) => Some(values.into_iter().filter(|(_, on)| *on == Value::Bool(true)).map(|(value, _)| value).collect()),
+                Value::Array(values) => values.into_iter().map(|value| value.as_str().map(str::to_owned)).collect(),
+                _ => None,
+            };
+            filters.insert(key, values.ok_or_else(wrong)?);
+        }
+        Ok(Self(filters))
+    }
+
+    /// The alternatives of a key; none: it does not matter.
+    #[must_use]
+    pub fn values(&self, key: &str) -> &[String] {
+        self.0.get(key).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        !self.values(key).is_empty()
+    }
+
+    /// Whether the key does not matter or one of its values is one that `test` holds for.
+    pub fn any(&self, key: &str, test: impl Fn(&str) -> bool) -> bool {
+        let values = self.values(key);
+        values.is_empty() || values.iter().any(|value| test(value))
+    }
+
+    /// [`Self::any`] with exactly one of the values.
+    #[must_use]
+    pub fn is(&self, key: &str, text: &str) -> bool {
+        self.any(key, |value| value == text)
+    }
+
+    /// [`Self::any`] with a beginning of the text.
+    #[must_use]
+    pub fn begins(&self, key: &str, text: &str) -> bool {
+        self.any(key, |value| text.starts_with(value))
+    }
+
+    /// Whether all labels asked for under the key are there: `key`, or `key=value`.
+    #[must_use]
+    pub fn labels(&self, key: &str, labels: &Labels) -> bool {
+        self.values(key).iter().all(|wanted| match wanted.split_once('=') {
+            Some((name, value)) => labels.get(name).is_some_and(|found| found == value),
+            None => labels.contains_key(wanted),
+        })
+    }
+
+    /// A key that is true or false, such as `dangling`; `None` if it does not matter.
+    ///
+    /// # Errors
+    /// 400 for other values and for both at once.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>, ApiError> {
+        let wrong = |value: &[String]| ApiError::invalid(format!("invalid filter '{key}={value:?}'"));
+        match self.values(key) {
+            [] => Ok(None),
+            [value] if matches!(value.as_str(), "1" | "true") => Ok(Some(true)),
+            [value] if matches!(value.as_str(), "0" | "false") => Ok(Some(false)),
+            values => Err(wrong(values)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_encodings_are_read() {
+        for text in [r#"{"name":{"web":true,"db":true,"off":false}}"#, r#"{"name":["db","web"]}"#] {
+            let filters = Filters::parse(text, &["name"]).unwrap();
+            let mut values = filters.values("name").to_vec();
+            values.sort();
+            assert_eq!(values, ["db", "web"]);
+            assert!(filters.begins("name", "webber") && filters.is("name", "db") && !filters.is("name", "webber"));
+        }
+        assert_eq!(Filters::parse("{}", &[]).unwrap(), Filters::default());
+    }
+
+    #[test]
+    fn unknown_keys_and_odd_json_are_refused() {
+        assert_eq!(Filters::parse(r#"{"x":["y"]}"#, &["name"]).unwrap_err().message, "invalid filter 'x'");
+        for odd in ["[", "[]", "null", r#"{"name":"web"}"#, r#"{"name":[1]}"#] {
+            assert!(Filters::parse(odd, &["name"]).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn all_labels_must_be_there() {
+        let labels = Labels::from([("a".into(), "1".into()), ("b".into(), String::new())]);
+        let holds = |text: &str| Filters::parse(text, &["label"]).unwrap().labels("label", &labels);
+        assert!(holds(r#"{"label":["a","b="]}"#) && holds(r#"{"label":{"a=1":true}}"#) && holds("{}"));
+        assert!(!holds(r#"{"label":["a","c"]}"#) && !holds(r#"{"label":["a=2"]}"#));
+    }
+}

@@ -1,0 +1,43 @@
+//! The Docker Engine API 1.24 to 1.50: HTTP in, calls of this node and of the cluster out.
+//!
+//! A translator without memory: whatever is asked is answered from [`Backend`], whose traits `skepd` implements over the
+//! manager's services and the agent. What a field means is said in one place, the file of its object in `types`; what dockerd
+//! would answer is the rule, and where this system cannot do what is asked it says so with 501 and a sentence.
+//!
+//! Start with [`serve`]: one task accepts, one per connection answers; they end with its token. A request goes through
+//! `front` (version, headers), the routes of its object's file, `body` and `query` (what was asked), a trait of [`Backend`],
+//! and comes back as JSON of `types` or as an [`ApiError`].
+
+mod backend; // what the endpoints need of the node and of the cluster
+mod body; // JSON as dockerd reads and writes it
+mod config; // /configs
+mod container; // /containers
+mod distribution; // /distribution
+mod error; // refusals and their status
+mod events; // /events
+mod exec; // /exec
+mod filters; // ?filters=
+mod front; // versions, headers, unknown paths
+mod hijack; // connections that become streams
+mod image; // /images
+mod logs; // logs of services and tasks
+mod lookup; // full id, name, beginning of an id
+mod network; // /networks
+mod node; // /nodes
+mod query; // booleans and numbers of a query
+mod secret; // /secrets
+mod server; // listeners, connections
+mod service; // /services
+mod stream; // frames and lines
+mod swarm; // /swarm
+mod system; // /info, /version, /_ping
+mod task; // /tasks
+mod types; // the JSON of each object
+mod version; // of the API
+mod volume; // /volumes
+
+pub use backend::*;
+pub use error::{ApiError, ErrorKind};
+pub use front::Front;
+pub use server::{Listener, serve};
+pub use version::ApiVersion;

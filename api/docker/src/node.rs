@@ -1,0 +1,7 @@
+//! Not yet.
+
+use crate::Backend;
+
+pub(crate) fn routes() -> axum::Router<Backend> {
+    axum::Router::new()
+}

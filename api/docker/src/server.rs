@@ -1,0 +1,83 @@
+//! Listeners and connections.
+
+use crate::Front;
+use crate::hijack::Sessions;
+use axum::body::Body;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Connections at a time; more wait in the kernel's queue. Each may follow logs for ever.
+const CONNECTIONS: usize = 1024;
+/// A client that connected says what it wants within this time.
+const HEAD_LIMIT: Duration = Duration::from_secs(30);
+/// Requests under way get this long when the daemon stops.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+/// Before the next try when the process has no file descriptors left.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Where clients connect.
+pub type Listener = UnixListener;
+
+/// Serves until `stop`; requests under way are then answered or broken off within a second. One task per connection, owned here.
+pub async fn serve(listener: Listener, front: Front, stop: CancellationToken) {
+    let sessions = Sessions::new(stop.child_token());
+    let places = std::sync::Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        let place = tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next() => continue,
+            Ok(place) = places.clone().acquire_owned() => place,
+        };
+        let stream = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot take a connection to the Docker API");
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        let (front, sessions, stop) = (front.clone(), sessions.clone(), stop.clone());
+        connections.spawn(async move {
+            connection(stream, front, sessions, stop).await;
+            drop(place);
+        });
+    }
+    let ended = async { while connections.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(LAST_ANSWERS, ended).await;
+    connections.shutdown().await;
+    sessions.ended().await;
+}
+
+async fn connection(stream: UnixStream, front: Front, sessions: Sessions, stop: CancellationToken) {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(sessions.clone());
+        let front = front.clone();
+        async move { Ok::<_, Infallible>(front.call(request.map(Body::new)).await) }
+    });
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
+    let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    let outcome = tokio::select! {
+        outcome = connection.as_mut() => outcome,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a connection to the Docker API broke off");
+    }
+}

@@ -1,0 +1,7 @@
+//! Services: list, create, inspect, update, remove.
+
+use crate::Backend;
+
+pub(crate) fn routes() -> axum::Router<Backend> {
+    axum::Router::new()
+}

@@ -1,0 +1,7 @@
+//! Tasks: list, inspect.
+
+use crate::Backend;
+
+pub(crate) fn routes() -> axum::Router<Backend> {
+    axum::Router::new()
+}

@@ -1,0 +1,19 @@
+//! The JSON of each object, as the API has it; from `skep-types` and back. One file per object.
+//!
+//! Written by Go's rules: keys as they stand, `omitempty` fields absent when zero, structs never absent, durations in
+//! nanoseconds, times in RFC 3339, null where dockerd has null.
+
+pub(crate) mod common; // versions, times
+pub(crate) mod container_spec; // what a container is made of
+pub(crate) mod driver; // by name with options
+pub(crate) mod mount; // what is mounted into a container
+pub(crate) mod network; // networks, in both forms
+pub(crate) mod node; // nodes
+pub(crate) mod privileges; // what a container may do
+pub(crate) mod reference; // to secrets and configs
+pub(crate) mod resources; // amounts
+pub(crate) mod secret; // secrets and configs
+pub(crate) mod swarm; // the cluster, requests about it
+pub(crate) mod system; // info, version
+pub(crate) mod task_spec; // what a task is to be
+pub(crate) mod value; // absence, lengths of time, words
