@@ -13,7 +13,11 @@ pub(crate) mod privileges; // what a container may do
 pub(crate) mod reference; // to secrets and configs
 pub(crate) mod resources; // amounts
 pub(crate) mod secret; // secrets and configs
+pub(crate) mod service; // services
+pub(crate) mod service_spec; // what a service is to be
 pub(crate) mod swarm; // the cluster, requests about it
 pub(crate) mod system; // info, version
+pub(crate) mod task; // tasks
 pub(crate) mod task_spec; // what a task is to be
+pub(crate) mod unsaid; // what this API has no words for
 pub(crate) mod value; // absence, lengths of time, words
