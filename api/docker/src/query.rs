@@ -1,14 +1,12 @@
 //! The query of a request: what kinds of booleans there are, numbers, lists.
 
-use crate::ApiError;
 use crate::filters::Filters;
+use crate::{ApiError, when};
 use axum::extract::FromRequestParts;
 use http::request::Parts;
 use skep_types::Timestamp;
 use std::convert::Infallible;
 use std::str::FromStr;
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 /// The pairs in their order. A handler takes it as an argument.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -79,17 +77,13 @@ impl Query {
         value.parse().map(Some).map_err(|_| ApiError::invalid(format!("invalid {name}: parsing {value:?}: invalid syntax")))
     }
 
-    /// A point in time: Unix seconds with or without a fraction, or RFC 3339; `None` if absent, empty or 0.
+    /// A point in time, see [`when::moment`]; `None` if absent, empty or 0.
     ///
     /// # Errors
-    /// 400 naming the parameter.
+    /// 400 naming the text.
     pub fn time(&self, name: &str) -> Result<Option<Timestamp>, ApiError> {
-        let Some(value) = self.text(name) else { return Ok(None) };
-        match unix_time(value).or_else(|| rfc_3339(value)) {
-            Some(Timestamp(0)) => Ok(None),
-            Some(at) => Ok(Some(at)),
-            None => Err(ApiError::invalid(format!("invalid {name}: {value:?} is neither Unix seconds nor a time of RFC 3339"))),
-        }
+        let Some(text) = self.text(name) else { return Ok(None) };
+        when::moment(text, when::now()).map(|at| (at != Timestamp::default()).then_some(at))
     }
 
     /// The version that an update was decided on.
@@ -112,37 +106,16 @@ impl Query {
     }
 }
 
-/// `1700000000.000000005`: the fraction counts by its digits.
-fn unix_time(text: &str) -> Option<Timestamp> {
-    let (seconds, fraction) = text.split_once('.').unwrap_or((text, ""));
-    if fraction.len() > 9 || !fraction.bytes().all(|digit| digit.is_ascii_digit()) {
-        return None;
-    }
-    let nanos: i64 = format!("{fraction:0<9}").parse().ok()?;
-    let seconds: i64 = seconds.parse().ok()?;
-    seconds.checked_mul(1_000_000_000)?.checked_add(nanos).map(Timestamp)
-}
-
-fn rfc_3339(text: &str) -> Option<Timestamp> {
-    let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
-    i64::try_from(at.unix_timestamp_nanos()).ok().map(Timestamp)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn times_are_unix_seconds_or_texts() {
-        let time = |text: &str| Query::parse(&format!("since={text}")).time("since").map(|at| at.map(|at| at.0));
-        assert_eq!(time("1700000000"), Ok(Some(1_700_000_000_000_000_000)));
-        assert_eq!(time("1700000000.000000005"), Ok(Some(1_700_000_000_000_000_005)));
-        assert_eq!(time("1.5"), Ok(Some(1_500_000_000)));
-        assert_eq!((time(""), time("0"), time("0.0")), (Ok(None), Ok(None), Ok(None)));
-        assert_eq!(time("1970-01-01T00:00:01.5Z"), Ok(Some(1_500_000_000)));
-        for odd in ["x", "1.0000000001", "1.-5", "1m", "99999999999999999999"] {
-            assert!(time(odd).is_err(), "{odd}");
-        }
+    fn a_time_of_zero_is_none() {
+        let time = |text: &str| Query::parse(text).time("since").map(|at| at.map(|at| at.0));
+        assert_eq!((time(""), time("since="), time("since=0"), time("since=0.0")), (Ok(None), Ok(None), Ok(None), Ok(None)));
+        assert_eq!(time("since=1.5"), Ok(Some(1_500_000_000)));
+        assert!(time("since=x").is_err());
     }
 
     #[test]

@@ -133,7 +133,7 @@ impl From<&skep_types::Endpoint> for Endpoint {
 
 impl From<&skep_types::UpdateStatus> for UpdateStatus {
     fn from(status: &skep_types::UpdateStatus) -> Self {
-        let skep_types::UpdateStatus { state, started_at, completed_at, message } = status;
+        let skep_types::UpdateStatus { state, started_at, completed_at, message, .. } = status;
         let state = match state {
             UpdateState::Unknown => "",
             UpdateState::Updating => "updating",

@@ -1,0 +1,87 @@
+//! This node's manager, asked within this process: the services of the local socket without the socket.
+
+use crate::router::Routes;
+use axum::Router;
+use skep_docker_api::{ApiError, CALL_LIMIT, ErrorKind};
+use skep_proto::FromWire;
+use skep_proto::v1::control_client::ControlClient;
+use skep_proto::v1::logs_client::LogsClient;
+use std::future::Future;
+use tonic::{Code, Response, Status};
+
+/// Largest answer taken: a list of very many tasks comes as one message.
+const ANSWER_LIMIT: usize = 256 << 20;
+
+/// Clients of a manager that comes and goes with the node's role. Clones share it.
+#[derive(Clone)]
+pub struct Manager(Router);
+
+impl Manager {
+    pub fn new(routes: &Routes) -> Self {
+        Self(routes.router())
+    }
+
+    pub fn control(&self) -> ControlClient<Router> {
+        ControlClient::new(self.0.clone()).max_decoding_message_size(ANSWER_LIMIT).max_encoding_message_size(ANSWER_LIMIT)
+    }
+
+    pub fn logs(&self) -> LogsClient<Router> {
+        LogsClient::new(self.0.clone()).max_decoding_message_size(ANSWER_LIMIT)
+    }
+}
+
+/// Waits for an answer as long as dockerd does.
+pub async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, ApiError> {
+    match tokio::time::timeout(CALL_LIMIT, call).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner()),
+        Ok(Err(status)) => Err(refusal(&status)),
+        Err(_) => Err(ApiError::rpc(ErrorKind::DeadlineExceeded, "context deadline exceeded")),
+    }
+}
+
+/// What a manager refuses, in the wrapping that dockerd leaves round it.
+pub fn refusal(status: &Status) -> ApiError {
+    let kind = match status.code() {
+        Code::Ok | Code::Unknown => ErrorKind::Unknown,
+        Code::Cancelled => ErrorKind::Cancelled,
+        Code::InvalidArgument => ErrorKind::InvalidArgument,
+        Code::DeadlineExceeded => ErrorKind::DeadlineExceeded,
+        Code::NotFound => ErrorKind::NotFound,
+        Code::AlreadyExists => ErrorKind::AlreadyExists,
+        Code::PermissionDenied => ErrorKind::PermissionDenied,
+        Code::ResourceExhausted => ErrorKind::ResourceExhausted,
+        Code::FailedPrecondition => ErrorKind::FailedPrecondition,
+        Code::Aborted => ErrorKind::Aborted,
+        Code::OutOfRange => ErrorKind::OutOfRange,
+        Code::Unimplemented => ErrorKind::Unimplemented,
+        Code::Internal => ErrorKind::Internal,
+        Code::Unavailable => ErrorKind::Unavailable,
+        Code::DataLoss => ErrorKind::DataLoss,
+        Code::Unauthenticated => ErrorKind::Unauthenticated,
+    };
+    ApiError::rpc(kind, status.message())
+}
+
+/// Reads an object out of an answer.
+///
+/// # Errors
+/// 500 if a manager of another version sent what is not understood here.
+pub fn read<T: FromWire>(what: &str, wire: T::Wire) -> Result<T, ApiError> {
+    T::from_wire(wire).map_err(|error| ApiError::internal(format!("the manager's {what} is not understood: {error}")))
+}
+
+/// The object of an answer that has one.
+///
+/// # Errors
+/// See [`read`].
+pub fn read_one<T: FromWire>(what: &str, wire: Option<T::Wire>) -> Result<T, ApiError> {
+    read(what, wire.ok_or_else(|| ApiError::internal(format!("the manager answered without the {what}")))?)
+}
+
+/// All objects of an answer.
+///
+/// # Errors
+/// See [`read`].
+pub fn read_all<T: FromWire>(what: &str, wires: Vec<T::Wire>) -> Result<Vec<T>, ApiError> {
+    wires.into_iter().map(|wire| read(what, wire)).collect()
+}
