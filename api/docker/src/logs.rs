@@ -103,7 +103,7 @@ fn written(record: &LogRecord, look: Look) -> Bytes {
     stream::frame(if record.is_stderr { FrameKind::Stderr } else { FrameKind::Stdout }, &line)
 }
 
-fn stamp(at: Timestamp) -> String {
+pub(crate) fn stamp(at: Timestamp) -> String {
     let at = OffsetDateTime::from_unix_timestamp_nanos(at.0.into()).ok();
     at.and_then(|at| at.format(TIME).ok()).unwrap_or_else(|| "0001-01-01T00:00:00.000000000Z".into())
 }

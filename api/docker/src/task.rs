@@ -12,10 +12,7 @@ use axum::routing::get;
 use skep_types::TaskState;
 
 pub(crate) fn routes() -> Router<Backend> {
-    Router::new()
-        .route("/tasks", get(list))
-        .route("/tasks/{id}", get(inspect))
-        .route("/tasks/{id}/logs", get(logs::of_task))
+    Router::new().route("/tasks", get(list)).route("/tasks/{id}", get(inspect)).route("/tasks/{id}/logs", get(logs::of_task))
 }
 
 const FILTERS: [&str; 8] = ["_up-to-date", "desired-state", "id", "label", "name", "node", "runtime", "service"];

@@ -16,9 +16,12 @@ pub(super) async fn read(backend: &Backend, body: ServiceSpec) -> Result<skep_ty
     let (task, runtime) = (&body.task_template, body.task_template.runtime.as_str());
     if task.plugin_spec.is_some() || task.network_attachment_spec.is_some() || !matches!(runtime, "" | "container") {
         let what = if runtime.is_empty() { "plugins and attachments" } else { runtime };
-        return Err(ApiError::unimplemented(format!("TaskTemplate.Runtime: services of {what} are not supported; services run containers")));
+        return Err(ApiError::unimplemented(format!(
+            "TaskTemplate.Runtime: services of {what} are not supported; services run containers"
+        )));
     }
-    let mut spec: skep_types::ServiceSpec = body.try_into().map_err(|error: skep_types::FieldError| ApiError::invalid(error.to_string()))?;
+    let mut spec: skep_types::ServiceSpec =
+        body.try_into().map_err(|error: skep_types::FieldError| ApiError::invalid(error.to_string()))?;
     find_networks(backend, &mut spec.networks).await?;
     find_networks(backend, &mut Arc::make_mut(&mut spec.task).networks).await?;
     Ok(spec)
@@ -79,7 +82,9 @@ mod tests {
 
     #[test]
     fn credentials_are_kept_as_they_came() {
-        let auth = |text: &'static str| registry_auth(&HeaderMap::from_iter([("x-registry-auth".parse().unwrap(), HeaderValue::from_static(text))]));
+        let auth = |text: &'static str| {
+            registry_auth(&HeaderMap::from_iter([("x-registry-auth".parse().unwrap(), HeaderValue::from_static(text))]))
+        };
         assert_eq!(auth("e30="), Some(Sensitive("e30=".into())));
         assert_eq!(auth("no base64"), Some(Sensitive("no base64".into())));
         assert_eq!((auth(""), registry_auth(&HeaderMap::new())), (None, None));

@@ -5,9 +5,9 @@ use super::privileges::Privileges;
 use super::reference::{ConfigReference, SecretReference};
 use super::value::{given_length, is_default, list, maybe, maybe_length, nanos, words};
 use serde::{Deserialize, Serialize};
-use skep_types::{FieldError, HealthConfig, Isolation, Labels, Sensitive};
+use skep_types::{FieldError, HealthConfig, Labels, Sensitive};
 
-words!(isolation: Isolation { "default" = Default, "process" = Process, "hyperv" = HyperV });
+words!(isolation: skep_types::Isolation { "default" = Default, "process" = Process, "hyperv" = HyperV });
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]

@@ -3,10 +3,10 @@
 use super::driver::Driver;
 use super::value::{is_default, words};
 use serde::{Deserialize, Serialize};
-use skep_types::{BindOptions as BindWish, FieldError, Labels, Mount as MountWish, MountConsistency, MountPropagation, MountType};
+use skep_types::{BindOptions as BindWish, FieldError, Labels, Mount as MountWish};
 
-words!(kind: MountType { "bind" = Bind, "volume" = Volume, "tmpfs" = Tmpfs, "npipe" = NamedPipe, "cluster" = Cluster });
-words!(propagation: MountPropagation {
+words!(kind: skep_types::MountType { "bind" = Bind, "volume" = Volume, "tmpfs" = Tmpfs, "npipe" = NamedPipe, "cluster" = Cluster });
+words!(propagation: skep_types::MountPropagation {
     "rprivate" = RPrivate,
     "private" = Private,
     "rshared" = RShared,
@@ -14,7 +14,7 @@ words!(propagation: MountPropagation {
     "rslave" = RSlave,
     "slave" = Slave,
 });
-words!(consistency: MountConsistency {
+words!(consistency: skep_types::MountConsistency {
     "default" = Default,
     "consistent" = Consistent,
     "cached" = Cached,
@@ -116,10 +116,13 @@ impl TryFrom<Mount> for MountWish {
             cluster_options: _,
         } = json;
         if r#type.eq_ignore_ascii_case("image") || image_options.is_some() {
-            return Err(FieldError::new("Type", "invalid MountType: \"image\": services cannot mount images; copy the files into a volume"));
+            return Err(FieldError::new(
+                "Type",
+                "invalid MountType: \"image\": services cannot mount images; copy the files into a volume",
+            ));
         }
-        let kind =
-            kind::from("Type", &r#type).map_err(|error| FieldError { problem: format!("invalid MountType: {}", error.problem), ..error })?;
+        let kind = kind::from("Type", &r#type)
+            .map_err(|error| FieldError { problem: format!("invalid MountType: {}", error.problem), ..error })?;
         Ok(Self {
             kind,
             source,
@@ -184,12 +187,7 @@ impl From<VolumeOptions> for skep_types::VolumeOptions {
 impl From<&skep_types::VolumeOptions> for VolumeOptions {
     fn from(wish: &skep_types::VolumeOptions) -> Self {
         let skep_types::VolumeOptions { no_copy, labels, driver, subpath } = wish;
-        Self {
-            no_copy: *no_copy,
-            labels: labels.clone(),
-            subpath: subpath.clone(),
-            driver_config: driver.as_ref().map(Into::into),
-        }
+        Self { no_copy: *no_copy, labels: labels.clone(), subpath: subpath.clone(), driver_config: driver.as_ref().map(Into::into) }
     }
 }
 

@@ -4,9 +4,9 @@ use super::value::{is_default, words};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
-use skep_types::{AppArmor, CredentialSpec as Credential, FieldError, Seccomp, SelinuxContext};
+use skep_types::{CredentialSpec as Credential, FieldError, Seccomp, SelinuxContext};
 
-words!(apparmor: AppArmor { "default" = Default, "disabled" = Disabled });
+words!(apparmor: skep_types::AppArmor { "default" = Default, "disabled" = Disabled });
 
 /// The first two are `null` when they are not set: clients look at the keys.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +69,10 @@ impl TryFrom<Privileges> for skep_types::Privileges {
             credential_spec: credential_spec.map(Credential::try_from).transpose().map_err(|error| error.inside("CredentialSpec"))?,
             selinux: selinux_context.map(Into::into),
             seccomp: seccomp.map(Seccomp::try_from).transpose().map_err(|error| error.inside("Seccomp"))?,
-            apparmor: app_armor.map(|options| apparmor::from("Mode", &options.mode)).transpose().map_err(|error| error.inside("AppArmor"))?,
+            apparmor: app_armor
+                .map(|options| apparmor::from("Mode", &options.mode))
+                .transpose()
+                .map_err(|error| error.inside("AppArmor"))?,
             no_new_privileges,
         })
     }

@@ -109,11 +109,7 @@ impl ResourceRequirements {
 impl From<&skep_types::Resources> for Resources {
     fn from(amount: &skep_types::Resources) -> Self {
         let skep_types::Resources { nano_cpus, memory_bytes, generic } = amount;
-        Self {
-            nano_cpus: *nano_cpus,
-            memory_bytes: *memory_bytes,
-            generic_resources: generic.iter().map(Into::into).collect(),
-        }
+        Self { nano_cpus: *nano_cpus, memory_bytes: *memory_bytes, generic_resources: generic.iter().map(Into::into).collect() }
     }
 }
 

@@ -3,15 +3,16 @@
 use super::task_spec::{NetworkAttachmentConfig, TaskSpec};
 use super::value::{given_length, is_default, length, nanos, ratio, words};
 use serde::{Deserialize, Serialize};
-use skep_types::{Annotations, EndpointSpec as EndpointWish, FailureAction, FieldError, Labels, PortConfig as PortWish};
-use skep_types::{Protocol, PublishMode, ResolutionMode, ServiceMode as Mode, UpdateConfig as UpdateWish, UpdateOrder};
+use skep_types::{
+    Annotations, EndpointSpec as EndpointWish, FieldError, Labels, PortConfig as PortWish, ServiceMode as Mode, UpdateConfig as UpdateWish,
+};
 use std::sync::Arc;
 
-words!(failure_action: FailureAction { "pause" = Pause, "continue" = Continue, "rollback" = Rollback });
-words!(order: UpdateOrder { "stop-first" = StopFirst, "start-first" = StartFirst });
-words!(resolution: ResolutionMode { "vip" = Vip, "dnsrr" = DnsRoundRobin });
-words!(protocol: Protocol { "tcp" = Tcp, "udp" = Udp, "sctp" = Sctp });
-words!(publish_mode: PublishMode { "ingress" = Ingress, "host" = Host });
+words!(failure_action: skep_types::FailureAction { "pause" = Pause, "continue" = Continue, "rollback" = Rollback });
+words!(order: skep_types::UpdateOrder { "stop-first" = StopFirst, "start-first" = StartFirst });
+words!(resolution: skep_types::ResolutionMode { "vip" = Vip, "dnsrr" = DnsRoundRobin });
+words!(protocol: skep_types::Protocol { "tcp" = Tcp, "udp" = Udp, "sctp" = Sctp });
+words!(publish_mode: skep_types::PublishMode { "ingress" = Ingress, "host" = Host });
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
@@ -115,9 +116,8 @@ impl TryFrom<ServiceSpec> for skep_types::ServiceSpec {
 
     fn try_from(json: ServiceSpec) -> Result<Self, FieldError> {
         let ServiceSpec { name, labels, task_template, mode, update_config, rollback_config, networks, endpoint_spec } = json;
-        let update = |field: &str, config: Option<UpdateConfig>| {
-            config.map(UpdateWish::try_from).transpose().map_err(|error| error.inside(field))
-        };
+        let update =
+            |field: &str, config: Option<UpdateConfig>| config.map(UpdateWish::try_from).transpose().map_err(|error| error.inside(field));
         Ok(Self {
             annotations: Annotations { name, labels, indices: Vec::new() },
             task: Arc::new(task_template.try_into().map_err(|error: FieldError| error.inside("TaskTemplate"))?),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use skep_types::{FieldError, Labels, NetworkAttachmentConfig as NetworkWish, RestartCondition, Runtime};
 
-words!(condition: RestartCondition { "none" = Never, "on-failure" = OnFailure, "any" = Any });
+words!(condition: skep_types::RestartCondition { "none" = Never, "on-failure" = OnFailure, "any" = Any });
 
 const CONTAINER: &str = "container";
 const ATTACHMENT: &str = "attachment";
@@ -164,21 +164,11 @@ impl TryFrom<TaskSpec> for skep_types::TaskSpec {
 
 impl From<&skep_types::TaskSpec> for TaskSpec {
     fn from(wish: &skep_types::TaskSpec) -> Self {
-        let skep_types::TaskSpec {
-            runtime,
-            resources,
-            restart,
-            placement,
-            log_driver,
-            networks,
-            force_update,
-            resource_references: _,
-        } = wish;
+        let skep_types::TaskSpec { runtime, resources, restart, placement, log_driver, networks, force_update, resource_references: _ } =
+            wish;
         let (container_spec, attachment, runtime) = match runtime {
             Runtime::Container(container) => (Some(container.as_ref().into()), None, CONTAINER),
-            Runtime::Attachment { container_id } => {
-                (None, Some(NetworkAttachmentSpec { container_id: container_id.clone() }), ATTACHMENT)
-            }
+            Runtime::Attachment { container_id } => (None, Some(NetworkAttachmentSpec { container_id: container_id.clone() }), ATTACHMENT),
             // What it holds is for its own kind of client.
             Runtime::Generic { kind, .. } => (None, None, kind.as_str()),
         };
@@ -246,8 +236,7 @@ impl TryFrom<Placement> for skep_types::Placement {
 impl From<&skep_types::Placement> for Placement {
     fn from(wish: &skep_types::Placement) -> Self {
         let skep_types::Placement { constraints, spread, platforms, max_replicas } = wish;
-        let preference =
-            |descriptor: &String| PlacementPreference { spread: Some(SpreadOver { spread_descriptor: descriptor.clone() }) };
+        let preference = |descriptor: &String| PlacementPreference { spread: Some(SpreadOver { spread_descriptor: descriptor.clone() }) };
         Self {
             constraints: constraints.clone(),
             preferences: spread.iter().map(preference).collect(),

@@ -159,7 +159,8 @@ fn what_the_client_writes_is_what_it_reads() {
 
 #[test]
 fn what_is_never_said_is_shown_as_dockerd_shows_it() {
-    let least = json!({"TaskTemplate": {"ContainerSpec": {"Image": "x", "Privileges": {}, "Mounts": [{"Target": "/a", "BindOptions": {}}]}}});
+    let least =
+        json!({"TaskTemplate": {"ContainerSpec": {"Image": "x", "Privileges": {}, "Mounts": [{"Target": "/a", "BindOptions": {}}]}}});
     let shown = json!({
         "Labels": {},
         "TaskTemplate": {
@@ -220,7 +221,10 @@ fn every_way_of_a_choice_is_kept() {
         container("Healthcheck", json!({ "Test": test }));
     }
     container("Healthcheck", json!({}));
-    container("Mounts", json!([{"Type": "cluster", "Source": "group:a", "Target": "/a"}, {"Type": "npipe", "Source": "a", "Target": "/b"}]));
+    container(
+        "Mounts",
+        json!([{"Type": "cluster", "Source": "group:a", "Target": "/a"}, {"Type": "npipe", "Source": "a", "Target": "/b"}]),
+    );
     let mut json = plain();
     json["TaskTemplate"]["Resources"] = json!({"Limits": {"Pids": 5}});
     assert_eq!(round(&json), json, "a limit of processes alone");
@@ -244,7 +248,8 @@ fn every_single_value_is_carried() {
     let mut paths = Vec::new();
     leaves(&full(), "", &mut paths);
     assert!(paths.len() > 110, "{}", paths.len());
-    let words = ["Mode", "Condition", "FailureAction", "Order", "Type", "Propagation", "Consistency", "Isolation", "Protocol", "PublishMode"];
+    let words =
+        ["Mode", "Condition", "FailureAction", "Order", "Type", "Propagation", "Consistency", "Isolation", "Protocol", "PublishMode"];
     for path in paths {
         let name = path.rsplit('/').next().unwrap_or_default();
         let mut json = full();

@@ -42,7 +42,7 @@ pub(crate) fn maybe<J, T: TryFrom<J, Error = FieldError>>(field: &str, item: Opt
 }
 
 /// Both ways between the words of this API and the variants of an enum. Words are read in any case, as the daemon does; the empty
-/// word is for the caller to understand.
+/// word is for the caller to understand. The type is named by its full path.
 macro_rules! words {
     ($(#[$doc:meta])* $module:ident: $type:ty { $($word:literal = $variant:ident),+ $(,)? }) => {
         $(#[$doc])*
@@ -73,9 +73,8 @@ pub(crate) use words;
 pub(crate) mod ratio {
     use serde::Serializer;
 
-    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde asks for")]
     pub(crate) fn serialize<S: Serializer>(value: &f32, out: S) -> Result<S::Ok, S::Error> {
-        #[expect(clippy::cast_possible_truncation, reason = "no fraction, and within what a byte holds")]
+        // No fraction, and within what a byte holds.
         if value.fract() == 0.0 && (0.0..=100.0).contains(value) {
             return out.serialize_u8(*value as u8);
         }

@@ -5,7 +5,8 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use skep_kit::eventually;
 
-const SERVICE: &str = r#"{"name":"web","TASKTEMPLATE":{"containerspec":{"Image":"whoami","Args":["sleep"]},"Networks":null},"Labels":null}"#;
+const SERVICE: &str =
+    r#"{"name":"web","TASKTEMPLATE":{"containerspec":{"Image":"whoami","Args":["sleep"]},"Networks":null},"Labels":null}"#;
 
 #[test]
 fn services_and_tasks_answer_as_clients_expect() -> Result<()> {

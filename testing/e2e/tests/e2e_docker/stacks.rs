@@ -59,7 +59,8 @@ fn a_stack_is_deployed_changed_and_removed() -> Result<()> {
     let file = write(&dir, "stack.yml", COMPOSE)?;
     let deploy = ["stack", "deploy", "--resolve-image", "never", "--detach=false", "-c", &file, "shop"];
     let out = ok(&lab, &deploy)?;
-    for words in ["Creating network shop_front", "Creating secret shop_password", "Creating config shop_motd", "Creating service shop_web"] {
+    for words in ["Creating network shop_front", "Creating secret shop_password", "Creating config shop_motd", "Creating service shop_web"]
+    {
         ensure!(out.contains(words), "no {words:?} in {out}");
     }
     ensure!(ok(&lab, &["stack", "ls", "--format", "{{.Name}} {{.Services}}"])? == "shop 2\n");
