@@ -74,13 +74,14 @@ pub(crate) fn services(filters: &v1::list_services_request::Filters, service: &S
         && any_equal(&filters.runtimes, runtime_name(&service.spec.task))
 }
 
-/// `up_to_date` is decided by the caller, who knows the service.
+/// `up_to_date` is decided by the caller, who knows the service. Labels are those of the service, as `stack ps` needs them
+/// (`SK/manager/controlapi/task.go`).
 pub(crate) fn tasks(filters: &v1::list_tasks_request::Filters, task: &Task) -> bool {
     let id_of = |id: Option<&str>| id.unwrap_or_default().to_owned();
     let asks_name = !filters.names.is_empty() || !filters.name_prefixes.is_empty();
     let name = if asks_name { task.name() } else { String::new() };
     common!(filters).all(task.id.as_str(), &name)
-        && labels(&filters.labels, &task.annotations.labels)
+        && labels(&filters.labels, &task.service_annotations.labels)
         && any_of(&filters.service_ids, &id_of(task.service_id.as_ref().map(|id| id.as_str())))
         && any_of(&filters.node_ids, &id_of(task.node_id.as_ref().map(|id| id.as_str())))
         && any_of(&filters.desired_states, &(task.desired_state as i32))
@@ -155,7 +156,11 @@ mod tests {
             slot: 2,
             node_id: Some(NodeId::for_test(1)),
             annotations: Default::default(),
-            service_annotations: skep_types::Annotations { name: "web".into(), ..Default::default() },
+            service_annotations: skep_types::Annotations {
+                name: "web".into(),
+                labels: Labels::from([("tier".into(), "front".into())]),
+                ..Default::default()
+            },
             status: Default::default(),
             desired_state: TaskState::Running,
             networks: Vec::new(),
@@ -181,5 +186,8 @@ mod tests {
         no(v1::list_tasks_request::Filters { service_ids: texts(&["abc"]), ..none() });
         yes(v1::list_tasks_request::Filters { runtimes: texts(&["container"]), ..none() });
         no(v1::list_tasks_request::Filters { runtimes: texts(&["attachment"]), ..none() });
+        let labelled = |value: &str| v1::list_tasks_request::Filters { labels: [("tier".into(), value.into())].into(), ..none() };
+        yes(labelled("front"));
+        no(labelled("back"));
     }
 }

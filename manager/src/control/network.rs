@@ -97,8 +97,10 @@ fn check_unused(view: &View, network: &Network) -> Result<(), Status> {
     // Tasks of services that were updated to be without it, and containers attached from outside.
     let is_told = |task: &Task| services.iter().any(|service| task.service_id.as_ref() == Some(&service.id));
     let live = |task: &&Arc<Task>| task.status.state <= TaskState::Running && task.desired_state <= TaskState::Running;
+    // Tasks of a service that is gone are about to be told to end: `docker stack rm` removes networks right after services.
+    let is_doomed = |task: &Task| task.service_id.as_ref().is_some_and(|service| view.service(service).is_none());
     let on_it = |task: &&Arc<Task>| task.networks.iter().any(|attachment| attachment.network.id == network.id);
-    let tasks = view.tasks().filter(live).filter(on_it).filter(|task| !is_told(task));
+    let tasks = view.tasks().filter(live).filter(on_it).filter(|task| !is_told(task) && !is_doomed(task));
     let mut services: Vec<String> = services.iter().map(|service| service.name().to_owned()).collect();
     services.sort_unstable();
     let users: Vec<String> =
