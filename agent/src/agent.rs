@@ -2,6 +2,7 @@
 
 use crate::attachment::Attachments;
 use crate::containerd::{ContainerdConfig, ContainerdExecutor};
+use crate::containers::Containers;
 use crate::engine::Engine;
 use crate::error::AgentError;
 use crate::executor::{Executor, Images, Network};
@@ -39,6 +40,7 @@ pub struct AgentDeps {
 pub struct Agent {
     engine: Engine,
     executor: ContainerdExecutor,
+    containers: Containers,
     session: watch::Receiver<SessionState>,
     local_manager: watch::Sender<Option<String>>,
     farewell: watch::Sender<Option<Farewell>>,
@@ -82,12 +84,18 @@ impl Agent {
             network.keep(token).await;
             "network"
         });
-        let containers = Arc::new(executor.clone());
-        let erased: Arc<dyn Executor> = Arc::new(Attachments::new(containers, Arc::clone(&deps.network), &data_dir, &run_dir));
+        let runner = Arc::new(executor.clone());
+        let erased: Arc<dyn Executor> = Arc::new(Attachments::new(runner, Arc::clone(&deps.network), &data_dir, &run_dir));
         let (engine, run) = Engine::start(&data_dir, &node_id, erased, deps.network, stop.clone()).await?;
         work.spawn(async move {
             run.await;
             "tasks"
+        });
+        let containers = Containers::new(executor.clone(), engine.clone(), stop.clone());
+        let keeping = containers.clone();
+        work.spawn(async move {
+            keeping.keep().await;
+            "containers' visitors"
         });
         let session = SessionConfig {
             dial: deps.dial,
@@ -106,7 +114,7 @@ impl Agent {
             session.run(token).await;
             "session"
         });
-        Ok(Self { engine, executor, session: state, local_manager, farewell, work, stop })
+        Ok(Self { engine, executor, containers, session: state, local_manager, farewell, work, stop })
     }
 
     /// What is known of the session with a manager.
@@ -124,6 +132,12 @@ impl Agent {
     #[must_use]
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// The containers of its tasks, for people.
+    #[must_use]
+    pub fn containers(&self) -> &Containers {
+        &self.containers
     }
 
     /// Such as `containerd 1.6.20`.

@@ -7,6 +7,7 @@ mod client; // calls with namespace and deadline
 mod config; // where containers are run
 mod copyup; // filling a new volume from the image
 mod events; // one subscription, who waits for which exit
+mod exec; // processes that people talk with
 mod failure; // runc's words into ours
 mod files; // hosts, resolv.conf, secrets, fifos of one task
 mod host; // what the kernel can do
@@ -21,7 +22,14 @@ mod signal; // by name and number
 pub(crate) mod spec; // OCI runtime specification, pure
 mod start; // from a container to a process
 mod stop; // and back to nothing
+mod story; // what became of a container
 mod volumes; // the local volume driver
 
 pub use config::ContainerdConfig;
+pub(crate) use exec::Begun;
+pub use exec::Program;
+pub(crate) use rootfs::{layers, open as open_in_layers};
 pub use run::ContainerdExecutor;
+pub(crate) use signal::signal_number;
+pub use story::{Story, StoryMount};
+pub(crate) use volumes::is_volume_name;

@@ -94,6 +94,8 @@ pub struct ImageConfig {
 pub struct ImageReady {
     /// `sha256:…` of the manifest.
     pub digest: String,
+    /// `sha256:…` of the configuration: what people call the image's id.
+    pub id: String,
     /// The committed snapshot of its top layer.
     pub chain_id: String,
     pub snapshotter: String,

@@ -1,7 +1,9 @@
 //! Health checks as Docker makes them: when to probe, and what the answers mean (pure), and the loop that probes.
 
+use crate::board::Board;
 use crate::executor::{Executor, Probe};
 use crate::task::Event;
+use crate::task::drive::now;
 use skep_types::{HealthConfig, TaskId};
 use std::sync::Arc;
 use std::time::Duration;
@@ -102,13 +104,18 @@ impl Health {
         if !self.healthy && age < self.check.start_period { self.check.start_interval } else { self.check.interval }
     }
 
+    /// Whether a failure of a probe that began `age` after the start counts.
+    fn counts(&self, age: Duration) -> bool {
+        self.healthy || age >= self.check.start_period
+    }
+
     /// Takes in one probe that began `age` after the start of the container.
     pub fn probed(&mut self, probe: &Probe, age: Duration) -> Verdict {
         if probe.exit_code == Some(0) {
             self.failures = 0;
             return if std::mem::replace(&mut self.healthy, true) { Verdict::Nothing } else { Verdict::Healthy };
         }
-        if !self.healthy && age < self.check.start_period {
+        if !self.counts(age) {
             return Verdict::Nothing;
         }
         self.failures += 1;
@@ -133,9 +140,10 @@ pub(crate) async fn watch(
     task: TaskId,
     check: HealthCheck,
     healthy: bool,
-    events: mpsc::Sender<Event>,
+    report: (mpsc::Sender<Event>, Board),
     stop: CancellationToken,
 ) {
+    let (events, board) = report;
     let started = Instant::now();
     let mut health = Health::new(check.clone(), healthy);
     loop {
@@ -144,19 +152,22 @@ pub(crate) async fn watch(
             return;
         }
         let age = started.elapsed();
+        let began = now();
         let probed = executor.probe(&task, &check.command, check.timeout).await;
         if stop.is_cancelled() {
             return;
         }
-        let verdict = match probed {
-            Ok(probe) => health.probed(&probe, age),
+        let probe = match probed {
+            Ok(probe) => probe,
             Err(error) if error.is_temporary() => {
                 tracing::debug!(error = %error.words(), "health check could not be made");
                 continue;
             }
             // Such as a command that is not in the image: as bad as one that fails.
-            Err(error) => health.probed(&Probe { exit_code: Some(126), output: error.words() }, age),
+            Err(error) => Probe { exit_code: Some(126), output: error.words() },
         };
+        board.probed(&task, began, &probe, health.counts(age), check.retries);
+        let verdict = health.probed(&probe, age);
         let event = match verdict {
             Verdict::Nothing => continue,
             Verdict::Healthy => Event::Healthy,

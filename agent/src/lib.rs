@@ -16,7 +16,9 @@
 mod agent; // all parts together
 mod applied; // the assignment message applied last
 mod attachment; // containers that others started
+mod board; // what happened lately
 mod containerd; // the executor that drives containerd
+mod containers; // the containers of tasks, for people
 mod engine; // all that needs no manager
 mod error; // why something could not be done
 mod executor; // what the agent asks of others
@@ -37,7 +39,12 @@ mod testing;
 mod worker; // the set of tasks
 
 pub use agent::{Agent, AgentConfig, AgentDeps};
-pub use containerd::{ContainerdConfig, ContainerdExecutor};
+pub use board::{Board, Happened, HealthResult, HealthView, What};
+pub use containerd::{ContainerdConfig, ContainerdExecutor, Program, Story, StoryMount};
+pub use containers::{
+    Attached, BlockUsage, Change, ChangeKind, Chunk, ContainerFacts, Containers, ContainersError, ExecPhase, ExecView, ExecWish, FileFacts,
+    Incoming, NetworkUsage, Outgoing, Patience, Usage, Volume, Volumes,
+};
 pub use engine::Engine;
 pub use error::{AgentError, ExecError, ImageError, NetworkError};
 pub use executor::{Executor, Found, ImageConfig, ImageReady, Images, Network, Probe, Sandbox, Started};

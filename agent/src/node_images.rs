@@ -105,6 +105,7 @@ impl Images for NodeImages {
         let empty = || ImageError::Unusable { reference: reference.to_string(), reason: "it has no layers".into() };
         Ok(ImageReady {
             digest: image.manifest().to_string(),
+            id: image.id().to_string(),
             chain_id: image.chain_id().ok_or_else(empty)?.to_string(),
             snapshotter: self.store.snapshotter().to_owned(),
             config: Arc::new(config_of(&image)),

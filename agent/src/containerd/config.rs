@@ -74,12 +74,12 @@ impl ContainerdConfig {
         self.data_dir.join("agent/volumes")
     }
 
-    pub(super) fn task_dir(&self, task: &TaskId) -> TaskDir {
+    pub(crate) fn task_dir(&self, task: &TaskId) -> TaskDir {
         TaskDir::new(self.tasks_dir().join(task.as_str()))
     }
 
     /// Files that the container may write to: on the disk, where it can write anyway, and not in the host's small `/run`.
-    pub(super) fn task_etc(&self, task: &TaskId) -> TaskDir {
+    pub(crate) fn task_etc(&self, task: &TaskId) -> TaskDir {
         TaskDir::new(self.etc_dir().join(task.as_str()))
     }
 }

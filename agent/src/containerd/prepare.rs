@@ -5,12 +5,13 @@ use super::config::{ContainerdConfig, OWNER_LABEL, TASK_LABEL};
 use super::files::{self, Kept};
 use super::run::Shared;
 use super::signal::stop_signal;
-use super::{init, rootfs, spec, volumes};
+use super::{init, rootfs, spec, story, volumes};
 use crate::error::ExecError;
 use crate::executor::{ImageReady, Sandbox};
 use crate::health::HealthCheck;
 use crate::logs::{LogOptions, Open};
 use crate::payloads::Payloads;
+use crate::task::drive::now;
 use crate::template;
 use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::snapshots::PrepareSnapshotRequest;
@@ -48,6 +49,7 @@ pub(super) struct Prepared {
 struct Made {
     spec: Spec,
     stdin: Option<PathBuf>,
+    mounts: Vec<spec::ReadyMount>,
 }
 
 impl Shared {
@@ -103,8 +105,13 @@ impl Shared {
         failpoint!("agent.prepare.files");
         self.logs.open(self.output_of(&task.id, spec.tty, log)).await?;
         failpoint!("agent.prepare.logs");
+        let story = story::begin(&self.config, &image, &sandbox, &made.spec, &made.mounts, now());
         self.create_container(task, &spec, &image, made.spec).await?;
         failpoint!("agent.prepare.container");
+        // Only for those who look at the container: a full disk must not keep it from running.
+        if let Err(error) = story.save(&self.config, &task.id) {
+            tracing::debug!(task = %task.id, %error, "what the container is made of could not be noted");
+        }
         let stdin = made.stdin;
         self.prepared.lock().expect("no panic while held").insert(task.id.clone(), Prepared { mounts, terminal: spec.tty, stdin, health });
         Ok(())
@@ -173,7 +180,7 @@ impl Shared {
             cgroup: &format!("{}/{}", self.config.cgroup_parent, task.id),
             host: &self.host,
         })?;
-        Ok(Made { spec, stdin })
+        Ok(Made { spec, stdin, mounts: ready.mounts })
     }
 
     async fn create_container(&self, task: &Task, container: &ContainerSpec, image: &ImageReady, spec: Spec) -> Result<(), ExecError> {

@@ -27,7 +27,7 @@ const MUCH_OUTPUT: usize = 1 << 20;
 
 impl Shared {
     /// The process of a container, which an agent that adopted it does not know.
-    async fn process(&self, task: &TaskId) -> Result<Process, ExecError> {
+    pub(super) async fn process(&self, task: &TaskId) -> Result<Process, ExecError> {
         if let Some(process) = self.processes.lock().expect("no panic while held").get(task) {
             return Ok(process.clone());
         }

@@ -49,7 +49,7 @@ pub(super) struct Shared {
 
 /// Runs tasks as containers of containerd. Cheap to clone.
 #[derive(Clone)]
-pub struct ContainerdExecutor(Arc<Shared>);
+pub struct ContainerdExecutor(pub(super) Arc<Shared>);
 
 impl ContainerdExecutor {
     /// # Errors
@@ -115,6 +115,7 @@ impl Executor for ContainerdExecutor {
             if let Found::Running(_) = state {
                 this.exits.track(task.as_str());
                 this.exits.started(task.as_str());
+                this.clear_execs(task).await;
                 if let Some(kept) = this.config.task_dir(task).kept() {
                     let open = this.output_of(task, kept.terminal, kept.log);
                     if let Err(error) = this.logs.open(open).await {

@@ -13,7 +13,7 @@ pub(super) fn stop_signal(spec: &ContainerSpec, image: &ImageReady) -> Result<i3
 }
 
 /// `SIGTERM`, `TERM`, `15`, `RTMIN+3`.
-fn signal_number(text: &str) -> Result<i32, ExecError> {
+pub(crate) fn signal_number(text: &str) -> Result<i32, ExecError> {
     let bad = || ExecError::BadSpec { field: "stop_signal", problem: format!("there is no signal {text:?}") };
     if let Ok(number) = text.parse::<i32>() {
         return if (1..=64).contains(&number) { Ok(number) } else { Err(bad()) };

@@ -7,7 +7,7 @@ mod process; // command, environment, user, capabilities, limits of the process
 mod resources; // cgroup limits
 pub mod seccomp; // Docker's profile form
 
-pub use process::{capabilities, exec_process};
+pub use process::{capabilities, exec_process, exec_program};
 #[cfg(test)]
 use process::{command, environment};
 

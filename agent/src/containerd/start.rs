@@ -2,8 +2,10 @@
 
 use super::client::PROCESS_LIMIT;
 use super::run::Shared;
+use super::story::Story;
 use crate::error::ExecError;
 use crate::executor::Started;
+use crate::task::drive::now;
 use containerd_client::services::v1::{CreateTaskRequest, StartRequest};
 use skep_failpoint::failpoint;
 use skep_types::{ContainerStatus, Task};
@@ -44,6 +46,10 @@ impl Shared {
         started.map_err(self.explain())?;
         failpoint!("agent.start.started");
         self.exits.started(id);
+        if let Some(mut story) = Story::load(&self.config, &task.id) {
+            story.started_at = Some(now());
+            let _ = story.save(&self.config, &task.id); // only for those who look
+        }
         let container = ContainerStatus { container_id: id.to_owned(), pid: pid.cast_signed(), exit_code: 0 };
         Ok(Started { container, health: prepared.health })
     }

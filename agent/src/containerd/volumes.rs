@@ -160,6 +160,12 @@ fn tmpfs(mount: &Mount) -> Result<ReadyMount, ExecError> {
     Ok(ReadyMount { target: mount.target.clone(), kind: "tmpfs", source: "tmpfs".into(), options: list })
 }
 
+/// As dockerd's names; also keeps a name from leaving the directory.
+pub(crate) fn is_volume_name(name: &str) -> bool {
+    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(good) && name.len() <= 255
+}
+
 /// A volume of the local driver: `<volumes>/<name>/_data`.
 fn volume(wish: &Mount, place: &Place<'_>, own: &mut Vec<String>) -> Result<ReadyMount, ExecError> {
     let options = wish.volume.clone().unwrap_or_default();
@@ -171,9 +177,7 @@ fn volume(wish: &Mount, place: &Place<'_>, own: &mut Vec<String>) -> Result<Read
     } else {
         wish.source.clone()
     };
-    // As dockerd's names; also keeps a name from leaving the directory.
-    let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
-    if !name.starts_with(|c: char| c.is_ascii_alphanumeric()) || !name.chars().all(good) || name.len() > 255 {
+    if !is_volume_name(&name) {
         return Err(bad(format!("{name:?} is not a volume name; use letters, digits, '_', '.' and '-'")));
     }
     let data = place.volumes.join(&name).join("_data");

@@ -10,7 +10,6 @@ use skep_proto::{FromWire, ToWire, v1};
 use skep_types::{Task, TaskId, Timestamp};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,10 +21,6 @@ use tonic::transport::Channel;
 const IN_FLIGHT: usize = 16;
 /// Of one message, bytes of output: well below 4 MiB with everything round it.
 const MESSAGE: usize = 512 * 1024;
-/// After a task's end, for the last lines to be written.
-const LAST_LINES: Duration = Duration::from_millis(500);
-/// How often a followed task is looked at whether it ended.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Serves subscriptions of the manager at this address; returns why it ended.
 pub async fn subscriptions(channel: Channel, address: &str, config: &Arc<SessionConfig>, engine: &Engine) -> Loss {
@@ -202,16 +197,9 @@ async fn one_task(
     let id = source.task.id.clone();
     // A followed task that ends is read to its end and then left.
     let ending = async {
-        if !query.follow {
-            return;
-        }
-        loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            if engine.reports.newest(&id).is_none_or(|status| status.state.is_terminal()) {
-                tokio::time::sleep(LAST_LINES).await;
-                done.cancel();
-                return;
-            }
+        if query.follow {
+            engine.output_ended(&id).await;
+            done.cancel();
         }
     };
     let sending = forward(source, batches, messages);
@@ -231,6 +219,7 @@ async fn one_task(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     #[test]
     fn options_mean_what_the_wire_says() {

@@ -2,6 +2,7 @@
 
 use super::isolated::{self, Alone};
 use super::machine::{Action, Event, Machine, Recovered};
+use crate::board::Board;
 use crate::error::ExecError;
 use crate::executor::{Executor, Found, Network, Started};
 use crate::health::{self, HealthCheck};
@@ -30,6 +31,8 @@ pub(crate) struct Context {
     pub records: Records,
     pub reports: Reports,
     pub reach: Reach,
+    /// For those who look and listen.
+    pub board: Board,
 }
 
 /// What the worker says to a task.
@@ -118,6 +121,7 @@ pub(crate) async fn drive(
         if let Event::Started { health, .. } = &event {
             driver.health.clone_from(health);
         }
+        driver.context.board.saw(&driver.task, &event);
         let actions = driver.machine.step(event);
         gone = driver.carry_out(actions).await;
     }
@@ -293,7 +297,9 @@ impl Driver {
         if let Some(check) = check {
             let healthy = self.machine.state() == TaskState::Running;
             let (executor, watching) = (Arc::clone(&self.context.executor), self.watching.clone());
-            self.work.spawn(health::watch(executor, self.task.id.clone(), check, healthy, self.events.clone(), watching));
+            self.context.board.watched(&self.task.id, healthy);
+            let report = (self.events.clone(), self.context.board.clone());
+            self.work.spawn(health::watch(executor, self.task.id.clone(), check, healthy, report, watching));
         }
     }
 
@@ -341,6 +347,7 @@ impl Driver {
             tracing::warn!(task = %self.task.id, %error, "could not remove a task's record");
         }
         self.context.reports.forget(&self.task.id);
+        self.context.board.forget(&self.task);
     }
 }
 

@@ -1,5 +1,6 @@
 use super::*;
 use crate::applied::Applied;
+use crate::board::Board;
 use crate::error::{ExecError, NetworkError};
 use crate::executor::{Executor, Network, Probe, Sandbox, Started};
 use crate::payloads::Payloads;
@@ -147,6 +148,7 @@ async fn bench_with(dir: &std::path::Path, fake: Arc<Fake>, grace: Duration) -> 
         records: Records::open(dir).unwrap(),
         reports: reports.clone(),
         reach: reach.clone(),
+        board: Board::default(),
     });
     let stop = CancellationToken::new();
     let ledger = Ledger::new(&dir.join("applied"), "n1", applied.clone());

@@ -215,6 +215,7 @@ impl Images for OneImage {
         }
         Ok(ImageReady {
             digest: "sha256:0".into(),
+            id: "sha256:1".into(),
             chain_id: self.chain_id.clone(),
             snapshotter: "overlayfs".into(),
             config: Arc::new(self.config.clone()),

@@ -1,6 +1,7 @@
 //! The process of a container: command, environment, user, capabilities, limits.
 
-use super::{Input, init};
+use super::{Input, UserIds, init};
+use crate::containerd::Program;
 use crate::error::ExecError;
 use crate::executor::ImageConfig;
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, PosixRlimit, PosixRlimitBuilder, PosixRlimitType, Process, User};
@@ -212,11 +213,7 @@ fn reaches_proc(dir: &str) -> bool {
     parts.first() == Some(&"proc")
 }
 
-pub(super) fn process(input: &Input<'_>, capabilities: &[String]) -> Result<Process, ExecError> {
-    let container = input.container;
-    let mut process = Process::default();
-    let dir = [&container.dir, &input.image.working_dir].into_iter().find(|dir| !dir.is_empty());
-    let dir = dir.map_or("/", String::as_str);
+fn check_dir(dir: &str) -> Result<(), ExecError> {
     if !dir.starts_with('/') {
         return Err(ExecError::BadWorkingDir { dir: dir.to_owned(), reason: "it must begin with /".into() });
     }
@@ -224,6 +221,15 @@ pub(super) fn process(input: &Input<'_>, capabilities: &[String]) -> Result<Proc
     if reaches_proc(dir) {
         return Err(ExecError::BadWorkingDir { dir: dir.to_owned(), reason: "it must not be in /proc".into() });
     }
+    Ok(())
+}
+
+pub(super) fn process(input: &Input<'_>, capabilities: &[String]) -> Result<Process, ExecError> {
+    let container = input.container;
+    let mut process = Process::default();
+    let dir = [&container.dir, &input.image.working_dir].into_iter().find(|dir| !dir.is_empty());
+    let dir = dir.map_or("/", String::as_str);
+    check_dir(dir)?;
     let mut args = command(container, input.image)?;
     if input.init.is_some() {
         args.splice(..0, [init::TARGET.to_owned(), "--".to_owned()]);
@@ -252,6 +258,50 @@ pub fn exec_process(own: &Process, command: &[String]) -> Process {
     let mut process = own.clone();
     process.set_args(Some(command.to_vec())).set_terminal(Some(false));
     process
+}
+
+/// The process that somebody runs in a container: the container's own, but for what was asked for. `user` is the one asked for, found
+/// in the container's files.
+///
+/// # Errors
+/// For a working directory that leads out of the container.
+pub fn exec_program(own: &Process, program: &Program, user: Option<&UserIds>) -> Result<Process, ExecError> {
+    let mut process = exec_process(own, &program.command);
+    process.set_terminal(Some(program.has_terminal));
+    let mut env = own.env().clone().unwrap_or_default();
+    if program.has_terminal {
+        set_variable(&mut env, "TERM=xterm");
+    }
+    if let Some(ids) = user {
+        env.retain(|entry| !entry.starts_with("HOME="));
+        if !ids.home.is_empty() {
+            env.push(format!("HOME={}", ids.home));
+        }
+        let mut user = User::default();
+        user.set_uid(ids.uid).set_gid(ids.gid).set_additional_gids(Some(ids.groups.clone()).filter(|groups| !groups.is_empty()));
+        process.set_user(user);
+    }
+    for entry in &program.env {
+        set_variable(&mut env, entry);
+    }
+    process.set_env(Some(env));
+    if !program.dir.is_empty() {
+        check_dir(&program.dir)?;
+        process.set_cwd(program.dir.clone().into());
+    }
+    if program.is_privileged {
+        process.set_capabilities(Some(capability_sets(&capabilities(&["ALL".to_owned()], &[])?)));
+    }
+    Ok(process)
+}
+
+/// `NAME=value` takes the place of an earlier one; a bare `NAME` removes it.
+fn set_variable(env: &mut Vec<String>, entry: &str) {
+    let name = entry.split('=').next().unwrap_or_default();
+    env.retain(|known| known.split('=').next() != Some(name));
+    if entry.contains('=') {
+        env.push(entry.to_owned());
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,258 @@
+//! What happened to the tasks of this node lately and how healthy they are, for those who look and listen.
+//!
+//! In memory only, and bounded: the last [`REMEMBERED`] happenings, the last [`RESULTS`] health checks of each task.
+
+use crate::executor::Probe;
+use crate::task::drive::now;
+use crate::task::{Event, Outcome};
+use skep_types::{Task, TaskId, Timestamp};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex};
+use tokio::sync::broadcast;
+
+/// As dockerd: so many are told again to those who ask for the past. A listener that falls behind by as many misses some.
+const REMEMBERED: usize = 256;
+/// Health checks kept of each task (as Docker).
+const RESULTS: usize = 5;
+
+/// Something that happened to a task's container.
+#[derive(Debug, Clone)]
+pub struct Happened {
+    pub task: Arc<Task>,
+    pub what: What,
+    pub time: Timestamp,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum What {
+    Create,
+    Start,
+    Kill {
+        signal: i32,
+    },
+    Stop,
+    Pause,
+    Unpause,
+    OutOfMemory,
+    /// How long it ran, if that is known.
+    Die {
+        exit_code: i32,
+        ran: Option<std::time::Duration>,
+    },
+    Health {
+        is_healthy: bool,
+    },
+    Destroy,
+    ExecCreate {
+        exec: String,
+        command: Vec<String>,
+    },
+    ExecStart {
+        exec: String,
+        command: Vec<String>,
+    },
+    ExecDie {
+        exec: String,
+        exit_code: i32,
+    },
+}
+
+/// The health of a container with a check.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HealthView {
+    /// `None`: no success and not too many failures yet.
+    pub is_healthy: Option<bool>,
+    pub failures_in_a_row: u32,
+    /// The last ones, oldest first.
+    pub results: VecDeque<HealthResult>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthResult {
+    pub began: Timestamp,
+    pub ended: Timestamp,
+    /// `None`: it did not end in time.
+    pub exit_code: Option<i32>,
+    pub output: String,
+}
+
+/// Written by the tasks' drivers, read by anybody. Cheap to clone.
+#[derive(Clone)]
+pub struct Board(Arc<Shared>);
+
+struct Shared {
+    table: Mutex<Table>,
+    live: broadcast::Sender<Arc<Happened>>,
+}
+
+#[derive(Default)]
+struct Table {
+    tasks: BTreeMap<TaskId, Seen>,
+    past: VecDeque<Arc<Happened>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    started_at: Option<Timestamp>,
+    is_dead: bool,
+    health: Option<HealthView>,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        let (live, _) = broadcast::channel(REMEMBERED);
+        Self(Arc::new(Shared { table: Mutex::default(), live }))
+    }
+}
+
+impl Board {
+    fn with<R>(&self, act: impl FnOnce(&mut Table) -> R) -> R {
+        act(&mut self.0.table.lock().expect("no panic while held"))
+    }
+
+    pub(crate) fn tell(&self, task: &Arc<Task>, what: What) {
+        let happened = Arc::new(Happened { task: Arc::clone(task), what, time: now() });
+        self.with(|table| {
+            if table.past.len() >= REMEMBERED {
+                table.past.pop_front();
+            }
+            table.past.push_back(Arc::clone(&happened));
+            // Within the lock, so that a new listener hears everything once. Nobody listening is as good.
+            let _ = self.0.live.send(happened);
+        });
+    }
+
+    /// What a task's driver was told.
+    pub(crate) fn saw(&self, task: &Arc<Task>, event: &Event) {
+        match event {
+            Event::Prepared => {
+                self.with(|table| {
+                    table.tasks.entry(task.id.clone()).or_default();
+                });
+                self.tell(task, What::Create);
+            }
+            Event::Started { health, .. } => {
+                self.with(|table| {
+                    let health = health.as_ref().map(|_| HealthView::default());
+                    table.tasks.insert(task.id.clone(), Seen { started_at: Some(now()), is_dead: false, health });
+                });
+                self.tell(task, What::Start);
+            }
+            Event::Healthy => self.tell(task, What::Health { is_healthy: true }),
+            Event::Unhealthy(_) => self.tell(task, What::Health { is_healthy: false }),
+            Event::Ended(outcome) => self.ended(task, outcome),
+            Event::Stopped(outcome) => {
+                if let Some(outcome) = outcome {
+                    self.ended(task, outcome);
+                    self.tell(task, What::Stop);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Told once of each life, whoever sees its end first.
+    fn ended(&self, task: &Arc<Task>, outcome: &Outcome) {
+        let before = self.with(|table| {
+            let seen = table.tasks.entry(task.id.clone()).or_default();
+            (!std::mem::replace(&mut seen.is_dead, true)).then_some(seen.started_at)
+        });
+        let Some(started_at) = before else { return };
+        if outcome.words.is_some() {
+            self.tell(task, What::OutOfMemory);
+        }
+        self.tell(task, What::Die { exit_code: outcome.exit_code, ran: started_at.map(|at| now().since(at)) });
+    }
+
+    pub(crate) fn forget(&self, task: &Arc<Task>) {
+        if self.with(|table| table.tasks.remove(&task.id)).is_some() {
+            self.tell(task, What::Destroy);
+        }
+    }
+
+    /// Its health is watched from now on.
+    pub(crate) fn watched(&self, task: &TaskId, is_healthy: bool) {
+        self.with(|table| {
+            let view = table.tasks.entry(task.clone()).or_default().health.get_or_insert_default();
+            view.is_healthy = view.is_healthy.or(is_healthy.then_some(true));
+        });
+    }
+
+    /// One health check was made; `retries` failures in a row are too many, if they count.
+    pub(crate) fn probed(&self, task: &TaskId, began: Timestamp, probe: &Probe, counts: bool, retries: u32) {
+        let result = HealthResult { began, ended: now(), exit_code: probe.exit_code, output: probe.output.clone() };
+        self.with(|table| {
+            let view = table.tasks.entry(task.clone()).or_default().health.get_or_insert_default();
+            if probe.exit_code == Some(0) {
+                (view.failures_in_a_row, view.is_healthy) = (0, Some(true));
+            } else if counts {
+                view.failures_in_a_row += 1;
+                if view.failures_in_a_row >= retries {
+                    view.is_healthy = Some(false);
+                }
+            }
+            if view.results.len() >= RESULTS {
+                view.results.pop_front();
+            }
+            view.results.push_back(result);
+        });
+    }
+
+    /// `None`: it has no check, or none was made since this agent began.
+    #[must_use]
+    pub fn health(&self, task: &TaskId) -> Option<HealthView> {
+        self.with(|table| table.tasks.get(task).and_then(|seen| seen.health.clone()))
+    }
+
+    /// What is remembered, and everything from then on.
+    #[must_use]
+    pub fn listen(&self) -> (Vec<Arc<Happened>>, broadcast::Receiver<Arc<Happened>>) {
+        self.with(|table| (table.past.iter().cloned().collect(), self.0.live.subscribe()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::task;
+
+    #[test]
+    fn an_end_is_told_once_of_each_life() {
+        let (board, task) = (Board::default(), Arc::new(task(1, "busybox")));
+        let started = || Event::Started { container: Default::default(), health: None };
+        let outcome = Outcome { exit_code: 3, words: None };
+        for event in [Event::Prepared, started(), Event::Ended(outcome.clone()), Event::Stopped(Some(outcome.clone())), started()] {
+            board.saw(&task, &event);
+        }
+        board.saw(&task, &Event::Ended(outcome));
+        board.forget(&task);
+        board.forget(&task);
+        let told: Vec<String> =
+            board.listen().0.iter().map(|one| format!("{:?}", one.what).split(' ').next().unwrap().to_owned()).collect();
+        assert_eq!(told, ["Create", "Start", "Die", "Stop", "Start", "Die", "Destroy"]);
+    }
+
+    #[test]
+    fn the_last_health_checks_are_kept() {
+        let (board, task) = (Board::default(), task(1, "busybox"));
+        assert_eq!(board.health(&task.id), None);
+        for exit_code in [Some(1), Some(1), None, Some(1), Some(1), Some(1)] {
+            board.probed(&task.id, Timestamp(1), &Probe { exit_code, output: String::new() }, true, 7);
+        }
+        let view = board.health(&task.id).unwrap();
+        assert_eq!((view.is_healthy, view.failures_in_a_row, view.results.len()), (None, 6, RESULTS));
+        board.probed(&task.id, Timestamp(1), &Probe { exit_code: Some(1), output: String::new() }, true, 7);
+        assert_eq!(board.health(&task.id).unwrap().is_healthy, Some(false));
+        board.probed(&task.id, Timestamp(1), &Probe { exit_code: Some(0), output: String::new() }, true, 7);
+        assert_eq!(board.health(&task.id).map(|view| (view.is_healthy, view.failures_in_a_row)), Some((Some(true), 0)));
+    }
+
+    #[test]
+    fn the_past_is_bounded() {
+        let (board, task) = (Board::default(), Arc::new(task(1, "busybox")));
+        for _ in 0..REMEMBERED + 10 {
+            board.tell(&task, What::Pause);
+        }
+        assert_eq!(board.listen().0.len(), REMEMBERED);
+    }
+}

@@ -1,0 +1,81 @@
+//! The containers of this node's tasks, for people: what they are, what they say, and a hand on them.
+//!
+//! Nothing here decides what a task is to do: what is done to a container by hand is seen by its task's driver as if it had happened by
+//! itself, and the orchestrator answers to that. Start with [`Containers`]. It owns the processes that people run in containers
+//! ([`exec`]) and the readers of logs; all of them end with the agent.
+
+mod act; // signals, stopping, pausing
+mod archive; // files out of a container and into it
+mod changes; // what a container changed of its image
+mod error; // why not
+mod exec; // processes that people run beside a container's own
+mod facts; // what there is to know of a container
+mod lines; // its output
+mod table; // the processes that people began
+mod usage; // what it uses
+mod volumes; // volumes of this node
+
+pub use act::Patience;
+pub use archive::{FileFacts, Incoming, Outgoing};
+pub use changes::{Change, ChangeKind};
+pub use error::ContainersError;
+pub use exec::{Attached, Chunk};
+pub use facts::ContainerFacts;
+pub use table::{ExecPhase, ExecView, ExecWish};
+pub use usage::{BlockUsage, NetworkUsage, Usage};
+pub use volumes::{Volume, Volumes};
+
+use crate::containerd::ContainerdExecutor;
+use crate::engine::Engine;
+use crate::logs::LogStream;
+use skep_types::{Task, TaskId};
+use std::sync::Arc;
+use table::Execs;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Which of a process's streams.
+pub type Stream = LogStream;
+
+/// A handle on the containers of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Containers(Arc<Shared>);
+
+struct Shared {
+    executor: ContainerdExecutor,
+    engine: Engine,
+    execs: Execs,
+    /// Processes that people run, and readers of logs.
+    work: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl std::fmt::Debug for Containers {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str("Containers")
+    }
+}
+
+impl Containers {
+    pub(crate) fn new(executor: ContainerdExecutor, engine: Engine, stop: CancellationToken) -> Self {
+        Self(Arc::new(Shared { executor, engine, execs: Execs::default(), work: TaskTracker::new(), stop }))
+    }
+
+    /// Waits for the agent's end, and then for the processes that people began, which end with it.
+    pub(crate) async fn keep(self) {
+        self.0.stop.cancelled().await;
+        self.0.work.close();
+        self.0.work.wait().await;
+    }
+
+    fn task(&self, id: &TaskId) -> Result<Arc<Task>, ContainersError> {
+        let task = self.0.engine.tasks.now().get(id).cloned();
+        task.filter(|task| task.spec.container().is_some()).ok_or_else(|| ContainersError::NotFound { container: id.to_string() })
+    }
+
+    /// Where volumes are, and which tasks have which.
+    #[must_use]
+    pub fn volumes(&self) -> Volumes {
+        Volumes::new(&self.0.executor.config().data_dir)
+    }
+}
