@@ -48,10 +48,10 @@ enum Command {
     Task(commands::task::Command),
     /// Make, show and remove secrets: payloads that only their tasks see
     #[command(subcommand, arg_required_else_help = true)]
-    Secret(commands::secret::Command),
+    Secret(commands::payload::Command),
     /// Make, show and remove configs: payloads that are no secret
     #[command(subcommand, arg_required_else_help = true)]
-    Config(commands::config::Command),
+    Config(commands::payload::Command),
     /// Tell why something runs where it does, or not at all
     #[command(subcommand, arg_required_else_help = true)]
     Explain(commands::explain::Command),
@@ -95,8 +95,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Network(command) => commands::network::run(command, &connection).await,
         Command::Service(command) => commands::service::run(*Box::new(command), &connection).await,
         Command::Task(command) => commands::task::run(command, &connection).await,
-        Command::Secret(command) => commands::secret::run(command, &connection).await,
-        Command::Config(command) => commands::config::run(command, &connection).await,
+        Command::Secret(command) => commands::payload::run::<skep_types::Secret>(command, &connection).await,
+        Command::Config(command) => commands::payload::run::<skep_types::Config>(command, &connection).await,
         Command::Explain(command) => commands::explain::run(command, &connection).await,
         Command::Image(command) => commands::image::run(command, &connection).await,
         Command::Completion { .. } => Ok(()),

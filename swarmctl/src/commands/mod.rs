@@ -2,14 +2,14 @@
 
 pub mod attach;
 pub mod cluster;
-pub mod config;
+mod config;
 pub mod explain;
 pub mod image;
 pub mod logs;
 pub mod network;
 pub mod node;
-mod payload; // what secrets and configs share
-pub mod secret;
+pub mod payload; // what secrets and configs share
+mod secret;
 pub mod service;
 pub mod task;
 

@@ -1,5 +1,6 @@
 //! `swarmctl node …`
 
+mod drain; // node drain
 mod pretty; // node inspect --pretty
 mod role; // promote, demote
 
@@ -52,6 +53,8 @@ pub enum Command {
         flags: NodeFlags,
         node: String,
     },
+    /// Give a node's tasks up and wait until they stopped and run elsewhere
+    Drain(drain::Flags),
     /// Remove nodes: their certificates are refused from now on
     Rm {
         #[arg(required = true, value_name = "NODE")]
@@ -79,6 +82,7 @@ pub async fn run(command: Command, connection: &Connection) -> Result<(), Failur
         Command::Promote(flags) => role::set(&flags.nodes, NodeRole::Manager, flags.detach, connection).await,
         Command::Demote(flags) => role::set(&flags.nodes, NodeRole::Worker, flags.detach, connection).await,
         Command::Update { flags, node } => update(&flags, &node, connection).await,
+        Command::Drain(flags) => drain::run(&flags, connection).await,
         Command::Rm { nodes, force } => remove(&nodes, force, connection).await,
     }
 }
