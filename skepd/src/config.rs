@@ -59,6 +59,13 @@ pub struct Flags {
     /// Registries that are spoken to without TLS (those on loopback always are)
     #[arg(long, value_name = "HOST:PORT")]
     pub insecure_registry: Vec<String>,
+    /// Where the Docker API answers: a Unix socket of root's (see --docker-group), or off [default: docker.sock in the run directory]
+    #[arg(long, value_name = "PATH|off")]
+    pub docker_socket: Option<PathBuf>,
+    /// Group that may use that socket too, and so everything on this node; asks for a --docker-socket outside of the run directory,
+    /// which is root's alone
+    #[arg(long, value_name = "GROUP")]
+    pub docker_group: Option<String>,
     /// Label of this node's engine, for constraints on engine.labels
     #[arg(long, value_name = "KEY=VALUE")]
     pub label: Vec<String>,
@@ -107,6 +114,8 @@ struct File {
     wireguard_port: Option<u16>,
     tunnel_key_lifetime: Option<u32>,
     insecure_registries: Vec<String>,
+    docker_socket: Option<PathBuf>,
+    docker_group: Option<String>,
     labels: std::collections::BTreeMap<String, String>,
     log_level: Option<String>,
     log_format: Option<LogFormat>,
@@ -130,6 +139,9 @@ pub struct Config {
     pub wireguard_port: u16,
     pub tunnel_key_lifetime: Duration,
     pub insecure_registries: Vec<String>,
+    /// `None`: the Docker API is off.
+    pub docker_socket: Option<PathBuf>,
+    pub docker_group: Option<String>,
     pub labels: std::collections::BTreeMap<String, String>,
     pub log_level: String,
     pub log_format: LogFormat,
@@ -154,9 +166,13 @@ impl Config {
             labels.insert(key.to_owned(), value.to_owned());
         }
         let lb_driver = file.lb_driver.map(|name| name.parse::<LbDriver>()).transpose().context("lb_driver")?;
+        let run_dir = flags.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/skep".into());
+        let docker_socket = flags.docker_socket.or(file.docker_socket).unwrap_or_else(|| run_dir.join("docker.sock"));
         let config = Self {
             data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| "/var/lib/skep".into()),
-            run_dir: flags.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/skep".into()),
+            docker_socket: (docker_socket != Path::new("off")).then_some(docker_socket),
+            docker_group: flags.docker_group.or(file.docker_group).filter(|name| !name.is_empty()),
+            run_dir,
             containerd: flags.containerd.or(file.containerd).unwrap_or_else(|| "/run/containerd/containerd.sock".into()),
             containerd_namespace: flags.containerd_namespace.or(file.containerd_namespace).unwrap_or_else(|| "skep".into()),
             cgroup_parent: flags.cgroup_parent.or(file.cgroup_parent).unwrap_or_else(|| "/skep".into()),
@@ -197,6 +213,16 @@ impl Config {
             "run_dir: {} is too long for a socket's path; choose a shorter one",
             self.run_dir.display()
         );
+        if let Some(socket) = &self.docker_socket {
+            let is_good = socket.is_absolute() && socket.as_os_str().len() < 108;
+            ensure!(is_good, "docker_socket: {} is not an absolute path of less than 108 bytes, nor off", socket.display());
+            ensure!(
+                self.docker_group.is_none() || !socket.starts_with(&self.run_dir),
+                "docker_group: the group cannot reach {}, for {} is root's alone; put the socket elsewhere, such as --docker-socket /run/docker.sock",
+                socket.display(),
+                self.run_dir.display()
+            );
+        }
         ensure!(self.listen().port() != 0, "listen_addr: port 0 would change with every start; choose a port");
         if let Some(asked) = &self.advertise_addr {
             crate::address::advertised(asked, self.listen())?;
@@ -250,6 +276,16 @@ mod tests {
     }
 
     #[test]
+    fn the_docker_api_answers_beside_the_local_socket_unless_it_is_off() {
+        let socket =
+            |text: Option<&str>| Config::of_flags(Flags { docker_socket: text.map(Into::into), ..Flags::default() }).unwrap().docker_socket;
+        assert_eq!(socket(None).unwrap(), Path::new("/run/skep/docker.sock"));
+        assert_eq!(socket(Some("off")), None);
+        let flags = Flags { docker_socket: Some("/run/docker.sock".into()), docker_group: Some("docker".into()), ..Flags::default() };
+        assert_eq!(Config::of_flags(flags).unwrap().docker_group.as_deref(), Some("docker"));
+    }
+
+    #[test]
     fn a_misspelt_key_is_an_error() {
         assert!(toml::from_str::<File>("datadir = \"/a\"").unwrap_err().to_string().contains("datadir"));
     }
@@ -267,6 +303,8 @@ mod tests {
             (Flags { containerd_namespace: Some("a/b".into()), ..Flags::default() }, "containerd_namespace"),
             (Flags { cgroup_parent: Some("/a/../b".into()), ..Flags::default() }, "cgroup_parent"),
             (Flags { cgroup_parent: Some("/".into()), ..Flags::default() }, "cgroup_parent"),
+            (Flags { docker_socket: Some("docker.sock".into()), ..Flags::default() }, "docker_socket"),
+            (Flags { docker_group: Some("docker".into()), ..Flags::default() }, "docker_group"),
             (Flags { label: vec!["x".into()], ..Flags::default() }, "--label"),
         ] {
             let error = Config::merge(flags, File::default()).unwrap_err().to_string();

@@ -1,11 +1,12 @@
 //! The daemon: starting, serving requests about this node's life, stopping.
 //!
-//! Tasks it owns: the local socket's server; while the node is in a cluster, everything of [`Swarm`]; the watchdog; this
+//! Tasks it owns: the servers of the local socket and of the Docker API; while the node is in a cluster, everything of [`Swarm`]; the watchdog; this
 //! loop itself, which is the only one that starts, changes and ends a [`Swarm`]. Channel: 16 orders; callers wait when it is full.
 
 mod orders; // what the local socket's callers ask for
 
 use crate::config::Config;
+use crate::docker::{Absent, ClusterCalls, DockerApi, ThisNode};
 use crate::local::{LocalNodeService, Order};
 use crate::parts::NodeParts;
 use crate::router::Routes;
@@ -16,6 +17,7 @@ use crate::vault::{Found, Vault};
 use anyhow::{Context, Result, anyhow};
 use nix::fcntl::{Flock, FlockArg};
 use skep_ca::SecurityConfig;
+use skep_docker_api::Backend;
 use skep_proto::skep::local_images_server::LocalImagesServer;
 use skep_proto::skep::local_node_server::LocalNodeServer;
 use skep_systemd::{Notifier, watchdog, watchdog_period};
@@ -56,14 +58,16 @@ pub async fn run(config: Config) -> Result<()> {
 
     let (routes, board) = (Routes::closed(NOT_IN_A_SWARM), Board::new(&security));
     let (orders, inbox) = mpsc::channel(16);
-    let service =
-        LocalNodeServer::new(LocalNodeService::new(orders, board.clone(), &config.data_dir)).max_decoding_message_size(MAX_REQUEST);
+    let node = LocalNodeService::new(orders, board.clone(), &config.data_dir);
+    let service = LocalNodeServer::new(node.clone()).max_decoding_message_size(MAX_REQUEST);
     let local = tonic::service::Routes::from(routes.router())
         .add_service(service)
         .add_service(LocalImagesServer::new(parts.image_service()).max_decoding_message_size(MAX_REQUEST));
     let listener = skep_ca::bind_local(&config.socket()).with_context(|| format!("cannot listen on {}", config.socket().display()))?;
     let mut servers = JoinSet::new();
     servers.spawn(skep_manager::serve(skep_ca::serve_local(listener, &security), local, stop.clone()));
+    let backend = docker_backend(&config, &routes, &board, node)?;
+    let docker = DockerApi::start(&config, backend, &stop)?;
     let pulse = Arc::new(AtomicBool::new(true));
     let turning = Arc::clone(&pulse);
     let watching =
@@ -84,8 +88,22 @@ pub async fn run(config: Config) -> Result<()> {
     }
     stop.cancel();
     while servers.join_next().await.is_some() {}
+    docker.ended().await;
     let _ = watching.await;
     outcome
+}
+
+/// What the Docker API is answered from.
+fn docker_backend(config: &Arc<Config>, routes: &Routes, board: &Board, node: LocalNodeService) -> Result<Backend> {
+    let absent = Arc::new(Absent);
+    Ok(Backend {
+        cluster: Arc::new(ClusterCalls::new(routes, board.clone())),
+        node: Arc::new(ThisNode::new(Arc::clone(config), board.clone(), node)?),
+        containers: absent.clone(),
+        images: absent.clone(),
+        volumes: absent.clone(),
+        happenings: absent,
+    })
 }
 
 /// What ends a daemon.

@@ -44,7 +44,8 @@ pub struct Restoration {
     pub backup: File,
 }
 
-/// The service: answers `Status` by itself and hands every other call to the daemon's main loop.
+/// The service: answers `Status` by itself and hands every other call to the daemon's main loop. Clones share it.
+#[derive(Clone)]
 pub struct LocalNodeService {
     orders: mpsc::Sender<Order>,
     board: Board,

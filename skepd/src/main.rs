@@ -8,6 +8,7 @@ mod attachments; // for containers of a worker
 mod certificate; // getting and renewing it
 mod config; // defaults, file, flags
 mod daemon; // starting, requests, stopping
+mod docker; // the Docker API
 mod local; // skep.v1.LocalNode
 mod logging; // journald or text
 mod parts; // what a node has in a cluster and without

@@ -11,7 +11,7 @@ use skep_manager::{AddressCounts, AddressTotals};
 use skep_proto::skep::{AddressAudit, RefusedConnections, Replica, StatusResponse, status_response::Role};
 use skep_store::Store;
 use skep_types::{ClusterView as _, NodeRole};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
@@ -29,6 +29,23 @@ pub struct Shown {
     pub agent: watch::Receiver<AgentState>,
     pub renewer: Option<watch::Receiver<RenewerState>>,
     pub managers_file: PathBuf,
+}
+
+impl Shown {
+    /// The managers it knows: as the agent has learnt them, else as the join command named them. Reads a file.
+    pub fn managers(&self) -> Vec<ManagerAddress> {
+        let known: Vec<ManagerAddress> =
+            serde_json::from_slice(&std::fs::read(&self.managers_file).unwrap_or_default()).unwrap_or_default();
+        if !known.is_empty() {
+            return known;
+        }
+        self.node.managers.iter().map(|addr| ManagerAddress { node_id: String::new(), addr: addr.clone() }).collect()
+    }
+
+    /// Why the node does not play its part, for people; empty if it does.
+    pub fn problem_now(&self) -> String {
+        problem(self, &self.agent.borrow().problem)
+    }
 }
 
 /// Where the daemon's loop leaves what `Status` shows. Clones share it.
@@ -62,8 +79,19 @@ impl Board {
         self.0.starting.send_replace(false);
     }
 
-    fn shown(&self) -> Option<Arc<Shown>> {
+    /// What there is to show of a node in a cluster.
+    pub fn shown(&self) -> Option<Arc<Shown>> {
         self.0.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it is still being found out what this node is.
+    pub fn is_starting(&self) -> bool {
+        *self.0.starting.borrow()
+    }
+
+    /// What the node's certificate makes of it; `None` without one that can be read.
+    pub fn role(&self) -> Option<NodeRole> {
+        self.0.security.identity().map(|identity| identity.role())
     }
 
     /// Waits until there is something to tell, within limits.
@@ -74,7 +102,7 @@ impl Board {
 
     /// In three words or fewer, for systemd.
     pub fn summary(&self) -> &'static str {
-        match (self.shown(), self.0.security.identity().map(|identity| identity.role())) {
+        match (self.shown(), self.role()) {
             (Some(shown), _) if shown.locked => "locked manager",
             (Some(_), Some(NodeRole::Manager)) => "manager",
             (Some(_), Some(NodeRole::Worker)) => "worker",
@@ -91,7 +119,7 @@ impl Board {
             ..StatusResponse::default()
         };
         let Some(shown) = self.shown() else {
-            if *self.0.starting.borrow() {
+            if self.is_starting() {
                 status.problem = "the daemon is starting: it looks at what it had and clears away what it left".into();
             }
             return status;
@@ -116,7 +144,7 @@ impl Board {
         status.connected = agent.session.connected;
         status.runtime.clone_from(&agent.runtime);
         status.problem = problem(&shown, &agent.problem);
-        status.managers = managers(&shown.managers_file, node);
+        status.managers = shown.managers().into_iter().map(|manager| manager.addr).collect();
         if let Some(store) = &shown.store {
             status.leader = store.leadership().borrow().is_leader;
             status.replica = replica.then(|| replica_of(store));
@@ -153,10 +181,4 @@ fn problem(shown: &Shown, agent: &str) -> String {
     let store = shown.store.as_ref().and_then(|store| store.status().broken).unwrap_or_default();
     let all = [shown.problem.clone(), store, announced, renewer, agent.to_owned()];
     all.into_iter().filter(|text| !text.is_empty()).collect::<Vec<_>>().join("; ")
-}
-
-/// As the agent has learnt them, else as the join command named them.
-fn managers(file: &Path, node: &NodeFile) -> Vec<String> {
-    let known: Vec<ManagerAddress> = serde_json::from_slice(&std::fs::read(file).unwrap_or_default()).unwrap_or_default();
-    if known.is_empty() { node.managers.clone() } else { known.into_iter().map(|manager| manager.addr).collect() }
 }

@@ -23,7 +23,9 @@ impl Filters {
                 return Err(ApiError::invalid(format!("invalid filter '{key}'")));
             }
             let values: Option<Vec<String>> = match values {
-                Value::Object(values) => Some(values.into_iter().filter(|(_, on)| *on == Value::Bool(true)).map(|(value, _)| value).collect()),
+                Value::Object(values) => {
+                    Some(values.into_iter().filter(|(_, on)| *on == Value::Bool(true)).map(|(value, _)| value).collect())
+                }
                 Value::Array(values) => values.into_iter().map(|value| value.as_str().map(str::to_owned)).collect(),
                 _ => None,
             };
@@ -59,6 +61,27 @@ impl Filters {
     #[must_use]
     pub fn begins(&self, key: &str, text: &str) -> bool {
         self.any(key, |value| text.starts_with(value))
+    }
+
+    /// Of secrets and configs the keys about ids and names are alternatives too: beginnings, and exact texts.
+    #[must_use]
+    pub fn any_kind(&self, beginnings: &[(&str, &str)], exact: &[(&str, &str)]) -> bool {
+        let keys = || beginnings.iter().chain(exact);
+        keys().all(|(key, _)| !self.has(key))
+            || beginnings.iter().any(|(key, text)| self.has(key) && self.begins(key, text))
+            || exact.iter().any(|(key, text)| self.has(key) && self.is(key, text))
+    }
+
+    /// [`Self::any`] with a part of the text; `^` and `$` stand for its ends. dockerd takes regular expressions here; of them only
+    /// these are understood.
+    #[must_use]
+    pub fn part_of(&self, key: &str, text: &str) -> bool {
+        self.any(key, |value| match (value.strip_prefix('^'), value.strip_suffix('$')) {
+            (Some(rest), Some(_)) => rest.strip_suffix('$') == Some(text),
+            (Some(beginning), None) => text.starts_with(beginning),
+            (None, Some(end)) => text.ends_with(end),
+            (None, None) => text.contains(value),
+        })
     }
 
     /// Whether all labels asked for under the key are there: `key`, or `key=value`.
@@ -107,6 +130,13 @@ mod tests {
         for odd in ["[", "[]", "null", r#"{"name":"web"}"#, r#"{"name":[1]}"#] {
             assert!(Filters::parse(odd, &["name"]).is_err(), "{odd}");
         }
+    }
+
+    #[test]
+    fn parts_are_found_and_ends_are_marked() {
+        let holds = |value: &str| Filters::parse(&format!("{{\"name\":[{value:?}]}}"), &["name"]).unwrap().part_of("name", "web_1");
+        assert!(holds("web") && holds("b_") && holds("^web") && holds("1$") && holds("^web_1$"));
+        assert!(!holds("^eb") && !holds("web$") && !holds("^web$") && !holds("x"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod backend; // what the endpoints need of the node and of the cluster
 mod body; // JSON as dockerd reads and writes it
 mod config; // /configs
 mod container; // /containers
+mod container_id; // a task's container in this API
 mod distribution; // /distribution
 mod error; // refusals and their status
 mod events; // /events
@@ -20,6 +21,7 @@ mod filters; // ?filters=
 mod front; // versions, headers, unknown paths
 mod hijack; // connections that become streams
 mod image; // /images
+mod info; // /info
 mod logs; // logs of services and tasks
 mod lookup; // full id, name, beginning of an id
 mod network; // /networks
@@ -30,13 +32,16 @@ mod server; // listeners, connections
 mod service; // /services
 mod stream; // frames and lines
 mod swarm; // /swarm
-mod system; // /info, /version, /_ping
+mod system; // /version, /_ping, /auth, what there is none of
+mod talk; // a client and a process
 mod task; // /tasks
 mod types; // the JSON of each object
 mod version; // of the API
 mod volume; // /volumes
+mod when; // points in time
 
 pub use backend::*;
+pub use container_id::{container_id, task_of_container};
 pub use error::{ApiError, ErrorKind};
 pub use front::Front;
 pub use server::{Listener, serve};

@@ -13,7 +13,6 @@ use std::convert::Infallible;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum FrameKind {
-    Stdin = 0,
     Stdout = 1,
     Stderr = 2,
     /// An error of the daemon, after the answer began.

@@ -74,6 +74,23 @@ impl HttpRegistry {
         Self { config, clients: OnceLock::new(), tokens: Mutex::default() }
     }
 
+    /// Whether the registry takes these credentials, or wants none.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unauthorised`] if it refuses them.
+    pub async fn log_in(&self, domain: &str, auth: &Auth) -> Result<(), RegistryError> {
+        let endpoint = Endpoint::of(domain, &self.config);
+        let url = format!("{}/v2/", endpoint.base());
+        let (image, repository) = ("a log-in".to_owned(), domain.to_owned());
+        let target = Target { endpoint, image, path: "", repository, auth: Some(auth), foreign_auth: false };
+        let response = self.send(&target, |client| client.get(&url).timeout(ANSWER_TIMEOUT)).await?;
+        match response.status() {
+            StatusCode::FORBIDDEN => Err(target.denied()),
+            status if status.is_success() => Ok(()),
+            _ => Err(target.refused(&response)),
+        }
+    }
+
     fn target<'a>(&self, reference: &'a Reference, auth: Option<&'a Auth>) -> Target<'a> {
         let fitting = auth.filter(|auth| auth.is_for(reference.domain()));
         Target {
@@ -159,8 +176,9 @@ impl HttpRegistry {
         kind: Option<&Kind>,
     ) -> Result<Token, RegistryError> {
         let mut realm = realm_url(realm, &target.endpoint).map_err(|problem| target.bad_challenge(problem))?;
-        let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", target.path));
-        let mut fields = vec![("scope", scope)];
+        // Whoever only logs in wants access to nothing yet.
+        let scope = scope.or_else(|| (!target.path.is_empty()).then(|| format!("repository:{}:pull", target.path)));
+        let mut fields: Vec<(&str, String)> = scope.map(|scope| ("scope", scope)).into_iter().collect();
         fields.extend(service.map(|service| ("service", service)));
         let request = if let Some(Kind::IdentityToken(token)) = kind {
             fields.push(("grant_type", "refresh_token".to_owned()));

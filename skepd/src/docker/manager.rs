@@ -1,13 +1,15 @@
 //! This node's manager, asked within this process: the services of the local socket without the socket.
 
+use super::failure;
 use crate::router::Routes;
 use axum::Router;
 use skep_docker_api::{ApiError, CALL_LIMIT, ErrorKind};
 use skep_proto::FromWire;
+use skep_proto::v1::ca_client::CaClient;
 use skep_proto::v1::control_client::ControlClient;
 use skep_proto::v1::logs_client::LogsClient;
 use std::future::Future;
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 
 /// Largest answer taken: a list of very many tasks comes as one message.
 const ANSWER_LIMIT: usize = 256 << 20;
@@ -25,6 +27,10 @@ impl Manager {
         ControlClient::new(self.0.clone()).max_decoding_message_size(ANSWER_LIMIT).max_encoding_message_size(ANSWER_LIMIT)
     }
 
+    pub fn ca(&self) -> CaClient<Router> {
+        CaClient::new(self.0.clone())
+    }
+
     pub fn logs(&self) -> LogsClient<Router> {
         LogsClient::new(self.0.clone()).max_decoding_message_size(ANSWER_LIMIT)
     }
@@ -34,32 +40,9 @@ impl Manager {
 pub async fn answer<T>(call: impl Future<Output = Result<Response<T>, Status>>) -> Result<T, ApiError> {
     match tokio::time::timeout(CALL_LIMIT, call).await {
         Ok(Ok(answer)) => Ok(answer.into_inner()),
-        Ok(Err(status)) => Err(refusal(&status)),
+        Ok(Err(status)) => Err(failure::of_manager(&status)),
         Err(_) => Err(ApiError::rpc(ErrorKind::DeadlineExceeded, "context deadline exceeded")),
     }
-}
-
-/// What a manager refuses, in the wrapping that dockerd leaves round it.
-pub fn refusal(status: &Status) -> ApiError {
-    let kind = match status.code() {
-        Code::Ok | Code::Unknown => ErrorKind::Unknown,
-        Code::Cancelled => ErrorKind::Cancelled,
-        Code::InvalidArgument => ErrorKind::InvalidArgument,
-        Code::DeadlineExceeded => ErrorKind::DeadlineExceeded,
-        Code::NotFound => ErrorKind::NotFound,
-        Code::AlreadyExists => ErrorKind::AlreadyExists,
-        Code::PermissionDenied => ErrorKind::PermissionDenied,
-        Code::ResourceExhausted => ErrorKind::ResourceExhausted,
-        Code::FailedPrecondition => ErrorKind::FailedPrecondition,
-        Code::Aborted => ErrorKind::Aborted,
-        Code::OutOfRange => ErrorKind::OutOfRange,
-        Code::Unimplemented => ErrorKind::Unimplemented,
-        Code::Internal => ErrorKind::Internal,
-        Code::Unavailable => ErrorKind::Unavailable,
-        Code::DataLoss => ErrorKind::DataLoss,
-        Code::Unauthenticated => ErrorKind::Unauthenticated,
-    };
-    ApiError::rpc(kind, status.message())
 }
 
 /// Reads an object out of an answer.

@@ -5,8 +5,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
 use skep_types::{
-    ClusterSpec, Config, ConfigSpec, ManagerStatus, Network, NetworkSpec, Node, NodeSpec, Object, Secret, SecretSpec, Sensitive, Service,
-    ServiceSpec, Task, TaskState, Timestamp, Version,
+    ClusterSpec, Config, ConfigSpec, ManagerStatus, Network, NetworkSpec, Node, NodeSpec, Secret, SecretSpec, Sensitive, Service,
+    ServiceSpec, Task, TaskState, Timestamp, TlsInfo,
 };
 use std::time::Duration;
 
@@ -39,6 +39,13 @@ pub struct TaskSelect {
     pub desired_states: Vec<TaskState>,
     /// Only tasks of their service's present spec.
     pub up_to_date: bool,
+}
+
+/// The cluster, and by which root and issuer its nodes' certificates should be: during a rotation the new ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterEntry {
+    pub cluster: skep_types::Cluster,
+    pub tls: TlsInfo,
 }
 
 /// A node, and its place among the managers if it has one.
@@ -101,30 +108,11 @@ pub struct LogRecord {
     pub attributes: Vec<(String, String)>,
 }
 
-/// What became of an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ChangeKind {
-    Created,
-    Updated,
-    Removed,
-}
-
-/// A change of one object, in the order of commits.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Change {
-    pub kind: ChangeKind,
-    pub object: Object,
-    /// Of an update: as it was before.
-    pub old: Option<Object>,
-    /// The commit's revision.
-    pub version: Version,
-}
-
 /// Reads and changes of the cluster's objects. Every call ends within the cluster's own time limits.
 #[async_trait]
 pub trait Cluster: Send + Sync {
     /// Without keys; with join tokens.
-    async fn cluster(&self) -> Result<skep_types::Cluster, ApiError>;
+    async fn cluster(&self) -> Result<ClusterEntry, ApiError>;
     async fn update_cluster(&self, version: u64, spec: ClusterSpec, rotation: Rotation) -> Result<(), ApiError>;
     /// `None`: managers are not locked.
     async fn unlock_key(&self) -> Result<Option<Sensitive<String>>, ApiError>;
@@ -136,6 +124,8 @@ pub trait Cluster: Send + Sync {
 
     async fn list_services(&self, select: &Select) -> Result<Vec<Service>, ApiError>;
     async fn get_service(&self, id: &str) -> Result<Service, ApiError>;
+    /// With what its absent parts mean written out.
+    async fn service_with_defaults(&self, id: &str) -> Result<Service, ApiError>;
     /// By full ids.
     async fn count_tasks(&self, services: &[String]) -> Result<Vec<TaskCounts>, ApiError>;
     async fn create_service(&self, spec: ServiceSpec) -> Result<Service, ApiError>;
@@ -167,9 +157,6 @@ pub trait Cluster: Send + Sync {
 
     /// Ends when all is told that was asked for; what it could not get of a node comes as an error in its place.
     async fn logs(&self, source: LogSource, select: LogSelect) -> Result<BoxStream<'static, Result<LogRecord, ApiError>>, ApiError>;
-    /// Changes of all kinds of objects but tasks and the cluster itself, from now on. Ends with an error when this node cannot
-    /// tell them any more.
-    async fn changes(&self) -> Result<BoxStream<'static, Result<Change, ApiError>>, ApiError>;
 }
 
 /// What a manager takes at most before it answers, dockerd's `swarmRequestTimeout`.

@@ -22,6 +22,6 @@ pub struct Happening {
 /// Tells what happens.
 #[async_trait]
 pub trait Happenings: Send + Sync + 'static {
-    /// What happened since a time, as far back as is remembered, and then what happens. A listener that is too slow misses some.
-    async fn listen(&self, since: Option<Timestamp>) -> Result<mpsc::Receiver<Happening>, ApiError>;
+    /// What is remembered, oldest first, and from then on what happens. A listener that is too slow misses some.
+    async fn listen(&self) -> Result<(Vec<Happening>, mpsc::Receiver<Happening>), ApiError>;
 }

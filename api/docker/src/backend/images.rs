@@ -25,10 +25,10 @@ pub struct Image {
     pub config: ImageSettings,
     /// `sha256:…` of what each layer unpacks to, lowest first.
     pub layers: Vec<String>,
+    /// Bytes of each, packed.
+    pub layer_sizes: Vec<u64>,
     /// Newest last.
     pub history: Vec<HistoryEntry>,
-    /// Full ids of the containers that were made from it.
-    pub containers: Vec<String>,
 }
 
 /// What a container takes over unless told otherwise.

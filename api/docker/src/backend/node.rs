@@ -2,7 +2,7 @@
 
 use crate::ApiError;
 use async_trait::async_trait;
-use skep_types::{Availability, ClusterSpec, Labels, NodeRole, Plugin, Sensitive};
+use skep_types::{Availability, ClusterSpec, NodeDescription, NodeRole, Sensitive, Timestamp};
 
 /// How this node stands towards a swarm, in dockerd's words.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,8 +45,8 @@ pub struct SwarmState {
     pub is_manager: bool,
     /// For people; empty: all is well.
     pub error: String,
-    /// `host:port` of managers it knows.
-    pub managers: Vec<String>,
+    /// Managers it knows: their node's id, which may be unknown, and `host:port`.
+    pub managers: Vec<(String, String)>,
 }
 
 impl SwarmState {
@@ -106,40 +106,27 @@ pub struct Joining {
     pub availability: Availability,
 }
 
-/// A program by name and version, as it says itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Component {
-    pub name: String,
-    pub version: String,
-    pub details: Labels,
-}
-
 /// What this machine and the software on it are; of now.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NodeFacts {
-    pub hostname: String,
+    /// Of this installation, in a cluster or not.
+    pub engine_id: String,
+    /// As the cluster is told.
+    pub description: NodeDescription,
     /// `uname -r`.
     pub kernel_version: String,
     /// `PRETTY_NAME` of os-release.
     pub operating_system: String,
     /// `VERSION_ID` of os-release.
     pub os_version: String,
-    /// `uname -m`.
-    pub architecture: String,
-    pub cpus: u64,
-    pub memory_bytes: u64,
-    /// Named and counted resources, as `gpu=2`.
-    pub generic_resources: Vec<skep_types::GenericResource>,
-    /// `KEY=VALUE`.
-    pub labels: Labels,
     pub data_dir: String,
-    pub plugins: Vec<Plugin>,
     pub default_log_driver: String,
     pub insecure_registries: Vec<String>,
     /// What the kernel can limit.
     pub limits: Limits,
     pub ipv4_forwarding: bool,
-    /// Open files of the daemon, and its tasks.
+    pub now: Timestamp,
+    /// Open files of the daemon, and its threads.
     pub open_files: u64,
     pub threads: u64,
     /// 1 or 2.
@@ -148,16 +135,15 @@ pub struct NodeFacts {
     pub apparmor: bool,
     /// Snapshotter.
     pub driver: String,
-    /// Of containerd, with its address and namespace; `None` while it does not answer.
+    /// `None` while it does not answer.
     pub containerd: Option<Containerd>,
-    /// Of containerd, runc and the init of tasks, as far as they are known.
-    pub components: Vec<Component>,
+    /// Its version; `None` if it is not known.
+    pub runc: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Containerd {
     pub version: String,
-    pub revision: String,
     pub address: String,
     pub namespace: String,
 }

@@ -13,8 +13,8 @@ pub struct Volume {
     pub labels: Labels,
     /// Nobody gave it its name.
     pub is_anonymous: bool,
-    /// Full ids of the containers that have it.
-    pub containers: Vec<String>,
+    /// Tasks of this node that have it, or are about to.
+    pub users: Vec<String>,
 }
 
 /// The volumes of this node.
@@ -25,6 +25,9 @@ pub trait Volumes: Send + Sync + 'static {
     /// Makes it; the same again is the same. An empty name: an anonymous one.
     async fn create(&self, name: &str, labels: Labels) -> Result<Volume, ApiError>;
 
-    /// Removes it with all that is in it; bytes that were in its files.
-    async fn remove(&self, name: &str) -> Result<u64, ApiError>;
+    /// Removes it with all that is in it, unless somebody uses it.
+    async fn remove(&self, name: &str) -> Result<(), ApiError>;
+
+    /// Bytes of the files in it; looks at each of them.
+    async fn size(&self, name: &str) -> Result<u64, ApiError>;
 }

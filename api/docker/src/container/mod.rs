@@ -1,7 +1,80 @@
-//! Containers of this node.
+//! `/containers`: the containers of this node.
 
-use crate::Backend;
+mod act; // start, stop, kill, pause, wait, remove
+mod archive; // files out of them and into them
+mod attach; // their output as it comes
+mod exec; // programs to be started in them
+mod find; // which one is meant
+mod inspect; // everything about one
+mod list; // all of them
+mod logs; // their output so far
+mod stats; // what they use
+mod summary; // one in a list
 
-pub(crate) fn routes() -> axum::Router<Backend> {
-    axum::Router::new()
+pub(crate) use exec::window;
+pub(crate) use find::find;
+pub(crate) use summary::summary;
+
+use crate::{ApiError, Backend};
+use axum::Router;
+use axum::routing::{get, post};
+
+pub(crate) fn routes() -> Router<Backend> {
+    Router::new()
+        .route("/containers/json", get(list::list))
+        .route("/containers/create", post(create))
+        .route("/containers/prune", post(act::prune))
+        .route("/containers/{id}", axum::routing::delete(act::remove))
+        .route("/containers/{id}/json", get(inspect::inspect))
+        .route("/containers/{id}/logs", get(logs::logs))
+        .route("/containers/{id}/stats", get(stats::stats))
+        .route("/containers/{id}/top", get(stats::top))
+        .route("/containers/{id}/changes", get(archive::changes))
+        .route("/containers/{id}/start", post(act::start))
+        .route("/containers/{id}/stop", post(act::stop))
+        .route("/containers/{id}/restart", post(act::restart))
+        .route("/containers/{id}/kill", post(act::kill))
+        .route("/containers/{id}/pause", post(act::pause))
+        .route("/containers/{id}/unpause", post(act::unpause))
+        .route("/containers/{id}/wait", post(act::wait))
+        .route("/containers/{id}/resize", post(act::resize))
+        .route("/containers/{id}/rename", post(rename))
+        .route("/containers/{id}/update", post(update))
+        .route("/containers/{id}/export", get(export))
+        .route("/containers/{id}/attach", post(attach::attach))
+        .route("/containers/{id}/attach/ws", get(websocket))
+        .route("/containers/{id}/exec", post(exec::create))
+        .route("/containers/{id}/checkpoints", get(checkpoints).post(checkpoints))
+        .route("/containers/{id}/archive", get(archive::get).head(archive::head).put(archive::put))
+        .route("/commit", post(commit))
+}
+
+async fn create() -> ApiError {
+    ApiError::unimplemented(
+        "this node runs containers as tasks of services only; use `docker service create` (with --mode replicated-job for one that ends)",
+    )
+}
+
+async fn rename() -> ApiError {
+    ApiError::unimplemented("the name of a task's container says which task it is and cannot be changed")
+}
+
+async fn update() -> ApiError {
+    ApiError::unimplemented("the limits of a task's container are its service's; use `docker service update`")
+}
+
+async fn export() -> ApiError {
+    ApiError::unimplemented("a container's files as a whole cannot be exported; copy what you need with `docker cp`")
+}
+
+async fn websocket() -> ApiError {
+    ApiError::unimplemented("a container cannot be attached to by websocket; use POST /containers/{id}/attach")
+}
+
+async fn checkpoints() -> ApiError {
+    ApiError::unimplemented("this node makes no checkpoints of containers")
+}
+
+async fn commit() -> ApiError {
+    ApiError::unimplemented("this node makes no images; build and push one elsewhere")
 }

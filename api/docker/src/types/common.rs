@@ -52,7 +52,8 @@ impl<'de> Deserialize<'de> for Time {
         if text.is_empty() || text == ZERO_TIME {
             return Ok(Self(None));
         }
-        let at = OffsetDateTime::parse(&text, &Rfc3339).map_err(|_| serde::de::Error::custom(format!("{text:?} is no time of RFC 3339")))?;
+        let at =
+            OffsetDateTime::parse(&text, &Rfc3339).map_err(|_| serde::de::Error::custom(format!("{text:?} is no time of RFC 3339")))?;
         Ok(Self(i64::try_from(at.unix_timestamp_nanos()).ok().map(Timestamp)))
     }
 }
@@ -70,6 +71,13 @@ impl From<&Meta> for Head {
     fn from(meta: &Meta) -> Self {
         Self { version: meta.version.into(), created_at: meta.created_at.into(), updated_at: meta.updated_at.into() }
     }
+}
+
+/// What a call that makes something answers.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Id {
+    #[serde(rename = "ID")]
+    pub id: String,
 }
 
 #[cfg(test)]

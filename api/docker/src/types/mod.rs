@@ -7,7 +7,7 @@ pub(crate) mod common; // versions, times
 pub(crate) mod container_spec; // what a container is made of
 pub(crate) mod driver; // by name with options
 pub(crate) mod mount; // what is mounted into a container
-pub(crate) mod network; // networks, in both forms
+pub(crate) mod network; // networks, as /networks shows them
 pub(crate) mod node; // nodes
 pub(crate) mod privileges; // what a container may do
 pub(crate) mod reference; // to secrets and configs
@@ -21,3 +21,6 @@ pub(crate) mod task; // tasks
 pub(crate) mod task_spec; // what a task is to be
 pub(crate) mod unsaid; // what this API has no words for
 pub(crate) mod value; // absence, lengths of time, words
+
+#[cfg(test)]
+mod tests; // what is written is read back

@@ -1,6 +1,7 @@
 //! Logs of services and tasks.
 
-use crate::docker::manager::{Manager, answer, read, refusal};
+use crate::docker::failure;
+use crate::docker::manager::{Manager, answer, read};
 use futures_util::stream::{self, BoxStream, StreamExt as _, TryStreamExt as _};
 use skep_docker_api::{ApiError, LogRecord, LogSelect, LogSource};
 use skep_proto::{ToWire as _, v1};
@@ -16,7 +17,8 @@ pub async fn subscribe(manager: &Manager, source: LogSource, select: LogSelect) 
     let request = v1::SubscribeLogsRequest { selector: Some(selector), options: Some(options(&select)) };
     // The manager waits for nodes to listen before it begins to answer, but not for ever.
     let messages = answer(manager.logs().subscribe_logs(request)).await?;
-    let records = messages.map_err(|status| refusal(&status)).map_ok(|batch| stream::iter(batch.messages.into_iter().map(record)));
+    let records =
+        messages.map_err(|status| failure::of_manager(&status)).map_ok(|batch| stream::iter(batch.messages.into_iter().map(record)));
     Ok(records.try_flatten().boxed())
 }
 

@@ -1,0 +1,73 @@
+//! `/images`: the images of this node. Names may have slashes, so that the last part of a path says what is asked for.
+
+mod find; // which one is meant
+mod inspect; // one, a list of all, history
+mod pull; // from a registry, out of an archive
+mod remove; // names and images
+
+pub(crate) use find::{familiar, find};
+pub(crate) use inspect::summary;
+
+use crate::query::Query;
+use crate::{ApiError, Backend};
+use axum::Router;
+use axum::extract::{Path, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use http::{HeaderMap, StatusCode};
+
+pub(crate) fn routes() -> Router<Backend> {
+    Router::new()
+        .route("/images/json", get(inspect::list))
+        .route("/images/create", post(pull::create))
+        .route("/images/load", post(pull::load))
+        .route("/images/get", get(save))
+        .route("/images/search", get(search))
+        .route("/images/prune", post(remove::prune))
+        .route("/images/{*path}", get(look).post(change).delete(remove::remove))
+}
+
+/// The header with a client's credentials, as it came.
+pub(crate) fn auth(headers: &HeaderMap) -> &str {
+    headers.get("x-registry-auth").and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+fn unknown() -> ApiError {
+    ApiError::not_found("page not found")
+}
+
+async fn look(State(backend): State<Backend>, Path(path): Path<String>, query: Query) -> Result<Response, ApiError> {
+    match path.rsplit_once('/') {
+        Some((name, "json")) => Ok(inspect::inspect(&backend, name, &query).await?.into_response()),
+        Some((name, "history")) => Ok(inspect::history(&backend, name).await?.into_response()),
+        Some((_, "get")) => Err(save().await),
+        _ => Err(unknown()),
+    }
+}
+
+async fn change(State(backend): State<Backend>, Path(path): Path<String>, query: Query) -> Result<Response, ApiError> {
+    match path.rsplit_once('/') {
+        Some((name, "tag")) => tag(&backend, name, &query).await.map(IntoResponse::into_response),
+        Some((_, "push")) => Err(ApiError::unimplemented("this node does not push images; push from where they were built")),
+        _ => Err(unknown()),
+    }
+}
+
+async fn tag(backend: &Backend, name: &str, query: &Query) -> Result<StatusCode, ApiError> {
+    let repository = query.text("repo").ok_or_else(|| ApiError::invalid("repository name must have at least one component"))?;
+    let reference = match query.text("tag") {
+        Some(tag) => format!("{repository}:{tag}"),
+        None => repository.to_owned(),
+    };
+    let image = find(backend, name).await?;
+    let known = image.tags.first().or(image.digests.first()).ok_or_else(|| ApiError::not_found(format!("No such image: {name}")))?;
+    backend.images.tag(known, &reference).await.map(|()| StatusCode::CREATED)
+}
+
+async fn save() -> ApiError {
+    ApiError::unimplemented("this node does not write archives of images; pull the image where you want it")
+}
+
+async fn search() -> ApiError {
+    ApiError::unimplemented("this node does not search registries")
+}
