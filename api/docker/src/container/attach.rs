@@ -1,0 +1,60 @@
+//! `/containers/{id}/attach`: the output of a container as it comes.
+
+use super::find;
+use crate::hijack::Hijack;
+use crate::query::Query;
+use crate::stream::content_type;
+use crate::talk::{DetachKeys, talk};
+use crate::{ApiError, ApiVersion, Attached, Backend, Chunk, LinesWanted, Phase};
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use tokio::sync::mpsc;
+
+/// Pieces on their way; the reader of the log waits when it is full.
+const IN_FLIGHT: usize = 16;
+
+/// What a task's container writes is read from its log: nothing is lost, whoever else is attached. Nobody can type into it.
+pub(super) async fn attach(
+    State(backend): State<Backend>,
+    Path(id): Path<String>,
+    version: ApiVersion,
+    query: Query,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (mut parts, body) = request.into_parts();
+    let hijack = Hijack::of(&mut parts);
+    let keys = DetachKeys::parse(query.text("detachKeys").unwrap_or_default())?;
+    let container = find(&backend, &id).await?;
+    if container.life.phase == Phase::Paused {
+        return Err(ApiError::conflict(format!("container {id} is paused, unpause the container before attach")));
+    }
+    if query.is("stdin") && container.spec.open_stdin {
+        return Err(ApiError::unimplemented(
+            "nobody can type into a task's container; attach with --no-stdin, or run a program in it with `docker exec -i`",
+        ));
+    }
+    let (logs, follow) = (query.is("logs"), query.is("stream"));
+    let wanted = LinesWanted {
+        stdout: query.is("stdout"),
+        stderr: query.is("stderr"),
+        since: None,
+        tail: if logs { None } else { Some(0) },
+        follow,
+    };
+    let mut lines = backend.containers.logs(&container.id, wanted).await?;
+    let has_terminal = container.spec.tty;
+    Ok(hijack.answer(content_type(version, has_terminal), body, move |input, output| async move {
+        let (sender, written) = mpsc::channel(IN_FLIGHT);
+        let reading = async move {
+            while let Some(batch) = lines.recv().await {
+                for line in batch {
+                    if sender.send(Chunk { stream: line.stream, data: line.data }).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        let attached = Attached { input: None, output: written, has_terminal };
+        tokio::join!(reading, talk(attached, keys, input, output));
+    }))
+}

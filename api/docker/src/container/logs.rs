@@ -1,0 +1,103 @@
+//! `/containers/{id}/logs`.
+
+use super::find;
+use crate::logs::stamp;
+use crate::query::Query;
+use crate::stream::{self, FrameKind};
+use crate::{ApiError, ApiVersion, Backend, ContainerLine, LinesWanted, StdStream};
+use axum::extract::{Path, State};
+use axum::response::Response;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use skep_types::Timestamp;
+
+/// How lines are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    timestamps: bool,
+    /// Details are what the log driver was told to add to each line: nothing here, but for the space behind them.
+    details: bool,
+    is_tty: bool,
+}
+
+pub(super) async fn logs(
+    State(backend): State<Backend>,
+    Path(id): Path<String>,
+    version: ApiVersion,
+    query: Query,
+) -> Result<Response, ApiError> {
+    let wanted = LinesWanted {
+        stdout: query.is("stdout"),
+        stderr: query.is("stderr"),
+        since: query.time("since")?,
+        // What is no number is as `all`.
+        tail: query.text("tail").and_then(|text| text.parse().ok()),
+        follow: query.is("follow"),
+    };
+    if !wanted.stdout && !wanted.stderr {
+        return Err(ApiError::invalid("Bad parameters: you must choose at least one stream"));
+    }
+    let until = query.time("until")?;
+    let container = find(&backend, &id).await?;
+    let look = Look { timestamps: query.is("timestamps"), details: query.is("details"), is_tty: container.spec.tty };
+    let lines = backend.containers.logs(&container.id, wanted).await?;
+    let batches = futures_util::stream::unfold(lines, move |mut lines| async move {
+        let batch = lines.recv().await?;
+        let (out, is_over) = written(&batch, look, until);
+        if is_over {
+            lines.close();
+        }
+        Some((Ok(out), lines))
+    });
+    Ok(stream::bytes(stream::content_type(version, look.is_tty), batches.boxed()))
+}
+
+/// Whether a line is past the end that is wanted: lines come in the order of their times.
+fn written(batch: &[ContainerLine], look: Look, until: Option<Timestamp>) -> (Bytes, bool) {
+    let mut out = BytesMut::new();
+    for line in batch {
+        if until.is_some_and(|until| line.time > until) {
+            return (out.freeze(), true);
+        }
+        let mut head = BytesMut::new();
+        if look.timestamps {
+            head.put_slice(stamp(line.time).as_bytes());
+            head.put_u8(b' ');
+        }
+        if look.details {
+            head.put_u8(b' ');
+        }
+        head.put_slice(&line.data);
+        if look.is_tty {
+            out.put_slice(&head);
+        } else {
+            out.put_slice(&stream::frame(frame_kind(line.stream), &head));
+        }
+    }
+    (out.freeze(), false)
+}
+
+pub(super) fn frame_kind(stream: StdStream) -> FrameKind {
+    match stream {
+        StdStream::Stdout => FrameKind::Stdout,
+        StdStream::Stderr => FrameKind::Stderr,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_framed_and_end_where_they_shall() {
+        let line = |time, stream| ContainerLine { time: Timestamp::from_secs(time), stream, data: Bytes::from_static(b"hi\n") };
+        let batch = [line(1, StdStream::Stdout), line(2, StdStream::Stderr), line(3, StdStream::Stdout)];
+        let plain = Look { timestamps: false, details: false, is_tty: false };
+        let (out, is_over) = written(&batch, plain, Some(Timestamp::from_secs(2)));
+        assert_eq!(out.as_ref(), b"\x01\0\0\0\0\0\0\x03hi\n\x02\0\0\0\0\0\0\x03hi\n");
+        assert!(is_over);
+        let (out, is_over) = written(&batch[..1], Look { timestamps: true, details: true, is_tty: true }, None);
+        assert_eq!(out.as_ref(), b"1970-01-01T00:00:01.000000000Z  hi\n");
+        assert!(!is_over);
+    }
+}

@@ -1,0 +1,106 @@
+//! The Docker Engine API of this node, on a Unix socket: starting and stopping it, and what its endpoints are answered from.
+//!
+//! The translator is `skep-docker-api`; here are its traits: [`ClusterCalls`] over the services that the manager of this node
+//! offers on the local socket, and [`ThisNode`] over `skep.v1.LocalNode`. Both go the way that `swarmctl` goes, so that the two can
+//! never differ in what they may.
+
+mod absent; // what is not joined yet
+mod cluster; // objects of the cluster
+mod facts; // what this machine is
+mod failure; // refusals of gRPC as refusals of this API
+mod login; // do credentials work
+mod manager; // asked within this process
+mod node; // beginning, joining, leaving
+mod place; // addresses by interface
+mod state; // membership in dockerd's words
+
+pub use absent::Absent;
+pub use cluster::ClusterCalls;
+pub use node::ThisNode;
+
+use crate::config::Config;
+use anyhow::{Context, Result};
+use skep_docker_api::{Backend, Front, Listener};
+use skep_systemd::PassedSockets;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// `FileDescriptorName=` of a socket that systemd opened for this.
+const PASSED: &str = "docker";
+
+/// What lets the group in besides root.
+const MODE: u32 = 0o660;
+
+/// The servers of the API; they end with the token they were started with.
+#[derive(Default)]
+pub struct DockerApi {
+    servers: JoinSet<()>,
+}
+
+impl DockerApi {
+    /// Opens the socket; it answers from now on. Nothing is opened if the configuration says `off`.
+    ///
+    /// # Errors
+    /// If the socket cannot be opened or given to the group; says what to do.
+    pub fn start(config: &Config, backend: Backend, stop: &CancellationToken) -> Result<Self> {
+        let mut servers = JoinSet::new();
+        let front = Front::new(backend);
+        let mut listeners = PassedSockets::from_env().take_unix(PASSED)?;
+        if let Some(path) = &config.docker_socket
+            && listeners.is_empty()
+        {
+            listeners.push(bind(path, config.docker_group.as_deref())?);
+            tracing::info!(socket = %path.display(), "the Docker API answers");
+        }
+        for listener in listeners {
+            servers.spawn(skep_docker_api::serve(listener, front.clone(), stop.child_token()));
+        }
+        Ok(Self { servers })
+    }
+
+    /// Returns when all connections have ended. Call it after the token was cancelled.
+    pub async fn ended(mut self) {
+        while self.servers.join_next().await.is_some() {}
+    }
+}
+
+fn bind(path: &Path, group: Option<&str>) -> Result<Listener> {
+    let group = group.map(group_id).transpose()?;
+    let listener = skep_ca::bind_local(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let open = || {
+        if let Some(group) = group {
+            std::os::unix::fs::chown(path, None, Some(group))?;
+        }
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(MODE))
+    };
+    open().with_context(|| format!("cannot give {} to its group", path.display()))?;
+    Ok(listener)
+}
+
+fn group_id(name: &str) -> Result<u32> {
+    let found = nix::unistd::Group::from_name(name).with_context(|| format!("docker_group: cannot look up the group {name:?}"))?;
+    let found = found.with_context(|| format!("docker_group: there is no group {name:?}; `groupadd {name}` makes one"))?;
+    Ok(found.gid.as_raw())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_is_open_to_its_group_and_to_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("docker.sock");
+        let _listener = bind(&path, None).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
+    }
+
+    #[test]
+    fn a_group_that_is_not_there_is_named() {
+        let refused = group_id("no-such-group-here").unwrap_err();
+        assert!(format!("{refused:#}").contains("no-such-group-here"), "{refused:#}");
+        assert_eq!(group_id("root").unwrap(), 0);
+    }
+}
