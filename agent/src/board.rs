@@ -95,6 +95,7 @@ struct Table {
 struct Seen {
     started_at: Option<Timestamp>,
     is_dead: bool,
+    is_oom: bool,
     health: Option<HealthView>,
 }
 
@@ -134,7 +135,7 @@ impl Board {
             Event::Started { health, .. } => {
                 self.with(|table| {
                     let health = health.as_ref().map(|_| HealthView::default());
-                    table.tasks.insert(task.id.clone(), Seen { started_at: Some(now()), is_dead: false, health });
+                    table.tasks.insert(task.id.clone(), Seen { started_at: Some(now()), health, ..Seen::default() });
                 });
                 self.tell(task, What::Start);
             }
@@ -155,6 +156,7 @@ impl Board {
     fn ended(&self, task: &Arc<Task>, outcome: &Outcome) {
         let before = self.with(|table| {
             let seen = table.tasks.entry(task.id.clone()).or_default();
+            seen.is_oom |= outcome.words.is_some();
             (!std::mem::replace(&mut seen.is_dead, true)).then_some(seen.started_at)
         });
         let Some(started_at) = before else { return };
@@ -202,6 +204,12 @@ impl Board {
     #[must_use]
     pub fn health(&self, task: &TaskId) -> Option<HealthView> {
         self.with(|table| table.tasks.get(task).and_then(|seen| seen.health.clone()))
+    }
+
+    /// Whether its memory ran out, as far as this agent saw.
+    #[must_use]
+    pub fn ran_out_of_memory(&self, task: &TaskId) -> bool {
+        self.with(|table| table.tasks.get(task).is_some_and(|seen| seen.is_oom))
     }
 
     /// What is remembered, and everything from then on.

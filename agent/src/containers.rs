@@ -25,6 +25,7 @@ pub use table::{ExecPhase, ExecView, ExecWish};
 pub use usage::{BlockUsage, NetworkUsage, Usage};
 pub use volumes::{Volume, Volumes};
 
+use crate::board::Board;
 use crate::containerd::ContainerdExecutor;
 use crate::engine::Engine;
 use crate::logs::LogStream;
@@ -71,6 +72,27 @@ impl Containers {
     fn task(&self, id: &TaskId) -> Result<Arc<Task>, ContainersError> {
         let task = self.0.engine.tasks.now().get(id).cloned();
         task.filter(|task| task.spec.container().is_some()).ok_or_else(|| ContainersError::NotFound { container: id.to_string() })
+    }
+
+    /// What happened lately, and what happens.
+    #[must_use]
+    pub fn board(&self) -> &Board {
+        &self.0.engine.board
+    }
+
+    /// The tasks that have a volume, or are about to.
+    #[must_use]
+    pub fn users_of_volume(&self, name: &str) -> Vec<TaskId> {
+        let tasks = self.0.engine.tasks.now();
+        let has = |task: &Task| {
+            let newest = self.0.engine.reports.newest(&task.id);
+            let state = newest.map_or(task.status.state, |status| status.state);
+            let names = |mount: &skep_types::Mount| mount.kind == skep_types::MountType::Volume && mount.source == name;
+            !state.is_terminal()
+                && (task.spec.container().is_some_and(|spec| spec.mounts.iter().any(names))
+                    || name.strip_prefix(task.id.as_str()).is_some())
+        };
+        tasks.values().filter(|task| has(task)).map(|task| task.id.clone()).collect()
     }
 
     /// Where volumes are, and which tasks have which.

@@ -60,6 +60,11 @@ impl Image {
         self.content.size
     }
 
+    /// Bytes of each packed layer, the lowest first.
+    pub fn layer_sizes(&self) -> impl Iterator<Item = u64> {
+        self.content.layers.iter().map(|layer| layer.blob.length())
+    }
+
     pub(crate) fn content(&self) -> &Arc<ImageContent> {
         &self.content
     }

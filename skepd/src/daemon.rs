@@ -6,7 +6,7 @@
 mod orders; // what the local socket's callers ask for
 
 use crate::config::Config;
-use crate::docker::{Absent, ClusterCalls, DockerApi, ThisNode};
+use crate::docker::{ClusterCalls, DockerApi, Local, NodeContainers, NodeHappenings, NodeImages, NodeVolumes, ThisNode};
 use crate::local::{LocalNodeService, Order};
 use crate::parts::NodeParts;
 use crate::router::Routes;
@@ -66,7 +66,7 @@ pub async fn run(config: Config) -> Result<()> {
     let listener = skep_ca::bind_local(&config.socket()).with_context(|| format!("cannot listen on {}", config.socket().display()))?;
     let mut servers = JoinSet::new();
     servers.spawn(skep_manager::serve(skep_ca::serve_local(listener, &security), local, stop.clone()));
-    let backend = docker_backend(&config, &routes, &board, node)?;
+    let backend = docker_backend(&parts, &routes, &board, node)?;
     let docker = DockerApi::start(&config, backend, &stop)?;
     let pulse = Arc::new(AtomicBool::new(true));
     let turning = Arc::clone(&pulse);
@@ -94,15 +94,15 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 /// What the Docker API is answered from.
-fn docker_backend(config: &Arc<Config>, routes: &Routes, board: &Board, node: LocalNodeService) -> Result<Backend> {
-    let absent = Arc::new(Absent);
+fn docker_backend(parts: &NodeParts, routes: &Routes, board: &Board, node: LocalNodeService) -> Result<Backend> {
+    let (config, told) = (&parts.config, Local::default());
     Ok(Backend {
         cluster: Arc::new(ClusterCalls::new(routes, board.clone())),
         node: Arc::new(ThisNode::new(Arc::clone(config), board.clone(), node)?),
-        containers: absent.clone(),
-        images: absent.clone(),
-        volumes: absent.clone(),
-        happenings: absent,
+        containers: Arc::new(NodeContainers::new(board.clone())),
+        images: Arc::new(NodeImages::new(parts.image_store().clone(), config.insecure_registries.clone(), told.clone())),
+        volumes: Arc::new(NodeVolumes::new(&config.data_dir, board.clone(), told.clone())),
+        happenings: Arc::new(NodeHappenings::new(board.clone(), told)),
     })
 }
 

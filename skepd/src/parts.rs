@@ -47,6 +47,10 @@ impl NodeParts {
         })
     }
 
+    pub fn image_store(&self) -> &ImageStore {
+        &self.images
+    }
+
     pub fn image_service(&self) -> NodeImages {
         NodeImages::new(self.images.clone())
     }

@@ -20,6 +20,7 @@ pub struct ContainerFacts {
     pub story: Option<Story>,
     pub is_running: bool,
     pub is_paused: bool,
+    pub is_oom_killed: bool,
     pub health: Option<HealthView>,
     /// The check in force: the service's or the image's.
     pub healthcheck: Option<HealthConfig>,
@@ -90,6 +91,7 @@ impl Containers {
             spec: template::expand(spec, task, node).unwrap_or_else(|_| spec.clone()),
             is_running,
             is_paused: is_running && is_paused(config, &task.id),
+            is_oom_killed: self.0.engine.board.ran_out_of_memory(&task.id),
             health: self.0.engine.board.health(&task.id),
             healthcheck: config.task_dir(&task.id).kept().and_then(|kept| kept.health).or_else(|| spec.healthcheck.clone()),
             execs: self.0.execs.of(&task.id),

@@ -10,9 +10,10 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::Response;
 use axum::routing::get;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use serde_json::{Value, json};
 use std::time::Duration;
-use tokio::sync::mpsc;
 
 const FILTERS: [&str; 16] = [
     "builder",
@@ -57,15 +58,15 @@ async fn events(State(backend): State<Backend>, query: Query) -> Result<Response
     let wait = until.map_or(FOREVER, |until| until.since(now()));
     let end = tokio::time::Instant::now() + wait;
     let coming =
-        futures_util::stream::unfold((live, filters), move |(mut live, filters): (mpsc::Receiver<Happening>, Filters)| async move {
+        futures_util::stream::unfold((live, filters), move |(mut live, filters): (BoxStream<'static, Happening>, Filters)| async move {
             loop {
-                let one = tokio::time::timeout_at(end, live.recv()).await.ok()??;
+                let one = tokio::time::timeout_at(end, live.next()).await.ok()??;
                 if is_wanted(&filters, &one) {
                     return Some((Ok(json(&one)), (live, filters)));
                 }
             }
         });
-    Ok(stream::lines(futures_util::StreamExt::chain(futures_util::stream::iter(past), coming)))
+    Ok(stream::lines(futures_util::stream::iter(past).chain(coming)))
 }
 
 fn is_wanted(filters: &Filters, one: &Happening) -> bool {

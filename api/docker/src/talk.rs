@@ -4,9 +4,10 @@ use crate::hijack::{Input, Output};
 use crate::stream::{self, FrameKind};
 use crate::{ApiError, Attached, StdStream};
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use std::future::pending;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::sync::mpsc;
 
 /// Read from a client at once.
 const PIECE: usize = 16 * 1024;
@@ -97,8 +98,8 @@ pub(crate) async fn talk(attached: Attached, keys: DetachKeys, mut input: Input,
     let _ = output.shutdown().await; // the client may be gone
 }
 
-async fn tell(written: &mut mpsc::Receiver<crate::Chunk>, output: &mut Output, has_terminal: bool) {
-    while let Some(chunk) = written.recv().await {
+async fn tell(written: &mut BoxStream<'static, crate::Chunk>, output: &mut Output, has_terminal: bool) {
+    while let Some(chunk) = written.next().await {
         let bytes = match (has_terminal, chunk.stream) {
             (true, _) => chunk.data,
             (false, StdStream::Stdout) => stream::frame(FrameKind::Stdout, &chunk.data),
@@ -114,6 +115,7 @@ async fn tell(written: &mut mpsc::Receiver<crate::Chunk>, output: &mut Output, h
 mod tests {
     use super::*;
     use crate::Chunk;
+    use tokio::sync::mpsc;
 
     #[test]
     fn keys_are_named_by_letters() {
@@ -136,7 +138,8 @@ mod tests {
     async fn the_end_of_input_is_not_the_end_of_output() {
         let (typed, mut reads) = mpsc::channel(4);
         let (writes, written) = mpsc::channel(4);
-        let attached = Attached { input: Some(typed), output: written, has_terminal: false };
+        let output = futures_util::stream::unfold(written, |mut written| async move { Some((written.recv().await?, written)) });
+        let attached = Attached { input: Some(typed), output: output.boxed(), has_terminal: false };
         let (client, server) = tokio::io::duplex(1024);
         let (server_in, server_out) = tokio::io::split(server);
         let session = tokio::spawn(talk(attached, DetachKeys::parse("").unwrap(), Box::pin(server_in), Box::pin(server_out)));

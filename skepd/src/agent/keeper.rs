@@ -1,7 +1,7 @@
 //! The agent, kept running: begun again when containerd was not there yet or a part of it ended.
 
 use super::{AgentParts, LEAVE_LIMIT, chain};
-use skep_agent::{Agent, SessionState};
+use skep_agent::{Agent, Containers, SessionState};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -25,6 +25,8 @@ pub struct AgentState {
     /// Why it does not work, for people; empty while it does.
     pub problem: String,
     pub runtime: String,
+    /// While it runs.
+    pub containers: Option<Containers>,
     pub session: SessionState,
 }
 
@@ -92,11 +94,12 @@ async fn keep(mut parts: AgentParts, mut orders: mpsc::Receiver<Order>, state: w
             Ok(agent) => {
                 pause = FIRST_PAUSE;
                 let runtime = agent.runtime_version().await;
-                state.send_modify(|state| state.runtime = runtime);
+                let containers = agent.containers().clone();
+                state.send_modify(|state| (state.runtime, state.containers) = (runtime, Some(containers)));
                 let Some(problem) = watch_over(agent, &mut parts.local_manager, &mut orders, &state).await else { return };
                 tracing::warn!(%problem, "the agent ended and is begun again");
                 state.send_modify(|state| {
-                    state.problem = problem;
+                    (state.problem, state.containers) = (problem, None);
                     state.session.connected = false;
                 });
             }

@@ -2,21 +2,27 @@
 //!
 //! The translator is `skep-docker-api`; here are its traits: [`ClusterCalls`] over the services that the manager of this node
 //! offers on the local socket, and [`ThisNode`] over `skep.v1.LocalNode`. Both go the way that `swarmctl` goes, so that the two can
-//! never differ in what they may.
+//! never differ in what they may. What is this node's own, its containers, images and volumes, is asked of the agent and the stores.
 
-mod absent; // what is not joined yet
 mod cluster; // objects of the cluster
+mod containers; // of this node's tasks
 mod facts; // what this machine is
 mod failure; // refusals of gRPC as refusals of this API
+mod happenings; // what happens here
+mod images; // of this node, and what registries say
 mod login; // do credentials work
 mod manager; // asked within this process
 mod node; // beginning, joining, leaving
 mod place; // addresses by interface
 mod state; // membership in dockerd's words
+mod volumes; // of this node
 
-pub use absent::Absent;
 pub use cluster::ClusterCalls;
+pub use containers::NodeContainers;
+pub use happenings::{Local, NodeHappenings};
+pub use images::NodeImages;
 pub use node::ThisNode;
+pub use volumes::NodeVolumes;
 
 use crate::config::Config;
 use anyhow::{Context, Result};

@@ -288,12 +288,11 @@ pub struct Exec {
 }
 
 /// A process to talk with.
-#[derive(Debug)]
 pub struct Attached {
     /// What it reads; dropped at the end of input. `None`: nobody reads.
     pub input: Option<mpsc::Sender<Bytes>>,
     /// What it writes; ends after the end of the process is known to those who ask.
-    pub output: mpsc::Receiver<Chunk>,
+    pub output: BoxStream<'static, Chunk>,
     pub has_terminal: bool,
 }
 
@@ -332,8 +331,8 @@ pub trait Containers: Send + Sync + 'static {
     /// All, whatever their state.
     async fn list(&self) -> Result<Vec<Container>, ApiError>;
 
-    /// Lines until there are no more, or the receiver is dropped.
-    async fn logs(&self, id: &str, wanted: LinesWanted) -> Result<mpsc::Receiver<Vec<ContainerLine>>, ApiError>;
+    /// Lines until there are no more.
+    async fn logs(&self, id: &str, wanted: LinesWanted) -> Result<BoxStream<'static, Vec<ContainerLine>>, ApiError>;
 
     /// `None`: it does not run.
     async fn usage(&self, id: &str) -> Result<Option<Usage>, ApiError>;

@@ -2,8 +2,8 @@
 
 use crate::ApiError;
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 use skep_types::{Labels, Timestamp};
-use tokio::sync::mpsc;
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,5 +23,5 @@ pub struct Happening {
 #[async_trait]
 pub trait Happenings: Send + Sync + 'static {
     /// What is remembered, oldest first, and from then on what happens. A listener that is too slow misses some.
-    async fn listen(&self) -> Result<(Vec<Happening>, mpsc::Receiver<Happening>), ApiError>;
+    async fn listen(&self) -> Result<(Vec<Happening>, BoxStream<'static, Happening>), ApiError>;
 }

@@ -3,8 +3,8 @@
 use super::Tar;
 use crate::ApiError;
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 use skep_types::{HealthConfig, Labels, Timestamp};
-use tokio::sync::mpsc;
 
 /// An image of this node under all its names.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -107,8 +107,8 @@ pub struct ImagePlatform {
 pub trait Images: Send + Sync + 'static {
     async fn list(&self) -> Result<Vec<Image>, ApiError>;
 
-    /// The news until the last one; dropping the receiver ends the pull unless others wait for it.
-    async fn pull(&self, reference: &str, auth: &str) -> Result<mpsc::Receiver<Result<PullNews, ApiError>>, ApiError>;
+    /// The news until the last one. The pull goes on as long as the stream is asked for more; dropped, it ends unless others wait for it.
+    async fn pull(&self, reference: &str, auth: &str) -> Result<BoxStream<'static, Result<PullNews, ApiError>>, ApiError>;
 
     /// The names of the images that were in the archive.
     async fn load(&self, archive: Tar) -> Result<Vec<String>, ApiError>;

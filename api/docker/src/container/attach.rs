@@ -5,13 +5,10 @@ use crate::hijack::Hijack;
 use crate::query::Query;
 use crate::stream::content_type;
 use crate::talk::{DetachKeys, talk};
-use crate::{ApiError, ApiVersion, Attached, Backend, Chunk, LinesWanted, Phase};
+use crate::{ApiError, ApiVersion, Attached, Backend, Chunk, ContainerLine, LinesWanted, Phase};
 use axum::extract::{Path, Request, State};
 use axum::response::Response;
-use tokio::sync::mpsc;
-
-/// Pieces on their way; the reader of the log waits when it is full.
-const IN_FLIGHT: usize = 16;
+use futures_util::StreamExt as _;
 
 /// What a task's container writes is read from its log: nothing is lost, whoever else is attached. Nobody can type into it.
 pub(super) async fn attach(
@@ -41,20 +38,11 @@ pub(super) async fn attach(
         tail: if logs { None } else { Some(0) },
         follow,
     };
-    let mut lines = backend.containers.logs(&container.id, wanted).await?;
+    let lines = backend.containers.logs(&container.id, wanted).await?;
     let has_terminal = container.spec.tty;
-    Ok(hijack.answer(content_type(version, has_terminal), body, move |input, output| async move {
-        let (sender, written) = mpsc::channel(IN_FLIGHT);
-        let reading = async move {
-            while let Some(batch) = lines.recv().await {
-                for line in batch {
-                    if sender.send(Chunk { stream: line.stream, data: line.data }).await.is_err() {
-                        return;
-                    }
-                }
-            }
-        };
-        let attached = Attached { input: None, output: written, has_terminal };
-        tokio::join!(reading, talk(attached, keys, input, output));
+    Ok(hijack.answer(content_type(version, has_terminal), body, move |input, output| {
+        let chunks = |line: ContainerLine| Chunk { stream: line.stream, data: line.data };
+        let written = lines.flat_map(move |batch| futures_util::stream::iter(batch.into_iter().map(chunks)));
+        talk(Attached { input: None, output: written.boxed(), has_terminal }, keys, input, output)
     }))
 }

@@ -41,15 +41,13 @@ pub(super) async fn logs(
     let container = find(&backend, &id).await?;
     let look = Look { timestamps: query.is("timestamps"), details: query.is("details"), is_tty: container.spec.tty };
     let lines = backend.containers.logs(&container.id, wanted).await?;
-    let batches = futures_util::stream::unfold(lines, move |mut lines| async move {
-        let batch = lines.recv().await?;
-        let (out, is_over) = written(&batch, look, until);
-        if is_over {
-            lines.close();
-        }
-        Some((Ok(out), lines))
+    // Over: the line past the end was seen.
+    let batches = lines.scan(false, move |is_over, batch| {
+        let out = if *is_over { None } else { Some(written(&batch, look, until)) };
+        *is_over |= out.as_ref().is_some_and(|(_, over)| *over);
+        std::future::ready(out.map(|(bytes, _)| Ok(bytes)))
     });
-    Ok(stream::bytes(stream::content_type(version, look.is_tty), batches.boxed()))
+    Ok(stream::bytes(stream::content_type(version, look.is_tty), batches))
 }
 
 /// Whether a line is past the end that is wanted: lines come in the order of their times.

@@ -7,10 +7,10 @@ use crate::{ApiError, Backend, PullNews, PullStep};
 use axum::extract::{Request, State};
 use axum::response::Response;
 use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use http::HeaderMap;
 use serde_json::{Value, json};
 use std::io;
-use tokio::sync::mpsc;
 
 /// What is asked for, in one name.
 fn reference(query: &Query) -> Result<String, ApiError> {
@@ -45,10 +45,7 @@ pub(super) async fn create(State(backend): State<Backend>, query: Query, headers
     check_platform(&query)?;
     let mut news = backend.images.pull(&reference, auth(&headers)).await?;
     // What the registry refuses is an error like any other; what breaks later is told in the stream.
-    let first = match news.recv().await {
-        Some(first) => Some(first?),
-        None => None,
-    };
+    let first = news.next().await.transpose()?;
     let shown = familiar(&reference);
     let (name, tag) = match shown.split_once('@') {
         Some((name, digest)) => (name.to_owned(), digest.to_owned()),
@@ -61,15 +58,14 @@ pub(super) async fn create(State(backend): State<Backend>, query: Query, headers
     Ok(stream::lines(begin.chain(rest(news, shown))))
 }
 
-fn rest(news: mpsc::Receiver<Result<PullNews, ApiError>>, shown: String) -> impl futures_util::Stream<Item = Result<Value, ApiError>> {
-    let batches = futures_util::stream::unfold((news, shown), |(mut news, shown)| async move {
-        let batch: Vec<Result<Value, ApiError>> = match news.recv().await? {
+fn rest(news: BoxStream<'static, Result<PullNews, ApiError>>, shown: String) -> impl futures_util::Stream<Item = Result<Value, ApiError>> {
+    news.flat_map(move |one| {
+        let told = match one {
             Ok(one) => lines(one, &shown).into_iter().map(Ok).collect(),
             Err(error) => vec![Err(error)],
         };
-        Some((futures_util::stream::iter(batch), (news, shown)))
-    });
-    batches.flatten()
+        futures_util::stream::iter(told)
+    })
 }
 
 /// In dockerd's words: programs read them.

@@ -1,0 +1,208 @@
+//! The agent's facts in the API's words.
+
+use skep_agent::{ContainerFacts, ExecPhase, ExecView, HealthView, Story, StoryMount};
+use skep_docker_api::{
+    BlockUsage, Container, Endpoint, Exec, ExecWish, Health, HealthResult, HealthWord, HostFiles, Life, MountPoint, NetworkUsage, Phase,
+    Program, Usage, container_id,
+};
+use skep_types::{Labels, NetworkAttachment, NetworkDriver, Task, TaskState};
+
+/// Those that dockerd gives to the containers of tasks.
+fn labels(task: &Task, own: &Labels) -> Labels {
+    let text = |id: Option<String>| id.unwrap_or_default();
+    let swarm = [
+        ("task", String::new()),
+        ("task.id", task.id.to_string()),
+        ("task.name", task.name()),
+        ("node.id", text(task.node_id.as_ref().map(ToString::to_string))),
+        ("service.id", text(task.service_id.as_ref().map(ToString::to_string))),
+        ("service.name", task.service_annotations.name.clone()),
+    ];
+    let swarm = swarm.into_iter().map(|(name, value)| (format!("com.docker.swarm.{name}"), value));
+    own.clone().into_iter().chain(swarm).collect()
+}
+
+fn life(facts: &ContainerFacts) -> Life {
+    let status = &facts.status;
+    let started_at = facts.story.as_ref().and_then(|story| story.started_at);
+    let is_over = status.state.is_terminal();
+    let container = status.container.clone().unwrap_or_default();
+    let has_run = started_at.is_some() || container.pid > 0;
+    let phase = match (facts.is_running, facts.is_paused) {
+        (true, true) => Phase::Paused,
+        (true, false) => Phase::Running,
+        (false, _) if is_over && has_run => Phase::Exited,
+        (false, _) => Phase::Created,
+    };
+    Life {
+        phase,
+        pid: if facts.is_running { container.pid } else { 0 },
+        exit_code: if facts.is_running { 0 } else { container.exit_code },
+        is_oom_killed: facts.is_oom_killed,
+        // Why it could not be started: what it did afterwards is its own.
+        error: if has_run { String::new() } else { status.err.clone() },
+        started_at,
+        finished_at: (is_over && has_run).then_some(status.timestamp),
+    }
+}
+
+fn health(facts: &ContainerFacts) -> Option<Health> {
+    // An image may have a check that the service switched off: the agent knows which is in force.
+    let has_check = facts.healthcheck.as_ref().is_some_and(|check| check.test.first().is_some_and(|word| word != "NONE"));
+    let view = facts.health.clone().or_else(|| (has_check && facts.is_running).then(HealthView::default))?;
+    let result = |one: skep_agent::HealthResult| HealthResult {
+        began: one.began,
+        ended: one.ended,
+        exit_code: one.exit_code.unwrap_or(-1),
+        output: one.output,
+    };
+    Some(Health {
+        word: match view.is_healthy {
+            None => HealthWord::Starting,
+            Some(true) => HealthWord::Healthy,
+            Some(false) => HealthWord::Unhealthy,
+        },
+        failures_in_a_row: view.failures_in_a_row,
+        log: view.results.into_iter().map(result).collect(),
+    })
+}
+
+fn mount(mount: StoryMount) -> MountPoint {
+    let kind = match mount.kind.as_str() {
+        "volume" => "volume",
+        "tmpfs" => "tmpfs",
+        _ => "bind",
+    };
+    MountPoint {
+        kind,
+        name: mount.name,
+        source: mount.source.display().to_string(),
+        destination: mount.target,
+        is_writable: mount.is_writable,
+        propagation: mount.propagation,
+    }
+}
+
+fn endpoint(attachment: &NetworkAttachment) -> Endpoint {
+    let network = &attachment.network;
+    let address = |v6: bool| attachment.addresses.iter().find(|text| text.contains(':') == v6).cloned().unwrap_or_default();
+    let gateways = network.ipam.iter().flat_map(|ipam| &ipam.configs).map(|config| config.gateway.clone());
+    let gateways: Vec<String> = gateways.filter(|gateway| !gateway.is_empty()).collect();
+    let gateway = |v6: bool| gateways.iter().find(|text| text.contains(':') == v6).cloned().unwrap_or_default();
+    Endpoint {
+        network: network.spec.annotations.name.clone(),
+        network_id: network.id.to_string(),
+        address: address(false),
+        gateway: gateway(false),
+        address_v6: address(true),
+        gateway_v6: gateway(true),
+        aliases: attachment.aliases.clone(),
+    }
+}
+
+/// Those of the cluster, and the node's own for a task that is on no other.
+fn endpoints(task: &Task, story: &Story) -> Vec<Endpoint> {
+    let mut list: Vec<Endpoint> = task.networks.iter().map(endpoint).collect();
+    let has_own = !task.networks.iter().any(|attachment| attachment.network.driver() == NetworkDriver::Host);
+    if list.is_empty() && has_own {
+        let address =
+            |v6: bool| story.addresses.iter().find(|address| address.is_ipv6() == v6).map(ToString::to_string).unwrap_or_default();
+        list.push(Endpoint { network: "bridge".into(), address: address(false), address_v6: address(true), ..Endpoint::default() });
+    }
+    list
+}
+
+pub fn describe(facts: ContainerFacts) -> Container {
+    let (life, health) = (life(&facts), health(&facts));
+    let ContainerFacts { task, mut spec, status, story, healthcheck, execs, etc, cgroup_parent, .. } = facts;
+    let story = story.unwrap_or_default();
+    spec.healthcheck = healthcheck;
+    // Nobody is to see it.
+    spec.registry_auth = skep_types::Sensitive::default();
+    let file = |name: &str| etc.join(name).display().to_string();
+    Container {
+        id: container_id(&task.id),
+        name: task.name(),
+        created_at: if story.created_at.0 == 0 { task.meta.created_at } else { story.created_at },
+        image_id: story.image_id.clone(),
+        labels: labels(&task, &spec.labels),
+        resources: task.spec.resources.clone().unwrap_or_default(),
+        spec,
+        is_task: true,
+        networks: endpoints(&task, &story),
+        program: Program { arguments: story.args, env: story.env, dir: story.dir, hostname: story.hostname },
+        life,
+        health,
+        mounts: story.mounts.into_iter().map(mount).collect(),
+        ports: if status.state == TaskState::Running { status.ports } else { Vec::new() },
+        log_driver: task.log_driver.clone(),
+        files: HostFiles { resolv_conf: file("resolv.conf"), hostname: file("hostname"), hosts: file("hosts") },
+        cgroup_parent,
+        snapshotter: story.snapshotter,
+        execs,
+    }
+}
+
+pub fn exec(view: ExecView) -> Exec {
+    let (program, wish) = (view.wish.program.clone(), &view.wish);
+    let (is_running, exit_code, pid) = match view.phase {
+        ExecPhase::Created => (false, None, 0),
+        ExecPhase::Starting => (true, None, 0),
+        ExecPhase::Running { pid } => (true, None, pid),
+        ExecPhase::Ended { exit_code } => (false, Some(exit_code), 0),
+    };
+    Exec {
+        id: view.id,
+        wish: ExecWish {
+            container: container_id(&view.task),
+            command: program.command,
+            env: program.env,
+            user: program.user,
+            dir: program.dir,
+            has_stdin: program.has_stdin,
+            has_stdout: wish.has_stdout,
+            has_stderr: wish.has_stderr,
+            has_terminal: program.has_terminal,
+            is_privileged: program.is_privileged,
+            detach_keys: wish.detach_keys.clone(),
+            window: None,
+        },
+        is_running,
+        exit_code,
+        pid,
+    }
+}
+
+pub fn usage(usage: skep_agent::Usage) -> Usage {
+    let network = |used: skep_agent::NetworkUsage| NetworkUsage {
+        rx_bytes: used.rx_bytes,
+        rx_packets: used.rx_packets,
+        rx_errors: used.rx_errors,
+        rx_dropped: used.rx_dropped,
+        tx_bytes: used.tx_bytes,
+        tx_packets: used.tx_packets,
+        tx_errors: used.tx_errors,
+        tx_dropped: used.tx_dropped,
+    };
+    let block = |one: skep_agent::BlockUsage| BlockUsage { major: one.major, minor: one.minor, operation: one.operation, bytes: one.bytes };
+    Usage {
+        read_at: usage.read_at,
+        cpu_total: usage.cpu_total,
+        cpu_kernel: usage.cpu_kernel,
+        cpu_user: usage.cpu_user,
+        cpu_system: usage.cpu_system,
+        cpus: usage.cpus,
+        periods: usage.periods,
+        throttled_periods: usage.throttled_periods,
+        throttled_time: usage.throttled_time,
+        memory: usage.memory,
+        memory_peak: usage.memory_peak,
+        memory_limit: usage.memory_limit,
+        memory_failures: usage.memory_failures,
+        memory_details: usage.memory_details,
+        pids: usage.pids,
+        pids_limit: usage.pids_limit,
+        networks: usage.networks.into_iter().map(|(device, used)| (device, network(used))).collect(),
+        block: usage.block.into_iter().map(block).collect(),
+    }
+}

@@ -1,0 +1,185 @@
+//! What happens on this node: to the containers of its tasks, to its images and volumes.
+
+use super::containers::current_agent;
+use crate::status::Board;
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use skep_agent::{Happened, What};
+use skep_docker_api::{ApiError, Happening, Happenings, container_id};
+use skep_types::{Labels, Timestamp};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+/// As dockerd: so many are told again. A listener that falls behind by as many misses some.
+const REMEMBERED: usize = 256;
+/// How often it is looked for an agent while there is none.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// What is done to images and volumes through this API. Clones share it.
+#[derive(Clone)]
+pub struct Local(Arc<Shared>);
+
+struct Shared {
+    past: Mutex<VecDeque<Happening>>,
+    live: broadcast::Sender<Happening>,
+}
+
+impl Default for Local {
+    fn default() -> Self {
+        let (live, _) = broadcast::channel(REMEMBERED);
+        Self(Arc::new(Shared { past: Mutex::default(), live }))
+    }
+}
+
+impl Local {
+    pub fn tell<'a>(&self, kind: &'static str, action: &str, id: &str, attributes: impl IntoIterator<Item = (&'a str, &'a str)>) {
+        let attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let one = Happening { kind, action: action.to_owned(), id: id.to_owned(), attributes, time: now(), is_local: true };
+        let mut past = self.0.past.lock().unwrap_or_else(PoisonError::into_inner);
+        if past.len() >= REMEMBERED {
+            past.pop_front();
+        }
+        past.push_back(one.clone());
+        let _ = self.0.live.send(one); // nobody listening is as good
+    }
+
+    fn listen(&self) -> (Vec<Happening>, broadcast::Receiver<Happening>) {
+        let past = self.0.past.lock().unwrap_or_else(PoisonError::into_inner);
+        (past.iter().cloned().collect(), self.0.live.subscribe())
+    }
+}
+
+fn of_container(happened: &Happened) -> Happening {
+    let task = &happened.task;
+    let spec = task.spec.container();
+    let mut attributes: Labels = spec.map(|spec| spec.labels.clone()).unwrap_or_default();
+    let mut add = |name: &str, value: String| drop(attributes.insert(name.to_owned(), value));
+    for (name, value) in [
+        ("node.id", task.node_id.as_ref().map(ToString::to_string).unwrap_or_default()),
+        ("service.id", task.service_id.as_ref().map(ToString::to_string).unwrap_or_default()),
+        ("service.name", task.service_annotations.name.clone()),
+        ("task", String::new()),
+        ("task.id", task.id.to_string()),
+        ("task.name", task.name()),
+    ] {
+        add(&format!("com.docker.swarm.{name}"), value);
+    }
+    add("image", spec.map(|spec| spec.image.clone()).unwrap_or_default());
+    add("name", task.name());
+    let action = match &happened.what {
+        What::Create => "create".to_owned(),
+        What::Start => "start".into(),
+        What::Stop => "stop".into(),
+        What::Pause => "pause".into(),
+        What::Unpause => "unpause".into(),
+        What::OutOfMemory => "oom".into(),
+        What::Destroy => "destroy".into(),
+        What::Kill { signal } => {
+            add("signal", signal.to_string());
+            "kill".into()
+        }
+        What::Die { exit_code, ran } => {
+            add("exitCode", exit_code.to_string());
+            if let Some(ran) = ran {
+                add("execDuration", ran.as_secs().to_string());
+            }
+            "die".into()
+        }
+        What::Health { is_healthy } => format!("health_status: {}", if *is_healthy { "healthy" } else { "unhealthy" }),
+        What::ExecCreate { exec, command } => {
+            add("execID", exec.clone());
+            format!("exec_create: {}", command.join(" "))
+        }
+        What::ExecStart { exec, command } => {
+            add("execID", exec.clone());
+            format!("exec_start: {}", command.join(" "))
+        }
+        What::ExecDie { exec, exit_code } => {
+            add("execID", exec.clone());
+            add("exitCode", exit_code.to_string());
+            "exec_die".into()
+        }
+    };
+    Happening { kind: "container", action, id: container_id(&task.id), attributes, time: happened.time, is_local: true }
+}
+
+/// Listens to the agents of this node, one after the other, and to what this API does itself.
+pub struct NodeHappenings {
+    board: Board,
+    local: Local,
+}
+
+impl NodeHappenings {
+    pub fn new(board: Board, local: Local) -> Self {
+        Self { board, local }
+    }
+}
+
+/// The agent's, then the next agent's.
+async fn next_of_agents(board: &Board, live: &mut Option<broadcast::Receiver<Arc<Happened>>>) -> Happening {
+    loop {
+        let Some(receiver) = live else {
+            tokio::time::sleep(LOOK_EVERY).await;
+            *live = current_agent(board).map(|agent| agent.board().listen().1);
+            continue;
+        };
+        match receiver.recv().await {
+            Ok(happened) => return of_container(&happened),
+            Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => *live = None,
+        }
+    }
+}
+
+#[async_trait]
+impl Happenings for NodeHappenings {
+    async fn listen(&self) -> Result<(Vec<Happening>, BoxStream<'static, Happening>), ApiError> {
+        let (mut past, own) = self.local.listen();
+        let mut live = None;
+        if let Some(agent) = current_agent(&self.board) {
+            let (earlier, receiver) = agent.board().listen();
+            past.extend(earlier.iter().map(|happened| of_container(happened)));
+            live = Some(receiver);
+        }
+        past.sort_by_key(|one| one.time);
+        let state = (self.board.clone(), live, own);
+        let coming = stream::unfold(state, |(board, mut live, mut own)| async move {
+            loop {
+                tokio::select! {
+                    one = next_of_agents(&board, &mut live) => return Some((one, (board, live, own))),
+                    one = own.recv() => match one {
+                        Ok(one) => return Some((one, (board, live, own))),
+                        Err(RecvError::Lagged(_)) => {}
+                        // The daemon ends.
+                        Err(RecvError::Closed) => return None,
+                    },
+                }
+            }
+        });
+        Ok((past, coming.boxed()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_is_remembered_within_limits() {
+        let local = Local::default();
+        for number in 0..REMEMBERED + 5 {
+            local.tell("volume", "create", &number.to_string(), [("driver", "local")]);
+        }
+        let (past, _) = local.listen();
+        assert_eq!((past.len(), past[0].id.as_str(), past[0].attributes["driver"].as_str()), (REMEMBERED, "5", "local"));
+    }
+}

@@ -1,0 +1,279 @@
+//! The images of this node, and what registries say of others.
+
+use super::happenings::Local;
+use crate::agent::chain;
+use async_trait::async_trait;
+use futures_util::StreamExt as _;
+use futures_util::stream::{self, BoxStream};
+use skep_docker_api::{
+    ApiError, Distribution, ErrorKind, HistoryEntry, Image, ImagePlatform, ImageSettings, Images, PullNews, PullStep, Tar,
+};
+use skep_images::{
+    Auth, HttpRegistry, ImageError, ImageStore, MAX_CONFIG, Manifest, Phase, Progress, Reference, Registry as _, RegistryConfig,
+    RegistryError,
+};
+use skep_types::{HealthConfig, Timestamp};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_util::io::StreamReader;
+
+/// Progress on its way; what does not fit is left out, the next says more.
+const PROGRESS: usize = 32;
+
+/// Works on the image store directly, as the local socket's service does.
+pub struct NodeImages {
+    store: ImageStore,
+    insecure: Vec<String>,
+    told: Local,
+}
+
+impl NodeImages {
+    pub fn new(store: ImageStore, insecure: Vec<String>, told: Local) -> Self {
+        Self { store, insecure, told }
+    }
+}
+
+fn parse(reference: &str) -> Result<Reference, ApiError> {
+    Reference::parse(reference).map_err(|error| ApiError::invalid(format!("invalid reference format: {error}")))
+}
+
+/// Credentials that cannot be read are as none: clients send odd ones often (engine-api 0).
+fn auth(header: &str) -> Option<Auth> {
+    Auth::parse(header).ok().flatten()
+}
+
+fn of_registry(error: &RegistryError, name: &str) -> ApiError {
+    match error {
+        RegistryError::NoSuchImage { .. } => {
+            ApiError::not_found(format!("manifest for {name} not found: manifest unknown: manifest unknown"))
+        }
+        RegistryError::AccessDenied { .. } => ApiError::not_found(format!(
+            "pull access denied for {name}, repository does not exist or may require 'docker login': denied: requested access to the resource is denied"
+        )),
+        RegistryError::Unauthorised { .. } | RegistryError::ForeignCredentials { .. } => {
+            ApiError::new(ErrorKind::Unauthenticated, chain(error))
+        }
+        other => ApiError::internal(chain(other)),
+    }
+}
+
+fn refusal(error: &ImageError, name: &str) -> ApiError {
+    match error {
+        ImageError::Registry(error) => of_registry(error, name),
+        ImageError::Archive(_) | ImageError::Manifest(_) => ApiError::invalid(chain(error)),
+        other if other.is_transient() => ApiError::unavailable(chain(other)),
+        other => ApiError::internal(chain(other)),
+    }
+}
+
+fn time(text: &str) -> Option<Timestamp> {
+    let at: prost_types::Timestamp = text.parse().ok()?;
+    Some(Timestamp(at.seconds.checked_mul(1_000_000_000)?.checked_add(at.nanos.into())?))
+}
+
+/// `nginx@sha256:…`: the repository as people write it, without the tag.
+fn with_digest(image: &skep_images::Image) -> String {
+    let shown = image.reference().to_string();
+    let name = shown.split('@').next().unwrap_or(&shown);
+    let repository = match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    };
+    format!("{repository}@{}", image.target())
+}
+
+fn settings(image: &skep_images::Image) -> ImageSettings {
+    let length = |nanos: i64| u64::try_from(nanos).ok().filter(|nanos| *nanos > 0).map(Duration::from_nanos);
+    let health = image.healthcheck().map(|check| HealthConfig {
+        test: check.test.clone(),
+        interval: length(check.interval),
+        timeout: length(check.timeout),
+        retries: i32::try_from(check.retries).unwrap_or(0),
+        start_period: length(check.start_period),
+        start_interval: length(check.start_interval),
+    });
+    let Some(config) = image.config().config() else { return ImageSettings { health, ..ImageSettings::default() } };
+    let list = |value: &Option<Vec<String>>| value.clone().unwrap_or_default();
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    ImageSettings {
+        user: text(config.user()),
+        env: list(config.env()),
+        entrypoint: list(config.entrypoint()),
+        command: list(config.cmd()),
+        working_dir: text(config.working_dir()),
+        stop_signal: text(config.stop_signal()),
+        labels: config.labels().clone().unwrap_or_default().into_iter().collect(),
+        volumes: list(config.volumes()),
+        exposed_ports: list(config.exposed_ports()),
+        health,
+    }
+}
+
+fn described(image: &skep_images::Image) -> Image {
+    let config = image.config();
+    let history = config.history().iter().flatten().map(|entry| HistoryEntry {
+        created_at: entry.created().as_deref().and_then(time),
+        created_by: entry.created_by().clone().unwrap_or_default(),
+        comment: entry.comment().clone().unwrap_or_default(),
+        is_empty_layer: entry.empty_layer().unwrap_or(false),
+    });
+    Image {
+        id: image.id().to_string(),
+        tags: Vec::new(),
+        digests: Vec::new(),
+        created_at: config.created().as_deref().and_then(time),
+        author: config.author().clone().unwrap_or_default(),
+        architecture: config.architecture().to_string(),
+        os: config.os().to_string(),
+        variant: config.variant().clone().unwrap_or_default(),
+        size: image.size(),
+        config: settings(image),
+        layers: config.rootfs().diff_ids().clone(),
+        layer_sizes: image.layer_sizes().collect(),
+        history: history.collect(),
+    }
+}
+
+fn news(event: &Progress) -> PullNews {
+    let step = match event.phase {
+        Phase::Waiting => PullStep::Waiting,
+        Phase::Downloading => PullStep::Downloading,
+        Phase::Retrying => PullStep::Retrying,
+        Phase::Downloaded => PullStep::Downloaded,
+        Phase::Unpacking => PullStep::Unpacking,
+        Phase::Unpacked => PullStep::Unpacked,
+    };
+    let id: String = event.layer.to_string().trim_start_matches("sha256:").chars().take(12).collect();
+    PullNews::Layer { id, step, done: event.done, total: event.total }
+}
+
+#[async_trait]
+impl Images for NodeImages {
+    async fn list(&self) -> Result<Vec<Image>, ApiError> {
+        let mut by_id: BTreeMap<String, Image> = BTreeMap::new();
+        for image in self.store.list().await.map_err(|error| refusal(&error, "images"))? {
+            let one = by_id.entry(image.id().to_string()).or_insert_with(|| described(&image));
+            let digest = with_digest(&image);
+            if !one.digests.contains(&digest) {
+                one.digests.push(digest);
+            }
+            if image.reference().digest().is_none() {
+                one.tags.push(image.reference().to_string());
+            }
+        }
+        Ok(by_id.into_values().collect())
+    }
+
+    async fn pull(&self, name: &str, header: &str) -> Result<BoxStream<'static, Result<PullNews, ApiError>>, ApiError> {
+        let reference = parse(name)?;
+        let before = self.store.find(&reference).await.ok().flatten().map(|image| image.target().to_string());
+        let (sender, events) = mpsc::channel(PROGRESS);
+        let (store, auth, told) = (self.store.clone(), auth(header), self.told.clone());
+        let pull = async move {
+            let image =
+                store.pull(&reference, auth.as_ref(), Some(sender)).await.map_err(|error| refusal(&error, &reference.to_string()))?;
+            let (digest, shown) = (image.target().to_string(), reference.to_string());
+            told.tell("image", "pull", &shown, [("name", shown.split([':', '@']).next().unwrap_or_default())]);
+            let is_new = before.as_ref() != Some(&digest);
+            Ok(PullNews::Done { digest, is_new })
+        };
+        let events = stream::unfold(events, |mut events| async move { Some((Ok(news(&events.recv().await?)), events)) });
+        Ok(stream::select(events, stream::once(pull)).boxed())
+    }
+
+    async fn load(&self, archive: Tar) -> Result<Vec<String>, ApiError> {
+        let images = self.store.load(StreamReader::new(archive)).await.map_err(|error| refusal(&error, "archive"))?;
+        let names: Vec<String> = images.iter().map(|image| image.reference().to_string()).collect();
+        for (image, name) in images.iter().zip(&names) {
+            self.told.tell("image", "load", &image.id().to_string(), [("name", name.as_str())]);
+        }
+        Ok(names)
+    }
+
+    async fn tag(&self, image: &str, name: &str) -> Result<(), ApiError> {
+        let (from, to) = (parse(image)?, parse(name)?);
+        let found = self.store.find(&from).await.map_err(|error| refusal(&error, image))?;
+        let found = found.ok_or_else(|| ApiError::not_found(format!("No such image: {image}")))?;
+        self.store.tag(&found, &to).await.map_err(|error| refusal(&error, name))?;
+        self.told.tell("image", "tag", &found.id().to_string(), [("name", to.to_string().as_str())]);
+        Ok(())
+    }
+
+    async fn untag(&self, name: &str) -> Result<(), ApiError> {
+        match self.store.remove(&parse(name)?).await {
+            Ok(true) => {
+                self.told.tell("image", "untag", name, [("name", name)]);
+                Ok(())
+            }
+            Ok(false) => Err(ApiError::not_found(format!("No such image: {name}"))),
+            Err(error) => Err(refusal(&error, name)),
+        }
+    }
+
+    async fn distribution(&self, name: &str, header: &str) -> Result<Distribution, ApiError> {
+        let (reference, auth) = (parse(name)?, auth(header));
+        let registry = HttpRegistry::new(RegistryConfig { insecure: self.insecure.clone() });
+        let refused = |error: RegistryError| match error {
+            RegistryError::AccessDenied { .. } => ApiError::forbidden(chain(&error)),
+            other => of_registry(&other, name),
+        };
+        let fetched = registry.manifest(&reference, reference.version(), auth.as_ref()).await.map_err(refused)?;
+        let broken = |error: &dyn std::error::Error| ApiError::internal(chain(error));
+        let manifest = Manifest::parse(&fetched.data, &fetched.digest, fetched.media_type.as_deref()).map_err(|error| broken(&error))?;
+        let platforms = match manifest {
+            Manifest::Index(index) => {
+                let platforms = index.manifests.into_iter().filter_map(|one| one.platform);
+                platforms
+                    .map(|one| ImagePlatform { architecture: one.architecture, os: one.os, variant: one.variant.unwrap_or_default() })
+                    .collect()
+            }
+            Manifest::Image(image) => {
+                let mut blob = registry.blob(&reference, &image.config.digest, 0, auth.as_ref()).await.map_err(refused)?;
+                let mut data = Vec::new();
+                while let Some(piece) = blob.bytes.next().await {
+                    data.extend_from_slice(&piece.map_err(|error| broken(&error))?);
+                    if data.len() as u64 > MAX_CONFIG {
+                        return Err(ApiError::internal(format!("the configuration of {name} is too long")));
+                    }
+                }
+                vec![platform_of(&data).ok_or_else(|| ApiError::internal(format!("the configuration of {name} cannot be read")))?]
+            }
+        };
+        Ok(Distribution {
+            media_type: fetched.media_type.unwrap_or_default(),
+            digest: fetched.digest.to_string(),
+            size: fetched.data.len() as u64,
+            platforms,
+        })
+    }
+}
+
+/// Out of an image's configuration.
+fn platform_of(config: &[u8]) -> Option<ImagePlatform> {
+    let value: serde_json::Value = serde_json::from_slice(config).ok()?;
+    let text = |key: &str| value.get(key).and_then(|text| text.as_str()).unwrap_or_default().to_owned();
+    Some(ImagePlatform { architecture: text("architecture"), os: text("os"), variant: text("variant") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_of_images_are_read() {
+        assert_eq!(time("1970-01-01T00:00:01.5Z"), Some(Timestamp(1_500_000_000)));
+        assert_eq!(time("yesterday"), None);
+    }
+
+    #[test]
+    fn a_platform_is_found_in_a_configuration() {
+        let found = platform_of(br#"{"architecture":"arm64","os":"linux","variant":"v8"}"#).unwrap();
+        assert_eq!((found.architecture.as_str(), found.os.as_str(), found.variant.as_str()), ("arm64", "linux", "v8"));
+    }
+
+    #[test]
+    fn odd_credentials_are_as_none() {
+        assert!(auth("").is_none() && auth("***").is_none());
+    }
+}
