@@ -13,7 +13,7 @@ mod convert; // the cluster's networks in netlb's words
 mod fixtures;
 mod follow; // what netlb is told of a change
 mod held; // tasks of this node
-mod kept; // the picture on disk
+mod kept; // the picture on disk, and its changes
 mod keys; // of encrypted networks: made and forgotten
 mod names; // what DNS answers from
 mod picture; // what managers say of other nodes
@@ -38,7 +38,7 @@ use convert::{overlays, task_network};
 use follow::{Follower, Tell};
 use held::{Held, Phase, host_ports};
 use ipnet::IpNet;
-use kept::Kept;
+use kept::{Kept, News};
 use picture::{Epochs, Parts, Picture, Touched};
 use resolvers::HostResolvers;
 use secure::Own;
@@ -68,11 +68,10 @@ pub struct NetlbNetwork {
     netlb: Netlb,
     dns: Dns,
     bridge: Bridge,
-    kept: Option<Kept>,
+    /// Locked while it is written: one after the other, so that who finds nothing to be written knows that it was.
+    kept: Option<Arc<tokio::sync::Mutex<Kept>>>,
     /// Where the keys of encrypted networks are; `None`: it does not encrypt.
     keyring: Option<PathBuf>,
-    /// One after the other: who finds nothing to be written knows that it was.
-    saving: Arc<tokio::sync::Mutex<()>>,
     resolvers: Arc<Mutex<HostResolvers>>,
     state: Arc<Mutex<State>>,
     /// Anything in the state is not what it was.
@@ -89,8 +88,8 @@ struct State {
     ways: Ways,
     /// Keys of other epochs than these were removed from the disk.
     tidied: Option<Epochs>,
-    /// Not written yet.
-    is_newer: bool,
+    /// Of the picture, not written yet.
+    news: News,
     /// The networks that the table of names has.
     named: BTreeSet<NetworkId>,
     following: Following,
@@ -143,23 +142,13 @@ impl NetlbNetwork {
     pub fn with_dns(netlb: Netlb, dns: Dns) -> Self {
         let bridge = Bridge::new(bridge::default_range(), netlb.netns_dir().with_file_name("bridge"));
         let resolvers = Arc::new(Mutex::new(HostResolvers::new(PathBuf::from(RESOLV_CONF))));
-        Self {
-            netlb,
-            dns,
-            bridge,
-            kept: None,
-            keyring: None,
-            saving: Arc::default(),
-            resolvers,
-            state: Arc::default(),
-            changed: Arc::new(watch::Sender::new(())),
-        }
+        Self { netlb, dns, bridge, kept: None, keyring: None, resolvers, state: Arc::default(), changed: Arc::new(watch::Sender::new(())) }
     }
 
     /// Remembers in this file what managers say of other nodes to the node of that id.
     #[must_use]
     pub fn remembering(self, file: &Path, node_id: &str) -> Self {
-        Self { kept: Some(Kept::new(file, node_id)), ..self }
+        Self { kept: Some(Arc::new(tokio::sync::Mutex::new(Kept::new(file, node_id)))), ..self }
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
@@ -227,19 +216,21 @@ impl NetlbNetwork {
         Ok(vec![ADDRESS.into()])
     }
 
-    fn keep_picture(&self) -> Option<(Kept, Picture)> {
-        let kept = self.kept.clone()?;
-        self.with(|state| std::mem::take(&mut state.is_newer).then(|| (kept, state.picture.clone())))
-    }
-
-    /// On failure it is tried again some time later.
+    /// Writes what is known of others and not written yet. On failure it is tried again some time later.
     async fn save(&self) {
-        let _one_at_a_time = self.saving.lock().await;
-        let Some((kept, picture)) = self.keep_picture() else { return };
-        let saved = tokio::task::spawn_blocking(move || kept.save(picture)).await;
-        if let Err(error) = saved.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
-            tracing::warn!(%error, "what is known of other nodes could not be written; trying again");
-            self.with(|state| state.is_newer = true);
+        let Some(kept) = self.kept.clone() else { return };
+        let mut kept = kept.lock_owned().await;
+        let Some(news) = self.with(|state| state.news.take(kept.wants_whole(), &state.picture)) else { return };
+        let this = self.clone();
+        // The file stays locked until it is written, even if nobody waits for that any more.
+        let saved = tokio::task::spawn_blocking(move || {
+            if let Err(error) = kept.save(news) {
+                tracing::warn!(%error, "what is known of other nodes could not be written; trying again");
+                this.with(|state| state.news.everything());
+            }
+        });
+        if let Err(error) = saved.await {
+            tracing::error!(%error, "what is known of other nodes was not written");
         }
     }
 }
@@ -327,7 +318,10 @@ impl Network for NetlbNetwork {
 
     async fn recover(&self, tasks: &[(Task, bool)]) -> Result<(), NetworkError> {
         let (mut failed, mut found) = (Ok(()), Vec::new());
-        let known = self.kept.as_ref().and_then(Kept::load);
+        let known = match &self.kept {
+            Some(kept) => kept.lock().await.load(),
+            None => None,
+        };
         // First of all: connections of what runs must not find its devices narrower for a moment.
         self.with(|state| {
             if let Some(known) = &known {

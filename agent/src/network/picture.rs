@@ -133,34 +133,51 @@ pub struct SpannedPort {
 }
 
 /// A message of a manager.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Changes {
     pub revision: u64,
     /// Networks that are not in it are of no interest.
+    #[serde(skip_serializing_if = "is_false")]
     pub complete: bool,
     pub networks: Vec<Delta>,
     /// Tasks of this node that no node leads to any more.
+    #[serde(skip)]
     pub cleared: Vec<TaskId>,
     pub node_index: u32,
     pub vxlan_port: u16,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<Epochs>,
 }
 
 /// What changed on one network.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delta {
     pub id: NetworkId,
     /// Of no interest any more.
+    #[serde(default, skip_serializing_if = "is_false")]
     pub removed: bool,
     /// Peers, tasks and services that are not in it are gone.
+    #[serde(default, skip_serializing_if = "is_false")]
     pub complete: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Arc<Network>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<PeerNode>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tasks: Vec<SpannedTask>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<SpannedService>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub removed_peers: Vec<u32>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub removed_tasks: Vec<TaskId>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub removed_services: Vec<ServiceId>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// Which parts of the networks are not what they were.
@@ -191,6 +208,12 @@ impl Delta {
             removed_tasks: Vec::new(),
             removed_services: Vec::new(),
         }
+    }
+
+    /// How many things it names.
+    pub fn parts(&self) -> usize {
+        let gone = self.removed_peers.len() + self.removed_tasks.len() + self.removed_services.len();
+        1 + self.peers.len() + self.tasks.len() + self.services.len() + gone
     }
 }
 

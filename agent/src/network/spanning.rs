@@ -2,7 +2,7 @@
 
 use super::convert::spans;
 use super::held::Phase;
-use super::picture::Changes;
+use super::picture::{Changes, Picture};
 use super::{NetlbNetwork, State};
 use skep_types::{Task, TaskId};
 use std::collections::BTreeSet;
@@ -32,13 +32,17 @@ impl NetlbNetwork {
     pub(super) fn take_in(&self, changes: Changes) {
         let cleared: BTreeSet<TaskId> = changes.cleared.iter().cloned().collect();
         self.tell(|state| {
-            let before = (state.picture.node_index, state.picture.vxlan_port);
+            let head = |picture: &Picture| (picture.node_index, picture.vxlan_port, picture.epochs);
+            let before = head(&state.picture);
+            let news = self.kept.is_some().then(|| changes.clone());
             let (touched, strangers) = state.picture.change(changes);
             // Before netlb is told: a network begins with the size that it is to have.
             let encrypted = state.picture.encrypted_path;
             state.ways.look(&mut state.picture, false);
             state.ways.is_owed |= encrypted != state.picture.encrypted_path;
-            state.is_newer |= !touched.is_empty() || before != (state.picture.node_index, state.picture.vxlan_port);
+            if let Some(news) = news.filter(|_| !touched.is_empty() || before != head(&state.picture)) {
+                state.news.add(news);
+            }
             for network in strangers {
                 tracing::warn!(%network, "a manager told of changes in a network that this node was not told of");
             }

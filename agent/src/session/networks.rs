@@ -7,11 +7,12 @@ use super::SessionConfig;
 use super::link::MAX_MESSAGE;
 use crate::error::chain;
 use crate::executor::Network;
-use crate::network::{Following, read_changes};
+use crate::network::{Changes, Following, read_changes};
 use skep_failpoint::failpoint;
 use skep_proto::skep::network_state_client::NetworkStateClient;
 use skep_proto::skep::{self, NetworkHello, NetworkReport};
-use skep_types::TunnelKey;
+use skep_types::{NetworkId, TunnelKey};
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +70,7 @@ async fn once(channel: Channel, config: &SessionConfig, network: &Arc<dyn Networ
         Err(status) => return status,
     };
     let (taken, latest) = watch::channel(0);
+    let mut known = Known::default();
     let taking = async {
         loop {
             match stream.message().await {
@@ -78,6 +80,9 @@ async fn once(channel: Channel, config: &SessionConfig, network: &Arc<dyn Networ
                         tracing::warn!(error = %why, "a part of a manager's message about networks is not understood");
                     }
                     let revision = changes.revision;
+                    if let Some(network) = known.stranger(&changes) {
+                        return Status::data_loss(format!("it told of a change in network {network}, of which it did not tell before"));
+                    }
                     tracing::debug!(revision, complete = changes.complete, networks = changes.networks.len(), "network changes");
                     network.prepare(&changes).await;
                     network.take(changes);
@@ -94,6 +99,29 @@ async fn once(channel: Channel, config: &SessionConfig, network: &Arc<dyn Networ
         status = taking => status,
         () = acknowledge(network, latest, reports.clone()) => Status::unavailable("the manager takes no reports"),
         () = tell_mtu(network, reports) => Status::unavailable("the manager takes no reports"),
+    }
+}
+
+/// The networks that this stream told of. A change of another one means that something was missed; asking anew brings all of it.
+#[derive(Default)]
+struct Known(BTreeSet<NetworkId>);
+
+impl Known {
+    /// A network of which the message tells a part, though nobody told of it.
+    fn stranger(&mut self, changes: &Changes) -> Option<NetworkId> {
+        if changes.complete {
+            self.0.clear();
+        }
+        for delta in &changes.networks {
+            if delta.removed {
+                self.0.remove(&delta.id);
+            } else if changes.complete || delta.complete {
+                self.0.insert(delta.id.clone());
+            } else if !self.0.contains(&delta.id) {
+                return Some(delta.id.clone());
+            }
+        }
+        None
     }
 }
 

@@ -187,6 +187,35 @@ async fn a_stream_that_breaks_off_is_asked_for_again() {
     assert_eq!(*fake.following.lock().unwrap(), [Asked, Told, Nobody, Asked, Told, Nobody]);
 }
 
+/// Other than with gossip (moby/moby#53437), a node that missed how a network began is not left with refusing what is said of it.
+#[tokio::test]
+async fn moby_53437_whoever_hears_of_a_network_it_was_not_told_of_asks_anew() {
+    let (manager, fake) = (Manager::default(), Arc::new(Fake::default()));
+    let channel = serve(Some(manager.clone())).await;
+    let tell = |revision, complete, delta: skep::NetworkDelta| {
+        let message = NetworkChanges { revision, complete, node_index: 1, networks: vec![delta], ..Default::default() };
+        manager.0.lock().unwrap().changes.as_ref().unwrap().try_send(Ok(message)).unwrap();
+    };
+    let part = |number: u64| skep::NetworkDelta { network_id: NetworkId::for_test(number).to_string(), ..Default::default() };
+    let hellos = |count: usize| manager.0.lock().unwrap().hellos.len() == count;
+    while_following(channel, &fake, async {
+        until("hello", || hellos(1)).await;
+        tell(5, true, part(2));
+        tell(6, false, part(2));
+        tell(7, false, skep::NetworkDelta { complete: true, ..part(3) });
+        tell(8, false, part(3));
+        tell(9, false, skep::NetworkDelta { removed: true, ..part(3) });
+        until("taken", || *fake.taken.lock().unwrap() == [5, 6, 7, 8, 9]).await;
+        tell(10, false, part(3));
+        until("asked anew", || hellos(2)).await;
+        tell(11, true, part(3));
+        until("all is told", || *fake.taken.lock().unwrap() == [5, 6, 7, 8, 9, 11]).await;
+        tell(12, false, part(2));
+        until("what the stream before told does not count", || hellos(3)).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_manager_of_another_kind_is_asked_once() {
     let fake = Arc::new(Fake::default());
