@@ -46,6 +46,17 @@ pub(crate) enum Purpose {
     Foreign,
 }
 
+/// Whether rules may answer packets before a way is chosen for them (Linux 5.9, `nft_reject` at prerouting).
+pub(crate) fn kernel_rejects_before_routing() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    is_at_least(&release, (5, 9))
+}
+
+fn is_at_least(release: &str, wanted: (u32, u32)) -> bool {
+    let mut numbers = release.split(|char: char| !char.is_ascii_digit()).map(|number| number.parse::<u32>().unwrap_or_default());
+    (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default()) >= wanted
+}
+
 /// Whether this kernel speaks IPv6 at all (`ipv6.disable=1`, or not built in).
 pub(crate) fn kernel_has_ipv6() -> bool {
     Path::new(ROOT).join("ipv6").is_dir()
@@ -133,4 +144,16 @@ fn ensure(key: &str, value: &str) -> Result<(), NetlbError> {
 
 fn write(path: &Path, value: &str) -> Result<(), NetlbError> {
     fs::write(path, value).map_err(|source| NetlbError::Sysctl { path: PathBuf::from(path), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_at_least;
+
+    #[test]
+    fn releases_are_compared_by_number() {
+        for (release, is) in [("5.9.0\n", true), ("5.10.0-30-cloud-amd64\n", true), ("6.1-rc1", true), ("5.4.0-100", false), ("", false)] {
+            assert_eq!(is_at_least(release, (5, 9)), is, "{release}");
+        }
+    }
 }

@@ -305,7 +305,7 @@ fn restarts_keep_connections() {
 }
 
 #[test]
-#[ignore = "long: a minute or some; the short one is above"]
+#[ignore = "three quarters of a minute; the short one is above"]
 fn two_hundred_restarts_keep_a_thousand_connections() {
     on_own_host("two_hundred_restarts_keep_a_thousand_connections", async |_world| restarts(200, 1_000).await);
 }

@@ -262,12 +262,12 @@ fn a_task_cannot_speak_for_another() {
         for (to, own, others) in [("10.0.1.12", "10.0.1.11", "10.0.1.13"), ("fd00:0:0:1::c", "fd00:0:0:1::b", "fd00:0:0:1::d")] {
             let to: IpAddr = to.parse().unwrap();
             let listener = within(&paths[1], || std::net::UdpSocket::bind((to, 99)).unwrap());
-            listener.set_read_timeout(Some(std::time::Duration::from_secs(3))).unwrap();
+            listener.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
             for from in [others, own] {
                 let from: IpAddr = from.parse().unwrap();
                 within(&paths[0], || {
                     // An address is usable a moment after the kernel took it.
-                    let socket = (0..300).find_map(|_| {
+                    let socket = (0..6_000).find_map(|_| {
                         let bound = std::net::UdpSocket::bind((from, 0)).ok();
                         bound.or_else(|| {
                             std::thread::sleep(std::time::Duration::from_millis(10));
@@ -296,7 +296,7 @@ impl Udp {
 
     /// Who answered.
     fn ask(&self) -> Option<String> {
-        self.ask_for(std::time::Duration::from_secs(5))
+        self.ask_for(std::time::Duration::from_secs(60))
     }
 
     /// Whether nobody answers in a time that is long for an answer.

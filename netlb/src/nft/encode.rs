@@ -280,6 +280,10 @@ fn encode_step(out: &mut Writer, expr: &Expr) {
             // result 3: address type; flag 2: of the destination
             out.big_u32(1, to.number()).big_u32(2, 3).big_u32(3, 2);
         }),
+        Expr::DestinationLink { to } => step(out, "fib", |out| {
+            // result 1: link; flags 2 and 4: to the destination, by the packet's mark
+            out.big_u32(1, to.number()).big_u32(2, 1).big_u32(3, 2 | 4);
+        }),
         Expr::SourceLink { to } => step(out, "fib", |out| {
             // result 1: link; flags 1 and 8: of the source, on the incoming link
             out.big_u32(1, to.number()).big_u32(2, 1).big_u32(3, 1 | 8);

@@ -1,7 +1,8 @@
-//! UDP flows that conntrack remembers, and forgetting those that lead to where nothing is any more.
+//! Flows that conntrack remembers, and forgetting those that lead to where nothing is any more.
 //!
 //! Address translation is decided once per flow. A client that keeps its UDP port would go on sending to a backend that
-//! left, or, if it spoke before anything was published, to nobody, until the entry times out after 30 to 120 seconds.
+//! left, or, if it spoke before anything was published, to nobody, until the entry times out after 30 to 120 seconds. A TCP
+//! connection whose backend is gone for good is taken up in the middle by another one when it is forgotten, which resets it.
 //! Messages as `include/uapi/linux/netfilter/nfnetlink_conntrack.h`.
 
 use super::model::Family;
@@ -15,10 +16,13 @@ use std::net::IpAddr;
 const SUBSYSTEM: u16 = 1;
 const GET: u16 = 1;
 const DELETE: u16 = 2;
+const GET_STATISTICS: u16 = 5;
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const FILTER: u16 = 25;
-const UDP: u8 = 17;
+/// As in the IP header.
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
 /// `CTA_FILTER_FLAG(CTA_PROTO_NUM)`
 const BY_PROTOCOL: u32 = 1 << 3;
 
@@ -29,23 +33,43 @@ pub(crate) struct Direction {
     pub(crate) destination: (IpAddr, u16),
 }
 
-/// A UDP flow as its first packet came, and as answers are expected: from the backend, if it was led to one.
+/// A flow as its first packet came, and as answers are expected: from the backend, if it was led to one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Flow {
+    /// [`TCP`] or [`UDP`].
+    pub(crate) protocol: u8,
     pub(crate) original: Direction,
     pub(crate) reply: Direction,
 }
 
 impl Nft {
-    /// The UDP flows that `chosen` accepts.
-    pub(crate) fn udp_flows(&mut self, family: Family, chosen: impl Fn(&Flow) -> bool) -> io::Result<Vec<Flow>> {
+    /// Whether this namespace has flows at all. Looking for some of them walks the table of all namespaces, whose size goes with the
+    /// machine's memory: milliseconds; this takes microseconds.
+    fn has_flows(&mut self) -> bool {
+        let sequence = self.next_sequence();
+        let mut out = Writer::default();
+        // The answer claims to be one of several; the acknowledgement is the last.
+        out.begin(SUBSYSTEM << 8 | GET_STATISTICS, REQUEST | ACK, sequence).put(&[0; 4]).end();
+        let mut entries = None;
+        // A kernel that does not tell may have some.
+        let told = self.socket.dump(out.as_bytes(), sequence, |message| {
+            entries = wire::attribute(message.body, 4, 1).and_then(|value| <[u8; 4]>::try_from(value).ok()).map(u32::from_be_bytes);
+        });
+        told.is_err() || entries != Some(0)
+    }
+
+    /// The flows of that protocol that `chosen` accepts.
+    pub(crate) fn flows(&mut self, protocol: u8, family: Family, chosen: impl Fn(&Flow) -> bool) -> io::Result<Vec<Flow>> {
+        if !self.has_flows() {
+            return Ok(Vec::new());
+        }
         let sequence = self.next_sequence();
         let mut out = Writer::default();
         out.begin(SUBSYSTEM << 8 | GET, REQUEST | DUMP, sequence).put(&[family.number(), 0, 0, 0]);
-        // Kernels before 5.8 know no filter and give everything; what is no UDP is left out below as well.
+        // Kernels before 5.8 know no filter and give everything; what is of others is left out below as well.
         out.nest(ORIGINAL, |out| {
             out.nest(2, |out| {
-                out.attribute(1, &[UDP]);
+                out.attribute(1, &[protocol]);
             });
         });
         out.nest(FILTER, |out| {
@@ -53,7 +77,8 @@ impl Nft {
         });
         out.end();
         let mut flows = Vec::new();
-        self.socket.dump(out.as_bytes(), sequence, |message| flows.extend(read(message.body).filter(&chosen)))?;
+        let chosen = |flow: &Flow| flow.protocol == protocol && chosen(flow);
+        self.socket.dump(out.as_bytes(), sequence, |message| flows.extend(read(message.body).filter(chosen)))?;
         Ok(flows)
     }
 
@@ -70,7 +95,7 @@ impl Nft {
                 out.attribute(first, &octets(source.0)).attribute(first + 1, &octets(destination.0));
             });
             out.nest(2, |out| {
-                out.attribute(1, &[UDP]).attribute(2, &source.1.to_be_bytes()).attribute(3, &destination.1.to_be_bytes());
+                out.attribute(1, &[flow.protocol]).attribute(2, &source.1.to_be_bytes()).attribute(3, &destination.1.to_be_bytes());
             });
         });
         out.end();
@@ -91,20 +116,19 @@ fn octets(address: IpAddr) -> Vec<u8> {
 fn read(body: &[u8]) -> Option<Flow> {
     const FIXED: usize = 4;
     let direction = |kind| read_direction(wire::attribute(body, FIXED, kind)?);
-    Some(Flow { original: direction(ORIGINAL)?, reply: direction(REPLY)? })
+    let ((protocol, original), (_, reply)) = (direction(ORIGINAL)?, direction(REPLY)?);
+    Some(Flow { protocol, original, reply })
 }
 
-fn read_direction(tuple: &[u8]) -> Option<Direction> {
+fn read_direction(tuple: &[u8]) -> Option<(u8, Direction)> {
     let (ip, ports) = (wire::attribute(tuple, 0, 1)?, wire::attribute(tuple, 0, 2)?);
-    if wire::attribute(ports, 0, 1)? != [UDP] {
-        return None;
-    }
+    let [protocol @ (TCP | UDP)] = *wire::attribute(ports, 0, 1)? else { return None };
     let address = |v4, v6| -> Option<IpAddr> {
         let four = wire::attribute(ip, 0, v4).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok()).map(IpAddr::from);
         four.or_else(|| wire::attribute(ip, 0, v6).and_then(|bytes| <[u8; 16]>::try_from(bytes).ok()).map(IpAddr::from))
     };
     let port = |kind| Some(u16::from_be_bytes(wire::attribute(ports, 0, kind)?.try_into().ok()?));
-    Some(Direction { source: (address(1, 3)?, port(2)?), destination: (address(2, 4)?, port(3)?) })
+    Some((protocol, Direction { source: (address(1, 3)?, port(2)?), destination: (address(2, 4)?, port(3)?) }))
 }
 
 #[cfg(test)]
@@ -123,8 +147,8 @@ mod tests {
     }
 
     #[test]
-    fn a_flow_is_read_and_what_is_no_udp_is_not() {
-        for (protocol, found) in [(UDP, true), (6, false)] {
+    fn a_flow_is_read_and_what_has_no_ports_is_not() {
+        for (protocol, found) in [(UDP, true), (TCP, true), (1, false)] {
             let mut out = Writer::default();
             out.put(&[2, 0, 0, 0]);
             tuple(&mut out, ORIGINAL, protocol, [198, 18, 0, 9]);
@@ -132,6 +156,7 @@ mod tests {
             let flow = read(out.as_bytes());
             assert_eq!(flow.is_some(), found);
             if let Some(flow) = flow {
+                assert_eq!(flow.protocol, protocol);
                 assert_eq!(flow.original.source, (IpAddr::from([198, 18, 0, 9]), 12345));
                 assert_eq!(flow.original.destination, (IpAddr::from([198, 18, 0, 1]), 53));
                 assert_eq!(flow.reply.source.0, IpAddr::from([10, 0, 1, 11]));

@@ -133,6 +133,10 @@ pub(crate) enum Expr {
     DestinationType {
         to: Register,
     },
+    /// Loads the index of the link by which a route leads to the destination address; 0 if none does, or the address is this host's own.
+    DestinationLink {
+        to: Register,
+    },
     /// Loads the index of the incoming link if the route to the source address leads there, else 0.
     SourceLink {
         to: Register,

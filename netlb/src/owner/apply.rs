@@ -7,7 +7,7 @@ use super::{Balancing, Known, Owner, Sandbox, refused};
 use crate::delta::{Desired, Dirty, Members, Part, Spread};
 use crate::error::NetlbError;
 use crate::names::{self, SANDBOX_TABLE};
-use crate::nft::flows::Flow;
+use crate::nft::flows::{Flow, TCP, UDP};
 use crate::nft::socket::Nft;
 use crate::nft::{Family, Table};
 use crate::plan::Change;
@@ -74,7 +74,12 @@ impl Owner {
         failpoint!("netlb.apply.joined");
         let published = self.published_into(&spread.network);
         if let Some(sandbox) = self.sandboxes.get_mut(&spread.network.id) {
+            // What is wanted first may lack what an earlier run was told last.
+            let is_first = !sandbox.planned;
             errors.extend(sandbox.set_tables(spread, &published).err());
+            if !is_first {
+                sandbox.forget_gone(spread);
+            }
         }
         failpoint!("netlb.apply.network");
     }
@@ -89,6 +94,9 @@ impl Owner {
         failpoint!("netlb.apply.joined");
         if let Some(sandbox) = self.sandboxes.get_mut(&spread.network.id) {
             errors.extend(sandbox.set_members(spread, members).err());
+            if members.addresses.iter().any(|address| !spread.has(*address)) {
+                sandbox.forget_gone(spread);
+            }
         }
         failpoint!("netlb.apply.network");
     }
@@ -232,6 +240,18 @@ impl Sandbox {
         self.tell_tables(|table, _| table.lead_members(wanted, members)).map(drop)
     }
 
+    /// Forgets connections to tasks that are gone: the next packet of their clients is led to another task, which resets them, and not
+    /// one port of theirs stays useless. Where no other is, the table resets them.
+    fn forget_gone(&mut self, wanted: &Spread) {
+        let place = self.place();
+        let nft = self.namespace.nft.as_mut().expect("a sandbox has a netfilter socket");
+        for (table, known) in &self.tables {
+            if *known == Known::Yes {
+                forget(nft, TCP, table.table_family(), &place, |flow| table.is_gone(flow, wanted));
+            }
+        }
+    }
+
     /// Whether anything was planned that was not told yet.
     fn tell_tables(&mut self, plan: impl Fn(&mut SandboxTable, Option<&Balancing>) -> Update) -> Result<bool, NetlbError> {
         let place = self.place();
@@ -296,14 +316,18 @@ pub(super) fn audit_table(nft: &mut Nft, table: &Table, known: &mut Known, place
 
 /// Forgets UDP flows that lead nowhere. A failure costs clients up to two minutes, not the network: it is only told.
 pub(super) fn forget_stale(nft: &mut Nft, family: Family, place: &str, is_stale: impl Fn(&Flow) -> bool) {
-    let forgotten = nft.udp_flows(family, is_stale).and_then(|flows| {
+    forget(nft, UDP, family, place, is_stale);
+}
+
+fn forget(nft: &mut Nft, protocol: u8, family: Family, place: &str, is_stale: impl Fn(&Flow) -> bool) {
+    let forgotten = nft.flows(protocol, family, is_stale).and_then(|flows| {
         flows.iter().try_for_each(|flow| nft.forget(flow))?;
         Ok(flows.len())
     });
     match forgotten {
         Ok(0) => {}
-        Ok(count) => debug!(place, count, "udp flows to where nothing is forgotten"),
-        Err(error) => warn!(place, %error, "could not look for udp flows that lead nowhere; some clients may have to wait"),
+        Ok(count) => debug!(place, protocol, count, "flows to where nothing is forgotten"),
+        Err(error) => warn!(place, %error, "could not look for flows that lead nowhere; some clients may have to wait"),
     }
 }
 

@@ -58,7 +58,9 @@ impl Owner {
         NetlbError::all(refused(&place, namespace.route.apply(&difference(&is, &wanted, Unwanted::Keep))))?;
         failpoint!("netlb.sandbox.addressed");
         let families = if self.ipv6 { vec![Family::V4, Family::V6] } else { vec![Family::V4] };
-        let tables = families.into_iter().map(|family| (SandboxTable::new(family, network, self.ipvs), Known::No)).collect();
+        let resets = sysctl::kernel_rejects_before_routing();
+        let table = |family| SandboxTable::new(family, network, self.ipvs).resetting(resets);
+        let tables = families.into_iter().map(|family| (table(family), Known::No)).collect();
         let told = created.then(Told::default);
         let balancing = if self.ipvs { Some(Balancing::open(&namespace, &is)?) } else { None };
         let mut sandbox = Sandbox { network: network.clone(), slot, namespace, tables, planned: false, told, balancing };

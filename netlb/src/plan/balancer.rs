@@ -369,6 +369,7 @@ mod tests {
         use crate::nft::flows::Direction;
         let client = (address(99), 4000);
         let flow = |to: (IpAddr, u16), answers: (IpAddr, u16)| Flow {
+            protocol: crate::nft::flows::UDP,
             original: Direction { source: client, destination: to },
             reply: Direction { source: answers, destination: client },
         };

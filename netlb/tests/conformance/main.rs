@@ -32,6 +32,7 @@ macro_rules! conformance {
 conformance! {
     vips::a_connection_goes_to_any_backend_whatever_its_port_and_protocol,
     vips::a_backend_that_left_gets_nothing_new_and_keeps_what_it_has,
+    vips::a_backend_that_is_gone_resets_what_it_had,
     vips::a_virtual_address_without_backends_refuses,
     vips::a_virtual_address_that_is_removed_keeps_what_is_connected,
     vips::udp_flows_go_to_another_backend_when_theirs_goes,
@@ -43,6 +44,7 @@ conformance! {
     vips::nothing_is_left_of_what_is_removed,
     ports::every_host_answers_and_tasks_see_the_client,
     ports::a_backend_that_left_gets_nothing_new_of_a_port_and_keeps_what_it_has,
+    ports::a_backend_that_is_gone_resets_what_it_had_of_a_port,
     ports::udp_flows_of_a_port_go_to_another_backend_when_theirs_goes,
     ports::a_port_that_is_published_no_more_refuses,
     ports::clients_that_may_not_come_are_refused,

@@ -51,6 +51,21 @@ pub async fn a_backend_that_left_gets_nothing_new_of_a_port_and_keeps_what_it_ha
     }
 }
 
+pub async fn a_backend_that_is_gone_resets_what_it_had_of_a_port(mut scene: Scene) {
+    scene.three_on(network(1, true)).await;
+    let client = World::client();
+    for (gone, rest) in [(3, &[1][..]), (2, &[])] {
+        scene.publish_to(&[gone]).await;
+        let keep =
+            |(entry, seen_as): (String, &str)| Kept::open(|| within(&client, || connect(&entry, 8080)), &format!("T{gone} saw {seen_as}"));
+        let kept: Vec<Kept> = entries().into_iter().map(keep).collect();
+        scene.publish_to(rest).await;
+        scene.end(gone).await;
+        kept.into_iter().for_each(Kept::is_reset);
+    }
+    scene.all_are_as_wanted().await;
+}
+
 pub async fn udp_flows_of_a_port_go_to_another_backend_when_theirs_goes(mut scene: Scene) {
     scene.three_on(network(1, true)).await;
     for (entry, seen_as) in entries() {

@@ -102,6 +102,17 @@ impl Scene {
         self.cluster.tell(&self.hosts).await;
     }
 
+    /// The task of that number has ended and everybody knows; what still talks to it is in this process, so its link goes by hand.
+    pub async fn end(&mut self, number: u8) {
+        let id = task(number, Vec::new()).task;
+        let at = self.cluster.tasks.iter().position(|(task, _)| task.task == id).unwrap();
+        let (_, node) = self.cluster.tasks.remove(at);
+        sh(&format!("nsenter --net={} ip link del eth0", self.tasks[usize::from(number) - 1].display()));
+        let host = self.hosts.iter().find(|host| host.index == node).unwrap();
+        host.netlb.remove_task(id).await.unwrap();
+        self.cluster.tell(&self.hosts).await;
+    }
+
     fn addresses(&self, numbers: &[u8]) -> impl Iterator<Item = IpAddr> {
         let chosen = numbers.iter().map(|number| &self.cluster.tasks[usize::from(*number) - 1].0);
         let tasks: Vec<TaskNetwork> = chosen.cloned().collect();

@@ -55,6 +55,31 @@ fn keep(client: &Path, number: u8) -> [Kept; 2] {
     FAMILIES.map(|(vip, seen_as, _)| Kept::open(|| within(client, || connect(vip, 80)), &format!("T{number} saw {seen_as}")))
 }
 
+pub async fn a_backend_that_is_gone_resets_what_it_had(mut scene: Scene) {
+    let client = scene.with_client().await;
+    // One on the client's host, with another one in its place, and one on the other host, with none. The last in the list first.
+    for (gone, rest) in [(3, &[1][..]), (2, &[])] {
+        scene.lead_to(&[gone]).await;
+        let kept = keep(&client, gone);
+        let own = FAMILIES.map(|(vip, seen_as, _)| {
+            let own = vip.replace("2.100", &format!("2.1{gone}")).replace("::100", &format!("::{:x}", 10 + gone));
+            Kept::open(|| within(&client, || connect(&own, 80)), &format!("T{gone} saw {seen_as}"))
+        });
+        let untouched = if rest.is_empty() { None } else { Some(keep_one_of(&mut scene, &client, rest[0]).await) };
+        scene.lead_to(rest).await;
+        scene.end(gone).await;
+        kept.into_iter().chain(own).for_each(Kept::is_reset);
+        untouched.into_iter().flatten().for_each(Kept::still_answers);
+    }
+    scene.all_are_as_wanted().await;
+}
+
+/// [`keep`] of another task, to which the addresses lead meanwhile.
+async fn keep_one_of(scene: &mut Scene, client: &Path, number: u8) -> [Kept; 2] {
+    scene.lead_to(&[number]).await;
+    keep(client, number)
+}
+
 /// Refused, not left to wait.
 fn refused(answer: Result<String, String>) {
     let error = answer.unwrap_err();

@@ -163,14 +163,20 @@ impl Secured {
 
     /// Every task every other, over TCP and UDP of both families.
     pub fn all_reach_each_other(&self) {
-        for (from, netns) in self.tasks.iter().enumerate() {
+        for from in 0..self.tasks.len() {
             for to in (0..self.tasks.len()).filter(|to| *to != from) {
-                for (address, seen) in Self::addresses(to).iter().zip(Self::addresses(from)) {
-                    let wanted = format!("T{} saw {seen}", to + 1);
-                    assert_eq!(within(netns, || ask(address, 80)).as_ref(), Ok(&wanted));
-                    assert_eq!(within(netns, || ask_udp(address, 80)).as_ref(), Ok(&wanted));
-                }
+                self.reach(from, to);
             }
+        }
+    }
+
+    /// One task another, however long it takes.
+    pub fn reach(&self, from: usize, to: usize) {
+        let netns = &self.tasks[from];
+        for (address, seen) in Self::addresses(to).iter().zip(Self::addresses(from)) {
+            let wanted = format!("T{} saw {seen}", to + 1);
+            assert_eq!(within(netns, || ask(address, 80)).as_ref(), Ok(&wanted));
+            assert_eq!(within(netns, || ask_udp(address, 80)).as_ref(), Ok(&wanted));
         }
     }
 

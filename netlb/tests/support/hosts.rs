@@ -11,7 +11,7 @@ use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 /// However busy the machine is.
-pub const LONG: Duration = Duration::from_secs(40);
+pub const LONG: Duration = Duration::from_secs(120);
 
 /// A host, and what runs its network.
 pub struct Host {
@@ -299,6 +299,16 @@ impl Kept {
         let mut buffer = [0; 5];
         self.0.read_exact(&mut buffer).unwrap();
         assert_eq!(&buffer, b"still");
+    }
+}
+
+impl Kept {
+    /// What is said next is answered by a reset.
+    pub fn is_reset(mut self) {
+        let mut buffer = [0; 5];
+        let said = self.0.write_all(b"still");
+        let error = said.and_then(|()| self.0.read_exact(&mut buffer)).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
     }
 }
 

@@ -17,7 +17,7 @@ const INSIDE: &str = "SKEP_NETLB_INSIDE";
 const RESPONDER: &str = "SKEP_NETLB_RESPONDER";
 const SCENARIO: &str = "SKEP_NETLB_SCENARIO";
 // WireGuard asks for a lost handshake again after five seconds, and an emulated processor takes its time.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Runs `body` on a host of its own. `name` is the test's full name.
 pub fn on_own_host<F: Future<Output = ()>>(name: &str, body: impl FnOnce(World) -> F) {
@@ -354,7 +354,7 @@ pub fn all_three_answer(seen_as: &str, ask: impl Fn() -> Result<String, String>)
 
 /// Waits for what the kernel does in the background.
 pub fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(30);
+    let end = Instant::now() + Duration::from_secs(120);
     while !holds() {
         assert!(Instant::now() < end, "{what} did not come true");
         std::thread::sleep(Duration::from_millis(20));

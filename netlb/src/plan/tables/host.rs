@@ -345,6 +345,7 @@ mod tests {
         use crate::nft::flows::Direction;
         let here = IpAddr::from([198, 18, 0, 1]);
         let flow = |client: [u8; 4], to: IpAddr, port: u16| Flow {
+            protocol: crate::nft::flows::UDP,
             original: Direction { source: (client.into(), 40_000), destination: (to, port) },
             reply: Direction { source: (backend(1).address, 80), destination: (client.into(), 40_000) },
         };
@@ -384,6 +385,7 @@ mod tests {
         let here = IpAddr::from([198, 18, 0, 1]);
         let client = (IpAddr::from([198, 18, 0, 9]), 40_000);
         let flow = |to: IpAddr, port: u16, answers: (IpAddr, u16)| Flow {
+            protocol: crate::nft::flows::UDP,
             original: Direction { source: client, destination: (to, port) },
             reply: Direction { source: answers, destination: client },
         };

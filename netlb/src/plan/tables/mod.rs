@@ -24,6 +24,8 @@ const OUTPUT: u32 = 3;
 const POSTROUTING: u32 = 4;
 /// `NF_IP_PRI_NAT_DST`: where destination NAT is done by everybody; iptables' own comes at the same place.
 const DSTNAT: i32 = -100;
+/// After it.
+const BEHIND_DSTNAT: i32 = DSTNAT + 10;
 /// `NF_IP_PRI_NAT_SRC`.
 const SRCNAT: i32 = 100;
 /// `NF_IP_PRI_RAW`: before connection tracking.

@@ -9,7 +9,7 @@ use crate::delta::{Members, Spread};
 use crate::names::{GATEWAY_LINK, OVERLAY_LINK, SANDBOX_TABLE, TASK_LINK_PREFIX};
 use crate::nft::flows::Flow;
 use crate::nft::model::Holds;
-use crate::nft::{Elements, Set, Table, Value};
+use crate::nft::{Elements, Reject, Set, Table, Value};
 use crate::wanted::{Location, Mac, Network};
 use std::collections::BTreeMap;
 
@@ -28,6 +28,8 @@ pub(crate) struct SandboxTable {
     counts: BTreeSet<usize>,
     mtu: u32,
     ingress: bool,
+    /// The kernel lets rules answer before a way is chosen.
+    resets: bool,
 }
 
 /// How virtual addresses lead to backends.
@@ -62,7 +64,13 @@ impl SandboxTable {
             counts: BTreeSet::new(),
             mtu: network.mtu,
             ingress: network.ingress,
+            resets: false,
         }
+    }
+
+    /// One that resets connections to who is gone.
+    pub(crate) fn resetting(self, resets: bool) -> Self {
+        Self { resets, ..self }
     }
 
     pub(crate) fn table_family(&self) -> Family {
@@ -162,6 +170,14 @@ impl SandboxTable {
         }
     }
 
+    /// Whether a flow that was led on ends at a task that is gone, on a network with these tasks. Connections of tasks that only left
+    /// the balancing go on.
+    pub(crate) fn is_gone(&self, flow: &Flow, spread: &Spread) -> bool {
+        let (asked, answers) = (flow.original.destination.0, flow.reply.source.0);
+        let is_inside = spread.network.subnets.iter().any(|subnet| subnet.range.contains(&answers));
+        matches!(self.vips, Vips::Balanced(_)) && asked != answers && is_inside && !spread.has(answers)
+    }
+
     /// Whether a flow to a virtual address leads to none of its backends; the table knows only if it balances.
     pub(crate) fn is_stale(&self, flow: &Flow) -> bool {
         let Vips::Balanced(vips) = &self.vips else { return false };
@@ -194,6 +210,9 @@ impl SandboxTable {
         chains.push(base("clamp", "filter", segments, MANGLE, vec![clamp(family, self.mtu)]));
         if self.ingress {
             chains.extend(way_back());
+        }
+        if self.resets {
+            chains.push(base("gone", "filter", PREROUTING, BEHIND_DSTNAT, vec![reset()]));
         }
         Table { family, name: SANDBOX_TABLE.into(), sets, chains, elements }
     }
@@ -380,6 +399,26 @@ fn clamp(family: Family, mtu: u32) -> Rule {
         Expr::ClampSegments { from: R0 },
     ];
     rule("segments that fit", steps)
+}
+
+/// A connection to an address to which no way leads has lost its other end for good: its client need not find out by waiting. What begins
+/// one is told so by the route, with better words. Behind the translation, so it holds for virtual addresses as well.
+fn reset() -> Rule {
+    const TCP: u8 = 6;
+    const SYN: u8 = 2;
+    let steps = [
+        Expr::L4Protocol { to: R0 },
+        Expr::Equal { register: R0, value: vec![TCP] },
+        Expr::TcpFlags { to: R0 },
+        Expr::And { register: R0, mask: vec![SYN] },
+        Expr::Equal { register: R0, value: vec![0] },
+        Expr::DestinationLink { to: R0 },
+        Expr::Equal { register: R0, value: vec![0; 4] },
+        Expr::DestinationType { to: R0 },
+        Expr::NotEqual { register: R0, value: LOCAL_ADDRESS.to_ne_bytes().to_vec() },
+        Expr::Reject(Reject::Reset),
+    ];
+    rule("to who is gone", steps)
 }
 
 /// Answers go to the node that the client's packets came by.
