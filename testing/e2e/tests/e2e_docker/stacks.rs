@@ -73,9 +73,11 @@ fn a_stack_is_deployed_changed_and_removed() -> Result<()> {
 
     let url = format!("http://{}:8080", Lab::HOST);
     ensure!(eventually(SOON, "it answers", || lab.curl(&format!("{url}/env")))?.contains("GREETING=hello"));
-    ensure!(lab.curl(&format!("{url}/file?/run/secrets/password"))? == "0:0 444 hunter2\n");
-    ensure!(lab.curl(&format!("{url}/file?/motd"))? == "0:0 440 good morning\n");
     let web = inspect(&lab, &["service", "inspect", "shop_web"])?;
+    for (path, wanted) in [("/run/secrets/password", "0:0 444 hunter2\n"), ("/motd", "0:0 440 good morning\n")] {
+        let read = lab.curl(&format!("{url}/file?{path}")).with_context(|| format!("{path}: {}", web["Spec"]["TaskTemplate"]))?;
+        ensure!(read == wanted, "{path}: {read}");
+    }
     ensure!(web["Spec"]["Labels"]["com.docker.stack.namespace"] == json!("shop"), "{web}");
     ensure!(web["Spec"]["Labels"]["com.docker.stack.image"] == json!("whoami"), "{web}");
 
