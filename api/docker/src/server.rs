@@ -67,7 +67,8 @@ async fn connection(stream: UnixStream, front: Front, sessions: Sessions, stop: 
         async move { Ok::<_, Infallible>(front.call(request.map(Body::new)).await) }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT);
+    // Some clients look for names as Go writes them.
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).title_case_headers(true);
     let connection = http.serve_connection(TokioIo::new(stream), service).with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let outcome = tokio::select! {

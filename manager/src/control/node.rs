@@ -115,7 +115,7 @@ pub(super) async fn remove(shared: &Shared, request: v1::RemoveNodeRequest) -> R
         let node = view.node(&id).ok_or_else(|| missing(Kind::Node, id.as_str()))?;
         if shared.manager_status(&id).is_some() {
             return Err(Status::failed_precondition(format!(
-                "node {id} is a manager and a member of the raft group; demote it to worker before it can be removed"
+                "node {id} is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal"
             )));
         }
         if node.status.state == NodeState::Ready && !request.force {

@@ -157,7 +157,7 @@ fn check_version(stored: Version, given: Version) -> Result<(), Status> {
 /// Only labels may change: tasks hold what the rest was when they started.
 fn only_labels(before: &Annotations, after: Annotations, rest_is_same: bool) -> Result<Annotations, Status> {
     if after.name != before.name || !rest_is_same {
-        return Err(invalid(FieldError::new("spec", "only updates to labels are allowed; create another one under a new name")));
+        return Err(invalid(FieldError::new("spec", "only updates to Labels are allowed; create another one under a new name")));
     }
     validate::labels(&after).map_err(|error| invalid(error.inside("spec.annotations")))?;
     Ok(after)
@@ -174,5 +174,6 @@ fn check_unused(shared: &Shared, kind: Kind, name: &str, uses: impl Fn(&TaskSpec
         return Ok(());
     }
     let word = if kind == Kind::Secret { "secret" } else { "config" };
-    Err(Status::invalid_argument(format!("{word} '{name}' is in use by the following services: {}", users.join(", "))))
+    let services = if users.len() == 1 { "service" } else { "services" };
+    Err(Status::invalid_argument(format!("{word} '{name}' is in use by the following {services}: {}", users.join(", "))))
 }

@@ -46,7 +46,7 @@ pub struct DockerApi {
 }
 
 impl DockerApi {
-    /// Opens the socket; it answers from now on. Nothing is opened if the configuration says `off`.
+    /// Opens the socket; it answers from now on, and so do those that systemd opened. Nothing is opened if the configuration says `off`.
     ///
     /// # Errors
     /// If the socket cannot be opened or given to the group; says what to do.
@@ -54,9 +54,7 @@ impl DockerApi {
         let mut servers = JoinSet::new();
         let front = Front::new(backend);
         let mut listeners = PassedSockets::from_env().take_unix(PASSED)?;
-        if let Some(path) = &config.docker_socket
-            && listeners.is_empty()
-        {
+        if let Some(path) = &config.docker_socket {
             listeners.push(bind(path, config.docker_group.as_deref())?);
             tracing::info!(socket = %path.display(), "the Docker API answers");
         }

@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::local::LocalNodeService;
 use crate::status::Board;
 use async_trait::async_trait;
+use skep_ca::JoinToken;
 use skep_docker_api::{ApiError, ErrorKind, Founding, Joining, LocalState, Login, NodeFacts, NodeLife, SwarmState};
 use skep_proto::ToWire as _;
 use skep_proto::skep::local_node_server::LocalNode as _;
@@ -77,6 +78,7 @@ impl NodeLife for ThisNode {
     }
 
     async fn join(&self, joining: Joining) -> Result<(), ApiError> {
+        joining.token.0.parse::<JoinToken>().map_err(|error| ApiError::invalid(format!("invalid join token: {error}")))?;
         let advertise_addr = place::advertise(&joining.advertise_addr)?;
         place::check_data_path(&joining.data_path_addr, self.config.data_path_addr, &advertise_addr)?;
         let request = JoinRequest {

@@ -1,10 +1,20 @@
 //! The genuine docker command line against our socket: `DOCKER_HOST=unix://…/docker.sock`, and what it shows is what there is.
 
+#[path = "e2e_docker/box_image.rs"]
+mod box_image; // an image with a shell
+#[path = "e2e_docker/containers.rs"]
+mod containers; // docker ps, logs, exec, cp …
 #[path = "e2e_docker/http.rs"]
 mod http; // statuses and bodies that clients rely on
+#[path = "e2e_docker/nodes.rs"]
+mod nodes; // docker swarm …, docker node … of several hosts
+#[path = "e2e_docker/objects.rs"]
+mod objects; // docker secret …, docker config …, docker network …
 #[path = "e2e_docker/services.rs"]
 mod services; // docker service …
 #[path = "e2e_docker/stacks.rs"]
 mod stacks; // docker stack …
 #[path = "e2e_docker/support.rs"]
 mod support; // a host, the client
+#[path = "e2e_docker/swarms.rs"]
+mod swarms; // docker swarm …, docker info of one host

@@ -1,6 +1,6 @@
 //! `docker stack …`: all of it happens in the client, so that it shows whether the calls behind it are right.
 
-use crate::support::{SOON, docker, inspect, lab, ok};
+use crate::support::{SOON, docker, inspect, is_old_client, lab, ok};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 use skep_kit::{Lab, eventually};
@@ -57,15 +57,21 @@ fn a_stack_is_deployed_changed_and_removed() -> Result<()> {
     write(&dir, "password", "hunter2")?;
     write(&dir, "motd", "good morning")?;
     let file = write(&dir, "stack.yml", COMPOSE)?;
-    let deploy = ["stack", "deploy", "--resolve-image", "never", "--detach=false", "-c", &file, "shop"];
+    // 20.10 never waits.
+    let wait: &[&str] = if is_old_client() { &[] } else { &["--detach=false"] };
+    let deploy = [&["stack", "deploy", "--resolve-image", "never"], wait, &["-c", &file, "shop"]].concat();
     let out = ok(&lab, &deploy)?;
     for words in ["Creating network shop_front", "Creating secret shop_password", "Creating config shop_motd", "Creating service shop_web"]
     {
         ensure!(out.contains(words), "no {words:?} in {out}");
     }
     ensure!(ok(&lab, &["stack", "ls", "--format", "{{.Name}} {{.Services}}"])? == "shop 2\n");
-    let services = ok(&lab, &["stack", "services", "shop", "--format", "{{.Name}} {{.Replicas}} {{.Ports}}"])?;
-    ensure!(services == "shop_db 1/1 \nshop_web 2/2 *:8080->8080/tcp\n", "{services:?}");
+    let services = || ok(&lab, &["stack", "services", "shop", "--format", "{{.Name}} {{.Replicas}} {{.Ports}}"]);
+    let wanted = "shop_db 1/1 \nshop_web 2/2 *:8080->8080/tcp\n";
+    if is_old_client() {
+        eventually(SOON, "the services run", || Ok(ensure!(services()? == wanted, "{:?}", services())))?;
+    }
+    ensure!(services()? == wanted, "{:?}", services());
     let tasks = ok(&lab, &["stack", "ps", "shop", "--filter", "desired-state=running", "--format", "{{.Name}}"])?;
     let mut tasks: Vec<&str> = tasks.lines().collect();
     tasks.sort_unstable();
@@ -93,7 +99,7 @@ fn a_stack_is_deployed_changed_and_removed() -> Result<()> {
     let (head, rest) = text.split_once("  db:\n").context("no db")?;
     let (_, tail) = rest.split_once("networks:\n  front").context("no networks")?;
     std::fs::write(&file, format!("{head}networks:\n  front{tail}").replace("hello", "moin"))?;
-    ok(&lab, &["stack", "deploy", "--resolve-image", "never", "--prune", "--detach=false", "-c", &file, "shop"])?;
+    ok(&lab, &[&["stack", "deploy", "--resolve-image", "never", "--prune"], wait, &["-c", &file, "shop"]].concat())?;
     ensure!(ok(&lab, &["stack", "services", "shop", "-q"])?.lines().count() == 1, "the service that went from the file is there");
     eventually(SOON, "the new environment is there", || {
         ensure!(lab.curl(&format!("{url}/env"))?.contains("GREETING=moin"));
