@@ -110,6 +110,8 @@ struct Driver {
     shared: Arc<Shared>,
     feed: Feed,
     mind: Mind,
+    /// The mind was made from the store alone: it does not know what was freed of late.
+    is_new: bool,
     began: Instant,
 }
 
@@ -117,7 +119,7 @@ impl Driver {
     fn start(shared: Arc<Shared>) -> Self {
         let (view, feed) = shared.watch();
         let mind = Mind::new(&view, shared.orphan_after(), shared.now(), Duration::ZERO);
-        Self { shared, feed, mind, began: Instant::now() }
+        Self { shared, feed, mind, is_new: true, began: Instant::now() }
     }
 
     /// Events were lost or decisions stay stale: everything is looked at again.
@@ -125,6 +127,7 @@ impl Driver {
         let (view, feed) = self.shared.watch();
         self.feed = feed;
         self.mind.renew(&view, self.shared.now());
+        self.is_new = true;
     }
 
     async fn run(&mut self) -> Result<(), DriveError> {
@@ -240,6 +243,9 @@ impl Driver {
             }
             let view = self.shared.store.view();
             if view.version() <= self.mind.seen() {
+                if std::mem::take(&mut self.is_new) {
+                    self.mind.remember(&self.shared.freed.lately(view.version()).await);
+                }
                 return Ok(view);
             }
             // It is there before its commit is in the feed, by a moment.

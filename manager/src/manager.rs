@@ -57,6 +57,7 @@ impl Manager {
         let (health, local_health) = (HealthService::default(), HealthService::default());
         let mut tasks = JoinSet::new();
         tasks.spawn(dispatcher.clone().follow());
+        tasks.spawn(netstate::watch_freed(shared.clone()));
         tasks.spawn(settings::follow(shared.clone()));
         let told = dispatcher.clone();
         tasks.spawn(peers::follow(shared.clone(), move || told.managers_changed()));

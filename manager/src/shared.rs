@@ -7,7 +7,7 @@ use crate::control::errors;
 use crate::drive::AddressCounts;
 use crate::logs::Broker;
 use crate::manager::ManagerConfig;
-use crate::netstate::NetworkStates;
+use crate::netstate::{FreedWatch, NetworkStates};
 use crate::peers::{Group, PeerTransport};
 use skep_ca::SecurityConfig;
 use skep_store::{Clock, Feed, ProposeError, Store, View};
@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     pub transport: Arc<PeerTransport>,
     pub group: Group,
     pub netstate: NetworkStates,
+    /// For the day this manager leads.
+    pub freed: FreedWatch,
     pub revocations: Arc<Revocations>,
     /// Seconds that a node may be down before its tasks count as lost.
     pub orphan_after: AtomicU64,
@@ -73,6 +75,7 @@ impl Shared {
             transport: config.transport,
             group: Group::new(members),
             netstate: NetworkStates::default(),
+            freed: FreedWatch::default(),
             revocations: Arc::default(),
             tunnel_key_lifetime: config.tunnel_key_lifetime,
             orphan_after: AtomicU64::new(skep_plan::NODE_DOWN_PERIOD.as_secs()),

@@ -34,7 +34,7 @@ mod update; // rolling updates, rollback
 pub mod validate; // what is wrong with a spec
 
 pub use agenda::Agenda;
-pub use allocator::{AddressAudit, Allocator, SubnetError, is_ingress, is_overlay, resolve_network};
+pub use allocator::{AddressAudit, Allocator, FreedAddresses, FreedLately, SubnetError, is_ingress, is_overlay, resolve_network};
 pub use constraint::{BadConstraint, Constraint, Constraints};
 pub use dirty::is_task_dirty;
 pub use enforce::plan_enforcement;

@@ -3,7 +3,7 @@
 mod world;
 
 use proptest::prelude::*;
-use skep_plan::Allocator;
+use skep_plan::{Allocator, FreedAddresses, FreedLately};
 use skep_types::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -323,6 +323,84 @@ fn a_new_leader_keeps_what_was_freed_lately_and_a_silent_node_keeps_it_for_a_min
     allocator.settle(Version(world.version), world.now);
     plan_once(&mut world, &mut allocator);
     assert_eq!(world.task(&second).networks[0].addresses, first.networks[0].addresses);
+}
+
+/// A network with room for one virtual IP, whose service was removed, and another service that wants one. The changes that led here are
+/// what another manager than the leader heard of.
+fn removed_service() -> (World, ServiceId, FreedAddresses) {
+    let mut world = World::new();
+    world.add_network(1, "back", |spec| {
+        let config = IpamConfig { subnet: "10.9.0.0/30".into(), ..IpamConfig::default() };
+        spec.ipam = Some(IpamOptions { configs: vec![config], ..IpamOptions::default() });
+    });
+    let on_back = |spec: &mut ServiceSpec| {
+        replicas(spec, 0);
+        join(spec, "back");
+    };
+    let first = world.add_service(1, on_back);
+    let mut allocator = Allocator::new(&world);
+    allocate(&mut world, &mut allocator);
+    assert_eq!(vips(&world, &first), ["10.9.0.2/30"]);
+    let mut heard = FreedAddresses::new(None);
+    let removed = world.remove(Kind::Service, first.as_str());
+    removed.iter().for_each(|change| heard.observe(Version(world.version), change, secs(1)));
+    let second = world.add_service(2, on_back);
+    (world, second, heard)
+}
+
+#[test]
+fn a_virtual_ip_freed_before_a_leader_began_is_given_when_all_nodes_heard_of_the_new_leader() {
+    let (mut world, second, mut heard) = removed_service();
+    let mut allocator = Allocator::new(&world);
+    allocator.remember(&heard.lately(secs(20)));
+    let freed = Version(world.version - 1);
+    allocator.settle(Version(world.version), world.now);
+    assert!(plan_once(&mut world, &mut allocator).is_some_and(|wake| wake > world.now), "it looks again by itself");
+    assert!(vips(&world, &second).is_empty());
+    assert_eq!(allocator.problem_of_service(&second), Some("network back has no free address left"));
+    allocator.acknowledge(&|_| Some(Version(freed.0 - 1)));
+    plan_once(&mut world, &mut allocator);
+    assert!(vips(&world, &second).is_empty());
+    // One that is built anew in between keeps back what the one before it did.
+    let mut renewed = Allocator::new(&world);
+    renewed.inherit(&allocator);
+    renewed.settle(Version(world.version), world.now);
+    plan_once(&mut world, &mut renewed);
+    assert!(vips(&world, &second).is_empty());
+    for mut allocator in [renewed, allocator] {
+        let mut world = world.clone();
+        allocator.acknowledge(&|_| Some(freed));
+        plan_once(&mut world, &mut allocator);
+        assert_eq!(vips(&world, &second), ["10.9.0.2/30"]);
+    }
+}
+
+#[test]
+fn a_leader_that_does_not_know_what_was_freed_gives_no_address_of_older_networks_until_their_nodes_answer() {
+    let (mut world, second, _) = removed_service();
+    let mut allocator = Allocator::new(&world);
+    allocator.remember(&FreedLately { incomplete: true, ..FreedLately::default() });
+    allocator.settle(Version(world.version), world.now);
+    plan_once(&mut world, &mut allocator);
+    assert!(vips(&world, &second).is_empty());
+    let why = "network back waits for its nodes to know which of its addresses are free";
+    assert_eq!(allocator.problem_of_service(&second), Some(why));
+    // A network that this leader made has no past.
+    let network = world.add_network(2, "new", |_| ());
+    let third = world.add_service(3, |spec| {
+        replicas(spec, 0);
+        join(spec, "new");
+    });
+    let objects =
+        [Object::Network(world.network(&network).expect("made").clone()), Object::Service(Arc::new(world.service(&third).clone()))];
+    objects.into_iter().for_each(|object| allocator.observe(&Change::Created(object)));
+    for _ in 0..3 {
+        plan_once(&mut world, &mut allocator);
+    }
+    assert_eq!(vips(&world, &third).len(), 1);
+    allocator.acknowledge(&|_| Some(Version(world.version)));
+    plan_once(&mut world, &mut allocator);
+    assert_eq!(vips(&world, &second), ["10.9.0.2/30"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Who decides what, and what each has to look at.
 
-use skep_plan::{Agenda, Allocator, Ids, Orchestrator, Plan, Scheduler, Time};
+use skep_plan::{Agenda, Allocator, FreedLately, Ids, Orchestrator, Plan, Scheduler, Time};
 use skep_store::View;
 use skep_types::{Change, ClusterView as _, NetworkId, Node, NodeId, NodeState, Object, Task, TaskId, Timestamp, Version};
 use std::collections::{BTreeMap, BTreeSet};
@@ -102,6 +102,16 @@ impl Deciders {
     /// Everything up to this revision was observed, and nothing that is not written.
     pub(super) fn settle(&mut self, version: Version, now: Timestamp) {
         self.allocator.settle(version, now);
+    }
+
+    /// See [`Allocator::remember`].
+    pub(super) fn remember(&mut self, freed: &FreedLately) {
+        self.allocator.remember(freed);
+    }
+
+    /// See [`Allocator::inherit`].
+    pub(super) fn inherit(&mut self, before: &Self) {
+        self.allocator.inherit(&before.allocator);
     }
 
     /// See [`Allocator::acknowledge`].

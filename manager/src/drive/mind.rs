@@ -2,7 +2,7 @@
 
 use super::deciders::Deciders;
 use super::draft::Draft;
-use skep_plan::{Ids, Plan, Time};
+use skep_plan::{FreedLately, Ids, Plan, Time};
 use skep_store::{Commit, View};
 use skep_types::{Action, ClusterView as _, NetworkId, Timestamp, Version};
 use std::collections::BTreeSet;
@@ -65,8 +65,19 @@ impl Mind {
 
     /// For who lost events, or does not know what was written: everything is looked at again.
     pub fn renew(&mut self, view: &View, now: Timestamp) {
-        self.deciders = Deciders::new(view, self.orphan_after, self.begun, now);
+        self.rebuild(view, now);
         self.seen = view.version();
+    }
+
+    fn rebuild(&mut self, view: &View, now: Timestamp) {
+        let mut deciders = Deciders::new(view, self.orphan_after, self.begun, now);
+        deciders.inherit(&self.deciders);
+        self.deciders = deciders;
+    }
+
+    /// Tells which addresses were freed of late, before this leader began or while it lost events.
+    pub fn remember(&mut self, freed: &FreedLately) {
+        self.deciders.remember(freed);
     }
 
     /// To be told the time before every round of decisions, with a view of which everything was observed. True if the clock was set
@@ -133,7 +144,7 @@ impl Mind {
                     }
                     Err(error) => {
                         tracing::warn!(decider = name, %error, "a decider proposed what does not fit its own picture; building it anew");
-                        self.deciders = Deciders::new(draft.view(), self.orphan_after, self.begun, now);
+                        self.rebuild(draft.view(), now);
                     }
                 }
                 if draft.len() >= LARGE_DRAFT {

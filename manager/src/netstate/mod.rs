@@ -15,6 +15,7 @@
 mod acks;
 mod dirty;
 mod facts;
+mod freed;
 mod index;
 mod observe;
 mod render;
@@ -24,6 +25,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use freed::{FreedWatch, watch_freed};
 pub(crate) use service::NetworkStateService;
 
 use crate::dispatcher::BATCH;

@@ -4,6 +4,8 @@
 //! plan gave out is reserved until the change arrives, or until the next plan if it never does.
 
 mod audit; // what objects hold against what is taken to be in use
+mod embargo; // networks of which it is not known what was freed
+mod freed; // what a manager remembers that does not lead
 mod network; // subnets and VXLAN ids of networks
 mod node; // numbers of nodes, and their addresses on their tasks' networks
 mod port; // published ports
@@ -14,9 +16,11 @@ mod subnet; // pools, subnets, addresses
 mod task; // addresses of tasks
 
 pub use audit::AddressAudit;
+pub use freed::{Freed, FreedAddresses, FreedLately};
 pub use subnet::SubnetError;
 
 use crate::Plan;
+use embargo::Embargo;
 use port::{Held, Ports};
 use quarantine::Quarantine;
 use ranges::Serial;
@@ -70,6 +74,9 @@ pub struct Allocator {
     /// What more than one object holds, which should not be, with how many too many: it is free when the last one lets go.
     shared: HashMap<Lease, u32>,
     quarantine: Quarantine,
+    embargo: Embargo,
+    /// Of the view it was built from.
+    began: Version,
 
     dirty_networks: BTreeSet<NetworkId>,
     dirty_services: BTreeSet<ServiceId>,
@@ -123,6 +130,8 @@ impl Allocator {
             leases: HashSet::new(),
             shared: HashMap::new(),
             quarantine: Quarantine::default(),
+            embargo: Embargo::default(),
+            began: view.version(),
             dirty_networks: BTreeSet::new(),
             dirty_services: BTreeSet::new(),
             dirty_nodes: BTreeSet::new(),
@@ -180,7 +189,7 @@ impl Allocator {
         self.plan_services(view, &mut plan);
         self.plan_nodes(view, &mut plan);
         self.plan_tasks(view, now, &mut plan);
-        if !self.quarantine.is_empty() && self.is_anybody_stuck() {
+        if !(self.quarantine.is_empty() && self.embargo.is_empty()) && self.is_anybody_stuck() {
             plan.wake(now + QUARANTINE_LOOK);
         }
         plan
@@ -190,12 +199,44 @@ impl Allocator {
     pub fn settle(&mut self, version: Version, now: Timestamp) {
         let released = self.quarantine.settle(version, now);
         self.release(released);
+        self.freed |= self.embargo.settle(now);
     }
 
     /// Frees addresses for good, given the revision that all nodes with an interest in a network have in place, if that is known.
     pub fn acknowledge(&mut self, acknowledged: &dyn Fn(&NetworkId) -> Option<Version>) {
         let released = self.quarantine.acknowledge(acknowledged);
         self.release(released);
+        self.freed |= self.embargo.acknowledge(acknowledged);
+    }
+
+    /// For a new leader, before its first plan: addresses that others freed, and that some node may still know, though nothing in the
+    /// store tells of them any more. Where it is not known which these are, no address of a network is given out until its nodes have
+    /// acknowledged a revision of this leader's; other networks are not concerned.
+    pub fn remember(&mut self, freed: &FreedLately) {
+        for Freed { network, address, at } in &freed.addresses {
+            self.keep_back(network, *address, Some(*at));
+        }
+        if freed.incomplete {
+            self.networks.keys().for_each(|network| self.embargo.close(network.clone(), self.began));
+        }
+    }
+
+    /// For one that was built anew: what the one before it kept back.
+    pub fn inherit(&mut self, before: &Self) {
+        for (network, address, at) in before.quarantine.all() {
+            self.keep_back(network, address, at);
+        }
+        self.embargo.clone_from(&before.embargo);
+    }
+
+    /// An address that nobody has, freed by the commit of that revision if it is known.
+    fn keep_back(&mut self, network: &NetworkId, address: IpAddr, at: Option<Version>) {
+        if self.claim_address(network, address) || self.quarantine.holds(network, address) {
+            match at {
+                Some(at) => self.quarantine.put_at(network, address, at),
+                None => self.quarantine.put(network, address, None),
+            }
+        }
     }
 
     /// A service that has this port on every node, at some place or at all.
@@ -254,6 +295,12 @@ impl Allocator {
                 }
             }
         }
+    }
+
+    /// Why no address of the network can be given out at all.
+    fn closed(&self, network: &Network) -> Option<String> {
+        let name = &network.spec.annotations.name;
+        self.embargo.is_closed(&network.id).then(|| format!("network {name} waits for its nodes to know which of its addresses are free"))
     }
 
     fn claim_address(&mut self, network: &NetworkId, address: IpAddr) -> bool {

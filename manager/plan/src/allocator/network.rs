@@ -50,6 +50,7 @@ impl Allocator {
                 self.networks.remove(&old.id);
                 self.shared.retain(|held, _| !matches!(held, Lease::Address(network, _) if *network == old.id));
                 self.quarantine.forget(&old.id);
+                self.embargo.forget(&old.id);
                 self.freed = true;
             }
             if let Some(new) = new.filter(|new| is_allocated(new)) {

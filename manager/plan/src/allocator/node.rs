@@ -104,7 +104,14 @@ impl Allocator {
                 attachments.push(known.clone());
                 continue;
             }
-            let v4 = self.networks.get_mut(&id).into_iter().flatten().filter(|subnet| matches!(subnet.net, ipnet::IpNet::V4(_)));
+            let is_closed = self.embargo.is_closed(&id);
+            let v4 = self
+                .networks
+                .get_mut(&id)
+                .filter(|_| !is_closed)
+                .into_iter()
+                .flatten()
+                .filter(|subnet| matches!(subnet.net, ipnet::IpNet::V4(_)));
             let Some(given) = v4.into_iter().find_map(|subnet| subnet.take()) else {
                 // None free: the node goes without until one is.
                 self.stuck_nodes.insert(node.id.clone());

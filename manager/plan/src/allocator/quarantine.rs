@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 /// How long a node that does not answer keeps an address from being given again.
-const LONGEST: Duration = Duration::from_secs(60);
+pub(super) const LONGEST: Duration = Duration::from_secs(60);
 
 /// Another leader wrote when an address was freed, by its own clock: only what is older than this by ours was surely freed long ago.
 const DOUBT: Duration = Duration::from_secs(3_600);
@@ -24,10 +24,21 @@ pub(crate) struct Quarantine {
 struct Ward {
     /// Every address in here with the revision it waits for; `None` until that is known.
     held: HashMap<IpAddr, Option<Version>>,
-    /// Freed since the last look, with the time if it was some while ago.
-    fresh: Vec<(IpAddr, Option<Timestamp>)>,
+    /// Put in since the last look.
+    fresh: BTreeMap<IpAddr, When>,
     /// The oldest first. An address may have been taken back meanwhile: `held` decides.
     waiting: VecDeque<Batch>,
+}
+
+/// When an address was freed, as far as that is known.
+#[derive(Debug, Clone, Copy)]
+enum When {
+    /// By what is looked at next.
+    Now,
+    /// By somebody's clock.
+    Since(Timestamp),
+    /// By the commit of this revision.
+    At(Version),
 }
 
 #[derive(Debug)]
@@ -39,20 +50,22 @@ struct Batch {
 
 impl Ward {
     fn stamp(&mut self, version: Version, now: Timestamp) -> Vec<IpAddr> {
-        let (mut addresses, mut over) = (Vec::new(), Vec::new());
-        for (address, since) in std::mem::take(&mut self.fresh) {
+        let (mut batches, mut over) = (BTreeMap::<Version, Vec<IpAddr>>::new(), Vec::new());
+        for (address, when) in std::mem::take(&mut self.fresh) {
             let Some(held) = self.held.get_mut(&address).filter(|held| held.is_none()) else { continue };
-            if since.is_some_and(|since| since + LONGEST + DOUBT <= now) {
-                self.held.remove(&address);
-                over.push(address);
-            } else {
-                *held = Some(version);
-                addresses.push(address);
-            }
+            let freed = match when {
+                When::Since(since) if since + LONGEST + DOUBT <= now => {
+                    self.held.remove(&address);
+                    over.push(address);
+                    continue;
+                }
+                When::Now | When::Since(_) => version,
+                When::At(version) => version,
+            };
+            *held = Some(freed);
+            batches.entry(freed).or_default().push(address);
         }
-        if !addresses.is_empty() {
-            self.waiting.push_back(Batch { version, since: now, addresses });
-        }
+        self.waiting.extend(batches.into_iter().map(|(version, addresses)| Batch { version, since: now, addresses }));
         over
     }
 
@@ -75,7 +88,18 @@ impl Quarantine {
     pub fn put(&mut self, network: &NetworkId, address: IpAddr, since: Option<Timestamp>) {
         let ward = self.wards.entry(network.clone()).or_default();
         ward.held.insert(address, None);
-        ward.fresh.push((address, since));
+        ward.fresh.insert(address, since.map_or(When::Now, When::Since));
+    }
+
+    /// An address was freed by the commit of that revision, before this leader began: no later one has to be acknowledged.
+    pub fn put_at(&mut self, network: &NetworkId, address: IpAddr, version: Version) {
+        let ward = self.wards.entry(network.clone()).or_default();
+        let before = match ward.fresh.get(&address) {
+            Some(When::At(before)) => *before,
+            _ => version,
+        };
+        ward.held.insert(address, None);
+        ward.fresh.insert(address, When::At(version.max(before)));
     }
 
     /// Somebody has the address again: that it was freed was only tried out.
@@ -87,6 +111,11 @@ impl Quarantine {
 
     pub fn holds(&self, network: &NetworkId, address: IpAddr) -> bool {
         self.wards.get(network).is_some_and(|ward| ward.held.contains_key(&address))
+    }
+
+    /// Everything in here, with the revision it waits for, if that is known.
+    pub fn all(&self) -> impl Iterator<Item = (&NetworkId, IpAddr, Option<Version>)> {
+        self.wards.iter().flat_map(|(network, ward)| ward.held.iter().map(move |(address, version)| (network, *address, *version)))
     }
 
     pub fn forget(&mut self, network: &NetworkId) {
@@ -170,6 +199,21 @@ mod tests {
         assert_eq!(quarantine.settle(Version(9), Timestamp::from_secs(10_059)), []);
         let second = quarantine.settle(Version(9), Timestamp::from_secs(10_060));
         assert_eq!(second, [(network(), address(1)), (network(), address(3))]);
+    }
+
+    #[test]
+    fn what_was_freed_at_a_revision_that_is_known_waits_for_no_later_one() {
+        let mut quarantine = Quarantine::default();
+        quarantine.put(&network(), address(1), Some(Timestamp::from_secs(90)));
+        for (last, version) in [(1, 4), (2, 7), (2, 6), (3, 9)] {
+            quarantine.put_at(&network(), address(last), Version(version));
+        }
+        quarantine.put(&network(), address(3), None);
+        assert_eq!(quarantine.settle(Version(20), Timestamp::from_secs(100)), []);
+        assert_eq!(released(&mut quarantine, 6), [address(1)]);
+        assert_eq!(released(&mut quarantine, 7), [address(2)], "freed twice");
+        assert_eq!(released(&mut quarantine, 19), NONE, "freed once more");
+        assert_eq!(released(&mut quarantine, 20), [address(3)]);
     }
 
     #[test]

@@ -221,6 +221,9 @@ impl Allocator {
                 vips.push(known.clone());
                 continue;
             }
+            if let Some(reason) = self.closed(network) {
+                return Err(reason);
+            }
             let subnets = self.networks.get_mut(&network.id).into_iter().flatten();
             let given = subnets.filter(|subnet| Family::of(subnet.net.addr()) == family).find_map(|subnet| subnet.take());
             let given = given.ok_or_else(|| format!("network {} has no free address left", network.spec.annotations.name))?;

@@ -142,6 +142,9 @@ impl Allocator {
         let name = &network.spec.annotations.name;
         let mut addresses = Vec::new();
         if network.has_addresses() {
+            if let Some(reason) = self.closed(network) {
+                return Err(reason);
+            }
             let wanted: Vec<_> = config.iter().flat_map(|config| &config.addresses).filter_map(|text| address_of(text)).collect();
             for subnet in self.networks.get_mut(&network.id).into_iter().flatten() {
                 let is_v4 = matches!(subnet.net, ipnet::IpNet::V4(_));

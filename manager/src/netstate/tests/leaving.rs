@@ -1,0 +1,93 @@
+//! Tasks that are to stop, and who is waited for.
+
+use super::world::*;
+use crate::netstate::index::Index;
+use skep_proto::skep::network_endpoint::Readiness;
+use skep_types::*;
+
+#[test]
+fn a_task_becomes_ready_when_it_runs_and_leaves_when_it_is_not_wanted() {
+    let mut world = World::of_two();
+    world.put_task(1, 1, &[2], TaskState::Assigned);
+    world.put_task(2, 2, &[2], TaskState::Running);
+    let steps =
+        [(TaskState::Preparing, Readiness::Planned), (TaskState::Starting, Readiness::Starting), (TaskState::Running, Readiness::Ready)];
+    for (state, readiness) in steps {
+        world.report(1, state);
+        world.take_all();
+        assert_eq!(world.readiness(2, 1), Some(readiness));
+    }
+    world.want(1, TaskState::Shutdown);
+    world.take_all();
+    assert_eq!(world.readiness(2, 1), Some(Readiness::Leaving));
+    world.report(1, TaskState::Shutdown);
+    world.take_all();
+    assert_eq!(world.readiness(2, 1), None);
+}
+
+#[test]
+fn a_task_that_leaves_is_cleared_after_the_last_acknowledgement_and_not_before() {
+    let mut world = World::of_two();
+    world.put_task(1, 1, &[2], TaskState::Running);
+    world.put_task(2, 2, &[2], TaskState::Running);
+    world.take_all();
+    world.want(1, TaskState::Shutdown);
+    // What was acknowledged is older.
+    world.acknowledge(2);
+    world.take(1);
+    world.acknowledge(1);
+    world.take(1);
+    assert!(world.cleared(1).is_empty());
+    world.take(2);
+    world.take(1);
+    assert!(world.cleared(1).is_empty(), "told is not done");
+    world.acknowledge(2);
+    world.take_all();
+    assert_eq!(world.cleared(1), [task(1).to_string()]);
+    assert!(world.cleared(2).is_empty(), "its own node alone is told");
+    // A new stream of the node is told again, until the task has ended.
+    world.follow(1);
+    assert_eq!(world.cleared(1), [task(1).to_string()]);
+    world.report(1, TaskState::Shutdown);
+    world.follow(1);
+    assert!(world.cleared(1).is_empty());
+}
+
+#[test]
+fn a_node_that_is_down_or_gone_does_not_hold_a_task_up() {
+    for gone in [false, true] {
+        let mut world = World::of_two();
+        world.put_task(1, 1, &[2], TaskState::Running);
+        world.put_task(2, 2, &[2], TaskState::Running);
+        world.take_all();
+        world.want(1, TaskState::Shutdown);
+        world.take_all();
+        world.acknowledge(1);
+        world.take_all();
+        assert!(world.cleared(1).is_empty());
+        match gone {
+            true => world.remove(Kind::Node, node(2).as_str()),
+            false => world.put_node(2, Some((2, "192.0.2.1")), NodeState::Down),
+        }
+        world.take_all();
+        assert_eq!(world.cleared(1), [task(1).to_string()]);
+    }
+}
+
+#[test]
+fn a_new_leader_starts_from_the_store_and_waits_for_new_acknowledgements() {
+    let mut world = World::of_two();
+    world.put_task(1, 1, &[2], TaskState::Running);
+    world.put_task(2, 2, &[2], TaskState::Running);
+    world.want(1, TaskState::Shutdown);
+    world.index = Index::new(&world.view());
+    world.follow(1);
+    world.follow(2);
+    assert_eq!(world.readiness(2, 1), Some(Readiness::Leaving));
+    world.acknowledge(1);
+    world.take_all();
+    assert!(world.cleared(1).is_empty());
+    world.acknowledge(2);
+    world.take_all();
+    assert_eq!(world.cleared(1), [task(1).to_string()]);
+}
