@@ -71,15 +71,8 @@ pub struct DiscreteGenericResource {
 
 impl ResourceRequirements {
     /// What the cluster keeps with the resources, and the limit of processes, which it keeps with the container.
-    ///
-    /// A limit of processes alone is no resource to the cluster: what was written so is read so.
-    pub(crate) fn into_wish(self) -> Result<(Option<Wish>, i64), FieldError> {
+    pub(crate) fn into_wish(self) -> Result<(Wish, i64), FieldError> {
         let Self { limits, reservations, swap_bytes, memory_swappiness } = self;
-        let pids = limits.as_ref().map_or(0, |limits| limits.pids);
-        let only_pids = Self { limits: Some(Limit { pids, ..Limit::default() }), ..Self::default() };
-        if pids != 0 && (Self { limits: limits.clone(), reservations: reservations.clone(), swap_bytes, memory_swappiness }) == only_pids {
-            return Ok((None, pids));
-        }
         let limits = limits.unwrap_or_default();
         let reservations = reservations.unwrap_or_default();
         let generic = list("GenericResources", reservations.generic_resources).map_err(|error| error.inside("Reservations"))?;
@@ -89,19 +82,22 @@ impl ResourceRequirements {
             swap_bytes,
             memory_swappiness,
         };
-        Ok((Some(wish), pids))
+        Ok((wish, limits.pids))
     }
 
-    /// The other way round; `None`: nothing is asked for. Both halves are always shown, as the genuine client writes them.
+    /// The other way round; `None`: nothing is asked for. A half in which nothing is asked for is left out: Terraform would take an
+    /// empty one for a difference.
     pub(crate) fn of_wish(wish: Option<&Wish>, pids: i64) -> Option<Self> {
-        let Some(Wish { limits, reservations, swap_bytes, memory_swappiness }) = wish else {
-            return (pids != 0).then(|| Self { limits: Some(Limit { pids, ..Limit::default() }), ..Self::default() });
-        };
+        if wish.is_none() && pids == 0 {
+            return None;
+        }
+        let Wish { limits, reservations, swap_bytes, memory_swappiness } = wish.cloned().unwrap_or_default();
+        let limits = Limit { nano_cpus: limits.nano_cpus, memory_bytes: limits.memory_bytes, pids };
         Some(Self {
-            limits: Some(Limit { nano_cpus: limits.nano_cpus, memory_bytes: limits.memory_bytes, pids }),
-            reservations: Some(reservations.into()),
-            swap_bytes: *swap_bytes,
-            memory_swappiness: *memory_swappiness,
+            limits: (limits != Limit::default()).then_some(limits),
+            reservations: (reservations != skep_types::Resources::default()).then(|| (&reservations).into()),
+            swap_bytes,
+            memory_swappiness,
         })
     }
 }

@@ -56,6 +56,9 @@ pub struct TaskStatus {
     pub port_status: PortStatus,
 }
 
+/// Characters of a task's id.
+const TASK_ID: usize = 25;
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct ContainerStatus {
@@ -158,11 +161,19 @@ impl From<&skep_types::Task> for Task {
     }
 }
 
+/// As this API calls it. Nodes of the original have ids of their own for containers, which are longer.
+fn shown(id: String) -> String {
+    match id.parse() {
+        Ok(task) if id.len() == TASK_ID => crate::container_id(&task),
+        _ => id,
+    }
+}
+
 impl From<&skep_types::TaskStatus> for TaskStatus {
     fn from(status: &skep_types::TaskStatus) -> Self {
         let container = |status: &skep_types::ContainerStatus| {
             let skep_types::ContainerStatus { container_id, pid, exit_code } = status.clone();
-            ContainerStatus { container_id, pid, exit_code }
+            ContainerStatus { container_id: shown(container_id), pid, exit_code }
         };
         Self {
             timestamp: status.timestamp.into(),

@@ -146,11 +146,10 @@ impl TryFrom<TaskSpec> for skep_types::TaskSpec {
         }
         let mut container = TaskSpec::runtime(container_spec, plugin_spec, &runtime)?;
         let resources = resources.map(ResourceRequirements::into_wish).transpose().map_err(|error| error.inside("Resources"))?;
-        let (resources, pids) = resources.unwrap_or_default();
-        container.pids_limit = pids;
+        container.pids_limit = resources.as_ref().map_or(0, |(_, pids)| *pids);
         Ok(Self {
             runtime: container.into(),
-            resources,
+            resources: resources.map(|(wish, _)| wish),
             restart: restart_policy.map(TryInto::try_into).transpose().map_err(|error: FieldError| error.inside("RestartPolicy"))?,
             placement: placement.map(TryInto::try_into).transpose().map_err(|error: FieldError| error.inside("Placement"))?,
             log_driver: log_driver.map(Into::into),

@@ -134,14 +134,14 @@ fn full() -> Value {
     })
 }
 
-/// What `docker service create nginx` sends, and reads again.
+/// What `docker service create nginx` sends, and reads again; but that it sends the two halves of its resources, empty.
 fn plain() -> Value {
     json!({
         "Name": "web",
         "Labels": {},
         "TaskTemplate": {
             "ContainerSpec": {"Image": "nginx", "Init": false, "DNSConfig": {}, "Isolation": "default"},
-            "Resources": {"Limits": {}, "Reservations": {}},
+            "Resources": {},
             "Placement": {},
             "ForceUpdate": 0,
             "Runtime": "container"
@@ -226,8 +226,17 @@ fn every_way_of_a_choice_is_kept() {
         json!([{"Type": "cluster", "Source": "group:a", "Target": "/a"}, {"Type": "npipe", "Source": "a", "Target": "/b"}]),
     );
     let mut json = plain();
-    json["TaskTemplate"]["Resources"] = json!({"Limits": {"Pids": 5}});
-    assert_eq!(round(&json), json, "a limit of processes alone");
+    for part in [
+        json!({"Limits": {"Pids": 5}}),
+        json!({"Limits": {"MemoryBytes": 5}}),
+        json!({"Reservations": {"NanoCPUs": 5}}),
+        json!({"SwapBytes": 5}),
+    ] {
+        json["TaskTemplate"]["Resources"] = part;
+        assert_eq!(round(&json), json);
+    }
+    json["TaskTemplate"]["Resources"] = json!({"Limits": {}, "Reservations": {}});
+    assert_eq!(round(&json)["TaskTemplate"]["Resources"], json!({}));
 }
 
 /// A path into JSON.
@@ -369,6 +378,13 @@ fn what_has_no_words_here_stays_as_it_is() {
     assert_ne!(same, service.spec);
     unsaid::keep(&mut same, &service);
     assert_eq!(same, service.spec);
+
+    // Nothing asked for is nothing asked for, in which words ever.
+    Arc::make_mut(&mut same.task).resources = None;
+    let mut empty = service.clone();
+    Arc::make_mut(&mut empty.spec.task).resources = Some(Default::default());
+    unsaid::keep(&mut same, &empty);
+    assert_eq!(same.task.resources, empty.spec.task.resources);
 
     // A port that was changed is another port.
     let mut json = shown(&service.spec);

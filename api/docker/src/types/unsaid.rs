@@ -1,7 +1,7 @@
 //! What a service may have that this API has no words for: it stays as it is when a client reads the service, changes something
 //! and writes it back, as all of them do.
 
-use skep_types::{PortConfig, Service, ServiceSpec, TaskSpec};
+use skep_types::{PortConfig, ResourceRequirements, Service, ServiceSpec, TaskSpec};
 use std::sync::Arc;
 
 /// Carries over from the service as it is. A port or network counts as the same one if all that can be said of it is the same.
@@ -26,6 +26,11 @@ pub(crate) fn keep(spec: &mut ServiceSpec, service: &Service) {
 
 fn keep_of_task(task: &mut TaskSpec, known: &TaskSpec) {
     task.resource_references.clone_from(&known.resource_references);
+    // Empty and absent are one and the same to clients; to tasks it would be another spec, for which they would be replaced.
+    let is_empty = |wish: &Option<ResourceRequirements>| wish.as_ref().is_none_or(|wish| *wish == ResourceRequirements::default());
+    if is_empty(&task.resources) && is_empty(&known.resources) {
+        task.resources.clone_from(&known.resources);
+    }
     for network in &mut task.networks {
         if let Some(known) = known.networks.iter().find(|known| known.target == network.target) {
             network.addresses.clone_from(&known.addresses);

@@ -85,7 +85,7 @@ fn a_service_is_created_seen_changed_and_removed() -> Result<()> {
     ensure!(ok(&lab, &["service", "rm", "web"])? == "web\n");
     ensure!(ok(&lab, &["service", "ls", "-q"])?.is_empty());
     let gone = docker(&lab, &["service", "inspect", "web"])?;
-    ensure!(gone.status == 1 && gone.stderr.contains("no such service: web"), "{gone:?}");
+    ensure!(gone.status == 1 && gone.stderr.to_lowercase().contains("no such service: web"), "{gone:?}");
     let gone = docker(&lab, &["service", "rm", "web"])?;
     ensure!(gone.status == 1 && gone.stderr.contains("service web not found"), "{gone:?}");
     Ok(())
