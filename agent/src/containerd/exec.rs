@@ -3,7 +3,7 @@
 //! A shim opens the pipes of a process while it starts it, and waits for the other ends. They are open before it is asked, reading and
 //! writing, so that neither side ever waits; once the process runs, only the ends that are needed stay, and the end of a stream shows.
 
-use super::client::{CALL_LIMIT, PROCESS_LIMIT};
+use super::client::{CALL_LIMIT, CallError, PROCESS_LIMIT};
 use super::files::TaskDir;
 use super::run::{ContainerdExecutor, Shared};
 use super::stop::KILL_LIMIT;
@@ -152,7 +152,8 @@ impl Shared {
             match self.client.call("delete the process", PROCESS_LIMIT, self.client.tasks().delete_process(request)).await {
                 Ok(_) => return Ok(()),
                 Err(error) if error.is(Code::NotFound) => return Ok(()),
-                Err(error) if error.is(Code::FailedPrecondition) && attempts.next().is_some() => {
+                // It runs, which shims of containerd 1.6 say in words only.
+                Err(CallError::Status(..)) if attempts.next().is_some() => {
                     let _ = self.kill(id, exec, libc::SIGKILL).await; // a second one does no harm
                     tokio::time::sleep(DELETE_PAUSE).await;
                 }

@@ -1,4 +1,6 @@
-//! What happens on this node: to the containers of its tasks, to its images and volumes.
+//! What happens on this node, to the containers of its tasks, its images and volumes; and on a manager in the cluster.
+
+mod cluster; // changes of the cluster's objects
 
 use super::containers::current_agent;
 use crate::status::Board;
@@ -7,7 +9,8 @@ use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
 use skep_agent::{Happened, What};
 use skep_docker_api::{ApiError, Happening, Happenings, container_id};
-use skep_types::{Labels, Timestamp};
+use skep_store::{Feed, FeedEvent};
+use skep_types::{ClusterView as _, Labels, Timestamp};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -140,6 +143,58 @@ async fn next_of_agents(board: &Board, live: &mut Option<broadcast::Receiver<Arc
     }
 }
 
+/// From now on; `None` on a node that is no manager.
+fn follow(board: &Board) -> Option<Feed> {
+    let shown = board.shown()?;
+    let store = shown.store.as_ref()?;
+    Some(store.feed(store.view().version()))
+}
+
+/// Of the cluster, as long as this node is a manager, and when it is one again. A reader that fell behind misses some.
+async fn next_of_cluster(board: &Board, feed: &mut Option<Feed>, ready: &mut VecDeque<Happening>) -> Happening {
+    loop {
+        if let Some(one) = ready.pop_front() {
+            return one;
+        }
+        let Some(following) = feed else {
+            tokio::time::sleep(LOOK_EVERY).await;
+            *feed = follow(board);
+            continue;
+        };
+        match following.next().await {
+            Some(FeedEvent::Commit(commit)) => ready.extend(commit.changes.iter().filter_map(|change| cluster::happening(change, now()))),
+            Some(FeedEvent::Resync) | None => *feed = None,
+        }
+    }
+}
+
+/// Where a listener is.
+struct Listening {
+    board: Board,
+    agent: Option<broadcast::Receiver<Arc<Happened>>>,
+    own: broadcast::Receiver<Happening>,
+    feed: Option<Feed>,
+    ready: VecDeque<Happening>,
+}
+
+impl Listening {
+    /// `None`: the daemon ends.
+    async fn next(&mut self) -> Option<Happening> {
+        let Self { board, agent, own, feed, ready } = self;
+        loop {
+            tokio::select! {
+                one = next_of_agents(board, agent) => return Some(one),
+                one = next_of_cluster(board, feed, ready) => return Some(one),
+                one = own.recv() => match one {
+                    Ok(one) => return Some(one),
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return None,
+                },
+            }
+        }
+    }
+}
+
 #[async_trait]
 impl Happenings for NodeHappenings {
     async fn listen(&self) -> Result<(Vec<Happening>, BoxStream<'static, Happening>), ApiError> {
@@ -151,20 +206,9 @@ impl Happenings for NodeHappenings {
             live = Some(receiver);
         }
         past.sort_by_key(|one| one.time);
-        let state = (self.board.clone(), live, own);
-        let coming = stream::unfold(state, |(board, mut live, mut own)| async move {
-            loop {
-                tokio::select! {
-                    one = next_of_agents(&board, &mut live) => return Some((one, (board, live, own))),
-                    one = own.recv() => match one {
-                        Ok(one) => return Some((one, (board, live, own))),
-                        Err(RecvError::Lagged(_)) => {}
-                        // The daemon ends.
-                        Err(RecvError::Closed) => return None,
-                    },
-                }
-            }
-        });
+        let feed = follow(&self.board);
+        let listening = Listening { board: self.board.clone(), agent: live, own, feed, ready: VecDeque::new() };
+        let coming = stream::unfold(listening, |mut listening| async move { Some((listening.next().await?, listening)) });
         Ok((past, coming.boxed()))
     }
 }

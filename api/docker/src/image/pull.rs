@@ -26,6 +26,15 @@ fn reference(query: &Query) -> Result<String, ApiError> {
     }
 }
 
+/// The path within the registry of a name without tag.
+fn repository(name: &str) -> String {
+    match name.split_once('/') {
+        Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => path.to_owned(),
+        Some(_) => name.to_owned(),
+        None => format!("library/{name}"),
+    }
+}
+
 /// Images are pulled for the machine they are to run on.
 fn check_platform(query: &Query) -> Result<(), ApiError> {
     let own = match std::env::consts::ARCH {
@@ -51,7 +60,7 @@ pub(super) async fn create(State(backend): State<Backend>, query: Query, headers
         Some((name, digest)) => (name.to_owned(), digest.to_owned()),
         None => shown.rsplit_once(':').map(|(name, tag)| (name.to_owned(), tag.to_owned())).unwrap_or_default(),
     };
-    let path = if name.contains('/') { name } else { format!("library/{name}") };
+    let path = repository(&name);
     let head = json!({ "status": format!("Pulling from {path}"), "id": tag });
     let first: Vec<Result<Value, ApiError>> = first.map(|one| lines(one, &shown)).unwrap_or_default().into_iter().map(Ok).collect();
     let begin = futures_util::stream::iter(std::iter::once(Ok(head)).chain(first));
@@ -110,6 +119,7 @@ mod tests {
         assert_eq!(asked("fromImage=host:5000/nginx:1").unwrap(), "host:5000/nginx:1");
         assert_eq!(asked("fromImage=host:5000/nginx").unwrap_err().status(), 501);
         assert_eq!(asked("fromSrc=-").unwrap_err().status(), 501);
+        assert_eq!([repository("nginx"), repository("a/b"), repository("host:5000/a/b")], ["library/nginx", "a/b", "a/b"]);
         assert!(asked("").is_err());
         assert!(check_platform(&Query::parse("platform=linux")).is_ok() && check_platform(&Query::parse("")).is_ok());
         assert_eq!(check_platform(&Query::parse("platform=windows/amd64")).unwrap_err().status(), 501);

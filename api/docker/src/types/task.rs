@@ -142,12 +142,17 @@ pub struct IpamConfig {
 
 impl From<&skep_types::Task> for Task {
     fn from(task: &skep_types::Task) -> Self {
+        let mut spec = TaskSpec::from(task.spec.as_ref());
+        if spec.container_spec.is_some() {
+            // dockerd says it of services only.
+            spec.runtime = String::new();
+        }
         Self {
             id: task.id.to_string(),
             head: (&task.meta).into(),
             name: task.annotations.name.clone(),
             labels: task.annotations.labels.clone(),
-            spec: task.spec.as_ref().into(),
+            spec,
             service_id: task.service_id.as_ref().map(ToString::to_string).unwrap_or_default(),
             slot: task.slot,
             node_id: task.node_id.as_ref().map(ToString::to_string).unwrap_or_default(),
@@ -228,5 +233,93 @@ impl From<&skep_types::IpamOptions> for IpamOptions {
             gateway: config.gateway.clone(),
         };
         Self { driver: (&options.driver).into(), configs: options.configs.iter().map(config).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use skep_types::{Annotations, ContainerSpec, Network as ClusterNetwork, NetworkId, NetworkSpec, Service, ServiceId, ServiceMode};
+    use skep_types::{ServiceSpec, TaskId, TaskState, Timestamp};
+    use std::sync::Arc;
+
+    fn task() -> skep_types::Task {
+        let spec = ServiceSpec {
+            annotations: Annotations { name: "web".into(), ..Annotations::default() },
+            task: Arc::new(skep_types::TaskSpec::new(ContainerSpec { image: "nginx".into(), ..ContainerSpec::default() })),
+            mode: ServiceMode::Replicated { replicas: 1 },
+            update: None,
+            rollback: None,
+            networks: Vec::new(),
+            endpoint: None,
+        };
+        let service = Service {
+            id: ServiceId::for_test(1),
+            meta: Default::default(),
+            spec,
+            spec_version: None,
+            previous_spec: None,
+            previous_spec_version: None,
+            endpoint: None,
+            update_status: None,
+            job_status: None,
+            pending_delete: false,
+        };
+        skep_types::Task::of_service(TaskId::for_test(2), &service, 3, None, Timestamp(1_700_000_000_000_000_000))
+    }
+
+    fn shown(task: &skep_types::Task) -> Value {
+        serde_json::to_value(Task::from(task)).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_left_out_and_what_clients_look_for_is_there() {
+        let mut task = task();
+        let zero = "0001-01-01T00:00:00Z";
+        let wanted = json!({
+            "ID": "0000000000000000000000002", "Version": {}, "CreatedAt": zero, "UpdatedAt": zero, "Labels": {},
+            "Spec": {"ContainerSpec": {"Image": "nginx", "Isolation": "default"}, "ForceUpdate": 0},
+            "ServiceID": "0000000000000000000000001", "Slot": 3,
+            "Status": {"Timestamp": "2023-11-14T22:13:20Z", "State": "new", "Message": "created", "PortStatus": {}},
+            "DesiredState": "running", "Volumes": null
+        });
+        assert_eq!(shown(&task), wanted);
+        task.slot = 0;
+        assert!(shown(&task).get("Slot").is_none(), "of a global service");
+    }
+
+    #[test]
+    fn a_running_task_tells_its_container_ports_and_networks() {
+        let mut task = task();
+        task.status.state = TaskState::Running;
+        task.status.container = Some(skep_types::ContainerStatus { container_id: "c".into(), pid: 7, exit_code: 0 });
+        let port = skep_types::PortConfig {
+            target_port: 80,
+            published_port: 8080,
+            publish_mode: skep_types::PublishMode::Host,
+            ..Default::default()
+        };
+        task.status.ports = vec![port];
+        let annotations = Annotations { name: "back".into(), ..Annotations::default() };
+        let mut network =
+            ClusterNetwork::new(NetworkId::for_test(4), NetworkSpec { annotations, attachable: true, ..NetworkSpec::default() });
+        let subnet = skep_types::IpamConfig { subnet: "10.0.1.0/24".into(), gateway: "10.0.1.1".into(), ..Default::default() };
+        network.ipam = Some(skep_types::IpamOptions { driver: Default::default(), configs: vec![subnet] });
+        task.networks = vec![skep_types::NetworkAttachment {
+            network: Arc::new(network),
+            addresses: vec!["10.0.1.3/24".into()],
+            aliases: vec!["web".into()],
+            driver_attachment_opts: Default::default(),
+        }];
+        let shown = shown(&task);
+        assert_eq!(shown["Status"]["ContainerStatus"], json!({"ContainerID": "c", "PID": 7, "ExitCode": 0}));
+        let port = json!({"Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host"});
+        assert_eq!(shown["Status"]["PortStatus"], json!({"Ports": [port]}));
+        let attachment = &shown["NetworksAttachments"][0];
+        assert_eq!(attachment["Addresses"], json!(["10.0.1.3/24"]));
+        assert_eq!(attachment["Network"]["Spec"], json!({"Name": "back", "Labels": {}, "Attachable": true, "Scope": "swarm"}));
+        let ipam = json!({"Driver": {}, "Configs": [{"Subnet": "10.0.1.0/24", "Gateway": "10.0.1.1"}]});
+        assert_eq!((&attachment["Network"]["IPAMOptions"], &attachment["Network"]["DriverState"]), (&ipam, &json!({})));
     }
 }
