@@ -134,7 +134,13 @@ impl<'de> Deserializer<'de> for Loose {
         names: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Self::Error> {
-        let Value::Object(fields) = self.0 else { return self.deserialize_any(visitor) };
+        let fields = match self.0 {
+            Value::Object(fields) => fields,
+            Value::Null => serde_json::Map::new(),
+            // A list would be taken for the fields in their order.
+            Value::Array(_) => return Err(serde::de::Error::invalid_type(serde::de::Unexpected::Seq, &visitor)),
+            plain => return Self(plain).deserialize_any(visitor),
+        };
         let mut known: Vec<(&'static str, Loose)> = Vec::new();
         for (name, value) in fields.into_iter().filter(|(_, value)| !value.is_null()) {
             let exact = names.iter().find(|known| **known == name);
@@ -241,6 +247,9 @@ mod tests {
     fn what_is_no_json_is_refused() {
         assert!(read(r#"{"Name":5}"#).unwrap_err().message.starts_with("invalid JSON: "));
         assert_eq!(read("{} {}").unwrap_err().message, "unexpected content after JSON");
+        assert!(read("[]").unwrap_err().message.contains("invalid type: sequence"));
+        assert!(read(r#"{"CAConfig":[]}"#).is_err() && read(r#"{"CAConfig":5}"#).is_err());
+        assert_eq!(read("null").unwrap(), Outer::default());
         assert!(read(r#"{"Data":"***"}"#).unwrap_err().message.contains("illegal base64 data"));
         let refused = parse::<Outer>(&HeaderMap::new(), b"{}").unwrap_err();
         assert!(refused.message.starts_with("unsupported Content-Type header ()"), "{refused}");
