@@ -5,7 +5,7 @@ use crate::container::window;
 use crate::hijack::Hijack;
 use crate::query::Query;
 use crate::stream::content_type;
-use crate::talk::{DetachKeys, talk};
+use crate::talk::{DetachKeys, refuse, talk};
 use crate::{ApiError, ApiVersion, Backend, WindowSize};
 use axum::Router;
 use axum::extract::{FromRequest as _, Path, Request, State};
@@ -43,13 +43,23 @@ async fn start(
     }
     let keys = DetachKeys::parse(&exec.wish.detach_keys)?;
     let size = window(wish.console_size).or(exec.wish.window);
-    let attached = backend.containers.start_exec(&id, wish.detach, size).await?;
     if wish.detach {
+        backend.containers.start_exec(&id, true, size).await?;
         return Ok(StatusCode::OK.into_response());
     }
+    if exec.is_running || exec.exit_code.is_some() {
+        return Err(ApiError::conflict(format!("Error: Exec command {id} is already running")));
+    }
+    let content_type = content_type(version, exec.wish.has_terminal);
+    // Started after the answer, as by dockerd: some clients (docker-py) lose what comes in one piece with its head.
+    let session = move |input, output| async move {
+        match backend.containers.start_exec(&id, false, size).await {
+            Ok(attached) => talk(attached, keys, input, output).await,
+            Err(error) => refuse(exec.wish.has_terminal, &error, output).await,
+        }
+    };
     // Without an upgrade the connection is the client's only for reading: its body was the wish.
-    let content_type = content_type(version, attached.has_terminal);
-    Ok(hijack.answer(content_type, axum::body::Body::empty(), move |input, output| talk(attached, keys, input, output)))
+    Ok(hijack.answer(content_type, axum::body::Body::empty(), session))
 }
 
 async fn inspect(State(backend): State<Backend>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {

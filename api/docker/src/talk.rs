@@ -65,6 +65,16 @@ impl Detaching {
     }
 }
 
+/// Says to a client that was answered already why there is no process to talk with.
+pub(crate) async fn refuse(has_terminal: bool, error: &ApiError, mut output: Output) {
+    let text = format!("{error}\r\n");
+    let said = if has_terminal { Bytes::from(text) } else { stream::frame(FrameKind::Stderr, text.as_bytes()) };
+    // A client that went away does not want to know.
+    if output.write_all(&said).await.is_ok() {
+        let _ = output.shutdown().await;
+    }
+}
+
 /// Until the process writes no more, or the client goes away or leaves. The end of a client's input is told to the process, and its
 /// output goes on.
 pub(crate) async fn talk(attached: Attached, keys: DetachKeys, mut input: Input, mut output: Output) {

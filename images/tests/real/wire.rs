@@ -119,6 +119,33 @@ async fn a_token_is_fetched_with_the_password_and_kept() {
 }
 
 #[tokio::test]
+async fn a_log_in_asks_whether_the_password_is_right_and_for_nothing_else() {
+    let server = Server::start(|seen, port| match (seen.line.contains("/token"), seen.header("authorization")) {
+        (true, Some("Basic bWU6c2VjcmV0")) => answer("200 OK", "", br#"{"token":"granted"}"#),
+        (true, _) => answer("401 Unauthorized", "", b""),
+        (false, Some("Bearer granted")) => answer("200 OK", "", b"{}"),
+        (false, _) => {
+            let challenge = format!("WWW-Authenticate: Bearer realm=\"http://127.0.0.1:{port}/token\",service=\"here\"\r\n");
+            answer("401 Unauthorized", &challenge, b"")
+        }
+    });
+    let domain = format!("127.0.0.1:{}", server.port);
+    client().log_in(&domain, &Auth::password("me", "secret")).await.unwrap();
+    let seen = server.seen();
+    assert!(seen[0].line.starts_with("GET /v2/ ") && !seen[1].line.contains("scope"), "{seen:?}");
+    let refused = client().log_in(&domain, &Auth::password("me", "guessed")).await.unwrap_err();
+    assert!(matches!(refused, RegistryError::Unauthorised { .. }), "{refused}");
+
+    let basic = Server::start(|seen, _| match seen.header("authorization") {
+        Some("Basic bWU6c2VjcmV0") => answer("200 OK", "", b"{}"),
+        _ => answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"here\"\r\n", b""),
+    });
+    let domain = format!("127.0.0.1:{}", basic.port);
+    client().log_in(&domain, &Auth::password("me", "secret")).await.unwrap();
+    assert!(client().log_in(&domain, &Auth::password("me", "guessed")).await.is_err());
+}
+
+#[tokio::test]
 async fn an_identity_token_is_traded_in() {
     let server = token_server();
     let json = r#"{"username":"<token>","identitytoken":"refresh me"}"#;
