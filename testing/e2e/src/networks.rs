@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// For one request; a starved machine is no failure.
@@ -60,6 +60,22 @@ pub fn until_all_answer(to: SocketAddr, hosts: &BTreeSet<String>) -> Result<BTre
     anyhow::bail!("{to}: {seen:?} answer instead of {hosts:?}")
 }
 
+/// What the C library makes of a name in a namespace, with this `resolv.conf`: the addresses, in order.
+pub fn look_up(namespace: &Path, resolv_conf: &Path, name: &str) -> Result<Vec<IpAddr>> {
+    let script = "mount --bind \"$0\" /etc/resolv.conf && exec getent ahosts \"$1\"";
+    let output = Command::new("nsenter")
+        .arg(format!("--net={}", namespace.display()))
+        .args(["unshare", "--mount", "sh", "-c", script])
+        .arg(resolv_conf)
+        .arg(name)
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{name}: {}{text}", String::from_utf8_lossy(&output.stderr));
+    let words = text.lines().filter_map(|line| line.split_whitespace().next());
+    let found: BTreeSet<IpAddr> = words.map(str::parse).collect::<Result<_, _>>()?;
+    Ok(found.into_iter().collect())
+}
+
 /// A task that looks at the network from within.
 pub struct View {
     pub namespace: PathBuf,
@@ -75,18 +91,7 @@ impl View {
 
     /// What the C library makes of a name with the task's own `resolv.conf`: the addresses, in order.
     pub fn look_up(&self, name: &str) -> Result<Vec<IpAddr>> {
-        let script = "mount --bind \"$0\" /etc/resolv.conf && exec getent ahosts \"$1\"";
-        let output = Command::new("nsenter")
-            .arg(format!("--net={}", self.namespace.display()))
-            .args(["unshare", "--mount", "sh", "-c", script])
-            .arg(&self.resolv_conf)
-            .arg(name)
-            .output()?;
-        let text = String::from_utf8_lossy(&output.stdout);
-        ensure!(output.status.success(), "{name}: {}{text}", String::from_utf8_lossy(&output.stderr));
-        let words = text.lines().filter_map(|line| line.split_whitespace().next());
-        let found: BTreeSet<IpAddr> = words.map(str::parse).collect::<Result<_, _>>()?;
-        Ok(found.into_iter().collect())
+        look_up(&self.namespace, &self.resolv_conf, name)
     }
 
     /// Its own address on the way to another.
@@ -109,16 +114,28 @@ pub fn names(tasks: &[Task]) -> BTreeSet<String> {
     tasks.iter().map(|task| task.id.chars().take(12).collect()).collect()
 }
 
-/// Asks again and again until told to stop; returns how often, and what went wrong.
-fn steadily(to: SocketAddr, stop: &AtomicBool) -> (usize, Vec<String>) {
-    let (mut count, mut failures) = (0, Vec::new());
-    while !stop.load(Ordering::Relaxed) {
-        count += 1;
-        if let Err(error) = ask(to) {
-            failures.push(format!("request {count}: {error:#}"));
+/// A client that asks one address again and again.
+#[derive(Clone, Copy)]
+pub struct Client<'a> {
+    /// Its network namespace.
+    pub at: &'a Path,
+    pub to: SocketAddr,
+    pub ask: fn(SocketAddr) -> Result<()>,
+}
+
+impl Client<'_> {
+    /// Until told to stop; returns how often, and what went wrong. `asked` counts for all.
+    fn run(self, stop: &AtomicBool, asked: &AtomicUsize) -> (usize, Vec<String>) {
+        let (mut count, mut failures) = (0, Vec::new());
+        while !stop.load(Ordering::Relaxed) {
+            count += 1;
+            if let Err(error) = (self.ask)(self.to) {
+                failures.push(format!("request {count}: {error:#}"));
+            }
+            asked.fetch_add(1, Ordering::Relaxed);
         }
+        (count, failures)
     }
-    (count, failures)
 }
 
 /// Does something while clients in these network namespaces ask these addresses without a pause; no request may fail.
@@ -126,11 +143,21 @@ fn steadily(to: SocketAddr, stop: &AtomicBool) -> (usize, Vec<String>) {
 /// # Errors
 /// What the requests or the doing ended with.
 pub fn undisturbed(clients: &[(&Path, SocketAddr)], act: impl FnOnce() -> Result<()>) -> Result<()> {
-    let stop = AtomicBool::new(false);
+    let client = |(at, to): &(_, _)| Client { at: *at, to: *to, ask: |to| ask(to).map(drop) };
+    under_load(&clients.iter().map(client).collect::<Vec<Client<'_>>>(), |_| act())
+}
+
+/// The same of clients that ask in ways of their own. `act` can see how many requests have ended.
+///
+/// # Errors
+/// What the requests or the doing ended with.
+pub fn under_load(clients: &[Client<'_>], act: impl FnOnce(&AtomicUsize) -> Result<()>) -> Result<()> {
+    let (stop, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
-        let stop = &stop;
-        let loops: Vec<_> = clients.iter().map(|(at, to)| scope.spawn(move || inside(at, || Ok((*to, steadily(*to, stop)))))).collect();
-        let outcome = act();
+        let (stop, asked) = (&stop, &asked);
+        let loops: Vec<_> =
+            clients.iter().map(|client| scope.spawn(move || inside(client.at, || Ok((client.to, client.run(stop, asked)))))).collect();
+        let outcome = act(asked);
         stop.store(true, Ordering::Relaxed);
         let mut failed = Vec::new();
         for ended in loops {

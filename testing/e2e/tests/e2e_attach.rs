@@ -1,58 +1,20 @@
 //! Networks that end at a node, and containers that no service started on networks of the cluster.
 
 use anyhow::{Context, Result, ensure};
+use skep_e2e::networks::{PATIENCE, PORT, View, ask, field, inside, look_up, names, running};
 use skep_kit::{Cluster, Scenario, eventually};
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(60);
-/// For one request; a starved machine is no failure.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// `whoami`'s own.
-const PORT: u16 = 8080;
 
-/// Runs on a thread of its own in a network namespace.
-fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            let file = File::open(namespace).with_context(|| namespace.display().to_string())?;
-            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            work()
-        });
-        thread.join().expect("no panic in a thread")
-    })
-}
-
-/// The host name that `whoami` answers with.
-fn ask(to: SocketAddr) -> Result<String> {
-    let mut stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connect to {to}"))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text).with_context(|| format!("read from {to}"))?;
-    let line = text.lines().last().unwrap_or_default();
-    let host = line.split(' ').find_map(|word| word.strip_prefix("host="));
-    host.map(str::to_owned).with_context(|| format!("{to} answers {text:?}"))
-}
-
-/// What the C library makes of a name in a namespace, with this `resolv.conf`.
-fn look_up(namespace: &Path, resolv_conf: &Path, name: &str) -> Result<BTreeSet<IpAddr>> {
-    let script = "mount --bind \"$0\" /etc/resolv.conf && exec getent ahosts \"$1\"";
-    let output = Command::new("nsenter")
-        .arg(format!("--net={}", namespace.display()))
-        .args(["unshare", "--mount", "sh", "-c", script])
-        .arg(resolv_conf)
-        .arg(name)
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    ensure!(output.status.success(), "{name}: {}{text}", String::from_utf8_lossy(&output.stderr));
-    let words = text.lines().filter_map(|line| line.split_whitespace().next());
-    Ok(words.map(str::parse).collect::<Result<_, _>>()?)
+/// The name of the container that answers.
+fn asked(to: IpAddr) -> Result<String> {
+    Ok(field(&ask(SocketAddr::new(to, PORT))?, "host").to_owned())
 }
 
 fn tool(program: &str, arguments: &[&str]) -> Result<String> {
@@ -80,7 +42,7 @@ impl Guest {
         Path::new("/run/netns").join(&self.name)
     }
 
-    fn look_up(&self, name: &str) -> Result<BTreeSet<IpAddr>> {
+    fn look_up(&self, name: &str) -> Result<Vec<IpAddr>> {
         look_up(&self.namespace(), self.resolv_conf.path(), name)
     }
 
@@ -95,17 +57,6 @@ impl Drop for Guest {
         let _ = self.process.wait();
         let _ = tool("ip", &["netns", "del", &self.name]);
     }
-}
-
-/// The tasks of a service by their hosts, as (task id, host).
-fn placed(cluster: &Cluster, service: &str) -> Result<Vec<(String, usize)>> {
-    let tasks = cluster.tasks(0, service)?.into_iter().filter(skep_kit::Task::runs);
-    tasks.map(|task| Ok((task.id.clone(), task.host.context("it is on a host")?))).collect()
-}
-
-fn of_task(cluster: &Cluster, host: usize, task: &str) -> (PathBuf, PathBuf) {
-    let host = &cluster[host];
-    (host.run_dir().join("netns").join(task), host.data_dir().join("agent/etc").join(task).join("resolv.conf"))
 }
 
 #[test]
@@ -128,20 +79,20 @@ fn a_bridge_joins_the_tasks_of_one_node() -> Result<()> {
         create(&["--name", "looker"], &["sleep"])?;
         cluster.wait_running(0, "web", 2)?;
         cluster.wait_running(0, "looker", 2)?;
-        let web = placed(cluster, "web")?;
+        let web = running(cluster, 0, "web")?;
         let mut own = BTreeSet::<IpAddr>::new();
-        for (looker, host) in placed(cluster, "looker")? {
-            let (namespace, resolv_conf) = of_task(cluster, host, &looker);
-            let (here, _) = web.iter().find(|(_, place)| *place == host).context("one is on each host")?;
-            let found = eventually(SOON, "the task of this host has a name", || look_up(&namespace, &resolv_conf, "tasks.web"))?;
+        for looker in running(cluster, 0, "looker")? {
+            let view = View::of(cluster, &looker)?;
+            let here = web.iter().find(|task| task.host == looker.host).context("one is on each host")?;
+            let found = eventually(SOON, "the task of this host has a name", || view.look_up("tasks.web"))?;
             ensure!(found.len() == 1, "{found:?}");
             own.extend(&found);
-            let vips = look_up(&namespace, &resolv_conf, "web")?;
+            let vips = view.look_up("web")?;
             let vip = *vips.first().context("the service has an address")?;
             ensure!(!found.contains(&vip), "{vip} is the task's");
             for to in found.into_iter().chain([vip]) {
-                let answers = eventually(SOON, "it answers", || inside(&namespace, || ask(SocketAddr::new(to, PORT))))?;
-                ensure!(here.starts_with(&answers), "{to} leads to {answers}, which is not on the same host");
+                let answers = eventually(SOON, "it answers", || inside(&view.namespace, || asked(to)))?;
+                ensure!(here.id.starts_with(&answers), "{to} leads to {answers}, which is not on the same host");
             }
         }
         ensure!(own.len() == 2, "an address was given twice: {own:?}");
@@ -160,8 +111,8 @@ fn containers_of_others_are_attached_and_let_go() -> Result<()> {
         let service = ["service", "create", "-d", "--network", "open", "--mode", "global", "--name", "web", "whoami"];
         cluster.ctl(0, &service)?.success()?;
         cluster.wait_running(0, "web", 2)?;
-        let web = placed(cluster, "web")?;
-        let hosts: BTreeSet<String> = web.iter().map(|(task, _)| task.chars().take(12).collect()).collect();
+        let web = running(cluster, 0, "web")?;
+        let hosts = names(&web);
 
         // One by its process beside the manager, one by its namespace beside a worker.
         let guests = (0..2).map(|host| Guest::start(format!("{}g", cluster[host].namespace()))).collect::<Result<Vec<_>>>()?;
@@ -186,8 +137,7 @@ fn containers_of_others_are_attached_and_let_go() -> Result<()> {
                     ensure!(tasks.len() == 2, "{tasks:?}");
                     ensure!(guest.look_up(other)?.len() == 1);
                     let to = tasks.into_iter().chain(guest.look_up("web")?);
-                    let answers =
-                        inside(&guest.namespace(), || to.map(|to| ask(SocketAddr::new(to, PORT))).collect::<Result<BTreeSet<_>>>())?;
+                    let answers = inside(&guest.namespace(), || to.map(asked).collect::<Result<BTreeSet<_>>>())?;
                     ensure!(hosts.is_subset(&answers), "{answers:?}");
                     Ok(())
                 })?;
@@ -195,8 +145,8 @@ fn containers_of_others_are_attached_and_let_go() -> Result<()> {
             let to = *guests[0].look_up("second")?.first().context("it has an address")?;
             let listener = inside(&guests[1].namespace(), || Ok(TcpListener::bind(("0.0.0.0", 7))?))?;
             // From the other container, and from a task.
-            let (task, host) = web.iter().find(|(_, host)| *host == 0).context("one is on the first host")?;
-            for from in [guests[0].namespace(), of_task(cluster, *host, task).0] {
+            let task = web.iter().find(|task| task.host == Some(0)).context("one is on the first host")?;
+            for from in [guests[0].namespace(), View::of(cluster, task)?.namespace] {
                 inside(&from, || Ok(TcpStream::connect_timeout(&SocketAddr::new(to, 7), PATIENCE)?))?;
                 listener.accept()?;
             }

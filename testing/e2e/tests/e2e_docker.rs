@@ -6,6 +6,8 @@ mod box_image; // an image with a shell
 mod containers; // docker ps, logs, exec, cp …
 #[path = "e2e_docker/http.rs"]
 mod http; // statuses and bodies that clients rely on
+#[path = "e2e_docker/likeness.rs"]
+mod likeness; // the same specs to us and to a genuine dockerd
 #[path = "e2e_docker/nodes.rs"]
 mod nodes; // docker swarm …, docker node … of several hosts
 #[path = "e2e_docker/objects.rs"]

@@ -45,130 +45,143 @@ impl Kept {
 
 #[test]
 fn names_addresses_and_ports_lead_to_tasks_on_any_host() -> Result<()> {
-    Scenario::new("networks", 1, 2).run(|cluster| {
-        let before = cluster.inventories()?;
-        cluster.ctl(0, &["network", "create", "back"])?.success()?;
-        let create = |flags: &[&str], args: &[&str]| -> Result<()> {
-            let all = [&["service", "create", "-d", "--network", "back"], flags, &["whoami"], args].concat();
-            cluster.ctl(0, &all)?.success().map(drop)
-        };
-        // A task is asked from the moment in which it answers itself.
-        let health = ["--health-exec", "/whoami check", "--health-interval", "300ms", "--health-timeout", "5s"];
-        let rolling = [&["--update-parallelism", "1", "--update-monitor", "0s"][..], &health].concat();
-        let web = ["--name", "web", "--mode", "global", "--publish", "published=8080,target=8080"];
-        create(&[&web[..], &rolling].concat(), &["graceful"])?;
-        create(&["--name", "looker", "--mode", "global"], &["sleep"])?;
-        cluster.wait_running(0, "web", 3)?;
-        cluster.wait_running(0, "looker", 3)?;
-        let lookers = running(cluster, 0, "looker")?;
-        let views = lookers.iter().map(|task| View::of(cluster, task)).collect::<Result<Vec<_>>>()?;
-        let web = names(&running(cluster, 0, "web")?);
+    Scenario::new("networks", 1, 2).run(lead_to_tasks_on_any_host)
+}
 
-        // Names and the virtual address, from every host to every host.
-        let vips: Vec<IpAddr> = eventually(SOON, "the service has a name", || views[0].look_up("web"))?;
-        let [vip] = vips.as_slice() else { anyhow::bail!("web is {vips:?}") };
-        let vip = SocketAddr::new(*vip, PORT);
-        for view in &views {
-            eventually(SOON, "every task has the names", || {
-                ensure!(view.look_up("web")? == [vip.ip()]);
-                let tasks = view.look_up("tasks.web")?;
-                ensure!(tasks.len() == 3 && !tasks.contains(&vip.ip()), "{tasks:?}");
-                Ok(())
-            })?;
-            let clients =
-                eventually(SOON, "the virtual address leads to every host", || inside(&view.namespace, || until_all_answer(vip, &web)))?;
-            // Its own task sees the gateway's address, if it asked itself; this service never does.
-            ensure!(clients == [view.address_towards(vip)?].into(), "the tasks see {clients:?}");
-            ensure!(view.look_up("nosuch.example.invalid").is_err(), "what does not exist has an address");
-        }
+#[test]
+fn names_addresses_and_ports_lead_to_tasks_on_any_of_six_hosts() -> Result<()> {
+    Scenario::new("networks of six", 3, 3).long().run(lead_to_tasks_on_any_host)
+}
 
-        // Published ports on every host, with the client's own address, in both families.
-        let client = Path::new("/run/netns").join(cluster.client_namespace());
-        for host in 0..3 {
-            for (address, own) in [(cluster.address(host), "198.18.0.2"), (cluster.address_v6(host), "fd18::2")] {
-                let to = SocketAddr::new(address.parse()?, PORT);
-                let clients = eventually(SOON, "the port leads to every host", || inside(&client, || until_all_answer(to, &web)))?;
-                ensure!(clients == [own.to_owned()].into(), "by {to} the tasks see {clients:?}");
-            }
-        }
+fn lead_to_tasks_on_any_host(cluster: &mut Cluster) -> Result<()> {
+    let (count, worker) = (cluster.managers().chain(cluster.workers()).count(), cluster.workers().start);
+    let before = cluster.inventories()?;
+    cluster.ctl(0, &["network", "create", "back"])?.success()?;
+    let create = |flags: &[&str], args: &[&str]| -> Result<()> {
+        let all = [&["service", "create", "-d", "--network", "back"], flags, &["whoami"], args].concat();
+        cluster.ctl(0, &all)?.success().map(drop)
+    };
+    // A task is asked from the moment in which it answers itself.
+    let health = ["--health-exec", "/whoami check", "--health-interval", "300ms", "--health-timeout", "5s"];
+    let rolling = [&["--update-parallelism", "1", "--update-monitor", "0s"][..], &health].concat();
+    let web = ["--name", "web", "--mode", "global", "--publish", "published=8080,target=8080"];
+    create(&[&web[..], &rolling].concat(), &["graceful"])?;
+    create(&["--name", "looker", "--mode", "global"], &["sleep"])?;
+    cluster.wait_running(0, "web", count)?;
+    cluster.wait_running(0, "looker", count)?;
+    let lookers = running(cluster, 0, "looker")?;
+    let views = lookers.iter().map(|task| View::of(cluster, task)).collect::<Result<Vec<_>>>()?;
+    let web = names(&running(cluster, 0, "web")?);
 
-        // A rolling update: nobody notices.
-        undisturbed(cluster, &views, vip, || {
-            cluster.ctl(0, &["service", "update", "-d", "--env-add", "TASK=new", "web"])?.success()?;
-            eventually(2 * SOON, "all tasks are new", || {
-                let now = running(cluster, 0, "web")?;
-                ensure!(now.len() == 3 && names(&now).is_disjoint(&web), "{now:#?}");
-                Ok(())
-            })
+    // Names and the virtual address, from every host to every host.
+    let vips: Vec<IpAddr> = eventually(SOON, "the service has a name", || views[0].look_up("web"))?;
+    let [vip] = vips.as_slice() else { anyhow::bail!("web is {vips:?}") };
+    let vip = SocketAddr::new(*vip, PORT);
+    for view in &views {
+        eventually(SOON, "every task has the names", || {
+            ensure!(view.look_up("web")? == [vip.ip()]);
+            let tasks = view.look_up("tasks.web")?;
+            ensure!(tasks.len() == count && !tasks.contains(&vip.ip()), "{tasks:?}");
+            Ok(())
         })?;
-        let web = names(&running(cluster, 0, "web")?);
-        let hosts = || cluster.managers().chain(cluster.workers());
-        let late: usize = hosts().map(|host| cluster[host].log().matches("not every node said in time").count()).sum();
-        ensure!(late < 3, "no task was cleared by the other nodes before it was stopped");
+        let clients =
+            eventually(SOON, "the virtual address leads to every host", || inside(&view.namespace, || until_all_answer(vip, &web)))?;
+        // Its own task sees the gateway's address, if it asked itself; this service never does.
+        ensure!(clients == [view.address_towards(vip)?].into(), "the tasks see {clients:?}");
+        ensure!(view.look_up("nosuch.example.invalid").is_err(), "what does not exist has an address");
+    }
 
-        // The same of a service with one task: the new one is there before the old one goes.
-        create(&[&["--name", "one", "--update-order", "start-first"][..], &rolling].concat(), &["graceful"])?;
-        cluster.wait_running(0, "one", 1)?;
-        let old = names(&running(cluster, 0, "one")?);
-        let one = eventually(SOON, "the service has a name", || views[1].look_up("one"))?;
-        let one = SocketAddr::new(*one.first().context("it has an address")?, PORT);
-        for view in &views {
-            eventually(SOON, "every host leads to the task", || inside(&view.namespace, || until_all_answer(one, &old)))?;
+    // Published ports on every host, with the client's own address, in both families.
+    let client = Path::new("/run/netns").join(cluster.client_namespace());
+    for host in 0..count {
+        for (address, own) in [(cluster.address(host), "198.18.0.2"), (cluster.address_v6(host), "fd18::2")] {
+            let to = SocketAddr::new(address.parse()?, PORT);
+            let clients = eventually(SOON, "the port leads to every host", || inside(&client, || until_all_answer(to, &web)))?;
+            ensure!(clients == [own.to_owned()].into(), "by {to} the tasks see {clients:?}");
         }
-        undisturbed(cluster, &views, one, || {
-            cluster.ctl(0, &["service", "update", "-d", "--env-add", "TASK=new", "one"])?.success()?;
-            eventually(2 * SOON, "the task is new", || {
-                let now = running(cluster, 0, "one")?;
-                ensure!(now.len() == 1 && names(&now).is_disjoint(&old), "{now:#?}");
-                Ok(())
-            })
+    }
+
+    // A rolling update: nobody notices.
+    undisturbed(cluster, &views, vip, || {
+        cluster.ctl(0, &["service", "update", "-d", "--env-add", "TASK=new", "web"])?.success()?;
+        eventually(SOON * u32::try_from(count)?, "all tasks are new", || {
+            let now = running(cluster, 0, "web")?;
+            ensure!(now.len() == count && names(&now).is_disjoint(&web), "{now:#?}");
+            Ok(())
+        })
+    })?;
+    let web = names(&running(cluster, 0, "web")?);
+    let hosts = || cluster.managers().chain(cluster.workers());
+    let late: usize = hosts().map(|host| cluster[host].log().matches("not every node said in time").count()).sum();
+    ensure!(late < count, "no task was cleared by the other nodes before it was stopped");
+
+    // The same of a service with one task: the new one is there before the old one goes.
+    create(&[&["--name", "one", "--update-order", "start-first"][..], &rolling].concat(), &["graceful"])?;
+    cluster.wait_running(0, "one", 1)?;
+    let old = names(&running(cluster, 0, "one")?);
+    let one = eventually(SOON, "the service has a name", || views[1].look_up("one"))?;
+    let one = SocketAddr::new(*one.first().context("it has an address")?, PORT);
+    for view in &views {
+        eventually(SOON, "every host leads to the task", || inside(&view.namespace, || until_all_answer(one, &old)))?;
+    }
+    undisturbed(cluster, &views, one, || {
+        cluster.ctl(0, &["service", "update", "-d", "--env-add", "TASK=new", "one"])?.success()?;
+        eventually(2 * SOON, "the task is new", || {
+            let now = running(cluster, 0, "one")?;
+            ensure!(now.len() == 1 && names(&now).is_disjoint(&old), "{now:#?}");
+            Ok(())
+        })
+    })?;
+
+    // A worker's daemon dies: no connection does.
+    let by_worker = SocketAddr::new(cluster.address(worker).parse()?, PORT);
+    let mut kept = (0..6).map(|_| Kept::open(cluster, by_worker)).collect::<Result<Vec<_>>>()?;
+    kept.iter_mut().try_for_each(Kept::ask)?;
+    cluster[worker].kill_skepd();
+    undisturbed(cluster, &views, vip, || {
+        std::thread::sleep(Duration::from_secs(2));
+        kept.iter_mut().try_for_each(Kept::ask)
+    })?;
+    cluster[worker].start_skepd()?;
+    undisturbed(cluster, &views, vip, || {
+        std::thread::sleep(Duration::from_secs(2));
+        kept.iter_mut().try_for_each(Kept::ask).context("over a connection from before the restart")
+    })?;
+
+    // No managers: names and addresses go on, also on a worker whose daemon begins anew meanwhile.
+    cluster.wait_ready(SOON)?;
+    for manager in cluster.managers() {
+        cluster[manager].kill_skepd();
+    }
+    cluster[worker + 1].kill_skepd();
+    cluster[worker + 1].start_skepd()?;
+    let is_on_worker = |view: &&View| cluster.workers().any(|host| view.namespace.starts_with(cluster[host].run_dir()));
+    for view in views.iter().filter(is_on_worker) {
+        ensure!(eventually(SOON, "names are answered", || view.look_up("web"))? == [vip.ip()]);
+        ensure!(view.look_up("tasks.web")?.len() == count);
+        inside(&view.namespace, || until_all_answer(vip, &web))?;
+    }
+    let own = inside(&client, || until_all_answer(SocketAddr::new(cluster.address(worker + 1).parse()?, PORT), &web))?;
+    ensure!(own == ["198.18.0.2".to_owned()].into(), "the tasks see {own:?}");
+    for manager in cluster.managers() {
+        cluster[manager].start_skepd()?;
+    }
+    cluster.wait_leader(SOON)?;
+    cluster.wait_ready(SOON)?;
+
+    // And nothing is left when the services are gone.
+    for service in ["web", "one", "looker"] {
+        cluster.ctl(0, &["service", "rm", service])?.success()?;
+    }
+    eventually(SOON, "the network is removed", || cluster.ctl(0, &["network", "rm", "back"])?.success())?;
+    for (host, before) in before.iter().enumerate() {
+        eventually(SOON, &format!("nothing is left on {}", cluster[host].name()), || {
+            let leaked = skep_kit::Inventory::take(&cluster[host])?.leaked_since(before);
+            ensure!(leaked.is_empty(), "{leaked:#?}");
+            Ok(())
         })?;
-
-        // A worker's daemon dies: no connection does.
-        let by_worker = SocketAddr::new(cluster.address(1).parse()?, PORT);
-        let mut kept = (0..6).map(|_| Kept::open(cluster, by_worker)).collect::<Result<Vec<_>>>()?;
-        kept.iter_mut().try_for_each(Kept::ask)?;
-        cluster[1].kill_skepd();
-        undisturbed(cluster, &views, vip, || {
-            std::thread::sleep(Duration::from_secs(2));
-            kept.iter_mut().try_for_each(Kept::ask)
-        })?;
-        cluster[1].start_skepd()?;
-        undisturbed(cluster, &views, vip, || {
-            std::thread::sleep(Duration::from_secs(2));
-            kept.iter_mut().try_for_each(Kept::ask).context("over a connection from before the restart")
-        })?;
-
-        // No managers: names and addresses go on, also on a worker whose daemon begins anew meanwhile.
-        cluster.wait_ready(SOON)?;
-        cluster[0].kill_skepd();
-        cluster[2].kill_skepd();
-        cluster[2].start_skepd()?;
-        for view in views.iter().filter(|view| !view.namespace.starts_with(cluster[0].run_dir())) {
-            ensure!(eventually(SOON, "names are answered", || view.look_up("web"))? == [vip.ip()]);
-            ensure!(view.look_up("tasks.web")?.len() == 3);
-            inside(&view.namespace, || until_all_answer(vip, &web))?;
-        }
-        let own = inside(&client, || until_all_answer(SocketAddr::new(cluster.address(2).parse()?, PORT), &web))?;
-        ensure!(own == ["198.18.0.2".to_owned()].into(), "the tasks see {own:?}");
-        cluster[0].start_skepd()?;
-        cluster.wait_leader(SOON)?;
-        cluster.wait_ready(SOON)?;
-
-        // And nothing is left when the services are gone.
-        for service in ["web", "one", "looker"] {
-            cluster.ctl(0, &["service", "rm", service])?.success()?;
-        }
-        eventually(SOON, "the network is removed", || cluster.ctl(0, &["network", "rm", "back"])?.success())?;
-        for (host, before) in before.iter().enumerate() {
-            eventually(SOON, &format!("nothing is left on {}", cluster[host].name()), || {
-                let leaked = skep_kit::Inventory::take(&cluster[host])?.leaked_since(before);
-                ensure!(leaked.is_empty(), "{leaked:#?}");
-                Ok(())
-            })?;
-        }
-        Ok(())
-    })
+    }
+    Ok(())
 }
 
 #[test]

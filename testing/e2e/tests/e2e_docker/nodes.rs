@@ -102,3 +102,26 @@ fn nodes_join_change_leave_and_are_removed() -> Result<()> {
     join(&new, &manager)?.success()?;
     Ok(())
 }
+
+#[test]
+fn a_manager_without_a_majority_says_so() -> Result<()> {
+    let Some(mut hosts) = hosts("docker without a majority", Size { managers: 2, workers: 0 })? else { return Ok(()) };
+    ok(&hosts[0], &["swarm", "init", "--advertise-addr", &hosts.address(0)])?;
+    let token = ok(&hosts[0], &["swarm", "join-token", "-q", "manager"])?.trim().to_owned();
+    let manager = format!("{}:2377", hosts.address(0));
+    let out = ok(&hosts[1], &["swarm", "join", "--token", &token, &manager])?;
+    ensure!(out == "This node joined a swarm as a manager.\n", "{out}");
+    hosts[1].kill_skepd();
+    eventually(SOON, "it is told that there is no leader", || {
+        let refused = docker(&hosts[0], &["node", "ls"])?;
+        ensure!(refused.status != 0 && refused.stderr.contains("The swarm does not have a leader"), "{refused:?}");
+        Ok(())
+    })?;
+    let (status, body) = request(&hosts[0], "GET", "/services", None)?;
+    ensure!(status == 500 && body.contains("rpc error: code = Unknown desc = The swarm does not have a leader"), "{status} {body}");
+    // The node itself answers, and tells why the cluster does not.
+    ensure!(info(&hosts[0], "LocalNodeState")? == "active" && info(&hosts[0], "Error")?.contains("leader"), "docker info");
+    hosts[1].start_skepd()?;
+    eventually(SOON, "the swarm works again", || Ok(drop(ok(&hosts[0], &["node", "ls"])?)))?;
+    Ok(())
+}

@@ -85,11 +85,15 @@ pub fn inspect(on: &Host, arguments: &[&str]) -> Result<Value> {
     objects.get(0).cloned().with_context(|| format!("nothing in {text}"))
 }
 
-/// A request to the socket: status and body.
+/// A request to a host's socket: status and body.
 pub fn request(on: &Host, method: &str, path: &str, body: Option<&str>) -> Result<(u16, String)> {
-    let socket = on.run_dir().join("docker.sock").to_string_lossy().into_owned();
+    request_at(&on.run_dir().join("docker.sock").to_string_lossy(), method, path, body)
+}
+
+/// A request to any socket.
+pub fn request_at(socket: &str, method: &str, path: &str, body: Option<&str>) -> Result<(u16, String)> {
     let url = format!("http://docker{path}");
-    let mut arguments = vec!["-sS", "--max-time", "60", "--unix-socket", &socket, "-X", method, "-w", "\n%{http_code}", &url];
+    let mut arguments = vec!["-sS", "--max-time", "60", "--unix-socket", socket, "-X", method, "-w", "\n%{http_code}", &url];
     if let Some(body) = body {
         arguments.extend(["-H", "Content-Type: application/json", "--data-binary", body]);
     }

@@ -119,6 +119,9 @@ fn a_swarm_begins_with_what_it_was_asked_for_and_ends() -> Result<()> {
     ensure!(subnet.starts_with("10.77.") && subnet.trim().ends_with("/26"), "{subnet}");
 
     ensure!(refused(&lab, &["swarm", "init"])?.contains("This node is already part of a swarm"));
+    ok(&lab, &["swarm", "init", "--force-new-cluster"])?;
+    let forced = swarm(&lab)?;
+    ensure!(forced["Cluster"]["ID"] == cluster["ID"] && forced["NodeID"] == node && forced["Cluster"]["Spec"] == *spec, "{forced}");
     ensure!(refused(&lab, &["swarm", "join", "--token", "x", "127.0.0.1"])?.contains("This node is already part of a swarm"));
     let said = refused(&lab, &["swarm", "leave"])?;
     ensure!(said.contains("Removing the last manager erases all current state of the swarm"), "{said}");
