@@ -14,6 +14,10 @@ pub struct Meta {
     pub version: Version,
     pub created_at: Timestamp,
     pub updated_at: Timestamp,
+    /// Revision of the commit that made the object: what came first, whatever clocks of leaders said. Never on the wire; zero in stores
+    /// that an older version wrote.
+    #[serde(default, skip_serializing_if = "Version::is_zero")]
+    pub created: Version,
 }
 
 /// Name and labels that a user gives.

@@ -377,6 +377,10 @@ pub struct UpdateStatus {
     pub started_at: Option<Timestamp>,
     pub completed_at: Option<Timestamp>,
     pub message: String,
+    /// Revision of the commit with which it began, set by the store: tasks made before are not its work, whatever clocks of leaders
+    /// said. Never on the wire.
+    #[serde(skip_serializing_if = "Version::is_zero")]
+    pub began: Version,
 }
 
 /// Which run of a job this is.

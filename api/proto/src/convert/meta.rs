@@ -8,7 +8,7 @@ use skep_types::{
 };
 use std::time::Duration;
 
-message!(Meta <=> v1::Meta { version => full, created_at => unset_is_zero, updated_at => unset_is_zero });
+message!(Meta <=> v1::Meta { version => full, created_at => unset_is_zero, updated_at => unset_is_zero } keeps { created });
 message!(Driver <=> v1::Driver { name, options });
 message!(Annotations <=> v1::Annotations { name, labels, indices });
 

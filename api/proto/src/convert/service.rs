@@ -32,7 +32,7 @@ message!(Placement <=> v1::Placement { constraints, spread: preferences => sprea
 message!(EndpointSpec <=> v1::EndpointSpec { mode, ports });
 message!(VirtualIp <=> v1::endpoint::VirtualIp { network_id, addr });
 message!(Endpoint <=> v1::Endpoint { spec => full, ports, virtual_ips });
-message!(UpdateStatus <=> v1::UpdateStatus { state, started_at, completed_at, message => as_is });
+message!(UpdateStatus <=> v1::UpdateStatus { state, started_at, completed_at, message => as_is } keeps { began });
 message!(JobStatus <=> v1::JobStatus { iteration: job_iteration => full, last_execution });
 message!(ResourceReference <=> v1::ResourceReference { resource_id, kind: resource_type });
 message!(TaskSpec <=> v1::TaskSpec {

@@ -116,7 +116,8 @@ impl Applying<'_> {
         }
         check_name(rows, object)?;
         let mut object = T::clone(object);
-        *object.meta_mut() = skep_types::Meta { version: self.version, created_at: self.now, updated_at: self.now };
+        *object.meta_mut() = skep_types::Meta { version: self.version, created_at: self.now, updated_at: self.now, created: self.version };
+        object.note_beginning(None, self.version);
         let object = T::put(self.tables, Arc::new(object), table).1;
         self.changes.push(Change::Created(T::wrap(object)));
         Ok(())
@@ -131,6 +132,8 @@ impl Applying<'_> {
         check_name(rows, object)?;
         let mut new = T::clone(object);
         new.meta_mut().created_at = old.meta().created_at;
+        new.meta_mut().created = old.meta().created;
+        new.note_beginning(Some(&**old), self.version);
         self.replace(new, table);
         Ok(())
     }
@@ -206,11 +209,21 @@ trait Held: Stored {
     fn take(tables: &mut Tables, id: &Self::Id, table: fn(&mut Tables) -> &mut Table<Self>) -> Option<Arc<Self>> {
         table(tables).take(id)
     }
+    /// Notes the revision of what begins with this write, where an object has such a thing.
+    fn note_beginning(&mut self, _old: Option<&Self>, _version: Version) {}
 }
 
 impl Held for skep_types::Cluster {}
 impl Held for skep_types::Node {}
-impl Held for skep_types::Service {}
+impl Held for skep_types::Service {
+    fn note_beginning(&mut self, old: Option<&Self>, version: Version) {
+        let before = old.and_then(|old| old.update_status.as_ref());
+        if let Some(status) = &mut self.update_status {
+            let goes_on = before.filter(|before| before.started_at == status.started_at);
+            status.began = goes_on.map_or(version, |before| before.began);
+        }
+    }
+}
 impl Held for skep_types::Network {}
 impl Held for skep_types::Secret {}
 impl Held for skep_types::Config {}

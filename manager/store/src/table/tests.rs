@@ -2,7 +2,7 @@ use super::*;
 use proptest::prelude::*;
 use skep_types::{
     Action, Annotations, Change, ClusterView, ContainerSpec, Kind, Meta, Secret, SecretId, SecretSpec, ServiceMode, ServiceSpec, TaskId,
-    TaskSpec, TaskStatus, Timestamp,
+    TaskSpec, TaskStatus, Timestamp, UpdateState, UpdateStatus,
 };
 use std::collections::BTreeMap;
 
@@ -145,7 +145,7 @@ impl Model {
                 if clash(self, object) {
                     return Err(Outcome::NameTaken);
                 }
-                self.objects.insert(key(object), with_meta(object, Meta { version, created_at: now, updated_at: now }));
+                self.objects.insert(key(object), with_meta(object, Meta { version, created_at: now, updated_at: now, created: version }));
                 Ok(true)
             }
             Action::Update(object) => {
@@ -156,7 +156,7 @@ impl Model {
                 if clash(self, object) {
                     return Err(Outcome::NameTaken);
                 }
-                let new = with_meta(object, Meta { version, created_at: meta(old).created_at, updated_at: now });
+                let new = with_meta(object, Meta { version, updated_at: now, ..meta(old) });
                 self.objects.insert(key(object), new);
                 Ok(true)
             }
@@ -333,4 +333,22 @@ fn there_is_one_cluster_object() {
     assert_eq!(second, Err(ApplyError::IdTaken { kind: Kind::Cluster, id: skep_types::ClusterId::for_test(1).to_string() }));
     assert_eq!(tables.cluster().unwrap().meta.created_at, Timestamp(5));
     assert_eq!(tables.revision(), Version(1));
+}
+
+#[test]
+fn an_update_of_a_service_begins_with_the_write_that_sets_its_time() {
+    let mut tables = Tables::new();
+    tables.apply(Version(1), Timestamp(0), &[Action::Create(service(1, "web", 0))]).unwrap();
+    let mut write = |version, started_at, state| {
+        let mut service = Service::clone(tables.service_by_name("web").unwrap());
+        // What a writer says of it does not count.
+        service.update_status =
+            Some(UpdateStatus { started_at: Some(Timestamp(started_at)), state, began: Version(99), ..UpdateStatus::default() });
+        tables.apply(Version(version), Timestamp(0), &[Action::Update(Object::Service(Arc::new(service)))]).unwrap();
+        let service = tables.service_by_name("web").unwrap();
+        (service.update_status.as_ref().unwrap().began.0, service.meta.created.0)
+    };
+    assert_eq!(write(2, 50, UpdateState::Updating), (2, 1));
+    assert_eq!(write(3, 50, UpdateState::Paused), (2, 1), "it goes on");
+    assert_eq!(write(4, 40, UpdateState::RollbackStarted), (4, 1));
 }

@@ -168,7 +168,6 @@ one_of! {
 }
 
 fields! {
-    Meta { version, created_at, updated_at }
     Annotations { name, labels, indices }
     Driver { name, options }
     Resources { nano_cpus, memory_bytes, generic }
@@ -182,7 +181,6 @@ fields! {
     ResourceReference { resource_id, kind }
     TaskSpec { runtime, resources, restart, placement, log_driver, networks, force_update, resource_references }
     ServiceSpec { annotations, task, mode, update, rollback, networks, endpoint }
-    UpdateStatus { state, started_at, completed_at, message }
     JobStatus { iteration, last_execution }
     Service {
         id, meta, spec, spec_version, previous_spec, previous_spec_version, endpoint, update_status, job_status, pending_delete,
@@ -288,7 +286,22 @@ sample! {
         0 => Self::File(FileTarget::sample(source)),
         _ => Self::Runtime,
     };
-    // `running_since` never travels.
+    // `created` never travels.
+    Meta: |source| Self {
+        version: Sample::sample(source),
+        created_at: Sample::sample(source),
+        updated_at: Sample::sample(source),
+        created: skep_types::Version::default(),
+    };
+    // Nor does `began`.
+    UpdateStatus: |source| Self {
+        state: Sample::sample(source),
+        started_at: Sample::sample(source),
+        completed_at: Sample::sample(source),
+        message: Sample::sample(source),
+        began: skep_types::Version::default(),
+    };
+    // Nor does `running_since`.
     TaskStatus: |source| Self {
         timestamp: Sample::sample(source),
         state: Sample::sample(source),
