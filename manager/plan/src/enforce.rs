@@ -4,7 +4,9 @@ use crate::Plan;
 use crate::constraint::Constraints;
 use crate::orphan::set_state;
 use crate::resources::Free;
-use skep_types::{Availability, ClusterView, NodeId, Task, TaskState, Timestamp};
+use crate::slot::age;
+use crate::update::is_under_way;
+use skep_types::{Availability, ClusterView, NodeId, Service, Task, TaskSpec, TaskState, Timestamp, UpdateState};
 use std::sync::Arc;
 
 /// To be called when a node's labels, role, address, description or availability changed. The orchestrators then start
@@ -15,11 +17,18 @@ pub fn plan_enforcement(view: &dyn ClusterView, node: &NodeId, now: Timestamp) -
     let Some(node) = view.node(node).filter(|node| node.spec.availability == Availability::Active) else { return plan };
     let mut free = node.description.as_ref().map(|description| Free::of(&description.resources));
     let mut tasks: Vec<&Arc<Task>> = view.tasks_on_node(&node.id).filter(|task| is_checked(task)).collect();
-    tasks.sort_by(|a, b| a.meta.created_at.cmp(&b.meta.created_at).then_with(|| a.id.cmp(&b.id))); // the oldest stay
+    tasks.sort_by(|a, b| age(a).cmp(&age(b))); // the oldest stay
     for task in tasks {
         let service = task.service_id.as_ref().and_then(|id| view.service(id));
-        let placement = service.map_or(task.spec.placement.as_ref(), |service| service.spec.task.placement.as_ref());
-        if !Constraints::of(placement).match_node(node) {
+        let suits = |spec: &TaskSpec| Constraints::of(spec.placement.as_ref()).match_node(node);
+        let fits = match service {
+            // A task of the spec before goes when the update comes to it, and stays where that is paused.
+            Some(service) if is_being_updated(service) => suits(&task.spec) || suits(&service.spec.task),
+            // Its own may be outdated: where only the placement changed and the node suits both, the task was kept.
+            Some(service) => suits(&service.spec.task),
+            None => suits(&task.spec),
+        };
+        if !fits {
             plan.changes.push(set_state(
                 task,
                 TaskState::Rejected,
@@ -38,6 +47,12 @@ pub fn plan_enforcement(view: &dyn ClusterView, node: &NodeId, now: Timestamp) -
         }
     }
     plan
+}
+
+fn is_being_updated(service: &Service) -> bool {
+    let state = service.update_status.as_ref().map(|status| status.state);
+    let is_paused = matches!(state, Some(UpdateState::Paused | UpdateState::RollbackPaused));
+    is_paused || is_under_way(service)
 }
 
 fn is_checked(task: &Task) -> bool {

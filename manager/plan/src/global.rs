@@ -44,7 +44,7 @@ fn gather(context: &mut Context<'_>) -> BTreeMap<NodeId, Slot> {
             _ => context.remove(task),
         }
     }
-    slots.values_mut().for_each(|slot| slot.sort(context.time));
+    slots.values_mut().for_each(Slot::sort);
     slots
 }
 

@@ -62,7 +62,7 @@ pub(crate) fn plan_global(context: &mut Context<'_>) {
             _ => context.remove(task),
         }
     }
-    slots.values_mut().for_each(|slot| slot.sort(context.time));
+    slots.values_mut().for_each(Slot::sort);
     let mut slots = current(context, slots);
     let constraints = Constraints::of(context.service.spec.task.placement.as_ref());
     let view = context.view;

@@ -50,5 +50,5 @@ pub use revise::{new_service, rolled_back_by_user, updated};
 pub use roles::{CannotGo, RaftMember, RolePlan, RoleStep, can_go, plan_roles};
 pub use rotation::{ROTATION_BATCH, ROTATION_INTERVAL, Rotation, RotationTarget, plan_rotation};
 pub use scheduler::{Misfit, NodeVerdict, Refusal, Scheduler};
-pub use time::Time;
+pub use time::{Beginning, Time};
 pub use update::DEFAULT_MONITOR;

@@ -15,6 +15,7 @@
 use crate::agenda::Agenda;
 use crate::orchestrate::{Concerned, all_services, plan_service, plan_slot, services_of_node};
 use crate::reaper::{is_removable, plan_reaping, plan_reaping_among};
+use crate::update::is_under_way;
 use crate::{Ids, Plan, Time};
 use skep_types::{Change, ClusterView, NodeId, Object, ServiceId, ServiceMode, Task, TaskId, TaskState};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -76,6 +77,12 @@ impl Orchestrator {
             }
             Change::Removed(Object::Task(task)) => self.tasks.remove(task),
             Change::Removed(Object::Service(service)) => drop(self.reaping.insert(service.id.clone())),
+            // What an update was judged by may go now.
+            Change::Updated { old: Object::Service(old), new: Object::Service(new) } if is_under_way(old) => {
+                if !is_under_way(new) || old.spec_version != new.spec_version {
+                    self.reaping.insert(new.id.clone());
+                }
+            }
             Change::Updated { old: Object::Cluster(old), new: Object::Cluster(new) } => {
                 self.history_changed |= old.spec.task_history_retention_limit != new.spec.task_history_retention_limit;
             }

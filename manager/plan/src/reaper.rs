@@ -1,7 +1,9 @@
 //! Which tasks are deleted from the store: history beyond the limit, and what was marked for removal (wire-behaviour 11.4).
 
 use crate::Plan;
-use skep_types::{Action, ClusterView, Kind, NodeId, RestartPolicy, ServiceId, ServiceMode, Task, TaskState, Timestamp};
+use crate::slot::age;
+use crate::update::evidence;
+use skep_types::{Action, ClusterView, Kind, NodeId, RestartPolicy, Service, ServiceId, ServiceMode, Task, TaskState};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -14,7 +16,8 @@ pub fn is_removable(task: &Task) -> bool {
     marked || (task.service_id.is_none() && matches!(state, TaskState::Orphaned | TaskState::Complete))
 }
 
-/// Deletes what may go of the tasks of one service: marked ones, and the oldest of each slot beyond the history limit.
+/// Deletes what may go of the tasks of one service: marked ones, and the oldest of each slot beyond the history limit, but for what an
+/// update that goes on is judged by.
 ///
 /// Call it for services whose tasks were created, ended or marked. Works for services that are gone, too.
 #[must_use]
@@ -27,7 +30,8 @@ pub fn plan_reaping(view: &dyn ClusterView, service: &ServiceId) -> Plan {
 pub fn plan_reaping_among<'a>(view: &dyn ClusterView, service: &ServiceId, tasks: impl IntoIterator<Item = &'a Arc<Task>>) -> Plan {
     let mut plan = Plan::default();
     let mut slots = BTreeMap::<(u64, Option<&NodeId>), Vec<&Arc<Task>>>::new();
-    let mode = view.service(service).map(|service| &service.spec.mode);
+    let service = view.service(service);
+    let mode = service.map(|service| &service.spec.mode);
     let is_global = matches!(mode, Some(ServiceMode::Global));
     for task in tasks {
         if is_removable(task) || (mode.is_none() && task.status.state.is_terminal()) {
@@ -39,7 +43,7 @@ pub fn plan_reaping_among<'a>(view: &dyn ClusterView, service: &ServiceId, tasks
     }
     let limit = view.cluster().map_or(5, |cluster| cluster.spec.task_history_retention_limit);
     for tasks in slots.into_values() {
-        trim(tasks, limit, &mut plan);
+        trim(tasks, limit, service, &mut plan);
     }
     plan
 }
@@ -54,7 +58,7 @@ fn removal(task: &Arc<Task>) -> Action {
     Action::Remove { kind: Kind::Task, id: task.id.as_str().to_owned(), version: None }
 }
 
-fn trim(mut tasks: Vec<&Arc<Task>>, limit: i64, plan: &mut Plan) {
+fn trim(mut tasks: Vec<&Arc<Task>>, limit: i64, service: Option<&Arc<Service>>, plan: &mut Plan) {
     let attempts = |task: &&Arc<Task>| task.spec.restart.as_ref().map_or(0, |RestartPolicy { max_attempts, .. }| *max_attempts);
     let limit = match tasks.iter().map(attempts).max() {
         Some(attempts) if attempts > 0 => usize::try_from(attempts.saturating_add(1)).unwrap_or(usize::MAX),
@@ -67,20 +71,19 @@ fn trim(mut tasks: Vec<&Arc<Task>>, limit: i64, plan: &mut Plan) {
     if surplus == 0 {
         return;
     }
-    // The newest ended task of a slot without a live one says that the slot is not to be filled again, and that of a slot whose
-    // live task still waits says how long: it stays.
-    let has_live = tasks.iter().any(|task| task.desired_state <= TaskState::Complete && task.desired_state != TaskState::Ready);
-    tasks.sort_by_key(|task| (reported(task), task.meta.created_at));
-    let ended = tasks.iter().filter(|task| task.desired_state > TaskState::Complete);
-    let last = ended.max_by_key(|task| (task.meta.created_at, task.id.clone())).map(|task| task.id.clone());
+    // The newest ended task of a slot without a live one says that the slot is not to be filled again: it stays.
+    let has_live = tasks.iter().any(|task| task.desired_state <= TaskState::Complete);
+    tasks.sort_by(|a, b| age(a).cmp(&age(b)));
+    let last = tasks.iter().rfind(|task| task.desired_state > TaskState::Complete).map(|task| &task.id);
+    let mut kept = service.map(|service| evidence(service, &tasks)).unwrap_or_default();
+    // What a task that still waits replaces says how long it has to.
+    let replaced = |index: usize| tasks[..index].iter().rfind(|task| task.desired_state > TaskState::Complete);
+    let waiting = (0..tasks.len()).filter(|index| tasks[*index].desired_state == TaskState::Ready);
+    kept.extend(waiting.filter_map(replaced).map(|task| &task.id));
     let goes = |task: &&&Arc<Task>| {
         let never_placed = task.status.state < TaskState::Assigned && task.desired_state > TaskState::Complete;
         let over = task.desired_state > TaskState::Complete && (task.status.state.is_terminal() || never_placed);
-        over && (has_live || Some(&task.id) != last.as_ref())
+        over && (has_live || Some(&task.id) != last) && !kept.contains(&&task.id)
     };
     plan.changes.extend(tasks.iter().filter(goes).take(surplus).map(|task| removal(task)));
-}
-
-fn reported(task: &Task) -> Timestamp {
-    task.status.applied_at.unwrap_or(task.status.timestamp)
 }

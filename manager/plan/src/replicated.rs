@@ -2,7 +2,7 @@
 
 use crate::dirty::Dirt;
 use crate::slot::{Context, Run, Slot};
-use crate::{Time, restart, update};
+use crate::{restart, update};
 use skep_types::{NodeId, Task, TaskState, UpdateState};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -33,7 +33,7 @@ pub(crate) fn plan_slot(context: &mut Context<'_>, number: u64, tasks: &[Arc<Tas
     if !matches!(status, UpdateState::Unknown | UpdateState::Completed | UpdateState::RollbackCompleted) {
         return None;
     }
-    let mut slots = by_slot(tasks, context.time);
+    let mut slots = by_slot(tasks);
     // Everything in it is being removed, and was when all slots were looked at: it does not count.
     let Some(mut slot) = slots.remove(&number) else { return Some(()) };
     let dirt = Dirt::new(context.view, context.service);
@@ -48,19 +48,17 @@ pub(crate) fn plan_slot(context: &mut Context<'_>, number: u64, tasks: &[Arc<Tas
 
 /// The tasks by slot number, without those that are being removed.
 pub(crate) fn gather(context: &Context<'_>) -> BTreeMap<u64, Slot> {
-    by_slot(context.view.tasks_of_service(&context.service.id), context.time)
+    by_slot(context.view.tasks_of_service(&context.service.id))
 }
 
-fn by_slot<'a>(tasks: impl IntoIterator<Item = &'a Arc<Task>>, time: Time) -> BTreeMap<u64, Slot> {
+fn by_slot<'a>(tasks: impl IntoIterator<Item = &'a Arc<Task>>) -> BTreeMap<u64, Slot> {
     let mut slots = BTreeMap::<u64, Slot>::new();
     for task in tasks {
         if task.desired_state < TaskState::Remove {
             slots.entry(task.slot).or_default().runs.push(Run::stored(task));
         }
     }
-    for slot in slots.values_mut() {
-        slot.sort(time);
-    }
+    slots.values_mut().for_each(Slot::sort);
     slots
 }
 

@@ -55,7 +55,8 @@ fn restarts(runs: &[Run], window: Option<Duration>) -> u64 {
 /// How long `slot.runs[index]`, made with desired state READY, waits before it may run.
 fn delay(context: &Context<'_>, slot: &Slot, index: usize) -> Duration {
     let run = &slot.runs[index];
-    let Some(before) = index.checked_sub(1).map(|before| &slot.runs[before]) else { return Duration::ZERO };
+    // One that is wanted beside it, of an update that starts first, is not what it replaces.
+    let Some(before) = slot.runs[..index].iter().rfind(|run| !run.is_live()) else { return Duration::ZERO };
     if before.task.spec != run.task.spec {
         return Duration::ZERO; // an update, not a restart
     }
@@ -108,7 +109,7 @@ pub(crate) fn replace_ended(
         }
         if run.desired == TaskState::Ready && ended {
             // It failed before its own delay was over: that delay still holds.
-            let due = context.time.due(run.created, delay(context, slot, index));
+            let due = run.due(context.time, delay(context, slot, index));
             if context.now < due {
                 context.plan.wake(due);
                 continue;
@@ -143,12 +144,12 @@ pub(crate) fn release_waiting(context: &mut Context<'_>, slot: &mut Slot, number
         if run.desired != TaskState::Ready || run.observed().is_terminal() {
             continue;
         }
-        let due = context.time.due(run.created, delay(context, slot, index));
+        let due = run.due(context.time, delay(context, slot, index));
         if context.now < due {
             context.plan.wake(due);
             continue;
         }
-        let patience = context.time.due(run.created, MAX_STOP_WAIT);
+        let patience = run.due(context.time, MAX_STOP_WAIT);
         let hold = slot.runs.iter().filter_map(|other| hold(context, run, other)).max();
         if hold.is_some() && context.now < patience {
             context.plan.wake(patience);

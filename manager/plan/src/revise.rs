@@ -47,8 +47,8 @@ pub fn rolled_back_by_user(service: &Service, now: Timestamp) -> Option<Service>
     let status = UpdateStatus {
         state: UpdateState::RollbackStarted,
         started_at: Some(now),
-        completed_at: None,
         message: "manually requested rollback".to_owned(),
+        ..UpdateStatus::default()
     };
     Some(Service {
         spec: previous,

@@ -2,9 +2,10 @@
 
 use crate::{Ids, Plan, Time};
 use skep_types::{
-    Action, Availability, ClusterView, Driver, Kind, NodeId, NodeState, Object, Service, Task, TaskState, Timestamp, Version,
+    Action, Availability, ClusterView, Driver, Kind, NodeId, NodeState, Object, Service, Task, TaskId, TaskState, Timestamp, Version,
 };
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One task, with what this plan wants of it.
 #[derive(Debug, Clone)]
@@ -12,13 +13,16 @@ pub(crate) struct Run {
     pub task: Arc<Task>,
     pub desired: TaskState,
     pub created: Timestamp,
+    /// The revision that made it; zero if it is fresh, or nobody noted.
+    pub made: Version,
     /// Made by this plan, so not in the store yet.
     pub fresh: bool,
 }
 
 impl Run {
     pub fn stored(task: &Arc<Task>) -> Self {
-        Self { task: Arc::clone(task), desired: task.desired_state, created: task.meta.created_at, fresh: false }
+        let meta = task.meta;
+        Self { task: Arc::clone(task), desired: task.desired_state, created: meta.created_at, made: meta.created, fresh: false }
     }
 
     pub fn observed(&self) -> TaskState {
@@ -47,6 +51,11 @@ impl Run {
             state if state.is_terminal() => Some(self.task.status.running_since.unwrap_or_else(|| self.reported())),
             _ => None,
         }
+    }
+
+    /// When a delay is over that began with it.
+    pub fn due(&self, time: Time, delay: Duration) -> Timestamp {
+        time.due_since(self.made, self.created, delay)
     }
 
     /// Asks for a higher desired state; never lowers it.
@@ -85,10 +94,14 @@ impl Slot {
         }
     }
 
-    pub fn sort(&mut self, time: Time) {
-        let order = |run: &Run| (time.order(run.created), run.created);
-        self.runs.sort_by(|a, b| order(a).cmp(&order(b)).then_with(|| a.task.id.cmp(&b.task.id)));
+    pub fn sort(&mut self) {
+        self.runs.sort_by(|a, b| age(&a.task).cmp(&age(&b.task)));
     }
+}
+
+/// Sorts tasks by their place in the log: two leaders' clocks may say otherwise. Those of which nobody noted it are older than that.
+pub(crate) fn age(task: &Task) -> (Version, Timestamp, &TaskId) {
+    (task.meta.created, task.meta.created_at, &task.id)
 }
 
 /// What a node is to the tasks on it.
@@ -166,7 +179,7 @@ impl<'a> Context<'a> {
         let mut task = Task::of_service(self.ids.task(), self.service, slot, self.log_driver, self.now);
         task.node_id = node;
         task.desired_state = desired;
-        Some(Run { task: Arc::new(task), desired, created: self.now, fresh: true })
+        Some(Run { task: Arc::new(task), desired, created: self.now, made: Version::default(), fresh: true })
     }
 
     /// Turns the wishes of a slot into actions.

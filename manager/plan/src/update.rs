@@ -8,7 +8,8 @@ use crate::dirty::Dirt;
 use crate::restart;
 use crate::slot::{Context, Run, Slot};
 use skep_types::{
-    Action, FailureAction, Object, Service, TaskId, TaskState, Timestamp, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus,
+    Action, FailureAction, Object, Service, Task, TaskId, TaskState, Timestamp, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus,
+    Version,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,7 +37,6 @@ struct Progress<K> {
 struct Settings {
     config: UpdateConfig,
     rolling_back: bool,
-    started: Option<Timestamp>,
 }
 
 impl Settings {
@@ -44,7 +44,7 @@ impl Settings {
         let status = service.update_status.as_ref();
         let rolling_back = status.is_some_and(|status| status.state == UpdateState::RollbackStarted);
         let config = if rolling_back { &service.spec.rollback } else { &service.spec.update };
-        Self { config: config.clone().unwrap_or_default(), rolling_back, started: status.and_then(|status| status.started_at) }
+        Self { config: config.clone().unwrap_or_default(), rolling_back }
     }
 
     fn monitor(&self) -> Duration {
@@ -65,6 +65,30 @@ impl Settings {
     }
 }
 
+/// An update or a rollback goes on.
+pub(crate) fn is_under_way(service: &Service) -> bool {
+    let state = service.update_status.as_ref().map(|status| status.state);
+    matches!(state, Some(UpdateState::Updating | UpdateState::RollbackStarted))
+}
+
+/// Whether the task is work of the present update of its service. A rollback has a spec version that tasks from before it have, too.
+fn is_of_update(service: &Service, task: &Task) -> bool {
+    let began = service.update_status.as_ref().map_or(Version::default(), |status| status.began);
+    service.spec_version.is_some() && task.spec_version == service.spec_version && task.meta.created >= began
+}
+
+/// What an update that goes on is judged by, of the tasks of one slot, oldest first: the last one from before it, for without that the
+/// slot would seem to be new, and the first of its own that failed. They stay until it is over, whatever history is kept.
+pub(crate) fn evidence<'a>(service: &Service, tasks: &[&'a Arc<Task>]) -> Vec<&'a TaskId> {
+    if !is_under_way(service) {
+        return Vec::new();
+    }
+    let settings = Settings::of(service);
+    let before = tasks.iter().rfind(|task| !is_of_update(service, task));
+    let failed = tasks.iter().find(|task| is_of_update(service, task) && settings.is_failure(&Run::stored(task)));
+    before.into_iter().chain(failed).map(|task| &task.id).collect()
+}
+
 /// Does what the update of a service asks for next. `is_open` says whether a slot may get a new task now, `create` makes it.
 pub(crate) fn step<'a, K: Ord + Clone>(
     context: &mut Context<'a>,
@@ -78,12 +102,7 @@ pub(crate) fn step<'a, K: Ord + Clone>(
         return;
     }
     let settings = Settings::of(context.service);
-    let active = matches!(state, UpdateState::Updating | UpdateState::RollbackStarted);
-    if active && settings.started.is_some_and(|started| context.time.is_ahead(started)) {
-        // Another leader began it, whose clock is ahead: what is made from now on would seem to be older than the update.
-        begin_earlier(context);
-        return;
-    }
+    let active = is_under_way(context.service);
     let mut progress = survey(context, slots, dirt, &settings, active);
     progress.waiting.retain(|key| is_open(context, key));
     if !active {
@@ -145,11 +164,9 @@ fn survey<K: Ord + Clone>(
 
 /// Takes a slot into account that this update has given a task. Returns whether it has.
 fn note_begun<K>(context: &mut Context<'_>, slot: &Slot, settings: &Settings, progress: &mut Progress<K>) -> bool {
-    let version = context.service.spec_version;
-    let of_update =
-        |run: &&Run| run.task.spec_version == version && version.is_some() && settings.started.is_none_or(|started| run.created >= started);
-    // A slot without an older task was added by scaling; without history that cannot be seen.
-    let replaced = slot.runs.iter().any(|run| !of_update(&run)) || (0..2).contains(&context.retention);
+    let of_update = |run: &&Run| run.fresh || is_of_update(context.service, &run.task);
+    // A slot without an older task was added by scaling.
+    let replaced = slot.runs.iter().any(|run| !of_update(&run));
     if !replaced || !slot.runs.iter().any(|run| of_update(&run)) {
         return false;
     }
@@ -228,8 +245,12 @@ fn react(context: &mut Context<'_>, settings: &Settings, failed: &TaskId) {
         (true, _) => set_status(context, UpdateState::RollbackPaused, &format!("rollback paused {cause}"), false),
         (false, Some(mut service)) => {
             let message = format!("update rolled back {cause}");
-            service.update_status =
-                Some(UpdateStatus { state: UpdateState::RollbackStarted, started_at: Some(context.now), completed_at: None, message });
+            service.update_status = Some(UpdateStatus {
+                state: UpdateState::RollbackStarted,
+                started_at: Some(context.now),
+                message,
+                ..UpdateStatus::default()
+            });
             context.plan.changes.push(Action::Update(Object::Service(Arc::new(service))));
         }
         (false, None) if to_roll_back => {
@@ -256,15 +277,6 @@ fn finish(context: &mut Context<'_>, settings: &Settings, last_reached: Option<T
     }
 }
 
-/// The update began now at the latest, by this leader's clock. Only the time is changed.
-fn begin_earlier(context: &mut Context<'_>) {
-    let mut service = Service::clone(context.service);
-    if let Some(status) = &mut service.update_status {
-        status.started_at = Some(context.now);
-    }
-    context.plan.changes.push(Action::Update(Object::Service(Arc::new(service))));
-}
-
 fn set_status(context: &mut Context<'_>, state: UpdateState, message: &str, begins: bool) {
     let mut service = Service::clone(context.service);
     let before = service.update_status.take().unwrap_or_default();
@@ -274,6 +286,7 @@ fn set_status(context: &mut Context<'_>, state: UpdateState, message: &str, begi
         started_at: if begins { Some(context.now) } else { before.started_at },
         completed_at: done.then_some(context.now),
         message: message.to_owned(),
+        began: before.began,
     });
     context.plan.changes.push(Action::Update(Object::Service(Arc::new(service))));
 }

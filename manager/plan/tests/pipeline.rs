@@ -253,7 +253,11 @@ fn wishes(world: &World) -> Vec<String> {
         let id = if task.status.state == TaskState::New { String::new() } else { task.id.to_string() };
         format!("{:?} {} {:?} {id} {:?} {:?}", task.service_id, task.slot, task.node_id, task.desired_state, task.spec_version)
     };
-    let service = |service: &Arc<Service>| format!("{} {:?}", service.id, service.update_status);
+    let service = |service: &Arc<Service>| {
+        // In how many commits they do it may differ.
+        let status = service.update_status.clone().map(|status| UpdateStatus { began: Version::default(), ..status });
+        format!("{} {status:?}", service.id)
+    };
     let mut all: Vec<String> = world.all_tasks().into_iter().map(task).chain(world.services().map(service)).collect();
     all.sort();
     all

@@ -52,3 +52,12 @@ fn a_task_that_waits_may_lie_where_the_one_before_it_stops() {
     create(&mut world, task(2, None, TaskState::Ready, TaskState::Pending));
     assert_eq!(place(&world, &mut Scheduler::new(&world)), Ok(here));
 }
+
+#[test]
+fn a_task_that_waits_does_not_lie_where_one_stops_whose_slot_was_given_up() {
+    let mut world = World::new();
+    let (here, other) = (world.add_node(1, |_| {}), world.add_node(2, |_| {}));
+    create(&mut world, task(1, Some(&here), TaskState::Remove, TaskState::Running));
+    create(&mut world, task(2, None, TaskState::Ready, TaskState::Pending));
+    assert_eq!(place(&world, &mut Scheduler::new(&world)), Ok(other));
+}

@@ -1,6 +1,6 @@
 //! Who decides what, and what each has to look at.
 
-use skep_plan::{Agenda, Allocator, FreedLately, Ids, Orchestrator, Plan, Scheduler, Time};
+use skep_plan::{Agenda, Allocator, Beginning, FreedLately, Ids, Orchestrator, Plan, Scheduler, Time};
 use skep_store::View;
 use skep_types::{Change, ClusterView as _, NetworkId, Node, NodeId, NodeState, Object, Task, TaskId, Timestamp, Version};
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,8 +19,8 @@ pub(super) struct Deciders {
     /// How long a node may be down before its tasks count as lost.
     orphan_after: Duration,
     orphaning: Agenda<NodeId>,
-    /// When this leader began by its own clock, see [`Time`].
-    begun: Timestamp,
+    /// When this leader began, see [`Time`].
+    begun: Beginning,
 }
 
 impl Deciders {
@@ -31,7 +31,7 @@ impl Deciders {
     }
 
     /// As a new leader begins: everything is looked at once. `begun`: when it began; now, unless it only looks at everything again.
-    pub(super) fn new(view: &View, orphan_after: Duration, begun: Timestamp, now: Timestamp) -> Self {
+    pub(super) fn new(view: &View, orphan_after: Duration, begun: Beginning, now: Timestamp) -> Self {
         let mut this = Self {
             orchestrator: Orchestrator::new(view),
             allocator: Allocator::new(view),

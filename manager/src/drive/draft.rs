@@ -117,7 +117,11 @@ impl Draft {
             match (find(&self.base, *kind, id), find(&self.view, *kind, id)) {
                 (None, Some(new)) => actions.push(Action::Create(new)),
                 (Some(old), Some(new)) => actions.push(Action::Update(with_version(new, old.version()))),
-                (Some(_), None) => actions.push(Action::Remove { kind: *kind, id: id.clone(), version: None }),
+                (Some(_), None) => {
+                    // What was said of a task before it was deleted is said: nobody is to see one go that ran a moment ago.
+                    actions.extend(touch.status.clone().map(|(task, status)| Action::SetTaskStatus { task, status }));
+                    actions.push(Action::Remove { kind: *kind, id: id.clone(), version: None });
+                }
                 (None, None) => {}
             }
         }

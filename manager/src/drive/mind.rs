@@ -2,7 +2,7 @@
 
 use super::deciders::Deciders;
 use super::draft::Draft;
-use skep_plan::{FreedLately, Ids, Plan, Time};
+use skep_plan::{Beginning, FreedLately, Ids, Plan, Time};
 use skep_store::{Commit, View};
 use skep_types::{Action, ClusterView as _, NetworkId, Timestamp, Version};
 use std::collections::BTreeSet;
@@ -49,8 +49,8 @@ pub struct Mind {
     /// The revision up to which the deciders know everything.
     seen: Version,
     orphan_after: Duration,
-    /// When this leader began by its own clock, or that clock was set.
-    begun: Timestamp,
+    /// When this leader began, or its clock was set.
+    begun: Beginning,
     /// The clock at the last look, and one that cannot be set.
     clocks: (Timestamp, Duration),
 }
@@ -59,8 +59,9 @@ impl Mind {
     /// As a new leader begins: everything is looked at. `steady`: the time on a clock that cannot be set, from whenever.
     #[must_use]
     pub fn new(view: &View, orphan_after: Duration, now: Timestamp, steady: Duration) -> Self {
-        let deciders = Deciders::new(view, orphan_after, now, now);
-        Self { deciders, seen: view.version(), orphan_after, begun: now, clocks: (now, steady) }
+        let begun = Beginning { at: now, revision: view.version() };
+        let deciders = Deciders::new(view, orphan_after, begun, now);
+        Self { deciders, seen: view.version(), orphan_after, begun, clocks: (now, steady) }
     }
 
     /// For who lost events, or does not know what was written: everything is looked at again.
@@ -86,7 +87,7 @@ impl Mind {
         let (before, at) = std::mem::replace(&mut self.clocks, (now, steady));
         let was_set = Time::is_step(before, now, steady.saturating_sub(at));
         if was_set {
-            self.begun = now;
+            self.begun = Beginning { at: now, revision: view.version() };
             self.renew(view, now);
         }
         was_set

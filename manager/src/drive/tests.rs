@@ -2,6 +2,7 @@
 
 use super::deciders::Deciders;
 use super::draft::Draft;
+use skep_plan::Beginning;
 use skep_store::{Tables, View};
 use skep_types::{
     Action, Annotations, ClusterView as _, ContainerSpec, Node, NodeId, NodeState, Object, Placement, RestartCondition, RestartPolicy,
@@ -62,7 +63,8 @@ impl Calm {
         let mut tables = Tables::new();
         let objects = [Object::Service(Arc::new(service)), Object::Node(Arc::new(fast_node()))];
         tables.apply(Version(1), now, &objects.map(Action::Create)).unwrap();
-        let deciders = Deciders::new(&View::from(tables.clone()), Duration::from_secs(86_400), now, now);
+        let deciders =
+            Deciders::new(&View::from(tables.clone()), Duration::from_secs(86_400), Beginning { at: now, revision: Version(0) }, now);
         let mut this = Self { tables, deciders, now };
         this.draft_and_write();
         let reports: Vec<Action> = this.view().tasks().map(|task| report(task, TaskState::Running, now)).collect();
@@ -127,7 +129,8 @@ fn a_task_that_had_to_wait_is_placed_on_what_was_really_written() {
     let now = Timestamp::from_secs(1_000);
     let mut tables = Tables::new();
     tables.apply(Version(1), now, &[Action::Create(Object::Service(Arc::new(waiting_service())))]).unwrap();
-    let mut deciders = Deciders::new(&View::from(tables.clone()), Duration::from_secs(86_400), now, now);
+    let mut deciders =
+        Deciders::new(&View::from(tables.clone()), Duration::from_secs(86_400), Beginning { at: now, revision: Version(0) }, now);
     let mut draft = Draft::new(View::from(tables.clone()));
     decide(&mut deciders, &mut draft, now);
     // Somebody else wrote first, so the store gives a version that no step of the draft had.

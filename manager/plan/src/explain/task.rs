@@ -3,6 +3,7 @@
 use super::service::waiting_for_a_node;
 use super::{Finding, Verdict, ago, name_of, tally, waiting};
 use crate::scheduler::Scheduler;
+use crate::slot::age;
 use skep_types::{Availability, ClusterView, NodeState, Service, Task, TaskState, Timestamp};
 
 /// Where it is and in what state, and why it is there and not elsewhere.
@@ -96,7 +97,7 @@ fn farewell(view: &dyn ClusterView, service: Option<&Service>, task: &Task) -> V
             && other.id != task.id
             && other.desired_state <= TaskState::Complete
     };
-    let next = task.service_id.iter().flat_map(|id| view.tasks_of_service(id)).filter(is_of_slot).max_by_key(|other| other.meta.created_at);
+    let next = task.service_id.iter().flat_map(|id| view.tasks_of_service(id)).filter(is_of_slot).max_by(|a, b| age(a).cmp(&age(b)));
     findings.push(match next {
         Some(next) => {
             let place = next.node_id.as_ref().map(|node| format!(" on {}", name_of(view, node))).unwrap_or_default();

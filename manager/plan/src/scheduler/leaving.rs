@@ -7,7 +7,15 @@ use std::collections::BTreeMap;
 
 /// By service and slot; tasks without a slot have their node from the orchestrator, which waits for the one before.
 #[derive(Debug, Default)]
-pub(crate) struct Leaving(ById<ServiceId, BTreeMap<u64, Vec<(TaskId, NodeId)>>>);
+pub(crate) struct Leaving(ById<ServiceId, BTreeMap<u64, Vec<Leaver>>>);
+
+#[derive(Debug)]
+struct Leaver {
+    task: TaskId,
+    node: NodeId,
+    /// Its slot was given up: who gets the number anew knows nothing of it.
+    is_removed: bool,
+}
 
 fn is_leaving(task: &Task) -> bool {
     task.slot != 0 && !is_active(task) && takes_room(task)
@@ -19,7 +27,8 @@ impl Leaving {
             && is_leaving(task)
         {
             let slot = self.0.entry(service.clone()).or_default().entry(task.slot).or_default();
-            slot.push((task.id.clone(), node.clone()));
+            let is_removed = task.desired_state >= TaskState::Remove;
+            slot.push(Leaver { task: task.id.clone(), node: node.clone(), is_removed });
         }
     }
 
@@ -27,7 +36,7 @@ impl Leaving {
         let Some(service) = task.service_id.as_ref().filter(|_| is_leaving(task)) else { return };
         let Some(slots) = self.0.get_mut(service) else { return };
         if let Some(tasks) = slots.get_mut(&task.slot) {
-            tasks.retain(|(id, _)| *id != task.id);
+            tasks.retain(|leaver| leaver.task != task.id);
             if tasks.is_empty() {
                 slots.remove(&task.slot);
             }
@@ -38,10 +47,12 @@ impl Leaving {
     }
 
     /// Nodes that are nothing for `task` now. One that waits with desired state READY may lie where the one before it stops: it is not
-    /// released before.
+    /// released before. For what is being removed it would not wait.
     pub fn nodes(&self, task: &Task) -> impl Iterator<Item = &NodeId> {
-        let slots = task.service_id.as_ref().filter(|_| task.desired_state != TaskState::Ready).and_then(|service| self.0.get(service));
-        slots.and_then(|slots| slots.get(&task.slot)).into_iter().flatten().map(|(_, node)| node)
+        let waits = task.desired_state == TaskState::Ready;
+        let slots = task.service_id.as_ref().and_then(|service| self.0.get(service));
+        let leavers = slots.and_then(|slots| slots.get(&task.slot)).into_iter().flatten();
+        leavers.filter(move |leaver| leaver.is_removed || !waits).map(|leaver| &leaver.node)
     }
 
     pub fn concerns(&self, task: &Task) -> bool {

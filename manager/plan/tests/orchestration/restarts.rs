@@ -189,14 +189,20 @@ fn attempts_outside_the_window_do_not_count() {
     assert!(world.live().is_empty(), "twice within a minute");
 }
 
-#[test]
-fn tasks_of_a_drained_node_move_at_once_but_wait_for_the_old_ones_to_stop() {
+/// A service of one task on one of two nodes, which is drained: the task, and when the plan wants to be made again.
+fn drained() -> (World, ServiceId, Arc<Task>, Option<Timestamp>) {
     let mut world = cluster(2);
     let id = world.add_service(1, |spec| replicas(spec, 1));
     world.converge(&id);
     let old = world.running()[0].clone();
     world.change_node(old.node_id.as_ref().expect("placed"), |node| node.spec.availability = Availability::Drain);
     let wake = world.settle(&id);
+    (world, id, old, wake)
+}
+
+#[test]
+fn tasks_of_a_drained_node_move_at_once_but_wait_for_the_old_ones_to_stop() {
+    let (mut world, id, old, wake) = drained();
     assert_eq!(wake, Some(world.now + secs(60)));
     let new = world.live()[0].clone();
     assert_eq!(new.desired_state, TaskState::Ready, "the old one has not stopped");
@@ -207,12 +213,7 @@ fn tasks_of_a_drained_node_move_at_once_but_wait_for_the_old_ones_to_stop() {
 
 #[test]
 fn a_stop_that_never_comes_is_waited_for_a_minute() {
-    let mut world = cluster(2);
-    let id = world.add_service(1, |spec| replicas(spec, 1));
-    world.converge(&id);
-    let old = world.running()[0].clone();
-    world.change_node(old.node_id.as_ref().expect("placed"), |node| node.spec.availability = Availability::Drain);
-    world.settle(&id);
+    let (mut world, id, ..) = drained();
     world.pass(secs(60));
     assert_eq!(world.settle(&id), None);
     assert_eq!(world.live()[0].desired_state, TaskState::Running);
@@ -240,15 +241,21 @@ fn tasks_of_a_lost_node_are_replaced_once_after_the_delay() {
     assert!(plan_orphans(&world, &lost, down, NODE_DOWN_PERIOD, world.now).is_empty());
 }
 
-#[test]
-fn two_tasks_of_a_slot_never_run_on_one_node() {
+/// A service of one task on the only node, which gets another image: the old task still stops when the new one is placed.
+fn replaced(mode: ServiceMode) -> (World, ServiceId, Arc<Task>) {
     let mut world = cluster(1);
-    let id = world.add_service(1, |spec| replicas(spec, 1));
+    let id = world.add_service(1, |spec| spec.mode = mode);
     world.converge(&id);
     let old = world.running()[0].clone();
     world.update_service(&id, |spec| image(spec, "web:2"));
     world.settle(&id);
     world.place_all();
+    (world, id, old)
+}
+
+#[test]
+fn two_tasks_of_a_slot_never_run_on_one_node() {
+    let (mut world, id, old) = replaced(ServiceMode::Replicated { replicas: 1 });
     let beside = world.live()[0].clone();
     assert_eq!(beside.node_id, old.node_id);
     world.pass(secs(60));
@@ -262,13 +269,7 @@ fn two_tasks_of_a_slot_never_run_on_one_node() {
 
 #[test]
 fn a_slot_of_a_global_service_waits_for_its_old_task_however_long_that_stops() {
-    let mut world = cluster(1);
-    let id = world.add_service(1, |spec| spec.mode = ServiceMode::Global);
-    world.converge(&id);
-    let old = world.running()[0].clone();
-    world.update_service(&id, |spec| image(spec, "web:2"));
-    world.settle(&id);
-    world.place_all();
+    let (mut world, id, old) = replaced(ServiceMode::Global);
     world.pass(secs(600));
     world.settle(&id);
     assert_eq!(world.live()[0].desired_state, TaskState::Ready);
@@ -280,18 +281,46 @@ fn a_slot_of_a_global_service_waits_for_its_old_task_however_long_that_stops() {
 #[test]
 fn a_leader_with_another_clock_waits_neither_too_little_nor_for_ever() {
     for ahead in [-3_600, 3_600] {
-        let mut world = cluster(2);
-        let id = world.add_service(1, |spec| replicas(spec, 1));
-        world.converge(&id);
-        let old = world.running()[0].clone();
-        world.change_node(old.node_id.as_ref().expect("placed"), |node| node.spec.availability = Availability::Drain);
-        world.settle(&id);
+        let (mut world, id, ..) = drained();
         let new = world.live()[0].clone();
         let begun = Timestamp(world.now.0 + ahead * 1_000_000_000);
         let mut ids = world.ids();
-        let mut plan = |seconds| skep_plan::plan_service(&world, &id, &mut ids, skep_plan::Time::of_leader(begun + secs(seconds), begun));
+        let beginning = skep_plan::Beginning { at: begun, revision: world.version() };
+        let mut plan =
+            |seconds| skep_plan::plan_service(&world, &id, &mut ids, skep_plan::Time::of_leader(begun + secs(seconds), beginning));
         let early = plan(59);
         assert_eq!((early.changes, early.wake_at), (vec![], Some(begun + secs(60))), "{ahead} s ahead");
         assert_eq!(plan(60).changes, [Action::SetTaskDesired { task: new.id.clone(), desired: TaskState::Running }]);
     }
+}
+
+#[test]
+fn a_clock_that_was_set_back_forgets_no_delay() {
+    let mut world = cluster(1);
+    let id = world.add_service(1, |spec| replicas(spec, 1));
+    world.converge(&id);
+    world.now = Timestamp(world.now.0 - 3_600 * 1_000_000_000);
+    kill(&mut world, 1);
+    assert_eq!(world.settle(&id), Some(world.now + secs(5)), "by its time the new task came before the one that failed");
+    assert_eq!(world.live()[0].desired_state, TaskState::Ready);
+}
+
+#[test]
+fn a_task_that_waits_for_its_delay_waits_beside_one_of_an_update_that_starts_first() {
+    let mut world = cluster(2);
+    let id = world.add_service(1, |spec| {
+        replicas(spec, 1);
+        spec.update = Some(UpdateConfig { order: UpdateOrder::StartFirst, ..UpdateConfig::default() });
+    });
+    world.converge(&id);
+    kill(&mut world, 1);
+    world.settle(&id);
+    let waiting = world.live()[0].clone();
+    world.update_service(&id, |spec| image(spec, "web:2"));
+    world.settle(&id);
+    assert_eq!(world.live().len(), 2, "the new one starts first");
+    let reaping = plan_reaping(&world, &id);
+    world.commit(reaping.changes);
+    world.settle(&id);
+    assert_eq!(world.task(&waiting.id).desired_state, TaskState::Ready, "it failed a moment ago");
 }

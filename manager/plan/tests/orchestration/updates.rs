@@ -84,8 +84,46 @@ fn failing_update(world: &mut World, id: &ServiceId) {
             world.report(&task.id, end);
         }
         world.settle(id);
+        let reaping = plan_reaping(&*world, id);
+        world.commit(reaping.changes);
         world.obey();
         world.pass(secs(1));
+    }
+}
+
+#[test]
+fn what_an_update_is_judged_by_is_kept_until_it_is_over() {
+    for history in [0, 1, 2, 5] {
+        let mut world = cluster(2);
+        world.set_history(history);
+        let id = world.add_service(1, |spec| {
+            replicas(spec, 4);
+            restart(spec, RestartCondition::Any, Duration::ZERO, 0);
+            // The first slot fails often before it is the turn of the second.
+            spec.update = Some(UpdateConfig { delay: secs(20), max_failure_ratio: 0.3, ..UpdateConfig::default() });
+        });
+        world.converge(&id);
+        failing_update(&mut world, &id);
+        assert_eq!(state(&world, &id), UpdateState::Paused, "history {history}: two of four slots failed");
+        assert_eq!(images(&world).iter().filter(|image| *image == "web:1").count(), 2, "history {history}");
+        let kept = world.all_tasks().iter().filter(|task| task.slot == 1).count();
+        assert!(kept <= usize::try_from(history).unwrap() + 2, "history {history}: {kept} tasks in one slot");
+    }
+}
+
+#[test]
+fn an_update_counts_its_own_tasks_whatever_the_clock_was_set_to() {
+    for step in [-3_600, 3_600] {
+        let mut world = cluster(2);
+        let id = world.add_service(1, |spec| replicas(spec, 3));
+        world.converge(&id);
+        world.update_service(&id, |spec| image(spec, "web:2"));
+        world.settle(&id);
+        world.place_all();
+        world.now = Timestamp(world.now.0 + step * 1_000_000_000);
+        world.settle(&id);
+        let begun = world.live().into_iter().filter(|task| task.spec.container().expect("a container").image == "web:2");
+        assert_eq!(begun.count(), 1, "one slot at a time, {step} s");
     }
 }
 

@@ -37,9 +37,10 @@ macro_rules! apply_object {
         let meta = &mut Arc::make_mut(&mut new).meta;
         meta.version = version;
         meta.updated_at = now;
-        if $create {
-            meta.created_at = now;
-        }
+        (meta.created_at, meta.created) = match &old {
+            Some(old) => (old.meta.created_at, old.meta.created),
+            None => (now, version),
+        };
         $world.$map.insert(new.id.clone(), Arc::clone(&new));
         match old {
             None => Change::Created(Object::$kind(new)),
@@ -93,7 +94,14 @@ impl World {
     fn put(&mut self, object: Object, create: bool) -> Change {
         match object {
             Object::Node(new) => apply_object!(self, nodes, Node, new, create),
-            Object::Service(new) => apply_object!(self, services, Service, new, create),
+            Object::Service(mut new) => {
+                let before = self.services.get(&new.id).and_then(|old| old.update_status.clone());
+                if let Some(status) = &mut Arc::make_mut(&mut new).update_status {
+                    let goes_on = before.filter(|before| before.started_at == status.started_at);
+                    status.began = goes_on.map_or(Version(self.version), |before| before.began);
+                }
+                apply_object!(self, services, Service, new, create)
+            }
             Object::Task(new) => {
                 if let Some(old) = self.tasks.get(&new.id) {
                     assert!(
