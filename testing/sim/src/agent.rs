@@ -137,6 +137,11 @@ impl Agent {
         self.tasks.get(id).map(|driven| (driven.machine.state(), driven.machine.desired(), driven.unassigned))
     }
 
+    /// The tasks it keeps a record of.
+    pub fn tasks(&self) -> impl Iterator<Item = &TaskId> {
+        self.tasks.keys()
+    }
+
     fn conn(&self) -> Option<ConnId> {
         match &self.link {
             Link::None => None,

@@ -86,6 +86,10 @@ fn left_over(world: &World, view: &View) -> Option<String> {
             }
         }
     }
+    let forgotten = world.agents.iter().find_map(|(node, agent)| Some((node, agent.tasks().find(|id| view.task(id).is_none())?)));
+    if let Some((node, task)) = forgotten {
+        return Some(format!("node {} still keeps task {task}", short(node.as_str())));
+    }
     let ghost = view.tasks().find(|task| {
         let agent = task.node_id.as_ref().and_then(|node| world.agents.get(node));
         task.status.state == TaskState::Running

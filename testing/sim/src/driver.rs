@@ -108,7 +108,7 @@ impl World {
             driver.state = State::Committing { draft, own: Own::default(), part: Vec::new(), rest: actions };
             return self.write_draft(manager);
         }
-        self.sleep_towards(manager, wall + LEAST_WAIT);
+        self.watch.fail("I5", "the leader decides and takes back what it decides, for ever".into());
     }
 
     /// Sleeps until the wall clock should show `at`, or a while before, as `clock.rs`.

@@ -2,12 +2,13 @@
 
 use crate::queue::Moment;
 use crate::raft::{Proposer, short};
+use crate::transitions::may_run;
 use crate::watch::Watch;
-use crate::world::World;
 use skep_plan::DEFAULT_DELAY;
 use skep_store::{Commit, View};
 use skep_types::{
-    Availability, Change, ClusterView as _, NodeId, NodeState, Object, Service, ServiceId, ServiceMode, Task, TaskId, TaskState,
+    Availability, Change, ClusterView as _, FailureAction, NodeId, NodeState, Object, Service, ServiceId, ServiceMode, Task, TaskId,
+    TaskState, UpdateState,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,8 +18,14 @@ use std::time::Duration;
 pub const SLACK: Duration = Duration::from_secs(3);
 /// A wish of a user may be written while the leader decides by the one before.
 const IN_FLIGHT: Duration = Duration::from_secs(5);
-/// A leader has so many seconds to call silent nodes down, and to move what is on drained ones.
-const LONG: u32 = 60;
+
+/// What an update found.
+struct Update {
+    /// Tasks that were made before it.
+    first: u64,
+    /// Where there were tasks: only these it changes.
+    places: BTreeSet<Place>,
+}
 
 /// What happened when, in truth.
 #[derive(Default)]
@@ -27,9 +34,12 @@ pub struct Memory {
     count: u64,
     /// Numbers of replicas that users asked for, and until when.
     wishes: BTreeMap<ServiceId, Vec<(Moment, u64)>>,
-    silent: BTreeMap<NodeId, u32>,
-    drained: BTreeMap<NodeId, u32>,
-    led: u32,
+    /// The present update of a service.
+    updates: BTreeMap<ServiceId, Update>,
+    /// When a task failed.
+    failed: BTreeMap<TaskId, Moment>,
+    /// When a node was called down last, and was not any more.
+    back: BTreeMap<NodeId, Moment>,
 }
 
 impl Memory {
@@ -38,14 +48,36 @@ impl Memory {
         self.born.get(task).copied().unwrap_or_default()
     }
 
-    /// Takes a change in.
-    pub fn note(&mut self, change: &Change, now: Moment) {
+    /// How many tasks were made.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// Takes a change in. `first`: tasks that were made before the proposal that it is of, `before`: what was there then.
+    pub fn note(&mut self, change: &Change, (first, before): (u64, &View), now: Moment) {
         match change {
             Change::Created(Object::Task(task)) => {
                 self.count += 1;
                 self.born.insert(task.id.clone(), (now, self.count));
             }
+            Change::Updated { old: Object::Node(old), new: Object::Node(new) } => {
+                if old.status.state == NodeState::Down && new.status.state != NodeState::Down {
+                    self.back.insert(new.id.clone(), now);
+                }
+            }
+            Change::Updated { old: Object::Task(old), new: Object::Task(new) } => {
+                if has_failed(new) && !has_failed(old) {
+                    self.failed.insert(new.id.clone(), now);
+                }
+            }
             Change::Updated { old: Object::Service(old), new: Object::Service(new) } => {
+                let state = |service: &Service| service.update_status.as_ref().map(|status| status.state);
+                let is_under_way = matches!(state(new), Some(UpdateState::Updating | UpdateState::RollbackStarted));
+                if is_under_way && (state(old) != state(new) || old.spec != new.spec) {
+                    let kept = before.tasks_of_service(&new.id).filter(|task| task.desired_state < TaskState::Remove);
+                    self.updates.insert(new.id.clone(), Update { first, places: kept.map(|task| place(task)).collect() });
+                }
                 if let ServiceMode::Replicated { replicas } = old.spec.mode
                     && old.spec.mode != new.spec.mode
                 {
@@ -55,14 +87,31 @@ impl Memory {
             _ => {}
         }
     }
+
+    /// The node came back while what is written now was being written: who decided it may not have known.
+    pub fn is_just_back(&self, node: &NodeId, now: Moment) -> bool {
+        self.back.get(node).is_some_and(|back| now - *back < SLACK)
+    }
+
+    /// The task was made by the present update of its service.
+    fn is_of_update(&self, service: &Service, task: &Task) -> bool {
+        let update = self.updates.get(&service.id);
+        update.is_some_and(|update| self.born(&task.id).1 > update.first) && task.spec_version == service.spec_version
+    }
+}
+
+fn has_failed(task: &Task) -> bool {
+    matches!(task.status.state, TaskState::Failed | TaskState::Rejected)
 }
 
 fn is_live(task: &Task) -> bool {
     task.desired_state <= TaskState::Complete
 }
 
-/// The slot of a task, or its node.
-pub fn place(task: &Task) -> (u64, Option<NodeId>) {
+/// A slot, or the node of a task without one.
+pub type Place = (u64, Option<NodeId>);
+
+pub fn place(task: &Task) -> Place {
     (task.slot, task.node_id.clone().filter(|_| task.slot == 0))
 }
 
@@ -81,9 +130,10 @@ impl Watch {
                         self.not_too_soon(new, before, now);
                     }
                     if old.status.state < TaskState::Assigned && new.status.state == TaskState::Assigned {
-                        self.has_place(new, before);
+                        self.has_place(new, before, after);
                     }
                 }
+                Change::Updated { old: Object::Service(old), new: Object::Service(new) } => self.ends_well(old, new, before, now),
                 _ => {}
             }
         }
@@ -140,45 +190,57 @@ impl Watch {
     }
 
     /// I6: the scheduler keeps what a node and its users ask for. A node that changed a moment ago may have suited.
-    fn has_place(&mut self, task: &Task, before: &View) {
+    fn has_place(&mut self, task: &Task, before: &View, after: &View) {
         let Some(node) = task.node_id.as_ref().and_then(|id| before.node(id)) else { return };
         let changed_lately = node.meta.version.0 + 25 > before.version().0;
         if !changed_lately && (node.spec.availability != Availability::Active || node.status.state != NodeState::Ready) {
-            self.fail("I6", format!("task {} was put on node {}, which takes none", task.id, short(node.id.as_str())));
+            return self.fail("I6", format!("task {} was put on node {}, which takes none", task.id, short(node.id.as_str())));
+        }
+        let limit = task.spec.placement.as_ref().map_or(0, |placement| placement.max_replicas);
+        // Another spec may allow more: what is put beside it in the same write need not come before it.
+        let was_here = |other: &Task| before.task(&other.id).is_some_and(|other| may_run(other.status.state));
+        let counts = |other: &&Arc<Task>| {
+            let is_first = other.spec_version == task.spec_version || was_here(other);
+            other.service_id == task.service_id && is_first && is_live(other) && may_run(other.status.state)
+        };
+        if limit > 0 && after.tasks_on_node(&node.id).filter(counts).count() as u64 > limit {
+            self.fail("I6", format!("task {} is one more on its node than the service allows", task.id));
         }
     }
-}
 
-impl World {
-    /// I5: what a leader that nobody disturbs must come to do. Once a second.
-    pub fn check_leader(&mut self) {
-        let leads = self.raft.leader.is_some_and(|leader| self.has_majority(leader) && self.managers[leader].lead.is_some());
-        let view = self.raft.view();
-        let memory = &mut self.watch.memory;
-        memory.led = if leads && self.raft.term == self.watch.term { memory.led + 1 } else { 0 };
-        self.watch.term = self.raft.term;
-        let mut found = None;
-        for node in view.nodes() {
-            let heard = self
-                .agents
-                .get(&node.id)
-                .is_some_and(|agent| agent.up && (0..self.managers.len()).any(|manager| self.wire.passes(&node.id, manager, self.now)));
-            let silent = self.watch.memory.silent.entry(node.id.clone()).or_default();
-            *silent = if heard { 0 } else { *silent + 1 };
-            if (*silent).min(self.watch.memory.led) > LONG && node.status.state != NodeState::Down {
-                found = Some(format!("node {} says nothing for a minute and is {:?}", short(node.id.as_str()), node.status.state));
-            }
-            let drained = self.watch.memory.drained.entry(node.id.clone()).or_default();
-            *drained = if node.spec.availability == Availability::Drain { *drained + 1 } else { 0 };
-            let stays = |task: &&Arc<Task>| is_live(task) && !task.status.state.is_terminal() && task.service_id.is_some();
-            if (*drained).min(self.watch.memory.led) > LONG
-                && let Some(task) = view.tasks_on_node(&node.id).find(stays)
-            {
-                found = Some(format!("task {} is wanted on node {}, which is drained", task.id, short(node.id.as_str())));
+    /// I7: slots of an update that have a task of it, and none that has come to anything.
+    pub fn slots_in_work(&self, service: &Service, view: &View) -> BTreeSet<Place> {
+        let (mut begun, mut settled) = (BTreeSet::new(), BTreeSet::new());
+        for task in view.tasks_of_service(&service.id).filter(|task| task.desired_state < TaskState::Remove) {
+            if self.memory.is_of_update(service, task) {
+                begun.insert(place(task));
+                if task.status.state >= TaskState::Running {
+                    settled.insert(place(task));
+                }
             }
         }
-        if let Some(words) = found {
-            self.watch.fail("I5", words);
+        let Some(update) = self.memory.updates.get(&service.id) else { return BTreeSet::new() };
+        begun.into_iter().filter(|place| update.places.contains(place) && !settled.contains(place)).collect()
+    }
+
+    /// I7: an update of which too much failed is not called complete.
+    fn ends_well(&mut self, old: &Service, new: &Service, before: &View, now: Moment) {
+        let state = |service: &Service| service.update_status.as_ref().map_or(UpdateState::Unknown, |status| status.state);
+        let config = match (state(old), state(new)) {
+            (UpdateState::Updating, UpdateState::Completed) => &new.spec.update,
+            (UpdateState::RollbackStarted, UpdateState::RollbackCompleted) => &new.spec.rollback,
+            _ => return,
+        };
+        let config = config.clone().unwrap_or_default();
+        let Some(update) = self.memory.updates.get(&new.id).filter(|_| config.failure_action != FailureAction::Continue) else { return };
+        // What failed while this was being written, the leader did not know.
+        let long_ago = |task: &Task| self.memory.failed.get(&task.id).is_some_and(|at| *at + SLACK < now);
+        let never_ran = |task: &&Arc<Task>| has_failed(task) && task.status.running_since.is_none() && long_ago(task);
+        let of_update = |task: &&Arc<Task>| self.memory.is_of_update(old, task) && update.places.contains(&place(task));
+        let failed: BTreeSet<Place> =
+            before.tasks_of_service(&new.id).filter(of_update).filter(never_ran).map(|task| place(task)).collect();
+        if failed.len() as f32 / update.places.len().max(1) as f32 > config.max_failure_ratio {
+            self.fail("I7", format!("the update of {} is called complete, and {} of its slots failed", new.name(), failed.len()));
         }
     }
 }

@@ -1,11 +1,11 @@
 //! `make sim`: runs seeds, tells the first that fails, shrinks it and writes it down.
 
 use clap::Parser;
-use skep_sim::{Mutant, Scenario, run, shrink};
+use skep_sim::{Mutant, Scenario, Verdict, run, shrink};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
@@ -39,6 +39,9 @@ struct Args {
     /// Go on after a failure and count.
     #[arg(long)]
     count: bool,
+    /// So many seeds at a time.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -73,42 +76,72 @@ fn one(scenario: &Scenario, args: &Args) -> ExitCode {
     }
 }
 
+/// What came of many seeds so far.
+#[derive(Default)]
+struct Sum {
+    seeds: u64,
+    simulated: f64,
+    events: u64,
+    failed: BTreeMap<u64, Verdict>,
+}
+
 fn many(args: &Args) -> anyhow::Result<ExitCode> {
     let began = Instant::now();
-    let (mut simulated, mut events, mut failures) = (0.0, 0, 0);
-    for seed in args.from..args.from + args.seeds {
-        let scenario = Scenario::of_seed(seed);
-        let outcome = run(&scenario, None, false);
-        simulated += outcome.simulated.as_secs_f64();
-        events += outcome.events;
-        let Some(verdict) = outcome.verdict else { continue };
-        println!("seed {seed}: {}: {}", verdict.name, verdict.words);
-        failures += 1;
-        if args.count {
-            continue;
+    let next = AtomicU64::new(args.from);
+    let sum = Mutex::new(Sum::default());
+    let lock = || sum.lock().unwrap_or_else(PoisonError::into_inner);
+    std::thread::scope(|scope| {
+        for _ in 0..args.jobs.max(1) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= args.from + args.seeds || !(args.count || lock().failed.is_empty()) {
+                        return;
+                    }
+                    let outcome = run(&Scenario::of_seed(seed), None, false);
+                    let mut sum = lock();
+                    sum.seeds += 1;
+                    sum.simulated += outcome.simulated.as_secs_f64();
+                    sum.events += outcome.events;
+                    if let Some(verdict) = outcome.verdict {
+                        println!("seed {seed}: {}: {}", verdict.name, verdict.words);
+                        sum.failed.insert(seed, verdict);
+                    }
+                }
+            });
         }
-        let small = if args.whole { scenario } else { shrink(&scenario, None, &verdict.name) };
-        let last = run(&small, None, true);
-        let words = last.verdict.map_or(verdict.words, |verdict| verdict.words);
-        let skipped = last.lines.len().saturating_sub(args.lines);
-        last.lines.iter().skip(skipped).for_each(|line| println!("{line}"));
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("seeds/found-{seed}.txt"));
-        std::fs::write(&path, small.to_text(&format!("{}: {words}", verdict.name)))?;
-        println!("{}: {words}", verdict.name);
-        println!("again: make sim SEED={seed}; {} of its operations are in {}", small.ops.len(), path.display());
+    });
+    let Sum { seeds, simulated, events, failed } = sum.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some((seed, verdict)) = failed.first_key_value().filter(|_| !args.count) {
+        tell(*seed, verdict, args)?;
         return Ok(ExitCode::FAILURE);
     }
     let spent = began.elapsed().as_secs_f64();
     println!(
-        "{} seeds, {failures} failed, {:.1} days of their time, {events} events in {spent:.0} s: {:.0} minutes a second",
-        args.seeds,
+        "{seeds} seeds, {} failed, {:.1} days of their time, {events} events in {spent:.0} s: {:.0} minutes a second",
+        failed.len(),
         simulated / 86_400.0,
         simulated / 60.0 / spent.max(0.001)
     );
-    Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Each fault must be found by one of the seeds. Two of them are looked for at a time.
+/// Shrinks a seed that fails, shows how it fails and writes it down.
+fn tell(seed: u64, verdict: &Verdict, args: &Args) -> anyhow::Result<()> {
+    let scenario = Scenario::of_seed(seed);
+    let small = if args.whole { scenario } else { shrink(&scenario, None, &verdict.name) };
+    let last = run(&small, None, true);
+    let words = last.verdict.map_or_else(|| verdict.words.clone(), |verdict| verdict.words);
+    let skipped = last.lines.len().saturating_sub(args.lines);
+    last.lines.iter().skip(skipped).for_each(|line| println!("{line}"));
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("seeds/found-{seed}.txt"));
+    std::fs::write(&path, small.to_text(&format!("{}: {words}", verdict.name)))?;
+    println!("{}: {words}", verdict.name);
+    println!("again: make sim SEED={seed}; {} of its operations are in {}", small.ops.len(), path.display());
+    Ok(())
+}
+
+/// Each fault must be found by one of the seeds.
 fn mutants(args: &Args) -> ExitCode {
     // What panics tell is in the verdict.
     std::panic::set_hook(Box::new(|_| {}));
@@ -117,7 +150,7 @@ fn mutants(args: &Args) -> ExitCode {
     let next = AtomicUsize::new(0);
     let found = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
-        for _ in 0..2 {
+        for _ in 0..args.jobs.max(1) {
             scope.spawn(|| {
                 while let Some(mutant) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let what = find(*mutant, args);

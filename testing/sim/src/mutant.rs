@@ -116,7 +116,7 @@ mutants! {
     ResumesWithNothing,
     /// A follower skips what it does not like.
     FollowerSkips,
-    /// A follower applies an entry twice.
+    /// A follower applies an entry once more when others have come since.
     AppliesTwice,
     /// Users are answered before a majority has what they wrote.
     EarlyAck,
@@ -202,13 +202,13 @@ impl Mutant {
     }
 
     /// Spoils what a manager applies.
-    pub fn spoil_apply(self, manager: usize, index: usize, entry: &mut Entry) {
+    pub fn spoil_apply(self, manager: usize, index: usize, entry: &mut Entry, log: &[Entry]) {
         if manager != 1 || index <= 20 || !index.is_multiple_of(7) {
             return;
         }
         match self {
             Self::FollowerSkips => entry.proposals.clear(),
-            Self::AppliesTwice => entry.proposals.extend_from_within(..),
+            Self::AppliesTwice => entry.proposals.extend_from_slice(&log[index - 20].proposals),
             _ => {}
         }
     }

@@ -96,7 +96,9 @@ impl World {
 
     /// The node begins to put a revision in place.
     pub fn networks_told(&mut self, node: &NodeId, revision: Version) {
-        let delay = self.takes(node, 5..80);
+        // Now and then a node is busy.
+        let longest = if self.dice.roll(8) == 0 { 8_000 } else { 80 };
+        let delay = self.takes(node, 5..longest);
         if self.mutant == Some(Mutant::AcknowledgesEarly) {
             if let Some((conn, session)) = self.agents.get(node).and_then(Agent::session_up) {
                 self.up(conn, Up::Programmed { session, revision });

@@ -3,6 +3,7 @@
 use crate::spec::Wish;
 use serde::{Deserialize, Serialize};
 use skep_kit::Dice;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// One thing done from outside. Numbers of nodes, managers and services that are not there make it do nothing, so that any part of a
@@ -160,7 +161,13 @@ impl Scenario {
             {
                 wish.bad = 0;
             }
+            let cuts_off = matches!(op, Op::Isolate { .. });
             this.ops.push((at, op));
+            if cuts_off && dice.coin() {
+                // Perhaps it was the leader, and still believes to be.
+                at += dice.roll(4_000);
+                this.ops.push((at, Op::Force { service: one_below(&mut dice, services + 1) }));
+            }
             // Often close behind each other, sometimes with time to settle in between.
             at += match dice.roll(4) {
                 0 => dice.roll(300),
@@ -176,6 +183,24 @@ impl Scenario {
     pub fn is_calm(&self) -> bool {
         let calm = |op: &Op| matches!(op, Op::Create { .. } | Op::Jump { .. } | Op::Elect { .. } | Op::Lag { .. });
         self.seed.is_multiple_of(8) && self.ops.iter().all(|(_, op)| calm(op))
+    }
+
+    /// Addresses of a network that are enough for all services at once, even if each task is there twice.
+    #[must_use]
+    pub fn addresses(&self) -> u64 {
+        let mut places = BTreeMap::<u8, u64>::new();
+        let nodes = u64::from(self.nodes);
+        for (_, op) in &self.ops {
+            let (service, count) = match op {
+                Op::Create { service, wish } | Op::Update { service, wish } => (service, wish.replicas.max(nodes)),
+                Op::Scale { service, replicas } => (service, *replicas),
+                _ => continue,
+            };
+            let most = places.entry(*service).or_default();
+            *most = count.max(*most);
+        }
+        // A virtual address each, one for each node, and the gateway.
+        places.values().map(|count| 2 * count + 1).sum::<u64>() + nodes + 1
     }
 
     /// When the last operation comes.

@@ -80,7 +80,13 @@ impl World {
                 }
                 self.propose(leader, Proposer::User { attempt }, actions);
             }
-            None => self.users[attempt].done = true,
+            None => {
+                self.users[attempt].done = true;
+                // Perhaps an attempt that nobody answered was written.
+                if let Op::AddNode { node } = op {
+                    self.join(node);
+                }
+            }
         }
     }
 
@@ -171,6 +177,7 @@ impl World {
                 let manager = manager_of(manager);
                 // The clock shows so much more or less than the right one.
                 self.managers[manager].skew = seconds * 1_000_000_000;
+                self.watch.patience.jumped = now;
             }
             Op::Flaky { percent, millis } => self.flaky = (*percent, now + Duration::from_millis(*millis)),
             Op::Kill { which } | Op::Sicken { which } => self.harm(*which, matches!(op, Op::Sicken { .. })),

@@ -148,7 +148,7 @@ impl World {
         };
         let nodes: Vec<NodeId> = this.agents.keys().cloned().collect();
         let now = this.managers[0].wall(Moment::ZERO);
-        let actions = first_objects(&nodes);
+        let actions = first_objects(&nodes, scenario.addresses());
         let by = Proposer::User { attempt: usize::MAX };
         this.raft.commit(Entry { proposals: vec![Proposal { by, transaction: Transaction { now, actions } }] });
         for manager in 0..this.managers.len() {
@@ -222,7 +222,8 @@ impl World {
         self.write_entry();
     }
 
-    fn write_entry(&mut self) {
+    /// Begins to write what waits, if a majority is there. Also looked at now and then: nobody tells when it is there again.
+    pub fn write_entry(&mut self) {
         let Some(leader) = self.raft.leader else { return };
         if self.has_majority(leader) && self.raft.begin_entry() {
             let delay = self.dice.moment(1..12);
@@ -291,7 +292,7 @@ impl World {
             let index = self.managers[manager].applied;
             let mut entry = self.raft.log[index].clone();
             if let Some(mutant) = self.mutant {
-                mutant.spoil_apply(manager, index, &mut entry);
+                mutant.spoil_apply(manager, index, &mut entry, &self.raft.log);
             }
             let forget = self.mutant == Some(Mutant::TrailGap) && index.is_multiple_of(5);
             let applied = self.managers[manager].apply(&entry, forget);
@@ -451,11 +452,12 @@ fn users_of(entry: &Entry) -> Vec<usize> {
 }
 
 /// What a cluster is born with.
-fn first_objects(nodes: &[NodeId]) -> Vec<Action> {
+fn first_objects(nodes: &[NodeId], addresses: u64) -> Vec<Action> {
     let network = |number, name: &str, ingress| {
         let annotations = Annotations { name: name.into(), ..Annotations::default() };
         // So small that addresses are given again.
-        let subnet = IpamConfig { subnet: format!("10.{number}.0.0/26"), ..IpamConfig::default() };
+        let length = if addresses <= 30 { 27 } else { 26 };
+        let subnet = IpamConfig { subnet: format!("10.{number}.0.0/{length}"), ..IpamConfig::default() };
         let ipam = Some(IpamOptions { configs: vec![subnet], ..IpamOptions::default() });
         let spec = NetworkSpec { annotations, ingress, ipam, ..NetworkSpec::default() };
         Object::Network(Arc::new(Network::new(NetworkId::for_test(number), spec)))

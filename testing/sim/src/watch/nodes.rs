@@ -1,0 +1,115 @@
+//! What really runs on nodes, and who stops it.
+
+use crate::container::Container;
+use crate::mutant::Mutant;
+use crate::queue::Moment;
+use crate::raft::short;
+use crate::world::{Event, World};
+use skep_types::{ClusterView as _, NodeId, ServiceId, ServiceMode, TaskId, TaskState};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// So long two nodes that are in touch may both run a slot: the longest wait for a task to stop, and the time to hear of it.
+const LONGEST_OVERLAP: u32 = 60 + 30;
+
+impl World {
+    /// A container is started: what else runs?
+    pub fn check_start(&mut self, node: &NodeId, new: &Container) {
+        let mut found = None;
+        for (other_node, agent) in &self.agents {
+            let here = other_node == node;
+            for other in agent.containers.values().filter(|other| other.alive && other.task != new.task) {
+                let mode = new.service.as_ref().and_then(|id| self.raft.truth.service(id)).map(|service| &service.spec.mode);
+                let same_slot = other.service == new.service && other.slot == new.slot && new.service.is_some();
+                let overlapping = new.service.as_ref().is_some_and(|service| self.watch.may_overlap(service));
+                if here
+                    && same_slot
+                    && !overlapping
+                    && matches!(mode, Some(ServiceMode::Replicated { .. } | ServiceMode::Global))
+                    && !leaves(agent, other)
+                    && !self.is_called_rejected(&other.task)
+                {
+                    found = found.or(Some(("I4", format!("tasks {} and {} of one slot run on one node", other.task, new.task))));
+                }
+                if here && new.ports.iter().any(|port| port.published_port > 0 && other.ports.contains(port)) {
+                    found = found.or(Some(("I11", format!("tasks {} and {} have one port of one node", other.task, new.task))));
+                }
+                let in_cluster = self.raft.truth.node(other_node).is_some();
+                if in_cluster && agent.up && new.addresses.iter().any(|address| other.addresses.contains(address)) {
+                    found = found.or(Some(("I11", format!("tasks {} and {} run with one address", other.task, new.task))));
+                }
+            }
+        }
+        if let Some((name, words)) = found {
+            self.watch.fail(name, words);
+        }
+    }
+
+    /// Who does not satisfy its constraints any more counts as ended while it still stops, as in the original: nobody waits for it.
+    fn is_called_rejected(&self, task: &TaskId) -> bool {
+        self.raft.truth.task(task).is_some_and(|task| task.status.state == TaskState::Rejected)
+    }
+
+    /// I3, I18: an agent stops a task.
+    pub fn check_stop(&mut self, node: &NodeId, id: &TaskId) {
+        let Some(agent) = self.agents.get(node) else { return };
+        let Some((_, _, unassigned)) = agent.task(id) else { return };
+        let sick = agent.containers.get(id).is_some_and(|container| container.checked);
+        let wanted = self.raft.truth.task(id).is_none_or(|task| task.desired_state >= TaskState::Shutdown);
+        // What is decided counts when it is heard: until then the node goes on as it was told.
+        let told = unassigned || agent.told.get(id).is_some_and(|task| task.desired_state >= TaskState::Shutdown);
+        if !sick && !(wanted && told) {
+            self.watch.fail("I3", format!("node {} stops task {id}, which nobody asked for", short(node.as_str())));
+        }
+        if self.watch.calm {
+            self.watch.fail("I18", format!("task {id} is stopped in a run without faults"));
+        }
+    }
+
+    /// What takes its time to be wrong.
+    pub fn check_slowly(&mut self) {
+        let mut running = BTreeMap::<(ServiceId, u64), u32>::new();
+        for (node, agent) in &self.agents {
+            let in_touch = agent.is_in_touch() && (0..self.managers.len()).all(|manager| self.wire.passes(node, manager, self.now));
+            let seconds = self.watch.in_touch.entry(node.clone()).or_default();
+            *seconds = if in_touch { *seconds + 1 } else { 0 };
+            if !in_touch {
+                continue;
+            }
+            for container in agent.containers.values().filter(|container| container.alive && !container.is_job && container.slot > 0) {
+                if let Some(service) = container.service.clone().filter(|service| !self.watch.may_overlap(service)) {
+                    *running.entry((service, container.slot)).or_default() += 1;
+                }
+            }
+        }
+        let twice: BTreeMap<_, _> = running.into_iter().filter(|(_, count)| *count > 1).collect();
+        self.watch.overlaps.retain(|slot, _| twice.contains_key(slot));
+        for slot in twice.into_keys() {
+            let seconds = self.watch.overlaps.entry(slot.clone()).or_default();
+            *seconds += 1;
+            if *seconds > LONGEST_OVERLAP {
+                let (service, number) = slot;
+                self.watch.fail("I4", format!("slot {number} of service {service} runs twice on nodes that are in touch"));
+                break;
+            }
+        }
+        self.check_leader();
+        self.write_entry();
+        if self.mutant == Some(Mutant::PanicsAlone) {
+            let nodes: Vec<NodeId> = self.agents.keys().cloned().collect();
+            nodes.iter().for_each(|node| self.panics_alone(node));
+        }
+        self.after(Duration::from_secs(1), Event::Check);
+    }
+
+    /// How long ago something was, for words.
+    #[must_use]
+    pub fn since(&self, moment: Moment) -> Duration {
+        self.now.saturating_sub(moment)
+    }
+}
+
+/// It was taken from its agent, which stops it.
+fn leaves(agent: &crate::agent::Agent, container: &Container) -> bool {
+    agent.task(&container.task).is_none_or(|(_, _, unassigned)| unassigned)
+}
