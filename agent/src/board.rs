@@ -142,11 +142,9 @@ impl Board {
             Event::Healthy => self.tell(task, What::Health { is_healthy: true }),
             Event::Unhealthy(_) => self.tell(task, What::Health { is_healthy: false }),
             Event::Ended(outcome) => self.ended(task, outcome),
-            Event::Stopped(outcome) => {
-                if let Some(outcome) = outcome {
-                    self.ended(task, outcome);
-                    self.tell(task, What::Stop);
-                }
+            Event::Stopped(Some(outcome)) => {
+                self.ended(task, outcome);
+                self.tell(task, What::Stop);
             }
             _ => {}
         }

@@ -31,9 +31,13 @@ use crate::engine::Engine;
 use crate::logs::LogStream;
 use skep_types::{Task, TaskId};
 use std::sync::Arc;
+use std::time::Duration;
 use table::Execs;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// For the processes that people began to be killed and cleared away.
+const LAST_WORK: Duration = Duration::from_secs(5);
 
 /// Which of a process's streams.
 pub type Stream = LogStream;
@@ -62,11 +66,14 @@ impl Containers {
         Self(Arc::new(Shared { executor, engine, execs: Execs::default(), work: TaskTracker::new(), stop }))
     }
 
-    /// Waits for the agent's end, and then for the processes that people began, which end with it.
+    /// Waits for the agent's end, and then for the processes that people began, which end with it. A client that takes an archive slowly
+    /// must not keep the agent: what is under way for it ends when its connection does.
     pub(crate) async fn keep(self) {
         self.0.stop.cancelled().await;
         self.0.work.close();
-        self.0.work.wait().await;
+        if tokio::time::timeout(LAST_WORK, self.0.work.wait()).await.is_err() {
+            tracing::warn!("what somebody does with a container takes too long to end; going on without it");
+        }
     }
 
     fn task(&self, id: &TaskId) -> Result<Arc<Task>, ContainersError> {

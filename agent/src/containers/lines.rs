@@ -3,10 +3,13 @@
 use super::{Containers, ContainersError};
 use crate::logs::{LogLine, LogOptions, LogQuery, read_logs};
 use skep_types::TaskId;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Batches of lines on their way; a reader waits when the client is slow.
 const IN_FLIGHT: usize = 4;
+/// When the agent ends, for what is there to be sent.
+const LAST_LINES: Duration = Duration::from_secs(1);
 
 impl Containers {
     /// Lines until there are no more: of a followed container until it has ended. Dropping the receiver ends the reading.
@@ -20,7 +23,8 @@ impl Containers {
         }
         let dir = self.0.executor.config().logs_dir().join(id.as_str());
         let (sender, lines) = mpsc::channel(IN_FLIGHT);
-        let (engine, stop, id) = (self.0.engine.clone(), self.0.stop.child_token(), id.clone());
+        let (engine, agent, id) = (self.0.engine.clone(), self.0.stop.clone(), id.clone());
+        let stop = agent.child_token();
         self.0.work.spawn(async move {
             let reading = read_logs(dir, query, sender, stop.clone());
             let ending = async {
@@ -35,6 +39,8 @@ impl Containers {
                     tracing::warn!(task = %id, %error, "could not read a container's output");
                 },
                 () = ending => {}
+                // A client that does not read must not keep the agent.
+                () = async { agent.cancelled().await; tokio::time::sleep(LAST_LINES).await } => {}
             }
         });
         Ok(lines)

@@ -5,7 +5,7 @@ use super::inside::{Root, clean};
 use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FileStat, Mode, fstatat};
-use nix::sys::statfs::{FsType, fstatfs};
+use nix::sys::statfs::{CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEVPTS_SUPER_MAGIC, FsType, PROC_SUPER_MAGIC, SYSFS_MAGIC, fstatfs};
 use skep_types::Timestamp;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -17,8 +17,8 @@ use tar::{Builder, EntryType, Header};
 
 /// Each level holds a descriptor.
 const DEEPEST: usize = 256;
-/// What the kernel shows in these is no file (`linux/magic.h`): proc, sysfs, cgroup, cgroup2, devpts, mqueue.
-const KERNEL: [i64; 6] = [0x9fa0, 0x6265_6572, 0x0027_e0eb, 0x6367_7270, 0x1cd1, 0x1980_0202];
+/// What the kernel shows in these is no file.
+const KERNEL: [FsType; 5] = [PROC_SUPER_MAGIC, SYSFS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEVPTS_SUPER_MAGIC];
 
 fn kind(stat: &FileStat) -> u32 {
     stat.st_mode & libc::S_IFMT
@@ -105,8 +105,7 @@ fn add_dir(
     }
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let inside = openat(dir, name, flags, Mode::empty())?;
-    let is_kernel_s = |fs: FsType| KERNEL.contains(&i64::from(fs.0));
-    if device != Some(stat.st_dev) && fstatfs(&inside).is_ok_and(|fs| is_kernel_s(fs.filesystem_type())) {
+    if device != Some(stat.st_dev) && fstatfs(&inside).is_ok_and(|fs| KERNEL.contains(&fs.filesystem_type())) {
         return Ok(());
     }
     let mut names: Vec<OsString> = Vec::new();

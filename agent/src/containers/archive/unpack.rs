@@ -194,10 +194,16 @@ mod tests {
         link.set_entry_type(EntryType::Symlink);
         link.set_size(0);
         link.set_mode(0o777);
-        (link.set_uid(0), link.set_gid(0), link.set_mtime(0));
+        link.set_uid(0);
+        link.set_gid(0);
+        link.set_mtime(0);
         builder.append_link(&mut link, "away", outside.path()).unwrap();
         let mut file = tar::Header::new_gnu();
-        (file.set_size(1), file.set_mode(0o644), file.set_uid(0), file.set_gid(0), file.set_mtime(0));
+        file.set_size(1);
+        file.set_mode(0o644);
+        file.set_uid(0);
+        file.set_gid(0);
+        file.set_mtime(0);
         builder.append_data(&mut file, "away/x", &b"x"[..]).unwrap();
         let archive = builder.into_inner().unwrap();
         // The link leads to a directory of that name inside, which there is not.

@@ -3,6 +3,7 @@
 use super::find;
 use super::summary::{cidr, health, mounts, network_mode, networks, protocol, state, time};
 use crate::body::Json;
+use crate::query::Query;
 use crate::types::container_spec::Healthcheck;
 use crate::types::mount::Mount;
 use crate::{ApiError, Backend, Container, Phase};
@@ -10,7 +11,8 @@ use axum::extract::{Path, State};
 use serde_json::{Map, Value, json};
 use skep_types::Ulimit;
 
-pub(super) async fn inspect(State(backend): State<Backend>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+pub(super) async fn inspect(State(backend): State<Backend>, Path(id): Path<String>, query: Query) -> Result<Json<Value>, ApiError> {
+    super::no_sizes(&query)?;
     Ok(Json(json(&find(&backend, &id).await?)))
 }
 

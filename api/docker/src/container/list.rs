@@ -31,6 +31,7 @@ const STATES: [&str; 7] = ["created", "dead", "exited", "paused", "removing", "r
 pub(super) async fn list(State(backend): State<Backend>, query: Query) -> Result<Json<Vec<Value>>, ApiError> {
     let filters = query.filters(&FILTERS)?;
     check(&filters)?;
+    super::no_sizes(&query)?;
     let limit = query.number::<i64>("limit")?.and_then(|limit| usize::try_from(limit).ok()).filter(|limit| *limit > 0);
     // Whoever names a state or wants the last ones does not mean the running ones only.
     let wants_all = query.is("all") || filters.has("status") || filters.has("exited") || limit.is_some();
