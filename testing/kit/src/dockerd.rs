@@ -33,12 +33,18 @@ impl Dockerd {
         &self.address
     }
 
+    /// Where its API answers.
+    #[must_use]
+    pub fn socket(&self) -> &str {
+        &self.facts["SOCKET"]
+    }
+
     /// Its own command line against it; ended after a minute.
     ///
     /// # Errors
     /// If it cannot be started.
     pub fn docker(&self, arguments: &[&str]) -> Result<Output> {
-        let (program, host) = (distribution()?.join("usr/bin/docker"), format!("unix://{}", self.facts["SOCKET"]));
+        let (program, host) = (distribution()?.join("usr/bin/docker"), format!("unix://{}", self.socket()));
         let program = program.to_string_lossy();
         run("timeout", &[&["60", &program, "--host", &host][..], arguments].concat())
     }
