@@ -18,6 +18,7 @@ mod wanted; // what callers ask for, understood
 
 pub use announce::Announced;
 pub use manager::ManagerPart;
+pub use rescue::has_majority;
 pub use wanted::BadRequest;
 
 use crate::address::beside;

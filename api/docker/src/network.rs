@@ -70,13 +70,15 @@ async fn list(State(backend): State<Backend>, version: ApiVersion, query: Query)
     };
     let all = predefined().into_iter().chain(networks.iter().map(Network::from));
     let wanted = all.filter(|network| {
-        is_wanted(&filters, network) && dangling.is_none_or(|dangling| network.scope == "swarm" && dangling != used.contains(&network.id))
+        let is_used = network.scope == "local" || used.contains(&network.id);
+        is_wanted(&filters, network) && dangling.is_none_or(|dangling| dangling != is_used)
     });
     Ok(Json(wanted.map(|network| shown(network, version)).collect()))
 }
 
 fn is_wanted(filters: &Filters, network: &Network) -> bool {
-    let kind = if network.scope == "local" || network.ingress { "builtin" } else { "custom" };
+    // The network of published ports counts as made by somebody, as by dockerd.
+    let kind = if network.scope == "local" { "builtin" } else { "custom" };
     filters.part_of("id", &network.id)
         && filters.part_of("name", &network.name)
         && filters.is("driver", &network.driver)

@@ -42,8 +42,9 @@ async fn init(State(backend): State<Backend>, Json(request): Json<InitRequest>) 
         availability: availability(&request.availability)?,
         spec: spec.clone(),
     };
-    let is_new = !founding.force_new_cluster;
-    if is_new && backend.node.swarm().await.local != LocalState::Inactive {
+    // Forced on a node that is in a swarm, it goes on with what there is.
+    let is_new = backend.node.swarm().await.local == LocalState::Inactive;
+    if !is_new && !founding.force_new_cluster {
         return Err(ApiError::unavailable(IN_A_SWARM));
     }
     let node = backend.node.init(founding).await?;

@@ -20,17 +20,23 @@ const IN_A_SWARM: &str = "this node is in a swarm already; `swarmctl cluster lea
 
 impl Daemon {
     pub(super) async fn obey(&mut self, order: Order) {
-        // A caller that went away does not want to know any more.
-        match order {
-            Order::Init(request, reply) => drop(reply.send(self.init(request).await)),
-            Order::Join(request, reply) => drop(reply.send(self.join(request).await)),
-            Order::Leave(request, reply) => drop(reply.send(self.leave(&request).await)),
-            Order::Unlock(key, reply) => drop(reply.send(self.unlock(key).await)),
-            Order::Store(reply) => drop(reply.send(self.store())),
-            Order::Restore(restoration, reply) => drop(reply.send(self.restore(*restoration).await)),
-            Order::Recover(request, reply) => drop(reply.send(self.recover(request).await)),
+        // What changed is to be seen by whoever has the answer. A caller that went away does not want to know any more.
+        macro_rules! answer {
+            ($reply:ident, $outcome:expr) => {{
+                let outcome = $outcome;
+                self.show();
+                drop($reply.send(outcome));
+            }};
         }
-        self.show();
+        match order {
+            Order::Init(request, reply) => answer!(reply, self.init(request).await),
+            Order::Join(request, reply) => answer!(reply, self.join(request).await),
+            Order::Leave(request, reply) => answer!(reply, self.leave(&request).await),
+            Order::Unlock(key, reply) => answer!(reply, self.unlock(key).await),
+            Order::Store(reply) => answer!(reply, self.store()),
+            Order::Restore(restoration, reply) => answer!(reply, self.restore(*restoration).await),
+            Order::Recover(request, reply) => answer!(reply, self.recover(request).await),
+        }
     }
 
     /// A node that is to enter a cluster must be in none, and nothing of an earlier one may be left.

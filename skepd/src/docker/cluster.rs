@@ -42,8 +42,10 @@ impl ClusterCalls {
             return Err(refusal);
         }
         call.await.map_err(|error| match error.kind {
-            // It waited for a leader in vain.
-            ErrorKind::Unavailable if !has_leader(&self.board) => ApiError::rpc(ErrorKind::Unknown, NO_LEADER),
+            // It waited for a leader in vain, or for the others' word that this manager still is the one.
+            ErrorKind::Unavailable | ErrorKind::ResourceExhausted if !has_leader(&self.board) => {
+                ApiError::rpc(ErrorKind::Unknown, NO_LEADER)
+            }
             _ => error,
         })
     }

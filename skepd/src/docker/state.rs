@@ -1,6 +1,7 @@
 //! How the node stands towards a cluster, in dockerd's words.
 
 use crate::status::{Board, Shown};
+use crate::swarm::has_majority;
 use skep_docker_api::{LocalState, SwarmState};
 use skep_types::NodeRole;
 
@@ -34,7 +35,7 @@ fn local_state(shown: &Shown, role: Option<NodeRole>) -> LocalState {
     }
 }
 
-/// Whether the cluster has a leader that this manager knows.
+/// Whether the cluster has a leader that can do something, as far as this manager can tell.
 pub(super) fn has_leader(board: &Board) -> bool {
-    board.shown().is_some_and(|shown| shown.store.as_ref().is_some_and(|store| store.status().leader.is_some()))
+    board.shown().is_some_and(|shown| shown.store.as_ref().is_some_and(|store| has_majority(&store.status())))
 }

@@ -207,7 +207,7 @@ fn before_recovery(store: &Store) -> Vec<String> {
 }
 
 /// Whether the group works, as far as this member can tell.
-fn has_majority(status: &StoreStatus) -> bool {
+pub fn has_majority(status: &StoreStatus) -> bool {
     match status.leader {
         None => false,
         // A leader is told by the others' answers.
