@@ -78,10 +78,10 @@ impl Orchestrator {
             Change::Removed(Object::Task(task)) => self.tasks.remove(task),
             Change::Removed(Object::Service(service)) => drop(self.reaping.insert(service.id.clone())),
             // What an update was judged by may go now.
-            Change::Updated { old: Object::Service(old), new: Object::Service(new) } if is_under_way(old) => {
-                if !is_under_way(new) || old.spec_version != new.spec_version {
-                    self.reaping.insert(new.id.clone());
-                }
+            Change::Updated { old: Object::Service(old), new: Object::Service(new) }
+                if is_under_way(old) && (!is_under_way(new) || old.spec_version != new.spec_version) =>
+            {
+                self.reaping.insert(new.id.clone());
             }
             Change::Updated { old: Object::Cluster(old), new: Object::Cluster(new) } => {
                 self.history_changed |= old.spec.task_history_retention_limit != new.spec.task_history_retention_limit;
