@@ -18,6 +18,7 @@ pub(crate) use summary::summary;
 use crate::{ApiError, Backend};
 use axum::Router;
 use axum::routing::{get, post};
+use bytes::Bytes;
 
 pub(crate) fn routes() -> Router<Backend> {
     Router::new()
@@ -57,7 +58,8 @@ fn no_sizes(query: &crate::query::Query) -> Result<(), ApiError> {
     }
 }
 
-async fn create() -> ApiError {
+// What is refused is read first: a client that still writes would see a broken connection and not the refusal.
+async fn create(_: Bytes) -> ApiError {
     ApiError::unimplemented(
         "this node runs containers as tasks of services only; use `docker service create` (with --mode replicated-job for one that ends)",
     )
@@ -67,7 +69,7 @@ async fn rename() -> ApiError {
     ApiError::unimplemented("the name of a task's container says which task it is and cannot be changed")
 }
 
-async fn update() -> ApiError {
+async fn update(_: Bytes) -> ApiError {
     ApiError::unimplemented("the limits of a task's container are its service's; use `docker service update`")
 }
 
@@ -79,10 +81,10 @@ async fn websocket() -> ApiError {
     ApiError::unimplemented("a container cannot be attached to by websocket; use POST /containers/{id}/attach")
 }
 
-async fn checkpoints() -> ApiError {
+async fn checkpoints(_: Bytes) -> ApiError {
     ApiError::unimplemented("this node makes no checkpoints of containers")
 }
 
-async fn commit() -> ApiError {
+async fn commit(_: Bytes) -> ApiError {
     ApiError::unimplemented("this node makes no images; build and push one elsewhere")
 }
