@@ -189,6 +189,49 @@ fn networks_come_and_go_by_changes() {
     });
 }
 
+/// Not a test: the program in the tasks' namespaces.
+#[test]
+fn responder() {
+    support::responder();
+}
+
+#[test]
+fn connections_to_a_task_that_is_gone_are_forgotten_and_no_others() {
+    on_own_host("connections_to_a_task_that_is_gone_are_forgotten_and_no_others", async |mut world| {
+        let netlb = World::netlb();
+        let net = network(2, false);
+        let tasks: Vec<TaskNetwork> = (1..=3).map(|number| task(number, vec![attach(&net, 10 + number)])).collect();
+        let mut paths = Vec::new();
+        for (task, name) in tasks.iter().zip(["T1", "T2", "client"]) {
+            paths.push(netlb.ensure_task(task.clone()).await.unwrap().path);
+            world.respond(&paths[paths.len() - 1], name);
+        }
+        let mut all = wanted(std::slice::from_ref(&net), &tasks, vec![]);
+        let vips: [(IpAddr, IpAddr); 2] = [("10.0.2.100", "10.0.2.11"), ("fd00:0:0:2::100", "fd00:0:0:2::b")]
+            .map(|(vip, own)| (vip.parse().unwrap(), own.parse().unwrap()));
+        all.networks[0].vips = vips.iter().map(|(vip, own)| Vip { address: *vip, backends: vec![*own] }).collect();
+        netlb.set_wanted(all);
+        netlb.applied().await.unwrap();
+        let open = |to: &str| within(&paths[2], || connect(to, 80).unwrap());
+        let led: Vec<TcpStream> = vips.iter().map(|(vip, _)| open(&vip.to_string())).collect();
+        let direct = open("10.0.2.12");
+        // As the kernel prints it: whom the client asked, then who answers.
+        let known = || sh(&format!("nsenter --net=/run/skep/netns/sbx-{} cat /proc/self/net/nf_conntrack", net.id));
+        let remembered = |what: &str| known().lines().filter(|line| line.contains("tcp") && line.contains(what)).count();
+        let ends = ["src=10.0.2.11 ", "dst=10.0.2.12 "];
+        assert_eq!(ends.map(remembered), [1, 1], "{}", known());
+        let gone = NetworkDelta::Members {
+            endpoints: [(tasks[0].task.clone(), None)].into(),
+            vips: vips.iter().map(|(vip, _)| (*vip, Some(vec![]))).collect(),
+        };
+        netlb.change(Delta { networks: [(net.id.clone(), gone)].into(), ..Delta::default() });
+        netlb.applied().await.unwrap();
+        assert_eq!(ends.map(remembered), [0, 1], "{}", known());
+        drop((led, direct));
+        netlb.remove_everything().await.unwrap();
+    });
+}
+
 #[test]
 fn five_hundred_networks_are_made_and_leave_nothing() {
     on_own_host("five_hundred_networks_are_made_and_leave_nothing", async |_world| {

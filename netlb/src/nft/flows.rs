@@ -25,6 +25,8 @@ pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 /// `CTA_FILTER_FLAG(CTA_PROTO_NUM)`
 const BY_PROTOCOL: u32 = 1 << 3;
+/// `CTA_FILTER_FLAG(CTA_IP_SRC)`
+const BY_SOURCE: u32 = 1 << 0;
 
 /// One direction of a flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +62,16 @@ impl Nft {
 
     /// The flows of that protocol that `chosen` accepts.
     pub(crate) fn flows(&mut self, protocol: u8, family: Family, chosen: impl Fn(&Flow) -> bool) -> io::Result<Vec<Flow>> {
+        self.find(protocol, family, None, chosen)
+    }
+
+    /// The flows of that protocol that were led to this address: the kernel gives no others, of which there may be very many.
+    pub(crate) fn flows_led_to(&mut self, protocol: u8, address: IpAddr) -> io::Result<Vec<Flow>> {
+        let is_led = |flow: &Flow| flow.reply.source.0 == address && flow.original.destination.0 != address;
+        self.find(protocol, Family::of(address), Some(address), is_led)
+    }
+
+    fn find(&mut self, protocol: u8, family: Family, answers: Option<IpAddr>, chosen: impl Fn(&Flow) -> bool) -> io::Result<Vec<Flow>> {
         if !self.has_flows() {
             return Ok(Vec::new());
         }
@@ -72,8 +84,15 @@ impl Nft {
                 out.attribute(1, &[protocol]);
             });
         });
+        if let Some(answers) = answers {
+            out.nest(REPLY, |out| {
+                out.nest(1, |out| {
+                    out.attribute(if family == Family::V4 { 1 } else { 3 }, &octets(answers));
+                });
+            });
+        }
         out.nest(FILTER, |out| {
-            out.host_u32(1, BY_PROTOCOL).host_u32(2, 0);
+            out.host_u32(1, BY_PROTOCOL).host_u32(2, if answers.is_some() { BY_SOURCE } else { 0 });
         });
         out.end();
         let mut flows = Vec::new();

@@ -74,12 +74,7 @@ impl Owner {
         failpoint!("netlb.apply.joined");
         let published = self.published_into(&spread.network);
         if let Some(sandbox) = self.sandboxes.get_mut(&spread.network.id) {
-            // What is wanted first may lack what an earlier run was told last.
-            let is_first = !sandbox.planned;
             errors.extend(sandbox.set_tables(spread, &published).err());
-            if !is_first {
-                sandbox.forget_gone(spread);
-            }
         }
         failpoint!("netlb.apply.network");
     }
@@ -94,9 +89,7 @@ impl Owner {
         failpoint!("netlb.apply.joined");
         if let Some(sandbox) = self.sandboxes.get_mut(&spread.network.id) {
             errors.extend(sandbox.set_members(spread, members).err());
-            if members.addresses.iter().any(|address| !spread.has(*address)) {
-                sandbox.forget_gone(spread);
-            }
+            sandbox.forget_gone(members.addresses.iter().copied().filter(|address| !spread.has(*address)));
         }
         failpoint!("netlb.apply.network");
     }
@@ -240,15 +233,20 @@ impl Sandbox {
         self.tell_tables(|table, _| table.lead_members(wanted, members)).map(drop)
     }
 
-    /// Forgets connections to tasks that are gone: the next packet of their clients is led to another task, which resets them, and not
-    /// one port of theirs stays useless. Where no other is, the table resets them.
-    fn forget_gone(&mut self, wanted: &Spread) {
+    /// Forgets connections that were led to these addresses, whose tasks are gone: the next packet of their clients is led to another
+    /// task, which resets them, and no port of theirs stays useless. Where no other is, the table resets them; so it does if more are
+    /// gone at once than are worth a walk through the kernel's table each.
+    fn forget_gone(&mut self, addresses: impl Iterator<Item = IpAddr>) {
+        const MOST: usize = 8;
+        if self.balancing.is_some() {
+            return; // IPVS forgets them
+        }
         let place = self.place();
         let nft = self.namespace.nft.as_mut().expect("a sandbox has a netfilter socket");
-        for (table, known) in &self.tables {
-            if *known == Known::Yes {
-                forget(nft, TCP, table.table_family(), &place, |flow| table.is_gone(flow, wanted));
-            }
+        // The kernel's filter by IPv6 addresses gives those that do not match (`ctnetlink_filter_match_tuple`), and all are too many.
+        for address in addresses.filter(IpAddr::is_ipv4).take(MOST) {
+            let flows = nft.flows_led_to(TCP, address);
+            told_of_forgotten(nft, &place, flows);
         }
     }
 
@@ -316,17 +314,19 @@ pub(super) fn audit_table(nft: &mut Nft, table: &Table, known: &mut Known, place
 
 /// Forgets UDP flows that lead nowhere. A failure costs clients up to two minutes, not the network: it is only told.
 pub(super) fn forget_stale(nft: &mut Nft, family: Family, place: &str, is_stale: impl Fn(&Flow) -> bool) {
-    forget(nft, UDP, family, place, is_stale);
+    let flows = nft.flows(UDP, family, is_stale);
+    told_of_forgotten(nft, place, flows);
 }
 
-fn forget(nft: &mut Nft, protocol: u8, family: Family, place: &str, is_stale: impl Fn(&Flow) -> bool) {
-    let forgotten = nft.flows(protocol, family, is_stale).and_then(|flows| {
+/// Forgets these, and tells how many they were, or that they could not be found.
+fn told_of_forgotten(nft: &mut Nft, place: &str, flows: std::io::Result<Vec<Flow>>) {
+    let forgotten = flows.and_then(|flows| {
         flows.iter().try_for_each(|flow| nft.forget(flow))?;
         Ok(flows.len())
     });
     match forgotten {
         Ok(0) => {}
-        Ok(count) => debug!(place, protocol, count, "flows to where nothing is forgotten"),
+        Ok(count) => debug!(place, count, "flows to where nothing is forgotten"),
         Err(error) => warn!(place, %error, "could not look for flows that lead nowhere; some clients may have to wait"),
     }
 }

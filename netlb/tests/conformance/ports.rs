@@ -61,7 +61,7 @@ pub async fn a_backend_that_is_gone_resets_what_it_had_of_a_port(mut scene: Scen
         let kept: Vec<Kept> = entries().into_iter().map(keep).collect();
         scene.publish_to(rest).await;
         scene.end(gone).await;
-        kept.into_iter().for_each(Kept::is_reset);
+        kept.into_iter().for_each(Kept::ends_with_a_reset);
     }
     scene.all_are_as_wanted().await;
 }

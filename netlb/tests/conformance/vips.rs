@@ -68,7 +68,7 @@ pub async fn a_backend_that_is_gone_resets_what_it_had(mut scene: Scene) {
         let untouched = if rest.is_empty() { None } else { Some(keep_one_of(&mut scene, &client, rest[0]).await) };
         scene.lead_to(rest).await;
         scene.end(gone).await;
-        kept.into_iter().chain(own).for_each(Kept::is_reset);
+        kept.into_iter().chain(own).for_each(Kept::ends_with_a_reset);
         untouched.into_iter().flatten().for_each(Kept::still_answers);
     }
     scene.all_are_as_wanted().await;

@@ -304,7 +304,7 @@ impl Kept {
 
 impl Kept {
     /// What is said next is answered by a reset.
-    pub fn is_reset(mut self) {
+    pub fn ends_with_a_reset(mut self) {
         let mut buffer = [0; 5];
         let said = self.0.write_all(b"still");
         let error = said.and_then(|()| self.0.read_exact(&mut buffer)).unwrap_err();

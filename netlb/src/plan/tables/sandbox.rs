@@ -170,14 +170,6 @@ impl SandboxTable {
         }
     }
 
-    /// Whether a flow that was led on ends at a task that is gone, on a network with these tasks. Connections of tasks that only left
-    /// the balancing go on.
-    pub(crate) fn is_gone(&self, flow: &Flow, spread: &Spread) -> bool {
-        let (asked, answers) = (flow.original.destination.0, flow.reply.source.0);
-        let is_inside = spread.network.subnets.iter().any(|subnet| subnet.range.contains(&answers));
-        matches!(self.vips, Vips::Balanced(_)) && asked != answers && is_inside && !spread.has(answers)
-    }
-
     /// Whether a flow to a virtual address leads to none of its backends; the table knows only if it balances.
     pub(crate) fn is_stale(&self, flow: &Flow) -> bool {
         let Vips::Balanced(vips) = &self.vips else { return false };
