@@ -177,6 +177,9 @@ impl Watch {
     /// I6: a task that replaces one that failed waits as its policy says.
     fn not_too_soon(&mut self, task: &Task, before: &View, now: Moment) {
         let Some(service) = &task.service_id else { return };
+        if task.slot == 0 && task.job_iteration.is_some() {
+            return; // jobs have a slot 0, which looks like none
+        }
         let (born, order) = self.memory.born(&task.id);
         let earlier = before.tasks_of_service(service).filter(|other| place(other) == place(task) && self.memory.born(&other.id).1 < order);
         let Some(last) = earlier.max_by_key(|other| self.memory.born(&other.id).1) else { return };

@@ -164,13 +164,16 @@ impl World {
                 agent.containers.insert(id.clone(), Container::of(&task));
                 Step::Prepared
             }
-            Done::Started => {
-                let Some(container) = agent.containers.get_mut(id) else { return };
-                (container.alive, container.since) = (true, self.now);
-                let (status, health) = (container.status(), container.health());
-                self.container_starts(node, id);
-                Step::Started { container: status, health }
-            }
+            Done::Started => match agent.containers.get_mut(id) {
+                Some(container) => {
+                    (container.alive, container.since) = (true, self.now);
+                    let (status, health) = (container.status(), container.health());
+                    self.container_starts(node, id);
+                    Step::Started { container: status, health }
+                }
+                // What is not there cannot be started, and somebody says so.
+                None => Step::OperationFailed { temporary: false, words: "no such container".into() },
+            },
             Done::Healthy => Step::Healthy,
             Done::Sick if self.mutant == Some(Mutant::IgnoresHealth) => return,
             Done::Sick => Step::Unhealthy("unhealthy".into()),
