@@ -143,7 +143,7 @@ impl Client<'_> {
 /// # Errors
 /// What the requests or the doing ended with.
 pub fn undisturbed(clients: &[(&Path, SocketAddr)], act: impl FnOnce() -> Result<()>) -> Result<()> {
-    let client = |(at, to): &(_, _)| Client { at: *at, to: *to, ask: |to| ask(to).map(drop) };
+    let client = |(at, to): &(_, _)| Client { at, to: *to, ask: |to| ask(to).map(drop) };
     under_load(&clients.iter().map(client).collect::<Vec<Client<'_>>>(), |_| act())
 }
 
