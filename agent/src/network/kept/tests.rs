@@ -27,7 +27,7 @@ fn change(revision: u64, delta: Delta) -> Changes {
 
 /// A change of one task.
 fn one(revision: u64, number: u64) -> Changes {
-    let readiness = if revision % 2 == 0 { Readiness::Ready } else { Readiness::Starting };
+    let readiness = if revision.is_multiple_of(2) { Readiness::Ready } else { Readiness::Starting };
     change(revision, Delta { tasks: vec![task(number, readiness)], ..Delta::of(NetworkId::for_test(2)) })
 }
 
