@@ -153,6 +153,10 @@ impl Applying<'_> {
 
     fn set_status(&mut self, id: &TaskId, status: &TaskStatus) {
         let Some(old) = self.tables.tasks.get(id) else { return };
+        // Who gave a task up did not know yet that it had ended: its end is heard and stays.
+        if status.state == TaskState::Orphaned && old.status.state.is_terminal() {
+            return;
+        }
         let mut advanced = old.status.clone();
         // What is known already is not a change: agents repeat their reports after a reconnect.
         if advanced.advance(status.clone()).is_err() || advanced == old.status {

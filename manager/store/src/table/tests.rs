@@ -170,7 +170,8 @@ impl Model {
             }
             Action::SetTaskStatus { task, status } => Ok(self.task(version, now, task, |task| {
                 let old = task.status.clone();
-                task.status.advance(status.clone()).is_ok() && task.status != old
+                let is_given_up = status.state == TaskState::Orphaned && old.state.is_terminal();
+                !is_given_up && task.status.advance(status.clone()).is_ok() && task.status != old
             })),
             Action::SetTaskDesired { task, desired } => Ok(self.task(version, now, task, |task| {
                 let higher = *desired > task.desired_state;
@@ -322,6 +323,20 @@ fn tasks_share_the_spec_of_their_service() {
     tables.apply(Version(2), Timestamp(0), &tasks).unwrap();
     let spec = &tables.service_by_name("web").unwrap().spec.task;
     assert!(tables.tasks().all(|task| Arc::ptr_eq(&task.spec, spec)));
+}
+
+#[test]
+fn a_task_that_ended_is_not_given_up() {
+    let mut tables = Tables::new();
+    let id = TaskId::for_test(1);
+    tables.apply(Version(1), Timestamp(0), &[Action::Create(task(1, None, Some(1), TaskState::Running, 0))]).unwrap();
+    let mut report = |version, state| {
+        let status = TaskStatus { state, ..TaskStatus::default() };
+        tables.apply(Version(version), Timestamp(0), &[Action::SetTaskStatus { task: id.clone(), status }]).unwrap();
+        tables.tasks().find(|task| task.id == id).unwrap().status.state
+    };
+    assert_eq!(report(2, TaskState::Complete), TaskState::Complete);
+    assert_eq!(report(3, TaskState::Orphaned), TaskState::Complete);
 }
 
 #[test]
