@@ -143,8 +143,8 @@ impl Client<'_> {
 /// # Errors
 /// What the requests or the doing ended with.
 pub fn undisturbed(clients: &[(&Path, SocketAddr)], act: impl FnOnce() -> Result<()>) -> Result<()> {
-    let client = |(at, to): &(_, _)| Client { at, to: *to, ask: |to| ask(to).map(drop) };
-    under_load(&clients.iter().map(client).collect::<Vec<Client<'_>>>(), |_| act())
+    let clients: Vec<Client<'_>> = clients.iter().map(|(at, to)| Client { at, to: *to, ask: |to| ask(to).map(drop) }).collect();
+    under_load(&clients, |_| act())
 }
 
 /// The same of clients that ask in ways of their own. `act` can see how many requests have ended.
