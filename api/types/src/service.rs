@@ -370,6 +370,21 @@ pub enum UpdateState {
     RollbackCompleted,
 }
 
+/// As Docker's API has it.
+impl fmt::Display for UpdateState {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.pad(match self {
+            Self::Unknown => "",
+            Self::Updating => "updating",
+            Self::Paused => "paused",
+            Self::Completed => "completed",
+            Self::RollbackStarted => "rollback_started",
+            Self::RollbackPaused => "rollback_paused",
+            Self::RollbackCompleted => "rollback_completed",
+        })
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct UpdateStatus {
@@ -415,6 +430,23 @@ pub struct Service {
 }
 
 impl Service {
+    /// One that nobody has looked at yet.
+    #[must_use]
+    pub fn new(id: ServiceId, spec: ServiceSpec) -> Self {
+        Self {
+            id,
+            meta: Meta::default(),
+            spec,
+            spec_version: None,
+            previous_spec: None,
+            previous_spec_version: None,
+            endpoint: None,
+            update_status: None,
+            job_status: None,
+            pending_delete: false,
+        }
+    }
+
     #[must_use]
     pub fn name(&self) -> &str {
         &self.spec.annotations.name

@@ -6,18 +6,7 @@ use skep_types::{JobStatus, Service, ServiceId, ServiceSpec, Timestamp, UpdateSt
 #[must_use]
 pub fn new_service(id: ServiceId, spec: ServiceSpec, now: Timestamp) -> Service {
     let job_status = spec.mode.is_job().then_some(JobStatus { iteration: Version(0), last_execution: Some(now) });
-    Service {
-        id,
-        meta: skep_types::Meta::default(),
-        spec,
-        spec_version: Some(Version(0)),
-        previous_spec: None,
-        previous_spec_version: None,
-        endpoint: None,
-        update_status: None,
-        job_status,
-        pending_delete: false,
-    }
+    Service { spec_version: Some(Version(0)), job_status, ..Service::new(id, spec) }
 }
 
 /// The service with a new spec. `sent` = the object version that the client sent, which becomes the spec's own. A running update

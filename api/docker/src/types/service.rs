@@ -5,7 +5,6 @@ use super::service_spec::{EndpointSpec, PortConfig, ServiceSpec};
 use super::value::is_default;
 use crate::TaskCounts;
 use serde::Serialize;
-use skep_types::UpdateState;
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "PascalCase")]
@@ -52,7 +51,7 @@ pub struct VirtualIp {
 #[serde(rename_all = "PascalCase")]
 pub struct UpdateStatus {
     #[serde(skip_serializing_if = "is_default")]
-    pub state: &'static str,
+    pub state: String,
     #[serde(skip_serializing_if = "is_default")]
     pub(crate) started_at: Option<Time>,
     #[serde(skip_serializing_if = "is_default")]
@@ -134,16 +133,12 @@ impl From<&skep_types::Endpoint> for Endpoint {
 impl From<&skep_types::UpdateStatus> for UpdateStatus {
     fn from(status: &skep_types::UpdateStatus) -> Self {
         let skep_types::UpdateStatus { state, started_at, completed_at, message, .. } = status;
-        let state = match state {
-            UpdateState::Unknown => "",
-            UpdateState::Updating => "updating",
-            UpdateState::Paused => "paused",
-            UpdateState::Completed => "completed",
-            UpdateState::RollbackStarted => "rollback_started",
-            UpdateState::RollbackPaused => "rollback_paused",
-            UpdateState::RollbackCompleted => "rollback_completed",
-        };
-        Self { state, started_at: started_at.map(Into::into), completed_at: completed_at.map(Into::into), message: message.clone() }
+        Self {
+            state: state.to_string(),
+            started_at: started_at.map(Into::into),
+            completed_at: completed_at.map(Into::into),
+            message: message.clone(),
+        }
     }
 }
 

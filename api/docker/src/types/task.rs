@@ -254,18 +254,7 @@ mod tests {
             networks: Vec::new(),
             endpoint: None,
         };
-        let service = Service {
-            id: ServiceId::for_test(1),
-            meta: Default::default(),
-            spec,
-            spec_version: None,
-            previous_spec: None,
-            previous_spec_version: None,
-            endpoint: None,
-            update_status: None,
-            job_status: None,
-            pending_delete: false,
-        };
+        let service = Service::new(ServiceId::for_test(1), spec);
         skep_types::Task::of_service(TaskId::for_test(2), &service, 3, None, Timestamp(1_700_000_000_000_000_000))
     }
 

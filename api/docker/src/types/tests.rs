@@ -362,18 +362,7 @@ fn what_has_no_words_here_stays_as_it_is() {
     port.allow = vec!["10.0.0.0/8".parse().unwrap()];
     Arc::make_mut(&mut known.task).networks[0].addresses = vec!["10.0.0.9".into()];
     known.annotations.indices = vec![("i".into(), "j".into())];
-    let service = Service {
-        id: ServiceId::for_test(1),
-        meta: Default::default(),
-        spec: known,
-        spec_version: None,
-        previous_spec: None,
-        previous_spec_version: None,
-        endpoint: None,
-        update_status: None,
-        job_status: None,
-        pending_delete: false,
-    };
+    let service = Service::new(ServiceId::for_test(1), known);
     let mut same = wish(&shown(&service.spec)).unwrap();
     assert_ne!(same, service.spec);
     unsaid::keep(&mut same, &service);

@@ -1,7 +1,7 @@
 //! Changes of the cluster's objects as what happened. Who leads the managers and whom they reach is in no object, and not told.
 
 use skep_docker_api::Happening;
-use skep_types::{Availability, Change, Labels, Node, NodeState, Object, Service, ServiceMode, Timestamp, UpdateState};
+use skep_types::{Availability, Change, Labels, Node, NodeState, Object, Service, ServiceMode, Timestamp};
 use std::sync::Arc;
 
 fn image(service: &Service) -> &str {
@@ -15,16 +15,8 @@ fn replicas(service: &Service) -> String {
     }
 }
 
-fn update_state(service: &Service) -> &'static str {
-    match service.update_status.as_ref().map(|status| status.state).unwrap_or_default() {
-        UpdateState::Unknown => "",
-        UpdateState::Updating => "updating",
-        UpdateState::Paused => "paused",
-        UpdateState::Completed => "completed",
-        UpdateState::RollbackStarted => "rollback_started",
-        UpdateState::RollbackPaused => "rollback_paused",
-        UpdateState::RollbackCompleted => "rollback_completed",
-    }
+fn update_state(service: &Service) -> String {
+    service.update_status.as_ref().map(|status| status.state.to_string()).unwrap_or_default()
 }
 
 fn availability(node: &Node) -> &'static str {
@@ -69,7 +61,7 @@ fn differences(old: &Object, new: &Object) -> Vec<(&'static str, String, String)
         (Object::Service(old), Object::Service(new)) => vec![
             ("image", image(old).to_owned(), image(new).to_owned()),
             ("replicas", replicas(old), replicas(new)),
-            ("updatestate", update_state(old).to_owned(), update_state(new).to_owned()),
+            ("updatestate", update_state(old), update_state(new)),
         ],
         (Object::Node(old), Object::Node(new)) => vec![
             ("availability", availability(old).to_owned(), availability(new).to_owned()),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(250);
 
-/// What still keeps a node, unless it has changed, is told again after so long.
+/// What keeps the node is told at most so often, and only if it has changed.
 const TELL_AGAIN: Duration = Duration::from_secs(15);
 
 #[derive(Debug, clap::Args)]
@@ -111,8 +111,9 @@ fn blockers(node: &Node, slots: &BTreeSet<Slot>, tasks: &[Task]) -> Vec<String> 
             lines.insert(format!("{} still stops there ({})", task.name(), task.status.state));
         }
         let is_successor = task.desired_state <= TaskState::Complete && slot_of(task).is_some_and(|slot| slots.contains(&slot));
-        let runs = matches!(task.status.state, TaskState::Running | TaskState::Complete);
-        if is_successor && !(runs && !is_on_it) {
+        // What a job had to do is done wherever it was done.
+        let is_settled = task.status.state == TaskState::Complete || (task.status.state == TaskState::Running && !is_on_it);
+        if is_successor && !is_settled {
             let why = if task.status.err.is_empty() { String::new() } else { format!(": {}", task.status.err) };
             lines.insert(format!("{} is {} and not yet running elsewhere{why}", task.name(), task.status.state));
         }
@@ -136,18 +137,7 @@ mod tests {
             networks: Vec::new(),
             endpoint: None,
         };
-        let service = skep_types::Service {
-            id: ServiceId::for_test(1),
-            meta: Default::default(),
-            spec,
-            spec_version: None,
-            previous_spec: None,
-            previous_spec_version: None,
-            endpoint: None,
-            update_status: None,
-            job_status: None,
-            pending_delete: false,
-        };
+        let service = skep_types::Service::new(ServiceId::for_test(1), spec);
         let mut task = Task::of_service(TaskId::for_test(number), &service, 1, None, Timestamp::default());
         (task.node_id, task.desired_state, task.status.state) = (node.map(NodeId::for_test), desired, state);
         task
@@ -169,6 +159,8 @@ mod tests {
         assert_eq!(blockers(&node, &slots, &[stopped.clone(), waits]).len(), 1);
         assert_eq!(blockers(&node, &slots, &[stopped.clone(), task(2, Some(2), running, running)]), Vec::<String>::new());
         assert_eq!(blockers(&node, &slots, &[stopped]), Vec::<String>::new(), "its service was scaled down or removed");
+        let done = task(1, Some(1), TaskState::Complete, TaskState::Complete);
+        assert_eq!(blockers(&node, &slots, &[done]), Vec::<String>::new(), "a job that ended there runs nowhere else");
     }
 
     #[test]
