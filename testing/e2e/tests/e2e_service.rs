@@ -335,7 +335,10 @@ fn secrets_and_configs_are_files_in_memory_and_go_with_their_tasks() -> Result<(
 
     for (arguments, name) in [(&["secret", "rm", "password-1"][..], "password-1"), (&["config", "rm", "motd"], "motd")] {
         let output = lab.ctl(arguments)?;
-        ensure!(output.status == 1 && output.stderr.contains(name) && output.stderr.contains("in use by the following service: web"), "{output:?}");
+        ensure!(
+            output.status == 1 && output.stderr.contains(name) && output.stderr.contains("in use by the following service: web"),
+            "{output:?}"
+        );
     }
     let change = ["--secret-rm", "password-1", "--secret-add", "source=password-2,target=password", "--config-rm", "motd", "web"];
     lab.ctl(&[&["service", "update", "-q"], &change[..]].concat())?.success()?;

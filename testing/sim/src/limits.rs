@@ -61,15 +61,13 @@ impl Memory {
                 self.count += 1;
                 self.born.insert(task.id.clone(), (now, self.count));
             }
-            Change::Updated { old: Object::Node(old), new: Object::Node(new) } => {
-                if old.status.state == NodeState::Down && new.status.state != NodeState::Down {
-                    self.back.insert(new.id.clone(), now);
-                }
+            Change::Updated { old: Object::Node(old), new: Object::Node(new) }
+                if old.status.state == NodeState::Down && new.status.state != NodeState::Down =>
+            {
+                self.back.insert(new.id.clone(), now);
             }
-            Change::Updated { old: Object::Task(old), new: Object::Task(new) } => {
-                if has_failed(new) && !has_failed(old) {
-                    self.failed.insert(new.id.clone(), now);
-                }
+            Change::Updated { old: Object::Task(old), new: Object::Task(new) } if has_failed(new) && !has_failed(old) => {
+                self.failed.insert(new.id.clone(), now);
             }
             Change::Updated { old: Object::Service(old), new: Object::Service(new) } => {
                 let state = |service: &Service| service.update_status.as_ref().map(|status| status.state);

@@ -8,17 +8,7 @@ use std::sync::Arc;
 #[test]
 fn addresses_return_when_a_task_ends_but_late() {
     let mut world = World::new();
-    world.add_network(1, "back", |spec| {
-        let config = IpamConfig { subnet: "10.9.0.0/29".into(), ..IpamConfig::default() };
-        spec.ipam = Some(IpamOptions { configs: vec![config], ..IpamOptions::default() });
-    });
-    let id = world.add_service(1, |spec| {
-        replicas(spec, 4);
-        join(spec, "back");
-    });
-    world.settle(&id);
-    let mut allocator = Allocator::new(&world);
-    allocate(&mut world, &mut allocator);
+    let (id, mut allocator) = crowded(&mut world);
     let addresses = |world: &World| -> BTreeMap<u64, String> {
         world
             .live()

@@ -44,6 +44,22 @@ fn with_ingress() -> World {
     world
 }
 
+/// A service of four tasks on a network that has just as many addresses.
+fn crowded(world: &mut World) -> (ServiceId, Allocator) {
+    world.add_network(1, "back", |spec| {
+        let config = IpamConfig { subnet: "10.9.0.0/29".into(), ..IpamConfig::default() };
+        spec.ipam = Some(IpamOptions { configs: vec![config], ..IpamOptions::default() });
+    });
+    let id = world.add_service(1, |spec| {
+        replicas(spec, 4);
+        join(spec, "back");
+    });
+    world.settle(&id);
+    let mut allocator = Allocator::new(world);
+    allocate(world, &mut allocator);
+    (id, allocator)
+}
+
 fn publish(spec: &mut ServiceSpec, published: u32, target: u32) {
     let port = PortConfig { target_port: target, published_port: published, ..PortConfig::default() };
     spec.endpoint.get_or_insert_default().ports.push(port);

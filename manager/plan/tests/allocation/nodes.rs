@@ -53,17 +53,7 @@ fn nodes_get_an_address_on_the_networks_their_tasks_use() {
 fn a_node_that_found_no_address_free_gets_the_first_that_is() {
     let mut world = World::new();
     let node = world.add_node(1, |_| {});
-    world.add_network(1, "back", |spec| {
-        let config = IpamConfig { subnet: "10.9.0.0/29".into(), ..IpamConfig::default() };
-        spec.ipam = Some(IpamOptions { configs: vec![config], ..IpamOptions::default() });
-    });
-    let id = world.add_service(1, |spec| {
-        replicas(spec, 4);
-        join(spec, "back");
-    });
-    world.settle(&id);
-    let mut allocator = Allocator::new(&world);
-    allocate(&mut world, &mut allocator);
+    let (_, mut allocator) = crowded(&mut world);
     let mut task = Task::clone(&world.live()[0]);
     task.node_id = Some(node.clone());
     task.status.state = TaskState::Assigned;

@@ -69,7 +69,10 @@ fn a_stack_is_deployed_changed_and_removed() -> Result<()> {
     let services = || ok(&lab, &["stack", "services", "shop", "--format", "{{.Name}} {{.Replicas}} {{.Ports}}"]);
     let wanted = "shop_db 1/1 \nshop_web 2/2 *:8080->8080/tcp\n";
     if is_old_client() {
-        eventually(SOON, "the services run", || Ok(ensure!(services()? == wanted, "{:?}", services())))?;
+        eventually(SOON, "the services run", || {
+            ensure!(services()? == wanted, "{:?}", services());
+            Ok(())
+        })?;
     }
     ensure!(services()? == wanted, "{:?}", services());
     let tasks = ok(&lab, &["stack", "ps", "shop", "--filter", "desired-state=running", "--format", "{{.Name}}"])?;

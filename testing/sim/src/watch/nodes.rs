@@ -58,7 +58,8 @@ impl World {
         let wanted = self.raft.truth.task(id).is_none_or(|task| task.desired_state >= TaskState::Shutdown);
         // What is decided counts when it is heard: until then the node goes on as it was told.
         let told = unassigned || agent.told.get(id).is_some_and(|task| task.desired_state >= TaskState::Shutdown);
-        if !sick && !(wanted && told) {
+        let asked_for = wanted && told;
+        if !sick && !asked_for {
             self.watch.fail("I3", format!("node {} stops task {id}, which nobody asked for", short(node.as_str())));
         }
         if self.watch.calm {
