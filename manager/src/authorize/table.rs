@@ -46,7 +46,7 @@ const OWN_RULES: &[(&str, Rule)] = &[
     ("Membership/", Rule::Manager),
     ("NetworkSettings/", Rule::Manager),
     ("NetworkState/", Rule::ManagerOrWorker),
-    ("Tunnels/Connect", Rule::Manager),
+    ("Tunnels/Dial", Rule::Manager),
     ("Tunnels/Listen", Rule::ManagerOrWorker),
     ("Tunnels/Serve", Rule::ManagerOrWorker),
 ];
@@ -63,7 +63,7 @@ const STREAMS: &[&str] = &[
 ];
 
 /// The same of ours.
-const OWN_STREAMS: &[&str] = &["NetworkState/Follow", "Tunnels/Connect", "Tunnels/Listen", "Tunnels/Serve"];
+const OWN_STREAMS: &[&str] = &["NetworkState/Follow", "Tunnels/Dial", "Tunnels/Listen", "Tunnels/Serve"];
 
 /// The rule for a gRPC path; `None` for a method that has none, which nobody may call.
 pub(crate) fn rule_for(path: &str) -> Option<Rule> {
