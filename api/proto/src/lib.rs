@@ -20,8 +20,10 @@ mod codec; // messages to bytes
 mod convert; // messages to types and back
 mod redact; // what answers leave out
 mod redacted; // no secret in a debug print
+mod tunnel; // connections in pieces
 mod weight; // what a request becomes in memory
 
 pub use codec::{LeanCodec, LeanDecoder, LeanEncoder, Unreadable};
 pub use convert::{FromWire, ToWire, parse, parse_required};
 pub use redact::{redact_cluster, redact_secret};
+pub use tunnel::{LONGEST_PIECE, MOST_PIECES, TunnelEnd, TunnelError, WINDOW as TUNNEL_WINDOW, check as check_piece, cost as piece_cost};
