@@ -57,8 +57,7 @@ impl Containers {
         if facts.is_paused {
             return Err(ContainersError::Paused { container: id.to_string() });
         }
-        let random: [u8; 32] = rand::random();
-        let exec: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+        let exec = exec_id(rand::random(), id);
         let command = wish.program.command.clone();
         self.0.execs.create(&exec, id, wish, Instant::now())?;
         self.0.engine.board.tell(&facts.task, What::ExecCreate { exec: exec.clone(), command });
@@ -103,6 +102,11 @@ impl Containers {
             Err(_) => Err(ContainersError::Ending),
         }
     }
+}
+
+/// 64 hexadecimal digits: who has but the id of an exec, as clients do that started one through a manager, finds the task by it.
+fn exec_id(random: [u8; 7], task: &TaskId) -> String {
+    random.iter().copied().chain(task.as_str().bytes()).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// containerd's name for it; the whole id would be longer than it takes.
