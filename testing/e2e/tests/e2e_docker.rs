@@ -20,3 +20,5 @@ mod stacks; // docker stack …
 mod support; // a host, the client
 #[path = "e2e_docker/swarms.rs"]
 mod swarms; // docker swarm …, docker info of one host
+#[path = "e2e_docker/tutorial.rs"]
+mod tutorial; // Docker's own tutorial, as docs/swarm-tutorial.md has it

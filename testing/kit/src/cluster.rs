@@ -99,6 +99,11 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// See [`Host::give_name`].
+    pub fn give_names(&mut self) {
+        self.hosts.iter_mut().for_each(Host::give_name);
+    }
+
     /// Starts containerd and skepd on every host, all at the same time.
     ///
     /// # Errors

@@ -32,6 +32,8 @@ pub struct Host {
     flags: Vec<String>,
     log_level: &'static str,
     outlives_us: bool,
+    /// The machine is called as the host is, to its daemon.
+    is_named: bool,
     paused: AtomicBool,
 }
 
@@ -55,6 +57,7 @@ impl Host {
             flags: Vec::new(),
             log_level: "debug",
             outlives_us: false,
+            is_named: false,
             paused: AtomicBool::new(false),
         })
     }
@@ -62,6 +65,12 @@ impl Host {
     /// Its daemons are not ended with the process that started them.
     pub(crate) fn let_outlive(&mut self) {
         self.outlives_us = true;
+        self.is_named = true;
+    }
+
+    /// From the next start of skepd on, the machine's name is that of the host; otherwise all hosts have this machine's.
+    pub fn give_name(&mut self) {
+        self.is_named = true;
     }
 
     /// What is to be taken away in the end.
@@ -269,7 +278,7 @@ impl Host {
     /// # Errors
     /// If it cannot be started.
     pub fn spawn_skepd(&mut self) -> Result<()> {
-        let mut command = if self.outlives_us {
+        let mut command = if self.is_named {
             // People want names to tell the hosts apart by; the process stays the same one through all of this.
             let mut command = self.host_command("unshare");
             command.args(["--uts", "--", "sh", "-c", "hostname \"$0\" && exec \"$@\"", &self.name]).arg(binary("skepd")?);

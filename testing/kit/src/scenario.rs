@@ -15,18 +15,25 @@ pub struct Scenario {
     size: Size,
     formed: bool,
     long: bool,
+    named: bool,
 }
 
 impl Scenario {
     #[must_use]
     pub fn new(name: &'static str, managers: usize, workers: usize) -> Self {
-        Self { name, size: Size { managers, workers }, formed: true, long: false }
+        Self { name, size: Size { managers, workers }, formed: true, long: false, named: false }
     }
 
     /// It takes too long for every `make test`: `make e2e` runs it.
     #[must_use]
     pub fn long(self) -> Self {
         Self { long: true, ..self }
+    }
+
+    /// Nodes are called as the hosts are (`m1`, `w1`, …), not all of them as this machine.
+    #[must_use]
+    pub fn named(self) -> Self {
+        Self { named: true, ..self }
     }
 
     /// The script gets hosts in no cluster.
@@ -42,7 +49,11 @@ impl Scenario {
             return Ok(());
         }
         let began = Instant::now();
-        let mut cluster = Cluster::hosts(self.size)?;
+        let mut cluster = Cluster::dark(self.size)?;
+        if self.named {
+            cluster.give_names();
+        }
+        cluster.start_all()?;
         let outcome = self.play(&mut cluster, script);
         if outcome.is_err() {
             eprintln!("{}", cluster.log_tails());

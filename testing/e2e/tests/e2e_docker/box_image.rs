@@ -2,16 +2,27 @@
 
 use crate::support::{SOON, ok};
 use anyhow::{Context as _, Result, ensure};
-use skep_kit::{Lab, eventually, run};
+use serde_json::json;
+use skep_kit::{Host, Lab, eventually, run};
 use std::path::Path;
 use std::process::{Child, Stdio};
 
-const PROGRAMS: &[&str] =
-    &["sh", "sleep", "echo", "cat", "true", "false", "id", "pwd", "env", "ls", "head", "wc", "test", "touch", "ln", "seq", "stty", "tty"];
+const PROGRAMS: &[&str] = &[
+    "sh", "sleep", "echo", "cat", "true", "false", "id", "pwd", "env", "ls", "head", "wc", "test", "touch", "ln", "seq", "stty", "tty",
+    "ping",
+];
 
 fn sha256(path: &Path) -> Result<String> {
     let text = run("sha256sum", &[&path.to_string_lossy()])?.success()?;
     Ok(text.split_whitespace().next().context("no digest")?.to_owned())
+}
+
+/// Beside the shell.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Extra<'a> {
+    /// Programs of this machine, and where they are in the image.
+    pub programs: &'a [(&'a Path, &'a str)],
+    pub environment: &'a [&'a str],
 }
 
 /// `box:1`: busybox and the directories that programs expect.
@@ -19,7 +30,15 @@ fn sha256(path: &Path) -> Result<String> {
 /// # Errors
 /// If this machine has no static busybox, or the image is not taken.
 pub fn load(lab: &Lab) -> Result<()> {
-    let dir = lab.dir().join("box");
+    load_as(lab, &["box:1"], &["sh"], Extra::default())
+}
+
+/// The same under other names, with another command and more in it.
+///
+/// # Errors
+/// See [`load`].
+pub fn load_as(on: &Host, names: &[&str], command: &[&str], extra: Extra<'_>) -> Result<()> {
+    let dir = on.dir().join("box");
     let root = dir.join("root");
     for name in ["bin", "etc", "tmp", "proc", "dev", "sys"] {
         std::fs::create_dir_all(root.join(name))?;
@@ -27,25 +46,34 @@ pub fn load(lab: &Lab) -> Result<()> {
     let busybox = run("which", &["busybox"])?.success().context("this test needs busybox, statically linked")?;
     std::fs::copy(busybox.trim(), root.join("bin/busybox"))?;
     for program in PROGRAMS {
-        std::os::unix::fs::symlink("busybox", root.join("bin").join(program))?;
+        let link = root.join("bin").join(program);
+        if !link.is_symlink() {
+            std::os::unix::fs::symlink("busybox", link)?;
+        }
+    }
+    for (from, to) in extra.programs {
+        std::fs::copy(from, root.join(to.trim_start_matches('/')))?;
     }
     std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n")?;
     std::fs::write(root.join("etc/group"), "root:x:0:\n")?;
     let layer = dir.join("layer.tar");
     let text = |path: &Path| path.to_string_lossy().into_owned();
     run("tar", &["-C", &text(&root), "--owner=0", "--group=0", "-cf", &text(&layer), "."])?.success()?;
-    let config = format!(
-        r#"{{"architecture":"{}","os":"linux","created":"2026-01-01T00:00:00Z","config":{{"Env":["PATH=/bin"],"Cmd":["sh"]}},
-            "rootfs":{{"type":"layers","diff_ids":["sha256:{}"]}},
-            "history":[{{"created":"2026-01-01T00:00:00Z","created_by":"busybox"}}]}}"#,
-        if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
-        sha256(&layer)?
-    );
-    std::fs::write(dir.join("config.json"), config)?;
-    std::fs::write(dir.join("manifest.json"), r#"[{"Config":"config.json","RepoTags":["box:1"],"Layers":["layer.tar"]}]"#)?;
+    let environment: Vec<&str> = ["PATH=/bin"].iter().chain(extra.environment).copied().collect();
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "created": "2026-01-01T00:00:00Z",
+        "config": {"Env": environment, "Cmd": command},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", sha256(&layer)?)]},
+        "history": [{"created": "2026-01-01T00:00:00Z", "created_by": "busybox"}],
+    });
+    std::fs::write(dir.join("config.json"), config.to_string())?;
+    let manifest = json!([{"Config": "config.json", "RepoTags": names, "Layers": ["layer.tar"]}]);
+    std::fs::write(dir.join("manifest.json"), manifest.to_string())?;
     let archive = dir.join("box.tar");
     run("tar", &["-C", &text(&dir), "-cf", &text(&archive), "manifest.json", "config.json", "layer.tar"])?.success()?;
-    ok(lab, &["load", "-i", &text(&archive)])?;
+    ok(on, &["load", "-i", &text(&archive)])?;
     Ok(())
 }
 

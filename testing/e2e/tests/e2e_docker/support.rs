@@ -49,7 +49,7 @@ pub fn is_old_client() -> bool {
 }
 
 /// No failure where tests are meant to run: nothing that the build installs brings a client.
-fn has_client(test: &str) -> bool {
+pub fn has_client(test: &str) -> bool {
     if client().is_some() {
         return true;
     }
