@@ -48,6 +48,8 @@ pub use manager::{Manager, ManagerConfig, ManagerHandle};
 pub use peers::{JoinError, LeaveError, PeerTransport, join_managers};
 pub use serve::{Crowd, RemoteAddr, ServeError, serve, serve_beside};
 pub use shared::ManagerPeer;
+/// What of a service is allowed but will not work as hoped.
+pub use skep_plan::validate::advice;
 
 /// The parts that have no clock, no socket and no task of their own, for the cluster simulator (`testing/sim`) and nobody else.
 #[doc(hidden)]

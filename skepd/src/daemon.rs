@@ -6,7 +6,7 @@
 mod orders; // what the local socket's callers ask for
 
 use crate::config::Config;
-use crate::docker::{ClusterCalls, DockerApi, Local, NodeContainers, NodeHappenings, NodeImages, NodeVolumes, ThisNode};
+use crate::docker::{ClusterCalls, DockerApi, Local, NodeContainers, NodeHappenings, NodeImages, NodeVolumes, ThisNode, remember_cluster};
 use crate::local::{LocalNodeService, Order};
 use crate::parts::NodeParts;
 use crate::router::Routes;
@@ -66,8 +66,10 @@ pub async fn run(config: Config) -> Result<()> {
     let listener = skep_ca::bind_local(&config.socket()).with_context(|| format!("cannot listen on {}", config.socket().display()))?;
     let mut servers = JoinSet::new();
     servers.spawn(skep_manager::serve(skep_ca::serve_local(listener, &security), local, stop.clone()));
-    let backend = docker_backend(&parts, &routes, &board, node)?;
-    let docker = DockerApi::start(&config, backend, &stop)?;
+    let told = Local::default();
+    let backend = docker_backend(&parts, &routes, &board, node, told.clone())?;
+    let mut docker = DockerApi::start(&config, backend, &stop)?;
+    docker.spawn(remember_cluster(board.clone(), told, stop.clone()));
     let pulse = Arc::new(AtomicBool::new(true));
     let turning = Arc::clone(&pulse);
     let watching =
@@ -94,8 +96,8 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 /// What the Docker API is answered from.
-fn docker_backend(parts: &NodeParts, routes: &Routes, board: &Board, node: LocalNodeService) -> Result<Backend> {
-    let (config, told) = (&parts.config, Local::default());
+fn docker_backend(parts: &NodeParts, routes: &Routes, board: &Board, node: LocalNodeService, told: Local) -> Result<Backend> {
+    let config = &parts.config;
     Ok(Backend {
         cluster: Arc::new(ClusterCalls::new(routes, board.clone())),
         node: Arc::new(ThisNode::new(Arc::clone(config), board.clone(), node)?),

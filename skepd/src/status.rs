@@ -56,7 +56,7 @@ struct Inner {
     security: SecurityConfig,
     started_at: SystemTime,
     shown: Mutex<Option<Arc<Shown>>>,
-    /// Nothing was shown yet: what this node is, is still being found out.
+    /// Nothing was shown yet: what this node is, is still being found out. Sent again with everything shown.
     starting: watch::Sender<bool>,
 }
 
@@ -98,6 +98,11 @@ impl Board {
     pub async fn started(&self) {
         let mut starting = self.0.starting.subscribe();
         let _ = tokio::time::timeout(START_LIMIT, starting.wait_for(|starting| !starting)).await;
+    }
+
+    /// Wakes whenever something else is shown.
+    pub fn changes(&self) -> watch::Receiver<bool> {
+        self.0.starting.subscribe()
     }
 
     /// In three words or fewer, for systemd.

@@ -13,6 +13,7 @@ use axum::routing::get;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use serde_json::{Value, json};
+use skep_types::Timestamp;
 use std::time::Duration;
 
 const FILTERS: [&str; 16] = [
@@ -51,10 +52,8 @@ async fn events(State(backend): State<Backend>, query: Query) -> Result<Response
         return Err(ApiError::invalid("`since` time cannot be after `until` time"));
     }
     let (past, live) = backend.happenings.listen().await?;
-    let is_past =
-        |one: &Happening| since.is_some_and(|at| one.time >= at) && until.is_none_or(|at| one.time <= at) && is_wanted(&filters, one);
-    // Who names neither wants what comes.
-    let past: Vec<Result<Value, ApiError>> = past.iter().filter(|one| is_past(one)).map(|one| Ok(json(one))).collect();
+    let past = past.iter().filter(|one| is_told_again(one.time, since, until) && is_wanted(&filters, one));
+    let past: Vec<Result<Value, ApiError>> = past.map(|one| Ok(json(one))).collect();
     let wait = until.map_or(FOREVER, |until| until.since(now()));
     let end = tokio::time::Instant::now() + wait;
     let coming =
@@ -67,6 +66,11 @@ async fn events(State(backend): State<Backend>, query: Query) -> Result<Response
             }
         });
     Ok(stream::lines(futures_util::stream::iter(past).chain(coming)))
+}
+
+/// Who names neither time wants what comes.
+fn is_told_again(time: Timestamp, since: Option<Timestamp>, until: Option<Timestamp>) -> bool {
+    (since.is_some() || until.is_some()) && since.is_none_or(|at| time >= at) && until.is_none_or(|at| time <= at)
 }
 
 fn is_wanted(filters: &Filters, one: &Happening) -> bool {
@@ -143,7 +147,7 @@ async fn usage(State(backend): State<Backend>, query: Query) -> Result<Json<Valu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skep_types::{Labels, Timestamp};
+    use skep_types::Labels;
 
     fn happening() -> Happening {
         let attributes = [("name", "web.1.x"), ("image", "nginx:1"), ("a", "b")].map(|(key, value)| (key.to_owned(), value.to_owned()));
@@ -179,6 +183,13 @@ mod tests {
         ] {
             assert!(!holds(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_past_is_told_to_those_who_name_a_time() {
+        let told = |since: Option<i64>, until: Option<i64>| is_told_again(Timestamp(5), since.map(Timestamp), until.map(Timestamp));
+        assert_eq!([told(None, None), told(Some(5), None), told(None, Some(5)), told(Some(1), Some(9))], [false, true, true, true]);
+        assert_eq!([told(Some(6), None), told(None, Some(4)), told(Some(6), Some(9))], [false, false, false]);
     }
 
     #[test]

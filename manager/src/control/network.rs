@@ -78,7 +78,8 @@ pub(super) async fn remove(shared: &Shared, request: v1::RemoveNetworkRequest) -
         let view = shared.store.view();
         let network = find(&view, &request.network_id, &request.name)?;
         check_unused(&view, network)?;
-        Action::Remove { kind: Kind::Network, id: network.id.to_string(), version: Some(network.meta.version) }
+        // In any version: who orders it names none, and all that is ever written to a network is what the allocator gives it.
+        Action::Remove { kind: Kind::Network, id: network.id.to_string(), version: None }
     };
     shared.write(vec![action]).await?;
     Ok(v1::RemoveNetworkResponse {})

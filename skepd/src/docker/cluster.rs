@@ -109,6 +109,10 @@ impl Cluster for ClusterCalls {
         self.ask(service::remove(&self.manager, id)).await
     }
 
+    fn advice(&self, spec: &ServiceSpec) -> Vec<String> {
+        skep_manager::advice(spec).iter().map(ToString::to_string).collect()
+    }
+
     async fn list_tasks(&self, select: &TaskSelect) -> Result<Vec<Task>, ApiError> {
         self.ask(task::list(&self.manager, select)).await
     }

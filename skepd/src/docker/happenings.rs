@@ -16,10 +16,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio_util::sync::CancellationToken;
 
 /// As dockerd: so many are told again. A listener that falls behind by as many misses some.
 const REMEMBERED: usize = 256;
-/// How often it is looked for an agent while there is none.
+/// How often it is looked for an agent, or a manager, while there is none.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 fn now() -> Timestamp {
@@ -27,7 +28,8 @@ fn now() -> Timestamp {
     Timestamp(i64::try_from(since.as_nanos()).unwrap_or(i64::MAX))
 }
 
-/// What is done to images and volumes through this API. Clones share it.
+/// What is done to images and volumes through this API, and what happens in the cluster while this node is a manager
+/// ([`remember_cluster`]). Clones share it.
 #[derive(Clone)]
 pub struct Local(Arc<Shared>);
 
@@ -46,7 +48,10 @@ impl Default for Local {
 impl Local {
     pub fn tell<'a>(&self, kind: &'static str, action: &str, id: &str, attributes: impl IntoIterator<Item = (&'a str, &'a str)>) {
         let attributes = attributes.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        let one = Happening { kind, action: action.to_owned(), id: id.to_owned(), attributes, time: now(), is_local: true };
+        self.add(Happening { kind, action: action.to_owned(), id: id.to_owned(), attributes, time: now(), is_local: true });
+    }
+
+    fn add(&self, one: Happening) {
         let mut past = self.0.past.lock().unwrap_or_else(PoisonError::into_inner);
         if past.len() >= REMEMBERED {
             past.pop_front();
@@ -115,7 +120,7 @@ fn of_container(happened: &Happened) -> Happening {
     Happening { kind: "container", action, id: container_id(&task.id), attributes, time: happened.time, is_local: true }
 }
 
-/// Listens to the agents of this node, one after the other, and to what this API does itself.
+/// Listens to the agents of this node, one after the other, and to what else is told.
 pub struct NodeHappenings {
     board: Board,
     local: Local,
@@ -150,20 +155,33 @@ fn follow(board: &Board) -> Option<Feed> {
     Some(store.feed(store.view().version()))
 }
 
-/// Of the cluster, as long as this node is a manager, and when it is one again. A reader that fell behind misses some.
-async fn next_of_cluster(board: &Board, feed: &mut Option<Feed>, ready: &mut VecDeque<Happening>) -> Happening {
+/// Tells of the cluster as long as this node is a manager, and when it is one again, until it is to stop: once for all listeners,
+/// so that those who come later are told again. Where it falls behind some is missed.
+pub async fn remember_cluster(board: Board, told: Local, stop: CancellationToken) {
+    let mut changes = board.changes();
+    let mut feed = None;
     loop {
-        if let Some(one) = ready.pop_front() {
-            return one;
-        }
-        let Some(following) = feed else {
-            tokio::time::sleep(LOOK_EVERY).await;
-            *feed = follow(board);
+        let Some(following) = &mut feed else {
+            changes.mark_unchanged();
+            feed = follow(&board);
+            if feed.is_none() {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    _ = tokio::time::timeout(LOOK_EVERY, changes.changed()) => {}
+                }
+            }
             continue;
         };
-        match following.next().await {
-            Some(FeedEvent::Commit(commit)) => ready.extend(commit.changes.iter().filter_map(|change| cluster::happening(change, now()))),
-            Some(FeedEvent::Resync) | None => *feed = None,
+        let event = tokio::select! {
+            () = stop.cancelled() => return,
+            event = Feed::next(following) => event,
+        };
+        match event {
+            Some(FeedEvent::Commit(commit)) => {
+                let happened = commit.changes.iter().filter_map(|change| cluster::happening(change, now()));
+                happened.for_each(|one| told.add(one));
+            }
+            Some(FeedEvent::Resync) | None => feed = None,
         }
     }
 }
@@ -173,18 +191,15 @@ struct Listening {
     board: Board,
     agent: Option<broadcast::Receiver<Arc<Happened>>>,
     own: broadcast::Receiver<Happening>,
-    feed: Option<Feed>,
-    ready: VecDeque<Happening>,
 }
 
 impl Listening {
     /// `None`: the daemon ends.
     async fn next(&mut self) -> Option<Happening> {
-        let Self { board, agent, own, feed, ready } = self;
+        let Self { board, agent, own } = self;
         loop {
             tokio::select! {
                 one = next_of_agents(board, agent) => return Some(one),
-                one = next_of_cluster(board, feed, ready) => return Some(one),
                 one = own.recv() => match one {
                     Ok(one) => return Some(one),
                     Err(RecvError::Lagged(_)) => {}
@@ -206,8 +221,7 @@ impl Happenings for NodeHappenings {
             live = Some(receiver);
         }
         past.sort_by_key(|one| one.time);
-        let feed = follow(&self.board);
-        let listening = Listening { board: self.board.clone(), agent: live, own, feed, ready: VecDeque::new() };
+        let listening = Listening { board: self.board.clone(), agent: live, own };
         let coming = stream::unfold(listening, |mut listening| async move { Some((listening.next().await?, listening)) });
         Ok((past, coming.boxed()))
     }

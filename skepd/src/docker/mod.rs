@@ -19,7 +19,7 @@ mod volumes; // of this node
 
 pub use cluster::ClusterCalls;
 pub use containers::NodeContainers;
-pub use happenings::{Local, NodeHappenings};
+pub use happenings::{Local, NodeHappenings, remember_cluster};
 pub use images::NodeImages;
 pub use node::ThisNode;
 pub use volumes::NodeVolumes;
@@ -39,7 +39,7 @@ const PASSED: &str = "docker";
 /// What lets the group in besides root.
 const MODE: u32 = 0o660;
 
-/// The servers of the API; they end with the token they were started with.
+/// The servers of the API and what works for them; all end with the token they were started with.
 #[derive(Default)]
 pub struct DockerApi {
     servers: JoinSet<()>,
@@ -62,6 +62,11 @@ impl DockerApi {
             servers.spawn(skep_docker_api::serve(listener, front.clone(), stop.child_token()));
         }
         Ok(Self { servers })
+    }
+
+    /// Does this beside the servers. It must end with their token.
+    pub fn spawn(&mut self, work: impl Future<Output = ()> + Send + 'static) {
+        self.servers.spawn(work);
     }
 
     /// Returns when all connections have ended. Call it after the token was cancelled.

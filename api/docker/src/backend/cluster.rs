@@ -132,6 +132,8 @@ pub trait Cluster: Send + Sync {
     /// `rollback`: the previous spec is put in force and `spec` does not matter.
     async fn update_service(&self, id: &str, version: u64, spec: ServiceSpec, rollback: bool) -> Result<Service, ApiError>;
     async fn remove_service(&self, id: &str) -> Result<(), ApiError>;
+    /// What of a service is allowed but will not work as hoped, in words.
+    fn advice(&self, spec: &ServiceSpec) -> Vec<String>;
 
     async fn list_tasks(&self, select: &TaskSelect) -> Result<Vec<Task>, ApiError>;
     async fn get_task(&self, id: &str) -> Result<Task, ApiError>;

@@ -92,7 +92,8 @@ async fn create(State(backend): State<Backend>, headers: HeaderMap, Json(body): 
             outcome => break outcome?,
         }
     };
-    Ok(with_status(StatusCode::CREATED, &CreateResponse { id: service.id.to_string(), warnings: Vec::new() }))
+    let warnings = backend.cluster.advice(&service.spec);
+    Ok(with_status(StatusCode::CREATED, &CreateResponse { id: service.id.to_string(), warnings }))
 }
 
 async fn inspect(State(backend): State<Backend>, Path(id): Path<String>, query: Query) -> Result<Json<Service>, ApiError> {
@@ -121,13 +122,17 @@ async fn update(
     let service = lookup::service(&backend, &id).await?;
     let mut spec = wish::read(&backend, body).await?;
     crate::types::unsaid::keep(&mut spec, &service);
+    if !rollback && !spec.networks.is_empty() && spec.networks != service.spec.networks {
+        return Err(ApiError::unimplemented("networks must be migrated to TaskSpec before being changed"));
+    }
     let auth = match registry_auth(&headers) {
         Some(auth) => auth,
         None => from.of(&service)?,
     };
     wish::set_auth(&mut spec, auth);
-    backend.cluster.update_service(service.id.as_str(), version, spec, rollback).await?;
-    Ok(Json(UpdateResponse::default()))
+    let service = backend.cluster.update_service(service.id.as_str(), version, spec, rollback).await?;
+    let warnings = backend.cluster.advice(&service.spec);
+    Ok(Json(UpdateResponse { warnings: (!warnings.is_empty()).then_some(warnings) }))
 }
 
 async fn remove(State(backend): State<Backend>, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
