@@ -2,6 +2,8 @@
 
 #[path = "e2e_docker/box_image.rs"]
 mod box_image; // an image with a shell
+#[path = "e2e_docker/clients.rs"]
+mod clients; // docker-py, Ansible, bollard, dockerode, Prometheus
 #[path = "e2e_docker/containers.rs"]
 mod containers; // docker ps, logs, exec, cp …
 #[path = "e2e_docker/http.rs"]
@@ -12,6 +14,8 @@ mod likeness; // the same specs to us and to a genuine dockerd
 mod nodes; // docker swarm …, docker node … of several hosts
 #[path = "e2e_docker/objects.rs"]
 mod objects; // docker secret …, docker config …, docker network …
+#[path = "e2e_docker/run.rs"]
+mod run; // docker run …
 #[path = "e2e_docker/services.rs"]
 mod services; // docker service …
 #[path = "e2e_docker/stacks.rs"]

@@ -49,6 +49,14 @@ impl Dockerd {
         run("timeout", &[&["60", &program, "--host", &host][..], arguments].concat())
     }
 
+    /// Where that command line is.
+    ///
+    /// # Errors
+    /// If it was not fetched.
+    pub fn client(&self) -> Result<PathBuf> {
+        Ok(distribution()?.join("usr/bin/docker"))
+    }
+
     /// Loads the demonstration image, as `whoami:latest`.
     ///
     /// # Errors

@@ -43,6 +43,6 @@ pub use journal::{Journal, Record};
 pub use lab::{Lab, LabOptions};
 pub use points::fail_points;
 pub use process::{Output, binary, run, whoami_image};
-pub use scenario::Scenario;
+pub use scenario::{Scenario, is_left_out};
 pub use standing::Standing;
 pub use wait::{eventually, need_root};

@@ -9,7 +9,7 @@ use skep_types::{
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Conflict {
     /// ALREADY_EXISTS. Clients match the beginning of the text.
-    #[error("name conflicts with an existing object: service {0} exists; choose another name or update that service")]
+    #[error("name conflicts with an existing object: service {0} already exists; choose another name or update that service")]
     NameTaken(String),
     /// INVALID_ARGUMENT.
     #[error(transparent)]
