@@ -200,12 +200,12 @@ impl Desired {
         dirty
     }
 
-    /// The ports to which the host needs a route, by the network that it leads into.
-    pub(crate) fn ports_by_host(&self) -> BTreeMap<&NetworkId, Vec<&PublishedPort>> {
-        let mut by_network: BTreeMap<&NetworkId, Vec<&PublishedPort>> = BTreeMap::new();
+    /// The addresses to which the host needs a route, by network.
+    pub(crate) fn reached_by_host(&self) -> BTreeMap<&NetworkId, BTreeSet<IpAddr>> {
+        let mut by_network: BTreeMap<&NetworkId, BTreeSet<IpAddr>> = BTreeMap::new();
         for port in self.by_host.iter().filter_map(|key| self.published.get(key)).flatten() {
             if let Some(network) = port.host_network() {
-                by_network.entry(network).or_default().push(port);
+                by_network.entry(network).or_default().extend(port.backends().iter().map(|backend| backend.address));
             }
         }
         by_network

@@ -3,7 +3,9 @@
 mod support;
 
 use skep_netlb::*;
-use std::net::IpAddr;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpStream};
+use std::time::Duration;
 use support::*;
 
 /// Not a test: the program in the tasks' namespaces.
@@ -42,6 +44,51 @@ fn a_host_port_leads_to_its_task_on_any_network() {
         assert_eq!(tcp("127.0.0.1", 81).unwrap(), "T1 saw 169.254.64.1");
         assert_eq!(netlb.audit().await.unwrap(), Audit::default());
     });
+}
+
+#[test]
+fn a_host_port_resets_what_it_had_when_its_task_is_gone() {
+    on_own_host("a_host_port_resets_what_it_had_when_its_task_is_gone", async |mut world| {
+        let netlb = World::netlb();
+        let tasks: Vec<TaskNetwork> = (2..=3).map(|number| task(number, vec![attach(&network(number, false), 11)])).collect();
+        let networks = [network(2, false), network(3, false)];
+        for (task, name) in tasks.iter().zip(["T2", "T3"]) {
+            let path = netlb.ensure_task(task.clone()).await.unwrap().path;
+            world.respond(&path, name);
+        }
+        netlb.set_wanted(wanted(&networks, &tasks, vec![host_port(82, &tasks[0], None), host_port(83, &tasks[1], None)]));
+        netlb.applied().await.unwrap();
+        let client = World::client();
+        let open = |to: &str, port| {
+            let mut stream = within(&client, || connect(to, port).unwrap());
+            stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+            assert!(stream.read(&mut [0; 200]).unwrap() > 0, "who answers greets");
+            stream
+        };
+        let stays = [HOST, HOST6].map(|to| open(to, 83));
+        // Who answers repeats one word.
+        let [drains, ends] = [(), ()].map(|()| [HOST, HOST6].map(|to| open(to, 82)));
+        // First the port, as when a task is to stop: what it has it keeps.
+        netlb.set_wanted(wanted(&networks, &tasks, vec![host_port(83, &tasks[1], None)]));
+        netlb.applied().await.unwrap();
+        drains.iter().for_each(|stream| says(stream).unwrap());
+        // The program does not say that it ends, as that of a task that is killed with its namespace.
+        sh(&format!("nsenter --net={} ip link del eth0", netlb.task_path(&tasks[0].task).display()));
+        netlb.remove_task(tasks[0].task.clone()).await.unwrap();
+        netlb.set_wanted(wanted(&networks[1..], &tasks[1..], vec![host_port(83, &tasks[1], None)]));
+        netlb.applied().await.unwrap();
+        for stream in &ends {
+            assert_eq!(says(stream).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+        }
+        stays.iter().for_each(|stream| says(stream).unwrap());
+        assert_eq!(netlb.audit().await.unwrap(), Audit::default());
+    });
+}
+
+/// Whether who answers repeats a word.
+fn says(mut stream: &TcpStream) -> std::io::Result<()> {
+    stream.write_all(b"still")?;
+    stream.read_exact(&mut [0; 5])
 }
 
 #[test]

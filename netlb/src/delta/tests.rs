@@ -71,7 +71,7 @@ fn a_port_that_the_host_leads_to_by_a_route_is_known_as_such() {
     let mut desired = Desired::default();
     let mut publish = |number: u16, ports: Vec<PublishedPort>| {
         let dirty = desired.change(Delta { published: [((Protocol::Tcp, number), ports)].into(), ..Delta::default() });
-        let hosts: Vec<NetworkId> = desired.ports_by_host().into_keys().cloned().collect();
+        let hosts: Vec<NetworkId> = desired.reached_by_host().into_keys().cloned().collect();
         (dirty.published.len(), dirty.host_routes, hosts)
     };
     assert_eq!(publish(80, vec![port(80, None)]), (1, false, vec![]));

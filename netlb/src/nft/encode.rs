@@ -310,6 +310,10 @@ fn encode_step(out: &mut Writer, expr: &Expr) {
         Expr::Contains { set, key } => step(out, "lookup", |out| {
             out.text(1, set).big_u32(2, key.number());
         }),
+        Expr::Lacks { set, key } => step(out, "lookup", |out| {
+            // NFT_LOOKUP_F_INV
+            out.text(1, set).big_u32(2, key.number()).big_u32(5, 1);
+        }),
         Expr::Map { set, key, to } => step(out, "lookup", |out| {
             out.text(1, set).big_u32(2, key.number()).big_u32(3, to.number());
         }),

@@ -65,10 +65,11 @@ impl Nft {
         self.find(protocol, family, None, chosen)
     }
 
-    /// The flows of that protocol that were led to this address: the kernel gives no others, of which there may be very many.
+    /// The flows of that protocol that were led to this address; of IPv4 the kernel gives no others, of which there may be very many. Its
+    /// filter by addresses of IPv6 gives those that do not match (`ctnetlink_filter_match_tuple`), so there all are asked for.
     pub(crate) fn flows_led_to(&mut self, protocol: u8, address: IpAddr) -> io::Result<Vec<Flow>> {
         let is_led = |flow: &Flow| flow.reply.source.0 == address && flow.original.destination.0 != address;
-        self.find(protocol, Family::of(address), Some(address), is_led)
+        self.find(protocol, Family::of(address), Some(address).filter(IpAddr::is_ipv4), is_led)
     }
 
     fn find(&mut self, protocol: u8, family: Family, answers: Option<IpAddr>, chosen: impl Fn(&Flow) -> bool) -> io::Result<Vec<Flow>> {

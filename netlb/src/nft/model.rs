@@ -177,6 +177,11 @@ pub(crate) enum Expr {
         set: &'static str,
         key: Register,
     },
+    /// Holds if the set has not the key.
+    Lacks {
+        set: &'static str,
+        key: Register,
+    },
     /// Loads what the map has for the key.
     Map {
         set: &'static str,

@@ -1,13 +1,14 @@
 //! Carrying out what is wanted for the whole node.
 
 use super::audit::Depth;
+use super::gone::Gone;
 use super::overlay::remove_file_of_sandbox;
 use super::task::remove_namespace;
 use super::{Balancing, Known, Owner, Sandbox, refused};
 use crate::delta::{Desired, Dirty, Members, Part, Spread};
 use crate::error::NetlbError;
 use crate::names::{self, SANDBOX_TABLE};
-use crate::nft::flows::{Flow, TCP, UDP};
+use crate::nft::flows::{Flow, UDP};
 use crate::nft::socket::Nft;
 use crate::nft::{Family, Table};
 use crate::plan::Change;
@@ -52,6 +53,9 @@ impl Owner {
         failpoint!("netlb.apply.routed");
         errors.extend(self.set_ports(&wanted, if dirty.everything { None } else { Some(&dirty.published) }).err());
         failpoint!("netlb.apply.ports");
+        if self.gone.note(dirty, &wanted) {
+            errors.extend(self.route_to_sandboxes().err());
+        }
         if dirty.everything {
             errors.extend(self.leave_all());
         } else {
@@ -89,7 +93,6 @@ impl Owner {
         failpoint!("netlb.apply.joined");
         if let Some(sandbox) = self.sandboxes.get_mut(&spread.network.id) {
             errors.extend(sandbox.set_members(spread, members).err());
-            sandbox.forget_gone(members.addresses.iter().copied().filter(|address| !spread.has(*address)));
         }
         failpoint!("netlb.apply.network");
     }
@@ -120,6 +123,10 @@ impl Owner {
         let name = self.tag.table();
         // A node without networks and ports has no tables.
         let needed = !self.sandboxes.is_empty() || !wanted.published.is_empty();
+        match which {
+            Some(which) => self.gone.led_by_host(which.iter().filter_map(|key| wanted.published.get(key)).flatten()),
+            None => self.gone.led_by_host(wanted.ports()),
+        }
         let led = self.led_by_host(&wanted.published);
         let published = led.as_ref().unwrap_or(&wanted.published);
         for (family, table, known) in &mut self.tables {
@@ -164,6 +171,7 @@ impl Owner {
     pub(super) fn remove_everything(&mut self) -> Result<(), NetlbError> {
         let mut errors = Vec::new();
         self.wanted = None;
+        self.gone = Gone::default();
         self.tasks.clear();
         for pending in self.pending.values_mut() {
             pending.removed = true;
@@ -231,23 +239,6 @@ impl Sandbox {
     /// The same for those members only, of a sandbox that is settled.
     fn set_members(&mut self, wanted: &Spread, members: &Members) -> Result<(), NetlbError> {
         self.tell_tables(|table, _| table.lead_members(wanted, members)).map(drop)
-    }
-
-    /// Forgets connections that were led to these addresses, whose tasks are gone: the next packet of their clients is led to another
-    /// task, which resets them, and no port of theirs stays useless. Where no other is, the table resets them; so it does if more are
-    /// gone at once than are worth a walk through the kernel's table each.
-    fn forget_gone(&mut self, addresses: impl Iterator<Item = IpAddr>) {
-        const MOST: usize = 8;
-        if self.balancing.is_some() {
-            return; // IPVS forgets them
-        }
-        let place = self.place();
-        let nft = self.namespace.nft.as_mut().expect("a sandbox has a netfilter socket");
-        // The kernel's filter by IPv6 addresses gives those that do not match (`ctnetlink_filter_match_tuple`), and all are too many.
-        for address in addresses.filter(IpAddr::is_ipv4).take(MOST) {
-            let flows = nft.flows_led_to(TCP, address);
-            told_of_forgotten(nft, &place, flows);
-        }
     }
 
     /// Whether anything was planned that was not told yet.
@@ -319,7 +310,7 @@ pub(super) fn forget_stale(nft: &mut Nft, family: Family, place: &str, is_stale:
 }
 
 /// Forgets these, and tells how many they were, or that they could not be found.
-fn told_of_forgotten(nft: &mut Nft, place: &str, flows: std::io::Result<Vec<Flow>>) {
+pub(super) fn told_of_forgotten(nft: &mut Nft, place: &str, flows: std::io::Result<Vec<Flow>>) {
     let forgotten = flows.and_then(|flows| {
         flows.iter().try_for_each(|flow| nft.forget(flow))?;
         Ok(flows.len())

@@ -5,6 +5,7 @@
 
 mod apply; // carrying out what is wanted
 mod audit; // looking everything over
+mod gone; // connections to who is gone
 mod ipvs; // letting it balance
 mod overlay; // joining a sandbox to those of other nodes
 mod oversight; // doing so all the time
@@ -13,6 +14,7 @@ mod secure; // tunnels to other nodes
 mod task; // a task's namespace
 
 use self::audit::Depth;
+use self::gone::Gone;
 use self::ipvs::Balancing;
 use self::overlay::Told;
 pub use self::oversight::Oversight;
@@ -134,6 +136,7 @@ struct Owner {
     wanted: Option<Arc<Desired>>,
     made: mpsc::Sender<Made>,
     watch: Watch,
+    gone: Gone,
 }
 
 /// Where a task's namespace is mounted.
@@ -176,6 +179,7 @@ pub(crate) fn start(
         wanted: None,
         made,
         watch: Watch::new(oversight),
+        gone: Gone::default(),
         dir: dir.clone(),
     };
     // Built on the thread itself: the caller may be within a runtime, where another must not be dropped.
@@ -198,7 +202,7 @@ impl Owner {
         let mut retry: Option<Retry> = None;
         loop {
             let again = at(retry.map(|retry| retry.due));
-            let watch = at(self.watch_due());
+            let (watch, gone) = (at(self.watch_due()), at(self.gone.due()));
             tokio::select! {
                 biased;
                 Some(made) = made.recv() => self.finish(made),
@@ -220,6 +224,7 @@ impl Owner {
                     let next = retry.map_or(RETRY_FIRST, |retry| (retry.after * 2).min(RETRY_LAST));
                     retry = self.carry_out(&mut wanted, &report, next);
                 }
+                () = gone => self.forget_gone(),
             }
         }
     }

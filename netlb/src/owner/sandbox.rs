@@ -120,11 +120,14 @@ impl Owner {
 
     /// What of ours should be in the host's namespace.
     pub(super) fn host_wanted(&self) -> State {
-        let by_host = self.wanted.as_ref().map(|wanted| wanted.ports_by_host()).unwrap_or_default();
-        let mut state = State::default();
+        let mut by_host = self.wanted.as_ref().map(|wanted| wanted.reached_by_host()).unwrap_or_default();
+        for (network, address) in self.wanted.iter().flat_map(|wanted| self.gone.still_led_by_host(wanted)) {
+            by_host.entry(network).or_default().insert(address);
+        }
+        let (mut state, nobody) = (State::default(), BTreeSet::new());
         for sandbox in self.sandboxes.values() {
-            let published = by_host.get(&sandbox.network.id).map_or(&[][..], Vec::as_slice);
-            state.merge(layout::host(&sandbox.network, sandbox.slot, &self.tag, published, self.ipv6));
+            let led = by_host.get(&sandbox.network.id).unwrap_or(&nobody);
+            state.merge(layout::host(&sandbox.network, sandbox.slot, &self.tag, led, self.ipv6));
         }
         state
     }

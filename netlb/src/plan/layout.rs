@@ -16,7 +16,7 @@
 
 use super::namespace::{LOCAL, Link, Neighbour, Route, RouteKind, Rule, State, Which};
 use crate::names;
-use crate::wanted::{Attachment, Mac, Network, PublishMode, PublishedPort, TaskNetwork};
+use crate::wanted::{Attachment, Mac, Network, TaskNetwork};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -240,7 +240,7 @@ pub(crate) fn sandbox_for_task(task: &TaskNetwork, attachment: &Attachment, ipv6
 }
 
 /// What the host has for one sandbox.
-pub(crate) fn host(network: &Network, slot: Slot, tag: &names::Tag, published: &[&PublishedPort], ipv6: bool) -> State {
+pub(crate) fn host(network: &Network, slot: Slot, tag: &names::Tag, led: &BTreeSet<IpAddr>, ipv6: bool) -> State {
     let mut state = State::default();
     if network.internal {
         return state;
@@ -250,13 +250,7 @@ pub(crate) fn host(network: &Network, slot: Slot, tag: &names::Tag, published: &
     if network.ingress {
         reached.extend(network.subnets.iter().map(|subnet| subnet.range.trunc()));
     }
-    for port in published {
-        if let PublishMode::Host { network: id, backends, .. } = &port.mode
-            && *id == network.id
-        {
-            reached.extend(backends.iter().map(|backend| single(backend.address)));
-        }
-    }
+    reached.extend(led.iter().map(|address| single(*address)));
     for to in reached.into_iter().filter(|to| ipv6 || to.addr().is_ipv4()) {
         let gateway = Some(slot.of_family(End::Sandbox, to.addr()));
         state.routes.insert(Route::new(to, RouteKind::Through { link: link.clone(), gateway }));
@@ -277,7 +271,7 @@ pub(crate) fn host(network: &Network, slot: Slot, tag: &names::Tag, published: &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wanted::{Backend, Protocol, Subnet};
+    use crate::wanted::Subnet;
     use skep_types::{NetworkId, TaskId};
 
     fn network(number: u64, ingress: bool, internal: bool) -> Network {
@@ -342,7 +336,7 @@ mod tests {
         let state = task_side(&task(vec![attach(closed.clone())]), true);
         assert_eq!(default_links(&state), []);
         assert!(!sandbox(&closed, Slot(0), true).links.contains_key("gw"));
-        assert_eq!(host(&closed, Slot(0), &names::Tag::new("x"), &[], true), State::default());
+        assert_eq!(host(&closed, Slot(0), &names::Tag::new("x"), &BTreeSet::new(), true), State::default());
     }
 
     #[test]
@@ -357,22 +351,20 @@ mod tests {
         assert!(only_v4(&task_side(&task, false)));
         assert!(only_v4(&sandbox(&task.attachments[0].network, Slot(3), false)));
         assert!(only_v4(&sandbox_for_task(&task, &task.attachments[0], false)));
-        assert!(only_v4(&host(&task.attachments[0].network, Slot(3), &tag, &[], false)));
+        assert!(only_v4(&host(&task.attachments[0].network, Slot(3), &tag, &BTreeSet::new(), false)));
     }
 
     #[test]
     fn the_host_reaches_only_what_is_published() {
         let tag = names::Tag::new("x");
         let plain = network(1, false, false);
-        let backend = Backend { address: "10.0.1.5".parse().unwrap(), port: 80 };
-        let mode = PublishMode::Host { network: plain.id.clone(), backends: vec![backend] };
-        let port = PublishedPort::new(Protocol::Tcp, 80, mode);
-        let routes = |published: &[&PublishedPort]| -> Vec<String> {
-            let state = host(&plain, Slot(0), &tag, published, false);
+        let routes = |led: &[&str]| -> Vec<String> {
+            let led = led.iter().map(|address| address.parse().unwrap()).collect();
+            let state = host(&plain, Slot(0), &tag, &led, false);
             state.routes.iter().map(|route| route.to.to_string()).collect()
         };
         assert_eq!(routes(&[]), [""; 0]);
-        assert_eq!(routes(&[&port]), ["10.0.1.5/32"]);
+        assert_eq!(routes(&["10.0.1.5"]), ["10.0.1.5/32"]);
     }
 
     #[test]

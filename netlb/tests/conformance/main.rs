@@ -33,6 +33,7 @@ conformance! {
     vips::a_connection_goes_to_any_backend_whatever_its_port_and_protocol,
     vips::a_backend_that_left_gets_nothing_new_and_keeps_what_it_has,
     vips::a_backend_that_is_gone_resets_what_it_had,
+    vips::a_task_without_a_way_for_a_moment_keeps_its_connections,
     vips::a_virtual_address_without_backends_refuses,
     vips::a_virtual_address_that_is_removed_keeps_what_is_connected,
     vips::udp_flows_go_to_another_backend_when_theirs_goes,

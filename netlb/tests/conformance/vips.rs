@@ -74,6 +74,23 @@ pub async fn a_backend_that_is_gone_resets_what_it_had(mut scene: Scene) {
     scene.all_are_as_wanted().await;
 }
 
+pub async fn a_task_without_a_way_for_a_moment_keeps_its_connections(mut scene: Scene) {
+    let client = scene.with_client().await;
+    scene.lead_to(&[2]).await;
+    let direct = FAMILIES.map(|(vip, seen_as, _)| {
+        let own = vip.replace("2.100", "2.12").replace("::100", "::c");
+        Kept::open(|| within(&client, || connect(&own, 80)), &format!("T2 saw {seen_as}"))
+    });
+    let mut kept: Vec<Kept> = keep(&client, 2).into_iter().chain(direct).collect();
+    for way in ["ip route del 10.0.2.12", "ip -6 route del fd00:0:0:2::c"] {
+        scene.hosts[0].in_sandbox(&network(2, false), way);
+    }
+    kept.iter_mut().for_each(|kept| kept.say("still"));
+    assert_ne!(scene.hosts[0].netlb.audit().await.unwrap(), Audit::default());
+    kept.into_iter().for_each(|kept| kept.hears("still"));
+    scene.all_are_as_wanted().await;
+}
+
 /// [`keep`] of another task, to which the addresses lead meanwhile.
 async fn keep_one_of(scene: &mut Scene, client: &Path, number: u8) -> [Kept; 2] {
     scene.lead_to(&[number]).await;
@@ -268,7 +285,7 @@ pub async fn another_driver_takes_over_at_a_restart(mut scene: Scene) {
 
 pub async fn nothing_is_left_of_what_is_removed(mut scene: Scene) {
     let client = scene.with_client().await;
-    let look = "nft list ruleset | grep -E \"10.0.2.1|fd00:0:0:2::\" | grep -v snat || true; ip route show table all | grep 2.100 || true";
+    let look = "nft list ruleset | sed \"/set here {/,/^\\t}/d\" | grep -E \"10.0.2.1|fd00:0:0:2::\" | grep -v snat || true; ip route show table all | grep 2.100 || true";
     let inside = |scene: &Scene| scene.hosts[0].in_sandbox(&scene.cluster.networks[0], &format!("{look}; {}", scene.shown_by()));
     scene.lead_to(&[]).await;
     let before = inside(&scene);

@@ -295,10 +295,18 @@ impl Kept {
 
     /// The responder says one more thing.
     pub fn still_answers(mut self) {
-        self.0.write_all(b"still").unwrap();
-        let mut buffer = [0; 5];
+        self.say("still");
+        self.hears("still");
+    }
+
+    pub fn say(&mut self, word: &str) {
+        self.0.write_all(word.as_bytes()).unwrap();
+    }
+
+    pub fn hears(mut self, word: &str) {
+        let mut buffer = vec![0; word.len()];
         self.0.read_exact(&mut buffer).unwrap();
-        assert_eq!(&buffer, b"still");
+        assert_eq!(buffer, word.as_bytes());
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct SandboxTable {
     ingress: bool,
     /// The kernel lets rules answer before a way is chosen.
     resets: bool,
+    /// Addresses that tasks have, here or elsewhere; where there is a way to one for the moment or not. Kept only to reset the others.
+    here: BTreeSet<IpAddr>,
 }
 
 /// How virtual addresses lead to backends.
@@ -65,6 +67,7 @@ impl SandboxTable {
             mtu: network.mtu,
             ingress: network.ingress,
             resets: false,
+            here: BTreeSet::new(),
         }
     }
 
@@ -90,6 +93,8 @@ impl SandboxTable {
         moved.extend(self.lead_vips(spread, &vips, &mut update));
         moved.extend(self.uses.keys());
         self.keep_apart(spread, moved, &mut update);
+        let claimed: BTreeSet<IpAddr> = self.here.iter().copied().chain(spread.places().map(|(address, _)| address)).collect();
+        self.note_claims(spread, &claimed, &mut update);
         let peers: BTreeMap<Mac, u32> = spread.overlay.iter().flat_map(|overlay| &overlay.peers).map(|p| (p.mac, p.node_index)).collect();
         let other = |(mac, index): &(&Mac, &u32), than: &BTreeMap<Mac, u32>| than.get(mac) != Some(index);
         for (mac, index) in self.peers.iter().filter(|peer| other(peer, &peers)) {
@@ -110,6 +115,7 @@ impl SandboxTable {
         let mut moved = self.lead_vips(spread, &members.vips, &mut update);
         moved.extend(&members.addresses);
         self.keep_apart(spread, moved, &mut update);
+        self.note_claims(spread, &members.addresses, &mut update);
         update
     }
 
@@ -170,6 +176,20 @@ impl SandboxTable {
         }
     }
 
+    /// Which of these addresses tasks have.
+    fn note_claims(&mut self, spread: &Spread, which: &BTreeSet<IpAddr>, update: &mut Update) {
+        for address in which.iter().filter(|address| self.resets && Family::of(**address) == self.family) {
+            let (key, value) = (address_bytes(*address), Value::Nothing);
+            if spread.has(*address) {
+                let is_new = self.here.insert(*address);
+                update.changes.extend(is_new.then_some(ElementChange::Add { set: HERE, key, value }));
+            } else {
+                let was_here = self.here.remove(address);
+                update.changes.extend(was_here.then_some(ElementChange::Remove { set: HERE, key, value }));
+            }
+        }
+    }
+
     /// Whether a flow to a virtual address leads to none of its backends; the table knows only if it balances.
     pub(crate) fn is_stale(&self, flow: &Flow) -> bool {
         let Vips::Balanced(vips) = &self.vips else { return false };
@@ -204,7 +224,11 @@ impl SandboxTable {
             chains.extend(way_back());
         }
         if self.resets {
-            chains.push(base("gone", "filter", PREROUTING, BEHIND_DSTNAT, vec![reset()]));
+            chains.push(base("gone", "filter", PREROUTING, BEHIND_DSTNAT, vec![reset(family)]));
+            sets.push(Set { name: HERE, key_kind: address, key_length: family.width(), holds: Holds::Nothing });
+            for address in &self.here {
+                elements.entry(HERE).or_default().insert(address_bytes(*address), Value::Nothing);
+            }
         }
         Table { family, name: SANDBOX_TABLE.into(), sets, chains, elements }
     }
@@ -393,9 +417,13 @@ fn clamp(family: Family, mtu: u32) -> Rule {
     rule("segments that fit", steps)
 }
 
-/// A connection to an address to which no way leads has lost its other end for good: its client need not find out by waiting. What begins
-/// one is told so by the route, with better words. Behind the translation, so it holds for virtual addresses as well.
-fn reset() -> Rule {
+/// The set of addresses that tasks have.
+const HERE: &str = "here";
+
+/// A connection to an address to which no way leads, and which no task has, has lost its other end for good: its client need not find out
+/// by waiting. What begins one is told so by the route, with better words. Behind the translation, so it holds for virtual addresses as
+/// well. A task to which there is no way for a moment, for its node has no key yet or somebody took routes away, keeps its connections.
+fn reset(family: Family) -> Rule {
     const TCP: u8 = 6;
     const SYN: u8 = 2;
     let steps = [
@@ -408,6 +436,8 @@ fn reset() -> Rule {
         Expr::Equal { register: R0, value: vec![0; 4] },
         Expr::DestinationType { to: R0 },
         Expr::NotEqual { register: R0, value: LOCAL_ADDRESS.to_ne_bytes().to_vec() },
+        destination(family, R0),
+        Expr::Lacks { set: HERE, key: R0 },
         Expr::Reject(Reject::Reset),
     ];
     rule("to who is gone", steps)
@@ -522,6 +552,35 @@ mod tests {
         assert_eq!(marks_in(&table.table().elements[MARKS]), marks);
         let update = table.lead(&inside(&none));
         assert!(update.changes.iter().all(|change| matches!(change, ElementChange::Remove { .. })) && update.changes.len() == 2);
+    }
+
+    #[test]
+    fn whom_a_task_has_is_known_wherever_it_is_and_whether_or_not_a_way_leads_there() {
+        let mut table = SandboxTable::new(Family::V4, &network(), false).resetting(true);
+        let mut now = spread(&[(100, &[1])], &[1], &[]);
+        let far = Endpoint {
+            task: TaskId::for_test(9),
+            addresses: vec![IpAddr::from([10, 0, 0, 9]), "fd00::9".parse().unwrap()],
+            location: Location::Remote { node_index: 7 },
+        };
+        let addresses: BTreeSet<IpAddr> = far.addresses.iter().copied().collect();
+        table.lead(&inside(&now));
+        let put = |now: &mut Spread, far: Option<&Endpoint>| {
+            let mut all: WantedNetwork = now.clone().into();
+            all.endpoints.retain(|endpoint| endpoint.task != TaskId::for_test(9));
+            all.endpoints.extend(far.cloned());
+            *now = all.into();
+        };
+        let members = Members { addresses, vips: BTreeSet::new() };
+        let key = vec![10, 0, 0, 9];
+        put(&mut now, Some(&far));
+        let update = table.lead_members(&now, &members);
+        assert_eq!(update.changes, [ElementChange::Add { set: HERE, key: key.clone(), value: Value::Nothing }]);
+        assert!(!update.flows_change);
+        assert_eq!(table.table().elements[HERE].len(), 2);
+        put(&mut now, None);
+        assert_eq!(table.lead_members(&now, &members).changes, [ElementChange::Remove { set: HERE, key, value: Value::Nothing }]);
+        assert_eq!(table.lead(&inside(&now)), Update::default());
     }
 
     #[test]
