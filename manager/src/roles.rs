@@ -5,7 +5,7 @@ use crate::drive::{DriveError, Failed, Term, after_failure};
 use crate::peers::{Departure, depart};
 use crate::shared::Shared;
 use skep_failpoint::failpoint;
-use skep_plan::{RoleStep, plan_roles};
+use skep_plan::{RoleStep, is_plain_worker, plan_roles};
 use skep_store::FeedEvent;
 use skep_types::{Action, Change, ClusterView as _, Node, NodeId, NodeRole, Object};
 use std::collections::BTreeSet;
@@ -20,10 +20,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A role that loses a race with another write of the node is decided anew this often.
 const ATTEMPTS: usize = 20;
 
-/// Whether the change has to do with who is a manager.
+/// Whether the change has to do with who is a manager: ten thousand workers that join do not.
 fn concerns(change: &Change) -> bool {
     match change {
-        Change::Created(Object::Node(_)) | Change::Removed(Object::Node(_)) => true,
+        Change::Created(Object::Node(node)) | Change::Removed(Object::Node(node)) => !is_plain_worker(node),
         Change::Updated { old: Object::Node(old), new: Object::Node(new) } => {
             (old.role, old.spec.desired_role) != (new.role, new.spec.desired_role)
         }

@@ -47,7 +47,7 @@ pub use reaper::{is_removable, plan_reaping, plan_reaping_among, plan_reaping_of
 pub use resources::{Free, Lack};
 pub use restart::{DEFAULT_DELAY, MAX_STOP_WAIT};
 pub use revise::{new_service, rolled_back_by_user, updated};
-pub use roles::{CannotGo, RaftMember, RolePlan, RoleStep, can_go, plan_roles};
+pub use roles::{CannotGo, RaftMember, RolePlan, RoleStep, can_go, is_plain_worker, plan_roles};
 pub use rotation::{ROTATION_BATCH, ROTATION_INTERVAL, Rotation, RotationTarget, plan_rotation};
 pub use scheduler::{Misfit, NodeVerdict, Refusal, Scheduler};
 pub use time::{Beginning, Time};

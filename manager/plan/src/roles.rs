@@ -78,6 +78,12 @@ pub fn can_go(members: &[RaftMember], raft_id: u64) -> Result<(), CannotGo> {
     }
 }
 
+/// Neither is it a manager nor is it to be one.
+#[must_use]
+pub fn is_plain_worker(node: &Node) -> bool {
+    (node.role, node.spec.desired_role) == (NodeRole::Worker, NodeRole::Worker)
+}
+
 /// What to do so that roles become what is wished.
 ///
 /// A promoted node gets its role at once and joins by itself when it has the certificate. A demoted one leaves the raft group
@@ -85,7 +91,13 @@ pub fn can_go(members: &[RaftMember], raft_id: u64) -> Result<(), CannotGo> {
 pub fn plan_roles<'a>(nodes: impl Iterator<Item = &'a Node>, members: &[RaftMember], leader: u64) -> RolePlan {
     let mut plan = RolePlan::default();
     let mut known = BTreeMap::new();
+    // A store without nodes has not been filled yet: that says nothing about the members.
+    let mut is_empty = true;
     for node in nodes {
+        is_empty = false;
+        if is_plain_worker(node) {
+            continue;
+        }
         known.insert(node.id.as_str(), node.spec.desired_role);
         let is_member = || members.iter().any(|member| member.node == node.id.as_str());
         match (node.role, node.spec.desired_role) {
@@ -100,7 +112,7 @@ pub fn plan_roles<'a>(nodes: impl Iterator<Item = &'a Node>, members: &[RaftMemb
     }
     // Also who was removed from the cluster, or came in while it was being demoted.
     let unwanted = |member: &&RaftMember| known.get(member.node.as_str()) != Some(&NodeRole::Manager);
-    let mut leaving: Vec<&RaftMember> = if known.is_empty() { Vec::new() } else { members.iter().filter(unwanted).collect() };
+    let mut leaving: Vec<&RaftMember> = if is_empty { Vec::new() } else { members.iter().filter(unwanted).collect() };
     leaving.sort_by_key(|member| (member.raft_id == leader, member.voter, member.reachable, member.raft_id));
     for member in leaving {
         match can_go(members, member.raft_id) {
