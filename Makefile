@@ -58,7 +58,7 @@ sim: ## simulated clusters on virtual time: SEEDS=N of them, or SEED=n alone wit
 	cargo run --release --quiet -p skep-sim -- $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
 
 sim-mutants: ## each fault put in on purpose must be found by one of SEEDS seeds
-	cargo run --release --quiet -p skep-sim -- --mutants --seeds $(or $(SEEDS),150)
+	cargo run --release --quiet -p skep-sim -- --mutants --seeds $(or $(SEEDS),600)
 
 check: ## formatting, lints, crate arrows, pure crates stay pure
 	scripts/check

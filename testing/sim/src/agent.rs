@@ -131,6 +131,12 @@ impl Agent {
         self.up && matches!(self.link, Link::Up { .. })
     }
 
+    /// The task's container is being stopped, however long that takes.
+    #[must_use]
+    pub fn is_stopping(&self, id: &TaskId) -> bool {
+        self.tasks.get(id).is_some_and(|driven| driven.stops)
+    }
+
     /// The task's machine: the state observed, the wish, and whether it is to go.
     #[must_use]
     pub fn task(&self, id: &TaskId) -> Option<(TaskState, TaskState, bool)> {

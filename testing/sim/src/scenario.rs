@@ -139,7 +139,8 @@ pub struct Scenario {
 const BUSY: u64 = 150_000;
 
 impl Scenario {
-    /// The scenario of a seed. Every eighth has no fault but clocks that jump, see I18.
+    /// The scenario of a seed. Every eighth has no fault but clocks that jump, see I18; every sixteenth makes tasks anew until the
+    /// addresses of their network come round.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
         let mut dice = Dice::of_seed(seed);
@@ -147,12 +148,15 @@ impl Scenario {
         let nodes = dice.one_of([2, 3, 4, 5, 6]);
         let mut this = Self { seed, managers, nodes, ops: Vec::new() };
         let calm = seed.is_multiple_of(8);
+        let renews = seed % 16 == 9;
         let mut at = 500;
         let mut services = 0;
         let count = 8 + dice.roll(30);
         for number in 0..count {
             let mut op = match number {
+                0 if renews => Op::Create { service: 0, wish: Wish::to_renew() },
                 0 => Op::Create { service: 0, wish: Wish::draw(&mut dice, nodes) },
+                _ if renews => this.draw_renewal(&mut dice),
                 _ if calm => this.draw_calm(&mut dice, &mut services),
                 _ => this.draw(&mut dice, &mut services),
             };
@@ -172,6 +176,7 @@ impl Scenario {
             at += match dice.roll(4) {
                 0 => dice.roll(300),
                 1 => dice.roll(2_000),
+                _ if renews => dice.roll(4_000),
                 _ => dice.roll(2 * BUSY / count),
             };
         }
@@ -216,6 +221,16 @@ impl Scenario {
             0 | 1 => Op::Elect { manager },
             2 => Op::Lag { manager, millis: dice.roll(5_000) },
             _ => jump(dice, manager),
+        }
+    }
+
+    fn draw_renewal(&self, dice: &mut Dice) -> Op {
+        let node = one_below(dice, self.nodes);
+        match dice.roll(12) {
+            0..=7 => Op::Force { service: 0 },
+            8 | 9 => Op::Slow { node, times: 20, millis: dice.roll(20_000) },
+            10 => Op::Break { node },
+            _ => Op::Elect { manager: one_below(dice, self.managers) },
         }
     }
 

@@ -113,6 +113,29 @@ impl Wish {
         }
     }
 
+    /// On the network, and all tasks are replaced at once.
+    #[must_use]
+    pub fn to_renew() -> Self {
+        let at_once = Roll { parallelism: 0, start_first: false, delay: 0, monitor: 0, failure: 1, ratio: 0.0 };
+        Self {
+            mode: Mode::Replicated,
+            replicas: 6,
+            image: 0,
+            update: Some(at_once),
+            rollback: None,
+            delay: Some(0),
+            zone: None,
+            host_port: None,
+            ingress_port: None,
+            network: true,
+            max_per_node: 0,
+            memory_mib: 0,
+            checked: false,
+            grace: 1,
+            bad: 0,
+        }
+    }
+
     /// The spec of service number `service`; its host port is its own, so that services do not take each other's place.
     #[must_use]
     pub fn spec(&self, service: u8, mode: ServiceMode) -> ServiceSpec {

@@ -321,13 +321,11 @@ impl World {
         }
     }
 
-    /// I20: after the same entries all managers have the same tables.
+    /// I20: after the same entries all managers have the same tables. They never grow together again by themselves, and the hash
+    /// is what costs most of a run: so not after each entry.
     fn compare(&mut self, manager: usize) {
         let host = &self.managers[manager];
-        if !host.applied.is_multiple_of(24) && host.applied != self.raft.log.len()
-            || self.managers.len() == 1
-            || !host.applied.is_multiple_of(3)
-        {
+        if self.managers.len() == 1 || !host.applied.is_multiple_of(12) {
             return;
         }
         let hash = host.tables.state_hash();

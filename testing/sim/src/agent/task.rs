@@ -22,6 +22,8 @@ pub(super) struct Driven {
     pub record: Record,
     pub machine: Machine,
     pub unassigned: bool,
+    /// Its container is being stopped.
+    pub stops: bool,
     /// The operation under way: what an earlier one brings is nobody's.
     pub op: u64,
 }
@@ -65,6 +67,7 @@ impl World {
                     self.operate(node, id, delay, outcome);
                 }
                 Action::Start => {
+                    self.stops(node, id, false);
                     let delay = self.takes(node, 20..400);
                     let outcome = self.luck(Done::Started);
                     self.operate(node, id, delay, outcome);
@@ -72,6 +75,7 @@ impl World {
                 Action::Watch => self.watch_container(node, id),
                 Action::Stop => {
                     self.check_stop(node, id);
+                    self.stops(node, id, true);
                     let grace = self.agents[node].containers.get(id).map_or(1_000, |container| container.grace.as_millis() as u64);
                     let delay = self.takes(node, 10..grace);
                     let outcome = self.luck(Done::Stopped);
@@ -91,6 +95,12 @@ impl World {
                     }
                 }
             }
+        }
+    }
+
+    fn stops(&mut self, node: &NodeId, id: &TaskId, stops: bool) {
+        if let Some(driven) = self.agents.get_mut(node).and_then(|agent| agent.tasks.get_mut(id)) {
+            driven.stops = stops;
         }
     }
 
@@ -185,6 +195,7 @@ impl World {
                 if self.mutant != Some(Mutant::LeakedContainer) || self.dice.roll(3) > 0 {
                     agent.containers.remove(id);
                 }
+                self.stops(node, id, false);
                 Step::Stopped(Some(Outcome { exit_code: 143, words: None }))
             }
             Done::Released => {

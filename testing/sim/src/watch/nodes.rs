@@ -9,7 +9,8 @@ use skep_types::{ClusterView as _, NodeId, ServiceId, ServiceMode, TaskId, TaskS
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// So long two nodes that are in touch may both run a slot: the longest wait for a task to stop, and the time to hear of it.
+/// So long two nodes that are in touch may both run a slot: the longest wait for a task to stop, and the time to hear of it. One that is
+/// being stopped does not count: after a minute it is not waited for any more, however much longer its node needs.
 const LONGEST_OVERLAP: u32 = 60 + 30;
 
 impl World {
@@ -77,7 +78,9 @@ impl World {
             if !in_touch {
                 continue;
             }
-            for container in agent.containers.values().filter(|container| container.alive && !container.is_job && container.slot > 0) {
+            let runs =
+                |container: &&Container| container.alive && !container.is_job && container.slot > 0 && !agent.is_stopping(&container.task);
+            for container in agent.containers.values().filter(runs) {
                 if let Some(service) = container.service.clone().filter(|service| !self.watch.may_overlap(service)) {
                     *running.entry((service, container.slot)).or_default() += 1;
                 }
