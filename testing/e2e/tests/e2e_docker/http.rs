@@ -3,7 +3,9 @@
 use crate::support::{SOON, lab, request};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use skep_kit::eventually;
+use skep_kit::{Lab, eventually};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 
 const SERVICE: &str =
     r#"{"name":"web","TASKTEMPLATE":{"containerspec":{"Image":"whoami","Args":["sleep"]},"Networks":null},"Labels":null}"#;
@@ -88,5 +90,78 @@ fn services_and_tasks_answer_as_clients_expect() -> Result<()> {
     ensure!(ask("POST", "/services/create", Some("{}"))?.0 == 400);
     let (status, body) = ask("POST", "/services/create", Some(r#"{"TaskTemplate":{"PluginSpec":{}}}"#))?;
     ensure!(status == 501, "{status} {body}");
+    Ok(())
+}
+
+/// Bytes as they are over a connection of their own; what comes back before the other side closes it, or has said enough.
+fn raw(lab: &Lab, bytes: &[u8]) -> Result<String> {
+    let mut stream = UnixStream::connect(lab.run_dir().join("docker.sock"))?;
+    stream.set_read_timeout(Some(SOON))?;
+    // It may have hung up half-way through what it does not want to read.
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    let mut part = [0; 4096];
+    while answer.len() < 64 << 10 && !answer.windows(4).any(|window| window == b"\r\n\r\n") {
+        match stream.read(&mut part) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => answer.extend_from_slice(&part[..count]),
+        }
+    }
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+#[test]
+fn hostile_requests_are_refused_and_hurt_nobody() -> Result<()> {
+    let Some(lab) = lab("hostile requests")? else { return Ok(()) };
+    // Each of these in a spec that is good without it: where it stands, and what it is.
+    let numbers = [
+        ("/Mode", r#"{"Replicated":{"Replicas":-1}}"#),
+        ("/Mode", r#"{"Replicated":{"Replicas":18446744073709551615}}"#),
+        ("/EndpointSpec", r#"{"Ports":[{"TargetPort":0}]}"#),
+        ("/EndpointSpec", r#"{"Ports":[{"TargetPort":65536}]}"#),
+        ("/UpdateConfig", r#"{"Delay":-1}"#),
+        ("/TaskTemplate/Resources", r#"{"Limits":{"MemoryBytes":-5}}"#),
+        ("/TaskTemplate/Resources", r#"{"Limits":{"NanoCPUs":-7}}"#),
+    ];
+    let texts = [
+        ("/Name", r#""a/../b""#),
+        ("/Name", r#""a\u001b[31mb""#),
+        ("/Name", r#""a\nb""#),
+        ("/Labels", r#"{"a\u0000":"b"}"#),
+        ("/TaskTemplate/ContainerSpec/Env", r#"["A=\u0000b"]"#),
+        ("/TaskTemplate/ContainerSpec/Command", r#"["a\u0000b"]"#),
+    ];
+    for (place, value) in numbers.into_iter().chain(texts) {
+        let mut spec = json!({"Name": "web", "TaskTemplate": {"ContainerSpec": {"Image": "whoami"}}});
+        let (parent, name) = place.rsplit_once('/').unwrap_or_default();
+        if let Some(parent) = spec.pointer_mut(parent) {
+            parent[name] = serde_json::from_str(value)?;
+        }
+        let (status, body) = request(&lab, "POST", "/services/create", Some(&spec.to_string()))?;
+        ensure!(status == 400 && body.starts_with("{\"message\":\""), "{place} {value}: {status} {body}");
+    }
+    let long = json!({"Name": "a".repeat(64 << 10), "TaskTemplate": {"ContainerSpec": {"Image": "whoami"}}});
+    ensure!(request(&lab, "POST", "/services/create", Some(&long.to_string()))?.0 == 400, "a name of 64 KiB");
+    for path in ["//services", "/%2e%2e/services", "/v1.41/../services", "/services/%00", "/services/..%2f.."] {
+        let answer = raw(&lab, format!("GET {path} HTTP/1.1\r\nHost: docker\r\nConnection: close\r\n\r\n").as_bytes())?;
+        ensure!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
+    }
+    let create = "POST /services/create HTTP/1.1\r\nHost: docker\r\nContent-Type: application/json\r\n";
+    let smuggled = "0\r\n\r\nGET /info HTTP/1.1\r\nHost: docker\r\n\r\n";
+    for (request, status) in [
+        ("GET /_ping HTTP/1.1\r\nHost: d\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nabcd".to_owned(), "400"),
+        ("GET /_ping HTTP/1.1\r\nHost : d\r\n\r\n".into(), "400"),
+        ("GET /_ping\r\n\r\n".into(), "400"),
+        ("\u{16}\u{3}\u{1}\u{2}".into(), "400"),
+        (format!("GET /_ping HTTP/1.1\r\nX: {}\r\n\r\n", "a".repeat(600_000)), "431"),
+        (format!("{create}Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n{smuggled}"), "400"),
+        (format!("{create}Transfer-Encoding: chunked\r\n\r\n5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(200_000)), "400"),
+    ] {
+        let answer = raw(&lab, request.as_bytes())?;
+        let shown = &request[..request.len().min(80)];
+        ensure!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{shown:?}: {answer}");
+    }
+    ensure!(request(&lab, "GET", "/_ping", None)? == (200, "OK".into()), "it is there no more");
+    ensure!(request(&lab, "GET", "/services", None)?.1.trim() == "[]", "something was made");
     Ok(())
 }
