@@ -382,7 +382,12 @@ def _():
 
 @check("containers: create, start, wait, logs, run, rename, remove")
 def _():
-    if "SKEP_NO_RUN" in os.environ:
+    try:
+        client.containers.create("box:1").remove()
+    except docker.errors.APIError as error:
+        if error.status_code != 501:
+            raise
+        print(f"SKIPPED: containers of one node: {error.explanation}", flush=True)
         return
     output = client.containers.run("box:1", ["sh", "-c", "echo hi; echo no >&2"], remove=True)
     equal(output, b"hi\n")
