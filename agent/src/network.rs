@@ -55,7 +55,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use ways::Ways;
 
-/// For rules to be in place; a slow kernel must not hold a stop up for ever.
+/// For rules to be in place before a task begins or answers; a slow kernel must not hold it up for ever.
 const APPLY_LIMIT: Duration = Duration::from_secs(3);
 /// How often the host's resolvers are read again, and a picture that could not be written is written after all.
 const KEEP_EVERY: Duration = Duration::from_secs(2);
@@ -190,9 +190,13 @@ impl NetlbNetwork {
     }
 
     async fn applied(&self, step: &'static str) -> Result<(), NetworkError> {
-        match tokio::time::timeout(APPLY_LIMIT, self.netlb.applied()).await {
+        self.applied_within(APPLY_LIMIT, step).await
+    }
+
+    async fn applied_within(&self, limit: Duration, step: &'static str) -> Result<(), NetworkError> {
+        match tokio::time::timeout(limit, self.netlb.applied()).await {
             Ok(applied) => applied.map_err(kernel(step)),
-            Err(_) => Err(NetworkError::Kernel { step, reason: format!("not done within {} s", APPLY_LIMIT.as_secs()) }),
+            Err(_) => Err(NetworkError::Kernel { step, reason: format!("not done within {} s", limit.as_secs()) }),
         }
     }
 
@@ -292,7 +296,8 @@ impl Network for NetlbNetwork {
             }
         };
         self.tell_of(task, leave);
-        if served && let Err(error) = self.applied("close").await {
+        // As long as others may take for it: this node leads to the task as they do, and may be as starved.
+        if served && let Err(error) = self.applied_within(spanning::CLEARED_LIMIT, "close").await {
             tracing::warn!(task = %task, error = %chain(&error), "connections may still come to a task that is being stopped");
         }
     }
@@ -387,7 +392,9 @@ impl Network for NetlbNetwork {
 
     async fn programmed(&self) -> Result<(), NetworkError> {
         self.renew_keys().await?;
-        self.applied("change").await?;
+        // It takes as long as it takes, and fails by itself if it does: who gave up and asked again would wait for all that came
+        // meanwhile as well, and on a node that is starved never get to the end.
+        self.netlb.applied().await.map_err(kernel("change"))?;
         self.forget_keys().await;
         // Who restarts begins with what it reported: were it older, it would lead to tasks that were stopped since. A full disk is
         // not a reason to say nothing: the others would wait for this node with each task that they stop.

@@ -11,9 +11,9 @@ use tokio::time::timeout;
 
 /// For a manager to tell of the networks of a task that it just assigned: both leave it within a tenth of a second.
 const TOLD_LIMIT: Duration = Duration::from_secs(3);
-/// For all nodes to take a task out of their load balancers before it is stopped. One that cannot must not hold up the others' work
-/// for longer.
-const CLEARED_LIMIT: Duration = Duration::from_secs(5);
+/// For all nodes to take a task out of their load balancers before it is stopped. The manager knows which of them still answer, and
+/// waits for no other for more than 15 s (`manager/src/netstate/answering.rs`); this is for a manager that says nothing.
+pub(super) const CLEARED_LIMIT: Duration = Duration::from_secs(20);
 
 /// Whether a manager tells this node of others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,7 +71,7 @@ impl NetlbNetwork {
 
     /// Waits until no node leads to the task any more.
     pub(super) async fn others_cleared(&self, task: &TaskId) {
-        // A leader that dies meanwhile is no reason to hurry: the next one says it again, within less time than there is.
+        // A leader that dies meanwhile is no reason to hurry: the next one says it again, most often within the time there is.
         let is_cleared = |state: &State| !state.others_may_lead_to(task);
         if self.with(|state| state.following == Following::Nobody) {
             return;

@@ -6,36 +6,70 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 /// Who has to acknowledge, and what waits for it. The lowest acknowledgement is found at once, however many nodes there are.
 #[derive(Debug, Default)]
 pub(super) struct Acks {
-    nodes: HashMap<NodeId, Version>,
-    /// How many nodes stand at a revision.
-    counts: BTreeMap<Version, usize>,
+    nodes: HashMap<NodeId, Stand>,
+    /// Of all nodes: addresses wait for them.
+    all: Counts,
+    /// Of those that answer: tasks wait for them.
+    answering: Counts,
     /// Tasks that leave, by the revision since which they do.
     leaving: BTreeSet<(Version, TaskId)>,
 }
 
-impl Acks {
-    /// Sets what a node acknowledged; `None`: it is not waited for.
-    pub(super) fn set(&mut self, node: &NodeId, programmed: Option<Version>) {
-        let before = match programmed {
-            Some(version) => self.nodes.insert(node.clone(), version),
-            None => self.nodes.remove(node),
-        };
-        if let Some(before) = before
-            && let Some(count) = self.counts.get_mut(&before)
-        {
+/// How far a node has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stand {
+    pub(super) programmed: Version,
+    /// Whether it can be expected to say more.
+    pub(super) answers: bool,
+}
+
+/// How many nodes stand at a revision.
+#[derive(Debug, Default)]
+struct Counts(BTreeMap<Version, usize>);
+
+impl Counts {
+    fn add(&mut self, version: Version) {
+        *self.0.entry(version).or_default() += 1;
+    }
+
+    fn remove(&mut self, version: Version) {
+        if let Some(count) = self.0.get_mut(&version) {
             *count -= 1;
             if *count == 0 {
-                self.counts.remove(&before);
+                self.0.remove(&version);
             }
-        }
-        if let Some(version) = programmed {
-            *self.counts.entry(version).or_default() += 1;
         }
     }
 
-    /// Every node that is waited for has all changes up to here; `None`: no node is.
+    fn lowest(&self) -> Option<Version> {
+        self.0.first_key_value().map(|(version, _)| *version)
+    }
+}
+
+impl Acks {
+    /// Sets how far a node is; `None`: it is not waited for.
+    pub(super) fn set(&mut self, node: &NodeId, stand: Option<Stand>) {
+        let before = match stand {
+            Some(stand) => self.nodes.insert(node.clone(), stand),
+            None => self.nodes.remove(node),
+        };
+        if let Some(before) = before {
+            self.all.remove(before.programmed);
+            if before.answers {
+                self.answering.remove(before.programmed);
+            }
+        }
+        if let Some(stand) = stand {
+            self.all.add(stand.programmed);
+            if stand.answers {
+                self.answering.add(stand.programmed);
+            }
+        }
+    }
+
+    /// Every node that counts has all changes up to here; `None`: no node does.
     pub(super) fn lowest(&self) -> Option<Version> {
-        self.counts.first_key_value().map(|(version, _)| *version)
+        self.all.lowest()
     }
 
     pub(super) fn wait(&mut self, since: Version, task: TaskId) {
@@ -46,9 +80,9 @@ impl Acks {
         self.leaving.remove(&(since, task.clone()));
     }
 
-    /// The tasks that every node has taken out.
+    /// The tasks that every node that answers has taken out.
     pub(super) fn take_cleared(&mut self) -> Vec<TaskId> {
-        let lowest = self.lowest();
+        let lowest = self.answering.lowest();
         let mut cleared = Vec::new();
         while let Some((since, _)) = self.leaving.first()
             && lowest.is_none_or(|lowest| *since <= lowest)
@@ -73,15 +107,19 @@ impl Acks {
 mod tests {
     use super::*;
 
+    fn at(version: u64) -> Option<Stand> {
+        Some(Stand { programmed: Version(version), answers: true })
+    }
+
     #[test]
     fn a_task_is_cleared_by_the_last_node_that_is_waited_for() {
         let (one, two, task) = (NodeId::for_test(1), NodeId::for_test(2), TaskId::for_test(1));
         let mut acks = Acks::default();
-        acks.set(&one, Some(Version(4)));
-        acks.set(&two, Some(Version(9)));
+        acks.set(&one, at(4));
+        acks.set(&two, at(9));
         acks.wait(Version(5), task.clone());
         assert_eq!(acks.take_cleared(), []);
-        acks.set(&one, Some(Version(5)));
+        acks.set(&one, at(5));
         assert_eq!((acks.lowest(), acks.take_cleared()), (Some(Version(5)), vec![task.clone()]));
         acks.wait(Version(10), task.clone());
         acks.set(&one, None);
@@ -89,5 +127,19 @@ mod tests {
         acks.set(&two, None);
         assert_eq!((acks.lowest(), acks.take_cleared()), (None, vec![task]));
         assert!(acks.is_idle());
+    }
+
+    #[test]
+    fn a_node_that_does_not_answer_holds_addresses_back_and_no_task() {
+        let (one, two, task) = (NodeId::for_test(1), NodeId::for_test(2), TaskId::for_test(1));
+        let mut acks = Acks::default();
+        acks.set(&one, at(9));
+        acks.set(&two, at(4));
+        acks.wait(Version(5), task.clone());
+        acks.set(&two, Some(Stand { programmed: Version(4), answers: false }));
+        assert_eq!((acks.lowest(), acks.take_cleared()), (Some(Version(4)), vec![task.clone()]));
+        acks.wait(Version(6), task.clone());
+        acks.set(&one, Some(Stand { programmed: Version(5), answers: false }));
+        assert_eq!((acks.lowest(), acks.take_cleared()), (Some(Version(4)), vec![task]), "nobody answers");
     }
 }

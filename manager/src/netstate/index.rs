@@ -3,7 +3,7 @@
 //! Made once of a view and then fed every commit. A change costs as much as the nodes it concerns; what they have to be told
 //! comes out as [`Touch`]es, and is looked up here when it is time to say it ([`render`](super::render)).
 
-use super::acks::Acks;
+use super::acks::{Acks, Stand};
 use super::dirty::Touch;
 use super::facts::{DEFAULT_VXLAN_PORT, host, networks};
 use skep_types::{
@@ -46,6 +46,8 @@ pub(super) struct Seat {
     /// Its number and its underlay address, once it can be a peer.
     pub(super) place: Option<NodeOverlay>,
     pub(super) down: bool,
+    /// It was told something and does not answer: no task waits for it, but addresses do.
+    pub(super) silent: bool,
     /// The last revision it acknowledged.
     pub(super) programmed: Version,
     /// Networks that tasks of it are on.
@@ -154,13 +156,30 @@ impl Index {
         networks.iter().for_each(|id| self.expect(node, id, out));
     }
 
+    /// Nodes that tasks wait for now and of which that holds.
+    pub(super) fn waited_for(&self, holds: impl Fn(&NodeId) -> bool) -> Vec<NodeId> {
+        if self.leaving.values().all(|leaving| leaving.waits_for.is_empty()) {
+            return Vec::new();
+        }
+        let counts = self.nodes.iter().filter(|(_, seat)| seat.place.is_some() && !seat.down && !seat.silent);
+        counts.map(|(node, _)| node).filter(|node| holds(node)).cloned().collect()
+    }
+
+    /// Whether the node is worth waiting for.
+    pub(super) fn answers(&mut self, node: &NodeId, answers: bool, out: Out) {
+        let Some(seat) = self.nodes.get_mut(node).filter(|seat| seat.silent == answers) else { return };
+        seat.silent = !answers;
+        let networks: Vec<NetworkId> = self.interests(node).map(|(id, _)| id.clone()).collect();
+        networks.iter().for_each(|id| self.expect(node, id, out));
+    }
+
     /// Sets anew whether the network's changes wait for this node.
     pub(super) fn expect(&mut self, node: &NodeId, id: &NetworkId, out: Out) {
         let seat = self.nodes.get(node).filter(|seat| seat.place.is_some() && !seat.down);
         let counts = self.networks.get(id).is_some_and(|net| self.has_interest(node, net));
-        let programmed = seat.filter(|_| counts).map(|seat| seat.programmed);
+        let stand = seat.filter(|_| counts).map(|seat| Stand { programmed: seat.programmed, answers: !seat.silent });
         let Some(net) = self.networks.get_mut(id) else { return };
-        net.acks.set(node, programmed);
+        net.acks.set(node, stand);
         self.clear(id, out);
     }
 

@@ -13,6 +13,7 @@
 //! that is slow has a set that grows no further than what there is.
 
 mod acks;
+mod answering;
 mod dirty;
 mod facts;
 mod freed;
@@ -31,6 +32,7 @@ pub(crate) use service::NetworkStateService;
 use crate::dispatcher::BATCH;
 use crate::drive::{DriveError, Term};
 use crate::shared::Shared;
+use answering::Answering;
 use dirty::{Dirty, Touch};
 use index::Index;
 use skep_failpoint::failpoint;
@@ -39,9 +41,14 @@ use skep_store::FeedEvent;
 use skep_types::{NetworkId, NodeId, Version};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+
+/// How often it is looked who does not answer any more, while tasks wait for that.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The state of networks, while this manager leads.
 #[derive(Default)]
@@ -53,6 +60,7 @@ pub(crate) struct NetworkStates {
 struct Leading {
     index: Index,
     followers: HashMap<NodeId, Follower>,
+    answering: Answering,
     /// Cancelled when the term ends.
     term: CancellationToken,
 }
@@ -93,15 +101,26 @@ impl Drop for EndOfTerm {
 /// Tells changes until the term ends.
 pub(crate) async fn run(shared: Arc<Shared>, term: Term) -> Result<(), DriveError> {
     let (view, mut feed) = shared.watch();
-    let leading = Leading { index: Index::new(&view), followers: HashMap::new(), term: term.stop.child_token() };
+    let leading = Leading {
+        index: Index::new(&view),
+        followers: HashMap::new(),
+        answering: Answering::new(Instant::now()),
+        term: term.stop.child_token(),
+    };
     drop(view);
     let _end = EndOfTerm { shared: shared.clone(), term: leading.term.clone() };
     *shared.netstate.lock() = Some(leading);
     let keys = rotation::follow(&shared);
     tokio::pin!(keys);
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         let event = tokio::select! {
             () = term.stop.cancelled() => return Ok(()),
+            _ = look.tick() => {
+                shared.netstate.look_for_silent(Instant::now());
+                continue;
+            }
             never = &mut keys => match never {},
             event = feed.next() => event.ok_or(DriveError::StoreClosed)?,
         };
@@ -150,6 +169,9 @@ impl NetworkStates {
         if let Some(before) = leading.followers.insert(node.clone(), follower) {
             before.replaced.cancel();
         }
+        leading.answering.opened(node, Instant::now());
+        let Leading { index, followers, .. } = leading;
+        index.answers(node, true, &mut |node, touch| put(followers, node, touch));
         Ok(Opened { wake, replaced, term: leading.term.clone() })
     }
 
@@ -167,13 +189,28 @@ impl NetworkStates {
         let follower = leading.followers.get_mut(node).filter(|follower| Arc::ptr_eq(&follower.wake, &opened.wake))?;
         let dirty = std::mem::take(&mut follower.dirty);
         failpoint!("manager.netstate.taken");
-        Some(leading.index.difference(node, dirty))
+        let changes = leading.index.difference(node, dirty);
+        leading.answering.told(node, Version(changes.revision), Instant::now());
+        Some(changes)
     }
 
     fn acknowledge(&self, node: &NodeId, programmed: Version) {
         let mut state = self.lock();
-        if let Some(Leading { index, followers, .. }) = state.as_mut() {
-            index.acknowledge(node, programmed, &mut |node, touch| put(followers, node, touch));
+        if let Some(Leading { index, followers, answering, .. }) = state.as_mut() {
+            answering.acknowledged(node, programmed, Instant::now());
+            let mut out = |node: &NodeId, touch| put(followers, node, touch);
+            index.acknowledge(node, programmed, &mut out);
+            index.answers(node, true, &mut out);
+        }
+    }
+
+    /// Tasks that are to stop wait no longer for nodes that do not answer any more.
+    fn look_for_silent(&self, now: Instant) {
+        let mut state = self.lock();
+        let Some(Leading { index, followers, answering, .. }) = state.as_mut() else { return };
+        for node in index.waited_for(|node| answering.is_silent(node, now)) {
+            tracing::info!(%node, "a node does not say what it has done about networks; tasks are stopped without waiting for it");
+            index.answers(&node, false, &mut |node, touch| put(followers, node, touch));
         }
     }
 
@@ -182,6 +219,7 @@ impl NetworkStates {
             && leading.followers.get(node).is_some_and(|follower| Arc::ptr_eq(&follower.wake, &opened.wake))
         {
             leading.followers.remove(node);
+            leading.answering.closed(node, Instant::now());
         }
     }
 

@@ -91,3 +91,36 @@ fn a_new_leader_starts_from_the_store_and_waits_for_new_acknowledgements() {
     world.take_all();
     assert_eq!(world.cleared(1), [task(1).to_string()]);
 }
+
+#[test]
+fn a_node_that_does_not_answer_holds_no_task_up_until_it_does_again() {
+    let mut world = World::of_two();
+    world.put_task(1, 1, &[2], TaskState::Running);
+    world.put_task(2, 2, &[2], TaskState::Running);
+    world.take_all();
+    world.acknowledge(1);
+    world.acknowledge(2);
+    assert!(world.index.waited_for(|_| true).is_empty(), "no task waits");
+    world.want(1, TaskState::Shutdown);
+    world.take_all();
+    world.acknowledge(1);
+    world.take_all();
+    assert!(world.cleared(1).is_empty());
+    assert_eq!(world.index.waited_for(|id| *id == node(2)), [node(2)]);
+    let before = world.index.acknowledged(&network(2));
+    world.answers(2, false);
+    world.take_all();
+    assert_eq!(world.cleared(1), [task(1).to_string()]);
+    assert_eq!(world.index.acknowledged(&network(2)), before, "its address is not free yet");
+    // It is back: the next task waits for it.
+    world.answers(2, true);
+    world.put_task(3, 1, &[2], TaskState::Running);
+    world.want(3, TaskState::Shutdown);
+    world.take_all();
+    world.acknowledge(1);
+    world.take_all();
+    assert_eq!(world.cleared(1).len(), 1);
+    world.acknowledge(2);
+    world.take_all();
+    assert_eq!(world.cleared(1).len(), 2);
+}

@@ -314,6 +314,11 @@ impl World {
         self.index.acknowledge(&id, told, &mut |node, touch| tell(streams, node, touch));
     }
 
+    pub(super) fn answers(&mut self, number: u64, answers: bool) {
+        let streams = &mut self.streams;
+        self.index.answers(&node(number), answers, &mut |node, touch| tell(streams, node, touch));
+    }
+
     pub(super) fn known(&self, number: u64) -> &BTreeMap<String, Known> {
         &self.streams[&node(number)].picture.networks
     }
