@@ -9,6 +9,7 @@ mod containers; // of this node
 mod happenings; // here and in the cluster
 mod images; // of this node
 mod node; // this node and its membership
+mod reach; // the way to other nodes
 mod volumes; // of this node
 
 pub use cluster::*;
@@ -16,6 +17,7 @@ pub use containers::*;
 pub use happenings::*;
 pub use images::*;
 pub use node::*;
+pub use reach::*;
 pub use volumes::*;
 
 use std::sync::Arc;

@@ -26,6 +26,18 @@ pub fn task_of_container(id: &str) -> Option<TaskId> {
     text.parse().ok().filter(|task| container_id(task) == id)
 }
 
+/// Of an exec's id, what is its own: then come the digits of its task's.
+const OWN_DIGITS: usize = 14;
+
+/// Whose exec it is; `None` if it is no task's.
+#[must_use]
+pub fn task_of_exec(id: &str) -> Option<TaskId> {
+    let own = id.get(..OWN_DIGITS)?;
+    let task = id.get(OWN_DIGITS..)?;
+    let is_one = task.len() <= DIGITS && own.bytes().all(|digit| digit.is_ascii_hexdigit());
+    if is_one { task_of_container(&format!("{task:0<DIGITS$}")) } else { None }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,6 +50,11 @@ mod tests {
         assert_eq!(task_of_container(&id), Some(task.clone()));
         for odd in ["", task.as_str(), &"f".repeat(64), &"0".repeat(64), &id[..63]] {
             assert_eq!(task_of_container(odd), None, "{odd}");
+        }
+        let exec = format!("0123456789abcd{}", &id[..50]);
+        assert_eq!(task_of_exec(&exec), Some(task));
+        for odd in ["", &exec[..14], &exec[..63], &format!("g{}", &exec[1..]), &"f".repeat(64), "é0123456789abcdef"] {
+            assert_eq!(task_of_exec(odd), None, "{odd}");
         }
     }
 }

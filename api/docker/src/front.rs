@@ -1,65 +1,119 @@
 //! What is the same for every request: the version in the path, headers, unknown paths, `OPTIONS`.
 
-use crate::{ApiError, ApiVersion, Backend};
+use crate::everywhere::{self, Everywhere};
+use crate::tasks_only::{self, TasksOnly};
+use crate::{ApiError, ApiVersion, Backend, Reach};
 use crate::{config, container, distribution, events, exec, image, network, node, secret, service, swarm, system, task, volume};
 use axum::Router;
 use axum::body::Body;
 use axum::response::{IntoResponse as _, Response};
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header};
+use std::sync::Arc;
 use tower::ServiceExt as _;
 
-/// The whole API on a backend. Clones share it.
+/// The API on a backend. Clones share it.
 #[derive(Clone)]
 pub struct Front {
     routes: Router,
     server: HeaderValue,
+    scope: Scope,
+}
+
+/// What a front is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// A node and its cluster.
+    Node,
+    /// The cluster as one host.
+    Cluster,
+    /// Containers of a node's tasks, for other hosts.
+    Tasks,
 }
 
 impl Front {
+    /// Of a node and its cluster: all there is.
     #[must_use]
     pub fn new(backend: Backend) -> Self {
+        let own = Router::new().merge(container::routes()).merge(exec::routes());
+        let routes = common().merge(own);
+        Self::with(routes, backend, Scope::Node)
+    }
+
+    /// The cluster as one host: containers are those of tasks on all nodes.
+    #[must_use]
+    pub fn of_cluster(backend: Backend, reach: Arc<dyn Reach>) -> Self {
+        let routes = common().merge(everywhere::routes(Everywhere { backend: backend.clone(), reach }));
+        Self::with(routes, backend, Scope::Cluster)
+    }
+
+    /// What other hosts may ask of this node: about the containers of its tasks.
+    #[must_use]
+    pub fn of_tasks(backend: Backend) -> Self {
+        let routes = Router::new().merge(container::routes()).merge(exec::routes());
+        Self::with(routes, backend, Scope::Tasks)
+    }
+
+    fn with(routes: Router<Backend>, backend: Backend, scope: Scope) -> Self {
         let version = backend.node.engine_version();
         let server = HeaderValue::from_str(&format!("Docker/{version} (linux)")).unwrap_or_else(|_| HeaderValue::from_static("Docker"));
-        let routes = Router::new()
-            .merge(system::routes())
-            .merge(swarm::routes())
-            .merge(node::routes())
-            .merge(secret::routes())
-            .merge(config::routes())
-            .merge(network::routes())
-            .merge(service::routes())
-            .merge(task::routes())
-            .merge(container::routes())
-            .merge(exec::routes())
-            .merge(image::routes())
-            .merge(volume::routes())
-            .merge(distribution::routes())
-            .merge(events::routes())
-            .fallback(unknown)
-            .method_not_allowed_fallback(unknown)
-            .with_state(backend);
-        Self { routes, server }
+        let routes = routes.fallback(unknown).method_not_allowed_fallback(unknown).with_state(backend);
+        Self { routes, server, scope }
+    }
+
+    /// The request as the routes know it, or why they are not asked.
+    async fn admitted(&self, request: Request<Body>) -> Result<Request<Body>, ApiError> {
+        let mut request = versioned(request)?;
+        let (method, uri) = (request.method(), request.uri());
+        match self.scope {
+            Scope::Node => {}
+            Scope::Cluster => {
+                if let Some(refusal) = everywhere::refusal(method, uri) {
+                    return Err(everywhere::after_reading(request.into_body(), refusal).await);
+                }
+            }
+            Scope::Tasks => {
+                tasks_only::admit(method, uri)?;
+                request.extensions_mut().insert(TasksOnly);
+            }
+        }
+        Ok(request)
     }
 
     /// Answers one request.
     pub async fn call(self, request: Request<Body>) -> Response {
-        let Self { routes, server } = self;
-        let mut response = match versioned(request) {
+        let mut response = match self.admitted(request).await {
             Ok(request) if request.method() == Method::OPTIONS => StatusCode::OK.into_response(),
-            Ok(request) => match routes.oneshot(request).await {
+            Ok(request) => match self.routes.oneshot(request).await {
                 Ok(response) => response,
                 Err(never) => match never {},
             },
             Err(refusal) => refusal.into_response(),
         };
         let headers = response.headers_mut();
-        headers.insert(header::SERVER, server);
+        headers.insert(header::SERVER, self.server);
         let version = HeaderValue::from_str(&ApiVersion::MAX.to_string()).unwrap_or_else(|_| HeaderValue::from_static("1.50"));
         headers.insert(HeaderName::from_static("api-version"), version);
         headers.insert(HeaderName::from_static("ostype"), HeaderValue::from_static("linux"));
         headers.insert(HeaderName::from_static("docker-experimental"), HeaderValue::from_static("false"));
         response
     }
+}
+
+/// All but containers.
+fn common() -> Router<Backend> {
+    Router::new()
+        .merge(system::routes())
+        .merge(swarm::routes())
+        .merge(node::routes())
+        .merge(secret::routes())
+        .merge(config::routes())
+        .merge(network::routes())
+        .merge(service::routes())
+        .merge(task::routes())
+        .merge(image::routes())
+        .merge(volume::routes())
+        .merge(distribution::routes())
+        .merge(events::routes())
 }
 
 /// Also for a method that a known path does not have, as dockerd.

@@ -38,7 +38,7 @@ impl Sessions {
         Self { tasks: TaskTracker::new(), stop }
     }
 
-    fn spawn(&self, session: impl Future<Output = ()> + Send + 'static) {
+    pub fn spawn(&self, session: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             tokio::select! {

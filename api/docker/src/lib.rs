@@ -16,6 +16,7 @@ mod container_id; // a task's container in this API
 mod distribution; // /distribution
 mod error; // refusals and their status
 mod events; // /events
+mod everywhere; // /containers of all nodes
 mod exec; // /exec
 mod filters; // ?filters=
 mod front; // versions, headers, unknown paths
@@ -35,14 +36,16 @@ mod swarm; // /swarm
 mod system; // /version, /_ping, /auth, what there is none of
 mod talk; // a client and a process
 mod task; // /tasks
+mod tasks_only; // what other hosts reach of a node
 mod types; // the JSON of each object
 mod version; // of the API
 mod volume; // /volumes
 mod when; // points in time
 
 pub use backend::*;
-pub use container_id::{container_id, task_of_container};
+pub use container_id::{container_id, task_of_container, task_of_exec};
 pub use error::{ApiError, ErrorKind};
+pub use everywhere::task_labels;
 pub use front::Front;
-pub use server::{Listener, serve};
+pub use server::{Listener, answer, serve};
 pub use version::ApiVersion;

@@ -1,7 +1,7 @@
 //! Listeners and connections.
 
-use crate::Front;
 use crate::hijack::Sessions;
+use crate::{Connection, Front};
 use axum::body::Body;
 use http::Request;
 use hyper::body::Incoming;
@@ -9,7 +9,8 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -60,7 +61,17 @@ pub async fn serve(listener: Listener, front: Front, stop: CancellationToken) {
     sessions.ended().await;
 }
 
-async fn connection(stream: UnixStream, front: Front, sessions: Sessions, stop: CancellationToken) {
+/// Answers on one connection that came by another way, until its end or `stop`, streams included.
+pub async fn answer(stream: impl Connection + 'static, front: Front, stop: CancellationToken) {
+    let sessions = Sessions::new(stop.child_token());
+    connection(stream, front, sessions.clone(), stop).await;
+    sessions.ended().await;
+}
+
+async fn connection<IO>(stream: IO, front: Front, sessions: Sessions, stop: CancellationToken)
+where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(sessions.clone());
         let front = front.clone();

@@ -4,8 +4,10 @@ use super::summary::{health, state, summary};
 use crate::body::Json;
 use crate::filters::Filters;
 use crate::query::Query;
+use crate::tasks_only::TasksOnly;
 use crate::when::now;
 use crate::{ApiError, Backend, Container, Phase};
+use axum::Extension;
 use axum::extract::State;
 use serde_json::Value;
 
@@ -28,23 +30,63 @@ const FILTERS: [&str; 15] = [
 ];
 const STATES: [&str; 7] = ["created", "dead", "exited", "paused", "removing", "restarting", "running"];
 
-pub(super) async fn list(State(backend): State<Backend>, query: Query) -> Result<Json<Vec<Value>>, ApiError> {
-    let filters = query.filters(&FILTERS)?;
-    check(&filters)?;
-    super::no_sizes(&query)?;
-    let limit = query.number::<i64>("limit")?.and_then(|limit| usize::try_from(limit).ok()).filter(|limit| *limit > 0);
-    // Whoever names a state or wants the last ones does not mean the running ones only.
-    let wants_all = query.is("all") || filters.has("status") || filters.has("exited") || limit.is_some();
+pub(super) async fn list(
+    State(backend): State<Backend>,
+    of_tasks: Option<Extension<TasksOnly>>,
+    query: Query,
+) -> Result<Json<Vec<Value>>, ApiError> {
+    let wanted = Wanted::of(&query)?;
     let mut all = backend.containers.list().await?;
-    all.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
-    let bounds = Bounds::of(&filters, &all)?;
+    all.retain(|one| one.is_task || of_tasks.is_none());
     let now = now();
-    let found = all
-        .iter()
-        .filter(|one| wants_all || matches!(one.life.phase, Phase::Running | Phase::Paused))
-        .filter(|one| is_wanted(&filters, one) && bounds.hold(one))
-        .take(limit.unwrap_or(usize::MAX));
-    Ok(Json(found.map(|one| summary(one, now)).collect()))
+    Ok(Json(wanted.select(all)?.iter().map(|one| summary(one, now)).collect()))
+}
+
+/// Which containers a client wants to see.
+pub(crate) struct Wanted {
+    filters: Filters,
+    limit: Option<usize>,
+    /// Not the running ones only.
+    all: bool,
+}
+
+impl Wanted {
+    /// # Errors
+    /// Names the parameter that cannot be.
+    pub(crate) fn of(query: &Query) -> Result<Self, ApiError> {
+        let filters = query.filters(&FILTERS)?;
+        check(&filters)?;
+        super::no_sizes(query)?;
+        let limit = query.number::<i64>("limit")?.and_then(|limit| usize::try_from(limit).ok()).filter(|limit| *limit > 0);
+        // Whoever names a state or wants the last ones does not mean the running ones only.
+        let all = query.is("all") || filters.has("status") || filters.has("exited") || limit.is_some();
+        Ok(Self { filters, limit, all })
+    }
+
+    /// Whether it depends on when another container was made.
+    pub(crate) fn names_another(&self) -> bool {
+        self.filters.has("before") || self.filters.has("since")
+    }
+
+    /// At most so many.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit.unwrap_or(usize::MAX)
+    }
+
+    /// Those of them, the newest first.
+    ///
+    /// # Errors
+    /// If a filter names a container that is not there.
+    pub(crate) fn select(&self, mut all: Vec<Container>) -> Result<Vec<Container>, ApiError> {
+        all.sort_by(|a, b| b.created_at.cmp(&a.created_at).then_with(|| a.id.cmp(&b.id)));
+        let bounds = Bounds::of(&self.filters, &all)?;
+        all.retain(|one| {
+            let is_meant = self.all || matches!(one.life.phase, Phase::Running | Phase::Paused);
+            is_meant && is_wanted(&self.filters, one) && bounds.hold(one)
+        });
+        all.truncate(self.limit());
+        Ok(all)
+    }
 }
 
 fn check(filters: &Filters) -> Result<(), ApiError> {

@@ -13,6 +13,7 @@ mod summary; // one in a list
 
 pub(crate) use exec::window;
 pub(crate) use find::find;
+pub(crate) use list::Wanted;
 pub(crate) use summary::summary;
 
 use crate::{ApiError, Backend};
