@@ -39,6 +39,7 @@ mod routes; // which services there are
 mod serve; // gRPC over TLS
 mod settings; // what the cluster object says about this manager
 mod shared; // what all parts hold
+mod tunnels; // to the Docker API of nodes
 mod watch; // changes for clients
 
 pub use authorize::ConnectionInfo;

@@ -9,6 +9,7 @@ use crate::logs::Broker;
 use crate::manager::ManagerConfig;
 use crate::netstate::{FreedWatch, NetworkStates};
 use crate::peers::{Group, PeerTransport};
+use crate::tunnels::Tunnels;
 use skep_ca::SecurityConfig;
 use skep_store::{Clock, Feed, ProposeError, Store, View};
 use skep_types::{Action, ClusterId, ClusterView as _, ManagerStatus, NodeId, Timestamp, Version};
@@ -43,6 +44,7 @@ pub(crate) struct Shared {
     pub clock: Clock,
     pub local: Local,
     pub broker: Broker,
+    pub tunnels: Tunnels,
     /// Where nodes that want to join wait for the leader's CA.
     pub ca: Desk,
     pub transport: Arc<PeerTransport>,
@@ -71,6 +73,7 @@ impl Shared {
             clock: config.clock,
             local: Local { id: config.node_id, addr: advertise.ip(), advertise },
             broker: Broker::default(),
+            tunnels: Tunnels::default(),
             ca: Desk::default(),
             transport: config.transport,
             group: Group::new(members),

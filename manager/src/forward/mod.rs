@@ -43,6 +43,8 @@ const LAST_WORDS: Duration = Duration::from_millis(500);
 const MAX_REQUEST: usize = (4 << 20) + 5;
 /// What every node follows as long as it lives.
 const NETWORK_STATE: &str = "/skep.v1.NetworkState/Follow";
+/// And what it listens to.
+const TUNNEL_ORDERS: &str = "/skep.v1.Tunnels/Listen";
 /// Marks the answer of a manager that was taken for the leader and did nothing.
 const NOT_LEADER: &str = "skep-not-leader";
 
@@ -134,7 +136,7 @@ impl Kept {
 
 /// Requests with a stream from the caller cannot be kept.
 fn is_streamed(path: &str) -> bool {
-    ["/docker.swarmkit.v1.LogBroker/PublishLogs", NETWORK_STATE].contains(&path)
+    ["/docker.swarmkit.v1.LogBroker/PublishLogs", NETWORK_STATE, "/skep.v1.Tunnels/Dial", "/skep.v1.Tunnels/Serve"].contains(&path)
 }
 
 /// Calls that change nothing, or the same again: they may be sent once more when nobody knows whether they arrived.
@@ -156,7 +158,7 @@ fn is_read(path: &str) -> bool {
 /// certificates.
 pub(crate) fn is_for_agents(path: &str) -> bool {
     let prefixes = ["Dispatcher/", "LogBroker/", "NodeCA/", "CA/"];
-    path == NETWORK_STATE
+    [NETWORK_STATE, TUNNEL_ORDERS].contains(&path)
         || path.strip_prefix("/docker.swarmkit.v1.").is_some_and(|method| prefixes.iter().any(|prefix| method.starts_with(prefix)))
 }
 

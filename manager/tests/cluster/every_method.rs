@@ -28,12 +28,14 @@ const JOINING: [&str; 3] = [
 ];
 
 /// What a worker may call besides.
-const WORKING: [&str; 5] = [
+const WORKING: [&str; 7] = [
     "docker.swarmkit.v1.Dispatcher/",
     "docker.swarmkit.v1.LogBroker/",
     "docker.swarmkit.v1.ResourceAllocator/",
     "docker.swarmkit.v1.NodeCA/",
     "skep.v1.NetworkState/",
+    "skep.v1.Tunnels/Listen",
+    "skep.v1.Tunnels/Serve",
 ];
 
 pub fn every_method() -> Vec<String> {

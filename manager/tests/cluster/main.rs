@@ -17,5 +17,6 @@ mod nodes_and_logs;
 mod root_rotation;
 mod sessions;
 mod support;
+mod tunnels;
 mod who_may_call;
 mod wire;

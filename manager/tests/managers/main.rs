@@ -8,3 +8,4 @@ mod networks;
 mod roles;
 mod sessions;
 mod support;
+mod tunnels;
