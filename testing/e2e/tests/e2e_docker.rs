@@ -4,6 +4,8 @@
 mod box_image; // an image with a shell
 #[path = "e2e_docker/clients.rs"]
 mod clients; // docker-py, Ansible, bollard, dockerode, Prometheus
+#[path = "e2e_docker/conformance.rs"]
+mod conformance; // a list of command lines, to us and to a genuine dockerd
 #[path = "e2e_docker/containers.rs"]
 mod containers; // docker ps, logs, exec, cp …
 #[path = "e2e_docker/http.rs"]
