@@ -2,6 +2,7 @@
 //!
 //! ```sh
 //! cargo run --release -p skep-netlb --example dns_bench      # as root; takes half a minute
+//! scripts/bench B15                                          # calls it as `dns_bench json ROUNDS`: a line for each figure
 //! ```
 //! Both servers are loops of the same kind on sockets in the same namespace, asked by the same client, a process of its own;
 //! the echo sends back what came, padded to the length of an answer. Rounds alternate, so that whatever else the machine does
@@ -30,7 +31,9 @@ const WINDOW: usize = 16;
 fn main() {
     match std::env::args().nth(1).as_deref() {
         Some("client") => client(),
-        _ if std::env::var_os(INSIDE).is_some() => server(),
+        // `skep-bench` made the namespaces already.
+        Some("json") => server(std::env::args().nth(2).and_then(|rounds| rounds.parse().ok())),
+        _ if std::env::var_os(INSIDE).is_some() => server(None),
         _ => {
             // A host of its own, which is gone with the process.
             let status =
@@ -40,7 +43,8 @@ fn main() {
     }
 }
 
-fn server() {
+/// `lines`: so many rounds, each told as lines of JSON; else [`ROUNDS`], and a table at the end.
+fn server(lines: Option<usize>) {
     let made = "mount -t tmpfs none /run && ip link set lo up && ip netns add bench && ip -n bench link set lo up";
     assert!(Command::new("sh").args(["-ec", made]).status().expect("sh runs").success(), "needs root and iproute2");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -54,30 +58,56 @@ fn server() {
         let asker = Asker { networks: vec![NetworkId::for_test(1)], outside: true, ..Asker::default() };
         dns.serve(&TaskId::for_test(1), Path::new(NETNS), Asking::new(asker)).await.expect("it serves");
         let echo = tokio::spawn(echo(within(|| UdpSocket::bind(("127.0.0.1", ECHO_PORT)).expect("a free port"))));
-        println!("{NAMES} names; {ROUNDS} rounds each; medians\n");
-        println!("{:<34} {:>10} {:>8} {:>9} {:>9} {:>9}", "", "asked/s", "ratio", "cpu us", "p50 us", "p99 us");
         let mut rounds: Vec<Vec<Round>> = Vec::new();
-        for _ in 0..ROUNDS {
+        for number in 0..lines.unwrap_or(ROUNDS) {
             let mut of_each = Vec::new();
             for (_, kind) in KINDS {
                 of_each.push(round(kind).await);
             }
+            if lines.is_some() {
+                tell(number, &of_each);
+            }
             rounds.push(of_each);
         }
-        for (at, (title, _)) in KINDS.iter().enumerate() {
-            let median = |of: &dyn Fn(&[Round]) -> f64| {
-                let mut all: Vec<f64> = rounds.iter().map(|round| of(round)).collect();
-                all.sort_by(f64::total_cmp);
-                all[all.len() / 2]
-            };
-            let (rate, ratio) = (median(&|round| round[at].rate), median(&|round| round[at].rate / round[0].rate));
-            let (cpu, p50, p99) = (median(&|round| round[at].cpu_us), median(&|round| round[at].p50_us), median(&|round| round[at].p99_us));
-            println!("{title:<34} {rate:>10.0} {ratio:>8.2} {cpu:>9.2} {p50:>9.0} {p99:>9.0}");
+        if lines.is_none() {
+            table(&rounds);
+            println!("\none answer without sockets: {:.2} us; {:?}", alone(), dns.counters());
         }
-        println!("\none answer without sockets: {:.2} us; {:?}", alone(), dns.counters());
         echo.abort();
         dns.stop_all().await;
     });
+}
+
+/// The figures of a round that B15 has goals for. The echo's own are those of a peer.
+fn tell(number: usize, of_each: &[Round]) {
+    let line = |metric: &str, who: &str, value: f64| {
+        println!(r#"{{"bench":"B15","round":{number},"metric":"{metric}","unit":"us","who":"{who}","value":{value}}}"#);
+    };
+    let [echo, a, .., dead] = of_each else { return };
+    let each = |round: &Round| 1e6 / round.rate;
+    for (metric, of) in
+        [("a question under load, wall", &each as &dyn Fn(&Round) -> f64), ("a question, CPU of the server", &|of| of.cpu_us)]
+    {
+        line(metric, "skep", of(a));
+        line(metric, "udp echo", of(echo));
+    }
+    line("p99 with the resolver dead", "skep", dead.p99_us);
+    line("p99 with the resolver dead", "no foreign question", a.p99_us);
+}
+
+fn table(rounds: &[Vec<Round>]) {
+    println!("{NAMES} names; {} rounds each; medians\n", rounds.len());
+    println!("{:<34} {:>10} {:>8} {:>9} {:>9} {:>9}", "", "asked/s", "ratio", "cpu us", "p50 us", "p99 us");
+    for (at, (title, _)) in KINDS.iter().enumerate() {
+        let median = |of: &dyn Fn(&[Round]) -> f64| {
+            let mut all: Vec<f64> = rounds.iter().map(|round| of(round)).collect();
+            all.sort_by(f64::total_cmp);
+            all[all.len() / 2]
+        };
+        let (rate, ratio) = (median(&|round| round[at].rate), median(&|round| round[at].rate / round[0].rate));
+        let (cpu, p50, p99) = (median(&|round| round[at].cpu_us), median(&|round| round[at].p50_us), median(&|round| round[at].p99_us));
+        println!("{title:<34} {rate:>10.0} {ratio:>8.2} {cpu:>9.2} {p50:>9.0} {p99:>9.0}");
+    }
 }
 
 fn names_of_a_network() -> NetworkNames {

@@ -45,7 +45,7 @@ use std::path::{Path, PathBuf};
 use writes::Writes;
 
 /// Those that share daemons are neighbours.
-const ALL: [&str; 15] = ["B5", "B8", "B9", "B10", "B11", "B1", "B2", "B3", "B16", "SC1", "B7", "B6", "SC4", "B4", "B13"];
+const ALL: [&str; 16] = ["B5", "B8", "B9", "B10", "B11", "B15", "B1", "B2", "B3", "B16", "SC1", "B7", "B6", "SC4", "B4", "B13"];
 /// Those that share one run.
 const SESSIONS: [&str; 4] = ["SC1", "B7", "B6", "SC4"];
 /// Of B1.
@@ -152,7 +152,7 @@ fn main() -> Result<()> {
             continue;
         }
         eprintln!("{which}");
-        let lonely = together || matches!(which.as_str(), "B4" | "B8" | "B9" | "B10" | "B11" | "B13");
+        let lonely = together || matches!(which.as_str(), "B4" | "B8" | "B9" | "B10" | "B11" | "B13" | "B15");
         if which != "B5" {
             anyhow::ensure!(skep_kit::need_root("skep-bench"), "{which} needs a host of its own");
         }
@@ -167,7 +167,7 @@ fn main() -> Result<()> {
         let few = rounds.div_ceil(2);
         let reports = match (which.as_str(), &field) {
             ("B5", _) => sched::sched().map(one),
-            ("B8" | "B9" | "B10" | "B11", None) => network::measure(which, rounds).map(one),
+            ("B8" | "B9" | "B10" | "B11" | "B15", None) => network::measure(which, rounds).map(one),
             ("B1", Some(field)) => tasks::start_one(field, rounds).map(one),
             ("B2", Some(field)) => tasks::start_burst(field, &[50, 100], few).map(one),
             ("B3", Some(field)) => tasks::stop_and_remove(field, &[1, 10, 50], few, options.cycles).map(one),

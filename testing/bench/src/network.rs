@@ -1,4 +1,4 @@
-//! B8 to B11: what netlb's `net_bench` measured, beside the ways that networks are made of.
+//! B8 to B11 and B15: what netlb's `net_bench` and `dns_bench` measured, beside the ways that networks are made of.
 //!
 //! All are times, so that less is better and a ratio to a peer at most something: 0.95 of a peer's throughput is 1.053 of its time.
 
@@ -8,16 +8,17 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
-/// A benchmark, and how `net_bench` calls it.
-const KINDS: [(&str, &str, &str); 4] = [
-    ("B8", "churn", "endpoint-churn: one of a service's four tasks replaced, netlb and kernel"),
-    ("B9", "connect", "vip-connect: from task to task of one host"),
-    ("B10", "overlay", "overlay-throughput: from task to task of two hosts"),
-    ("B11", "ingress", "ingress: a client's requests to a port of one host, the task on another"),
+/// A benchmark, the example of netlb that measures it, and how that calls it.
+const KINDS: [(&str, &str, &str, &str); 5] = [
+    ("B8", "net_bench", "churn", "endpoint-churn: one of a service's four tasks replaced, netlb and kernel"),
+    ("B9", "net_bench", "connect", "vip-connect: from task to task of one host"),
+    ("B10", "net_bench", "overlay", "overlay-throughput: from task to task of two hosts"),
+    ("B11", "net_bench", "ingress", "ingress: a client's requests to a port of one host, the task on another"),
+    ("B15", "dns_bench", "json", "dns: a task's questions for one of 10,000 names, 32 under way at a time"),
 ];
 
 /// What a metric that begins so is to keep to.
-const GOALS: [(&str, Goal); 7] = [
+const GOALS: [(&str, Goal); 9] = [
     ("a task replaced among 10000 services, CPU", Goal::Value(2.0)),
     ("loading 10000 services, wall", Goal::Value(1_500.0)),
     ("connect, 10000 services, p50", Goal::Ratio { against: "direct", at_most: 1.15 }),
@@ -25,6 +26,8 @@ const GOALS: [(&str, Goal); 7] = [
     ("a GiB, 8 TCP streams, wall", Goal::Ratio { against: "bridge by hand", at_most: 1.0 / 0.95 }),
     ("request, keep-alive, p50", Goal::Ratio { against: "direct", at_most: 1.0 / 0.9 }),
     ("new connection, p50", Goal::Ratio { against: "direct", at_most: 1.0 / 0.75 }),
+    ("a question under load, wall", Goal::Ratio { against: "udp echo", at_most: 1.0 / 0.7 }),
+    ("p99 with the resolver dead", Goal::Ratio { against: "no foreign question", at_most: 1.25 }),
 ];
 
 /// By metric, with its unit: by contender: a round's figures.
@@ -40,21 +43,25 @@ fn parse(text: &str) -> Result<Figures> {
         let by_round = all.entry((text("metric")?, text("unit")?)).or_default().entry(text("who")?).or_default();
         by_round.entry(round).or_default().push(value);
     }
-    ensure!(!all.is_empty(), "net_bench printed no figure");
+    ensure!(!all.is_empty(), "no figure was printed");
     Ok(all)
 }
 
 /// # Errors
-/// If `net_bench` was not built or fails.
+/// If the example was not built or fails.
 pub fn measure(name: &str, rounds: usize) -> Result<Report> {
-    let (name, what, title) = KINDS.into_iter().find(|(known, ..)| *known == name).with_context(|| format!("{name} is none of these"))?;
+    let (name, example, what, title) =
+        KINDS.into_iter().find(|(known, ..)| *known == name).with_context(|| format!("{name} is none of these"))?;
     let mut report = Report::new(name, title);
     report.rounds = rounds;
-    let program = skep_kit::binary("examples/net_bench").context("cargo build --release -p skep-netlb --example net_bench")?;
+    let program = skep_kit::binary(&format!("examples/{example}"));
+    let program = program.with_context(|| format!("cargo build --release -p skep-netlb --example {example}"))?;
     let rounds = rounds.to_string();
     let text = skep_kit::run("unshare", &["-n", "-m", "--", &program.to_string_lossy(), what, &rounds])?.success()?;
     report.rows = rows(&parse(&text)?)?;
-    report.remarks.push("clients and servers are threads of one process, and their CPU time is in the figures".into());
+    if example == "net_bench" {
+        report.remarks.push("clients and servers are threads of one process, and their CPU time is in the figures".into());
+    }
     if name == "B11" {
         report.remarks.push("every answer named the client's own address, by our way and by the direct one".into());
     }
@@ -66,7 +73,7 @@ fn rows(figures: &Figures) -> Result<Vec<Row>> {
         "ms" => Ok("ms"),
         "us" => Ok("us"),
         "s" => Ok("s"),
-        other => anyhow::bail!("{other} is no unit of net_bench"),
+        other => anyhow::bail!("{other} is no unit of these"),
     };
     let mut rows = Vec::new();
     for ((metric, unit), who) in figures {
@@ -78,7 +85,8 @@ fn rows(figures: &Figures) -> Result<Vec<Row>> {
                 row = row.peer(name, value);
             }
         }
-        let against = ["bridge by hand", "direct"].into_iter().find_map(|name| Some((name, who.get(name)?)));
+        let against =
+            ["bridge by hand", "direct", "udp echo", "no foreign question"].into_iter().find_map(|name| Some((name, who.get(name)?)));
         if let (Some((name, theirs)), Some(ours)) = (against, who.get("skep")) {
             let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
             let ratios: Vec<f64> = ours.iter().filter_map(|(round, ours)| Some(mean(ours) / mean(theirs.get(round)?))).collect();
