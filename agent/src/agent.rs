@@ -7,7 +7,7 @@ use crate::engine::Engine;
 use crate::error::AgentError;
 use crate::executor::{Executor, Images, Network};
 use crate::logs::{LogWriter, LogWriterCommand};
-use crate::session::{Describe, Dial, Farewell, ManagerAddress, Session, SessionConfig, SessionState};
+use crate::session::{Answer, Describe, Dial, Farewell, ManagerAddress, Session, SessionConfig, SessionState};
 use crate::worker::Assign;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -34,6 +34,8 @@ pub struct AgentDeps {
     pub describe: Describe,
     pub images: Arc<dyn Images>,
     pub network: Arc<dyn Network>,
+    /// What managers reach on this node by tunnels; `None` = nothing.
+    pub tunnels: Option<Arc<dyn Answer>>,
 }
 
 /// A running agent. Dropping it stops the agent, not the tasks.
@@ -105,6 +107,7 @@ impl Agent {
             logs_dir,
             node_id,
             data_path_addr: config.data_path_addr,
+            tunnels: deps.tunnels,
         };
         let (local_manager, local) = watch::channel(config.local_manager);
         let (farewell, going) = watch::channel(None);

@@ -54,7 +54,7 @@ pub use node_images::NodeImages;
 pub use payloads::Payloads;
 pub use report::{NodeSettings, machine_architecture, machine_hostname, machine_resources, node_description};
 pub use reports::Reports;
-pub use session::{Backoff, Describe, Dial, DialError, ManagerAddress, SessionState, TlsDial};
+pub use session::{Answer, Backoff, Describe, Dial, DialError, ManagerAddress, SessionState, TlsDial};
 pub use task::Outcome;
 pub use template::{NodeFacts, TemplateError};
 pub use worker::{Assign, TaskList};

@@ -18,10 +18,12 @@ mod networks; // that span nodes
 mod remotes; // known managers and their weights
 #[cfg(test)]
 mod tests;
+mod tunnels; // connections that managers ask for
 
 pub use backoff::Backoff;
 pub use dial::{Dial, DialError, TlsDial};
 pub use remotes::ManagerAddress;
+pub use tunnels::Answer;
 
 /// What the cluster simulator runs of the session.
 pub mod pure {
@@ -76,6 +78,8 @@ pub struct SessionConfig {
     pub node_id: String,
     /// Where other nodes reach this one with VXLAN; `None` = where its connections come from.
     pub data_path_addr: Option<IpAddr>,
+    /// What is at this node's end of tunnels; `None` = it opens none.
+    pub tunnels: Option<Arc<dyn Answer>>,
 }
 
 /// Holds a session with one manager after the other.

@@ -83,6 +83,7 @@ async fn started(containerd: &Containerd, netlb: &skep_netlb::Netlb) -> Agent {
         describe: Arc::new(|| node_description(&NodeSettings::default(), None)),
         images: Arc::new(OneImage { chain_id: containerd.chain_id.clone(), config: Default::default() }),
         network: Arc::new(NetlbNetwork::new(netlb.clone())),
+        tunnels: None,
     };
     Agent::start(agent_config, deps, &CancellationToken::new()).await.unwrap()
 }

@@ -180,6 +180,7 @@ async fn start(containerd: &Containerd, address: std::net::SocketAddr, stop: &Ca
             describe: Arc::new(|| node_description(&NodeSettings::default(), None)),
             images: Arc::new(OneImage { chain_id: containerd.chain_id.clone(), config: Default::default() }),
             network: Arc::new(HostNetwork),
+            tunnels: None,
         },
         stop,
     )

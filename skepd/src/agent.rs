@@ -6,8 +6,8 @@ pub use keeper::{AgentKeeper, AgentState};
 
 use crate::config::{Config, Wireguard};
 use skep_agent::{
-    Agent, AgentConfig, AgentDeps, AgentError, ContainerdConfig, LogWriterCommand, ManagerAddress, NetlbNetwork, NodeFacts, NodeImages,
-    NodeSettings, TlsDial, TunnelEnds, machine_architecture, machine_hostname, node_description,
+    Agent, AgentConfig, AgentDeps, AgentError, Answer, ContainerdConfig, LogWriterCommand, ManagerAddress, NetlbNetwork, NodeFacts,
+    NodeImages, NodeSettings, TlsDial, TunnelEnds, machine_architecture, machine_hostname, node_description,
 };
 use skep_ca::SecurityConfig;
 use skep_images::ImageStore;
@@ -31,6 +31,8 @@ pub struct AgentParts {
     pub network: Netlb,
     /// Its servers outlive the agent: names are answered while another one is begun.
     pub dns: Dns,
+    /// What managers reach on this node by tunnels.
+    pub tunnels: Option<Arc<dyn Answer>>,
     /// Of a node whose identity is sealed; else the identity says it.
     pub node_id: String,
     /// `host:port` of managers, as the join command named them; others are learnt from the sessions.
@@ -67,6 +69,7 @@ impl AgentParts {
             describe: Arc::new(move || node_description(&settings, security.tls_info().map(tls_info))),
             images: Arc::new(NodeImages::new(self.images.clone())),
             network: Arc::new(network),
+            tunnels: self.tunnels.clone(),
         };
         let config = AgentConfig {
             containerd,

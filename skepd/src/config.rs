@@ -59,11 +59,16 @@ pub struct Flags {
     /// Registries that are spoken to without TLS (those on loopback always are)
     #[arg(long, value_name = "HOST:PORT")]
     pub insecure_registry: Vec<String>,
-    /// Where the Docker API answers: a Unix socket of root's (see --docker-group), or off [default: docker.sock in the run directory]
+    /// Where the Docker API of this node answers: a Unix socket of root's (see --docker-group), or off [default: docker.sock in the run
+    /// directory]
     #[arg(long, value_name = "PATH|off")]
     pub docker_socket: Option<PathBuf>,
-    /// Group that may use that socket too, and so everything on this node; asks for a --docker-socket outside of the run directory,
-    /// which is root's alone
+    /// Where the cluster answers as one Docker host, whose containers are those of tasks on all nodes: a Unix socket, which works on
+    /// managers, or off [default: docker-cluster.sock in the run directory]
+    #[arg(long, value_name = "PATH|off")]
+    pub docker_cluster_socket: Option<PathBuf>,
+    /// Group that may use those sockets too, and so everything on this node and in its cluster; asks for a --docker-socket outside of
+    /// the run directory, which is root's alone; --docker-cluster-socket is the group's too if it is outside
     #[arg(long, value_name = "GROUP")]
     pub docker_group: Option<String>,
     /// Label of this node's engine, for constraints on engine.labels
@@ -115,6 +120,7 @@ struct File {
     tunnel_key_lifetime: Option<u32>,
     insecure_registries: Vec<String>,
     docker_socket: Option<PathBuf>,
+    docker_cluster_socket: Option<PathBuf>,
     docker_group: Option<String>,
     labels: std::collections::BTreeMap<String, String>,
     log_level: Option<String>,
@@ -141,6 +147,8 @@ pub struct Config {
     pub insecure_registries: Vec<String>,
     /// `None`: the Docker API is off.
     pub docker_socket: Option<PathBuf>,
+    /// The same for the cluster as one host.
+    pub docker_cluster_socket: Option<PathBuf>,
     pub docker_group: Option<String>,
     pub labels: std::collections::BTreeMap<String, String>,
     pub log_level: String,
@@ -167,10 +175,16 @@ impl Config {
         }
         let lb_driver = file.lb_driver.map(|name| name.parse::<LbDriver>()).transpose().context("lb_driver")?;
         let run_dir = flags.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/skep".into());
-        let docker_socket = flags.docker_socket.or(file.docker_socket).unwrap_or_else(|| run_dir.join("docker.sock"));
+        let or_off = |asked: Option<PathBuf>, name: &str| {
+            let socket = asked.unwrap_or_else(|| run_dir.join(name));
+            (socket != Path::new("off")).then_some(socket)
+        };
+        let docker_socket = or_off(flags.docker_socket.or(file.docker_socket), "docker.sock");
+        let docker_cluster_socket = or_off(flags.docker_cluster_socket.or(file.docker_cluster_socket), "docker-cluster.sock");
         let config = Self {
             data_dir: flags.data_dir.or(file.data_dir).unwrap_or_else(|| "/var/lib/skep".into()),
-            docker_socket: (docker_socket != Path::new("off")).then_some(docker_socket),
+            docker_socket,
+            docker_cluster_socket,
             docker_group: flags.docker_group.or(file.docker_group).filter(|name| !name.is_empty()),
             run_dir,
             containerd: flags.containerd.or(file.containerd).unwrap_or_else(|| "/run/containerd/containerd.sock".into()),
@@ -221,6 +235,15 @@ impl Config {
                 "docker_group: the group cannot reach {}, for {} is root's alone; put the socket elsewhere, such as --docker-socket /run/docker.sock",
                 socket.display(),
                 self.run_dir.display()
+            );
+        }
+        if let Some(socket) = &self.docker_cluster_socket {
+            let is_good = socket.is_absolute() && socket.as_os_str().len() < 108;
+            ensure!(is_good, "docker_cluster_socket: {} is not an absolute path of less than 108 bytes, nor off", socket.display());
+            ensure!(
+                self.docker_socket.as_ref() != Some(socket),
+                "docker_cluster_socket: {} is docker_socket too; they differ in what they answer",
+                socket.display()
             );
         }
         ensure!(self.listen().port() != 0, "listen_addr: port 0 would change with every start; choose a port");
@@ -280,6 +303,8 @@ mod tests {
         let socket =
             |text: Option<&str>| Config::of_flags(Flags { docker_socket: text.map(Into::into), ..Flags::default() }).unwrap().docker_socket;
         assert_eq!(socket(None).unwrap(), Path::new("/run/skep/docker.sock"));
+        let both = Config::of_flags(Flags::default()).unwrap();
+        assert_eq!(both.docker_cluster_socket.unwrap(), Path::new("/run/skep/docker-cluster.sock"));
         assert_eq!(socket(Some("off")), None);
         let flags = Flags { docker_socket: Some("/run/docker.sock".into()), docker_group: Some("docker".into()), ..Flags::default() };
         assert_eq!(Config::of_flags(flags).unwrap().docker_group.as_deref(), Some("docker"));
@@ -305,6 +330,8 @@ mod tests {
             (Flags { cgroup_parent: Some("/".into()), ..Flags::default() }, "cgroup_parent"),
             (Flags { docker_socket: Some("docker.sock".into()), ..Flags::default() }, "docker_socket"),
             (Flags { docker_group: Some("docker".into()), ..Flags::default() }, "docker_group"),
+            (Flags { docker_cluster_socket: Some("x.sock".into()), ..Flags::default() }, "docker_cluster_socket"),
+            (Flags { docker_cluster_socket: Some("/run/skep/docker.sock".into()), ..Flags::default() }, "docker_cluster_socket"),
             (Flags { label: vec!["x".into()], ..Flags::default() }, "--label"),
         ] {
             let error = Config::merge(flags, File::default()).unwrap_err().to_string();

@@ -6,7 +6,9 @@
 mod orders; // what the local socket's callers ask for
 
 use crate::config::Config;
-use crate::docker::{ClusterCalls, DockerApi, Local, NodeContainers, NodeHappenings, NodeImages, NodeVolumes, ThisNode, remember_cluster};
+use crate::docker::{
+    ClusterCalls, DockerApi, Local, NodeContainers, NodeHappenings, NodeImages, NodeVolumes, ThisNode, Visits, remember_cluster,
+};
 use crate::local::{LocalNodeService, Order};
 use crate::parts::NodeParts;
 use crate::router::Routes;
@@ -54,7 +56,7 @@ pub async fn run(config: Config) -> Result<()> {
     let vault = Vault::new(&config.data_dir);
     let found = vault.find()?;
     let security = SecurityConfig::without_identity()?;
-    let parts = NodeParts::start(&config, &security, &vault)?;
+    let mut parts = NodeParts::start(&config, &security, &vault)?;
 
     let (routes, board) = (Routes::closed(NOT_IN_A_SWARM), Board::new(&security));
     let (orders, inbox) = mpsc::channel(16);
@@ -68,7 +70,9 @@ pub async fn run(config: Config) -> Result<()> {
     servers.spawn(skep_manager::serve(skep_ca::serve_local(listener, &security), local, stop.clone()));
     let told = Local::default();
     let backend = docker_backend(&parts, &routes, &board, node, told.clone())?;
-    let mut docker = DockerApi::start(&config, backend, &stop)?;
+    parts.tunnels = Some(Arc::new(Visits::new(backend.clone(), &stop)));
+    let reach = Arc::new(ClusterCalls::new(&routes, board.clone()));
+    let mut docker = DockerApi::start(&config, backend, reach, &stop)?;
     docker.spawn(remember_cluster(board.clone(), told, stop.clone()));
     let pulse = Arc::new(AtomicBool::new(true));
     let turning = Arc::clone(&pulse);

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::state::NodeFile;
 use crate::vault::Vault;
 use anyhow::{Context, Result};
-use skep_agent::NodeImages;
+use skep_agent::{Answer, NodeImages};
 use skep_ca::SecurityConfig;
 use skep_images::{ImageStore, RegistryConfig};
 use skep_netlb::Netlb;
@@ -26,6 +26,8 @@ pub struct NodeParts {
     pub config: Arc<Config>,
     pub security: SecurityConfig,
     pub vault: Vault,
+    /// What managers reach on this node, once it is known.
+    pub tunnels: Option<Arc<dyn Answer>>,
     images: ImageStore,
     network: Netlb,
     dns: Dns,
@@ -41,6 +43,7 @@ impl NodeParts {
             config: Arc::clone(config),
             security: security.clone(),
             vault: vault.clone(),
+            tunnels: None,
             images,
             network,
             dns: Dns::new(DnsLimits::default()),
@@ -74,6 +77,7 @@ impl NodeParts {
             images: self.images.clone(),
             network: self.network.clone(),
             dns: self.dns.clone(),
+            tunnels: self.tunnels.clone(),
             node_id: node.map(|node| node.node_id.clone()).unwrap_or_default(),
             managers: node.map(|node| node.managers.clone()).unwrap_or_default(),
             local_manager,

@@ -9,15 +9,30 @@ use tonic::Code;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// The request was refused or failed.
-    Failed = 1,
+    Failed,
     /// What was named does not exist.
-    NotFound = 3,
+    NotFound,
     /// Somebody else changed or took it: look again and repeat.
-    Conflict = 4,
+    Conflict,
     /// No daemon, no manager or no leader answered.
-    Unreachable = 5,
+    Unreachable,
     /// The change was accepted, but the cluster did not get there.
-    NotConverged = 6,
+    NotConverged,
+    /// That of a program which was run; it has said itself what was wrong.
+    Program(u8),
+}
+
+impl Exit {
+    pub fn status(self) -> u8 {
+        match self {
+            Self::Failed => 1,
+            Self::NotFound => 3,
+            Self::Conflict => 4,
+            Self::Unreachable => 5,
+            Self::NotConverged => 6,
+            Self::Program(status) => status,
+        }
+    }
 }
 
 /// An error ready to be printed.

@@ -43,7 +43,7 @@ enum Command {
     /// Run and change services
     #[command(subcommand, arg_required_else_help = true)]
     Service(commands::service::Command),
-    /// Show tasks
+    /// Show tasks, and run programs in them
     #[command(subcommand, arg_required_else_help = true)]
     Task(commands::task::Command),
     /// Make, show and remove secrets: payloads that only their tasks see
@@ -81,8 +81,10 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("swarmctl: {failure}");
-            ExitCode::from(failure.exit as u8)
+            if !matches!(failure.exit, failure::Exit::Program(_)) {
+                eprintln!("swarmctl: {failure}");
+            }
+            ExitCode::from(failure.exit.status())
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::assignments::{apply, sort};
 use super::farewell::{self, Farewell};
 use super::remotes::{ManagerAddress, Remotes};
-use super::{SessionConfig, SessionState, describe, logs, networks};
+use super::{SessionConfig, SessionState, describe, logs, networks, tunnels};
 use crate::engine::Engine;
 use crate::error::chain;
 use skep_failpoint::failpoint;
@@ -149,6 +149,7 @@ impl Link<'_> {
             loss = statuses(dispatcher.clone(), id.clone(), &engine) => Cause::Lost(loss),
             loss = logs::subscriptions(channel.clone(), address, &config, &engine) => Cause::Lost(loss),
             never = networks::follow(channel.clone(), &config, &engine.network) => match never {},
+            never = tunnels::follow(channel.clone(), config.tunnels.clone()) => match never {},
             loss = self.messages(stream) => Cause::Lost(loss),
         };
         *self.period = period;

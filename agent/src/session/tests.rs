@@ -172,6 +172,7 @@ async fn start(managers: &[SocketAddr]) -> Bench {
         logs_dir: dir.path().to_owned(),
         node_id: "n1".into(),
         data_path_addr: None,
+        tunnels: None,
     };
     let (_, local) = watch::channel(None);
     let (farewell, going) = watch::channel(None);

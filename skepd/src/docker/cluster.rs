@@ -4,6 +4,7 @@ mod logs; // of services and tasks
 mod network; // networks
 mod node; // nodes
 mod payload; // secrets and configs
+mod reach; // other nodes
 mod service; // services
 mod settings; // the cluster itself
 mod task; // tasks

@@ -15,6 +15,7 @@ mod manager; // asked within this process
 mod node; // beginning, joining, leaving
 mod place; // addresses by interface
 mod state; // membership in dockerd's words
+mod visits; // from other hosts
 mod volumes; // of this node
 
 pub use cluster::ClusterCalls;
@@ -22,14 +23,16 @@ pub use containers::NodeContainers;
 pub use happenings::{Local, NodeHappenings, remember_cluster};
 pub use images::NodeImages;
 pub use node::ThisNode;
+pub use visits::Visits;
 pub use volumes::NodeVolumes;
 
 use crate::config::Config;
 use anyhow::{Context, Result};
-use skep_docker_api::{Backend, Front, Listener};
+use skep_docker_api::{Backend, Front, Listener, Reach};
 use skep_systemd::PassedSockets;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -46,17 +49,24 @@ pub struct DockerApi {
 }
 
 impl DockerApi {
-    /// Opens the socket; it answers from now on, and so do those that systemd opened. Nothing is opened if the configuration says `off`.
+    /// Opens the sockets, of this node and of the cluster as one host; they answer from now on, and so do those that systemd opened.
+    /// Nothing is opened if the configuration says `off`.
     ///
     /// # Errors
     /// If the socket cannot be opened or given to the group; says what to do.
-    pub fn start(config: &Config, backend: Backend, stop: &CancellationToken) -> Result<Self> {
+    pub fn start(config: &Config, backend: Backend, reach: Arc<dyn Reach>, stop: &CancellationToken) -> Result<Self> {
         let mut servers = JoinSet::new();
-        let front = Front::new(backend);
+        let (front, of_cluster) = (Front::new(backend.clone()), Front::of_cluster(backend, reach));
         let mut listeners = PassedSockets::from_env().take_unix(PASSED)?;
         if let Some(path) = &config.docker_socket {
             listeners.push(bind(path, config.docker_group.as_deref())?);
             tracing::info!(socket = %path.display(), "the Docker API answers");
+        }
+        if let Some(path) = &config.docker_cluster_socket {
+            // The run directory is root's alone.
+            let group = config.docker_group.as_deref().filter(|_| !path.starts_with(&config.run_dir));
+            servers.spawn(skep_docker_api::serve(bind(path, group)?, of_cluster, stop.child_token()));
+            tracing::info!(socket = %path.display(), "the cluster answers as one Docker host");
         }
         for listener in listeners {
             servers.spawn(skep_docker_api::serve(listener, front.clone(), stop.child_token()));

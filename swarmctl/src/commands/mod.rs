@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod cluster;
 mod config;
+mod exec; // programs in tasks
 pub mod explain;
 pub mod image;
 pub mod logs;

@@ -1,8 +1,8 @@
 //! `swarmctl task …`, and the table of tasks that `service ps` shares.
 
-use super::{InspectFlags, ListFlags, logs, short};
+use super::{InspectFlags, ListFlags, exec, logs, short};
 use crate::connect::Connection;
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::output::{self, Table};
 use crate::{resolve, when};
 use skep_proto::{FromWire, v1};
@@ -32,6 +32,9 @@ pub enum Command {
         #[command(flatten)]
         flags: logs::LogFlags,
     },
+    /// Run a program in a task's container, wherever it is; ends with the program's exit status. For a terminal use docker's own client:
+    /// docker -H unix:///run/skep/docker-cluster.sock exec -it CONTAINER sh
+    Exec(exec::ExecFlags),
 }
 
 pub async fn run(command: Command, connection: &Connection) -> Result<(), Failure> {
@@ -53,6 +56,10 @@ pub async fn run(command: Command, connection: &Connection) -> Result<(), Failur
             let selector = v1::LogSelector { task_ids: vec![task.id], ..Default::default() };
             logs::follow(selector, &flags, connection).await
         }
+        Command::Exec(flags) => match exec::run(flags, connection).await? {
+            0 => Ok(()),
+            status => Err(Failure::new(Exit::Program(status), "")),
+        },
     }
 }
 

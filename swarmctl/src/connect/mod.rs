@@ -10,6 +10,7 @@ use skep_proto::skep::explanations_client::ExplanationsClient;
 use skep_proto::skep::local_images_client::LocalImagesClient;
 use skep_proto::skep::local_node_client::LocalNodeClient;
 use skep_proto::skep::network_settings_client::NetworkSettingsClient;
+use skep_proto::skep::tunnels_client::TunnelsClient;
 use skep_proto::v1::ca_client::CaClient;
 use skep_proto::v1::control_client::ControlClient;
 use skep_proto::v1::logs_client::LogsClient;
@@ -66,6 +67,10 @@ impl Connection {
 
     pub fn network_settings(&self) -> NetworkSettingsClient<Patient<Channel>> {
         NetworkSettingsClient::new(self.channel.clone())
+    }
+
+    pub fn tunnels(&self) -> TunnelsClient<Patient<Channel>> {
+        TunnelsClient::new(self.channel.clone())
     }
 
     pub fn explanations(&self) -> ExplanationsClient<Patient<Channel>> {

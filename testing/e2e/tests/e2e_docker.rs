@@ -26,3 +26,5 @@ mod support; // a host, the client
 mod swarms; // docker swarm …, docker info of one host
 #[path = "e2e_docker/tutorial.rs"]
 mod tutorial; // Docker's own tutorial, as docs/swarm-tutorial.md has it
+#[path = "e2e_docker/whole_cluster.rs"]
+mod whole_cluster; // docker ps, logs, exec, cp … of containers on other nodes

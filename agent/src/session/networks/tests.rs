@@ -121,6 +121,7 @@ fn config() -> SessionConfig {
         logs_dir: PathBuf::new(),
         node_id: "n1".into(),
         data_path_addr: Some([198, 18, 0, 1].into()),
+        tunnels: None,
     }
 }
 

@@ -1,26 +1,12 @@
 //! The agent's facts in the API's words.
 
 use skep_agent::{ContainerFacts, ExecPhase, ExecView, HealthView, Story, StoryMount};
+use skep_docker_api::task_labels as labels;
 use skep_docker_api::{
     BlockUsage, Container, Endpoint, Exec, ExecWish, Health, HealthResult, HealthWord, HostFiles, Life, MountPoint, NetworkUsage, Phase,
     Program, Usage, container_id,
 };
-use skep_types::{Labels, NetworkAttachment, NetworkDriver, Task, TaskState};
-
-/// Those that dockerd gives to the containers of tasks.
-fn labels(task: &Task, own: &Labels) -> Labels {
-    let text = |id: Option<String>| id.unwrap_or_default();
-    let swarm = [
-        ("task", String::new()),
-        ("task.id", task.id.to_string()),
-        ("task.name", task.name()),
-        ("node.id", text(task.node_id.as_ref().map(ToString::to_string))),
-        ("service.id", text(task.service_id.as_ref().map(ToString::to_string))),
-        ("service.name", task.service_annotations.name.clone()),
-    ];
-    let swarm = swarm.into_iter().map(|(name, value)| (format!("com.docker.swarm.{name}"), value));
-    own.clone().into_iter().chain(swarm).collect()
-}
+use skep_types::{NetworkAttachment, NetworkDriver, Task, TaskState};
 
 fn life(facts: &ContainerFacts) -> Life {
     let status = &facts.status;
