@@ -79,3 +79,31 @@ fn nodes_that_only_pass_connections_on_do_not_know_each_other() {
     world.take_all();
     assert_eq!((peers(&world, 1), peers(&world, 2)), (vec![1], vec![2]));
 }
+
+/// SC10: bytes times the nodes with an interest, whatever else there is.
+#[test]
+fn an_endpoint_that_changes_costs_each_node_that_has_to_know_it_the_same_few_bytes() {
+    let mut each = Vec::new();
+    for nodes in [10, 50, 250] {
+        let mut world = World::new();
+        world.put_network(2, false, true);
+        world.put_network(3, false, true);
+        for number in 1..=nodes {
+            world.put_node(number, Some((number as u32, "192.0.2.1")), NodeState::Ready);
+            world.put_task(number, number, &[2 + number % 2], TaskState::Starting);
+        }
+        (1..=nodes).for_each(|number| world.follow(number));
+        let before: Vec<usize> = (1..=nodes).map(|number| world.streams[&node(number)].bytes).collect();
+        world.report(8, TaskState::Running);
+        world.take_all();
+        let told: Vec<usize> = (1..=nodes).zip(before).map(|(number, before)| world.streams[&node(number)].bytes - before).collect();
+        let (even, odd): (Vec<usize>, Vec<usize>) = told.chunks(2).map(|pair| (pair[1], pair[0])).unzip();
+        assert!(odd.iter().all(|bytes| *bytes == 0), "they are on another network");
+        // Each message names its node by its number, which may take a byte more.
+        assert!(even.iter().all(|bytes| bytes.abs_diff(even[0]) < 3), "{even:?}");
+        eprintln!("SC10: {nodes} nodes, {} with an interest: {} bytes each", even.len(), even[0]);
+        each.push(even[0]);
+    }
+    // Numbers of revisions grow by a byte or two.
+    assert!(each[0] > 0 && each.iter().all(|bytes| *bytes < 250 && bytes.abs_diff(each[0]) < 8), "{each:?}");
+}

@@ -62,6 +62,8 @@ pub(super) struct Stream {
     pub(super) cleared: Vec<String>,
     pub(super) told: Version,
     pub(super) messages: usize,
+    /// Of all messages.
+    pub(super) bytes: usize,
 }
 
 /// A store, the picture of it, and nodes that follow.
@@ -296,6 +298,7 @@ impl World {
             stream.told = Version(changes.revision);
             stream.cleared.extend(changes.cleared_tasks.iter().cloned());
             stream.messages += 1;
+            stream.bytes += prost::Message::encoded_len(&changes);
             stream.picture.apply(changes);
         }
     }
