@@ -1,11 +1,13 @@
 //! The agent of one node, put together: engine, containerd's events, log writer, session.
 
 use crate::attachment::Attachments;
+use crate::board::Board;
 use crate::containerd::{ContainerdConfig, ContainerdExecutor};
 use crate::containers::Containers;
 use crate::engine::Engine;
 use crate::error::AgentError;
 use crate::executor::{Executor, Images, Network};
+use crate::locals::Locals;
 use crate::logs::{LogWriter, LogWriterCommand};
 use crate::session::{Answer, Describe, Dial, Farewell, ManagerAddress, Session, SessionConfig, SessionState};
 use crate::worker::Assign;
@@ -86,14 +88,21 @@ impl Agent {
             network.keep(token).await;
             "network"
         });
+        let board = Board::default();
+        let locals = Locals::open(&data_dir, executor.clone(), Arc::clone(&deps.network), board.clone(), stop.clone())?;
         let runner = Arc::new(executor.clone());
         let erased: Arc<dyn Executor> = Arc::new(Attachments::new(runner, Arc::clone(&deps.network), &data_dir, &run_dir));
-        let (engine, run) = Engine::start(&data_dir, &node_id, erased, deps.network, stop.clone()).await?;
+        let (engine, run) = Engine::start_with(&data_dir, &node_id, erased, deps.network, board, stop.clone()).await?;
         work.spawn(async move {
             run.await;
             "tasks"
         });
-        let containers = Containers::new(executor.clone(), engine.clone(), stop.clone());
+        locals.recover();
+        let containers = Containers::new(executor.clone(), engine.clone(), locals.clone(), stop.clone());
+        work.spawn(async move {
+            locals.keep().await;
+            "containers that are no tasks"
+        });
         let keeping = containers.clone();
         work.spawn(async move {
             keeping.keep().await;
@@ -176,7 +185,10 @@ impl Agent {
         let (done, waiter) = oneshot::channel();
         let ended = |_| AgentError::PartEnded("tasks");
         self.engine.assign.send(Assign::Leave(done)).await.map_err(|_| AgentError::PartEnded("tasks"))?;
-        waiter.await.map_err(ended)
+        waiter.await.map_err(ended)?;
+        // They are as little without this node's agent as tasks are.
+        self.containers.remove_locals().await;
+        Ok(())
     }
 
     /// Tells the manager that this node's daemon stops, if a session stands; ends the agent and leaves the tasks running.

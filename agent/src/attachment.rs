@@ -139,6 +139,10 @@ impl Executor for Attachments {
         Ok(found)
     }
 
+    fn others(&self) -> Vec<(Task, bool)> {
+        self.containers.others()
+    }
+
     async fn prepare(&self, task: &Task, payloads: &Payloads, cancel: &CancellationToken) -> Result<(), ExecError> {
         let Some(text) = container_id(task) else { return self.containers.prepare(task, payloads, cancel).await };
         target(task).map_err(|error| NetworkError::NotAttached(error.to_string()))?;

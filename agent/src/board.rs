@@ -43,6 +43,11 @@ pub enum What {
         is_healthy: bool,
     },
     Destroy,
+    Attach,
+    Update,
+    Rename {
+        old: String,
+    },
     ExecCreate {
         exec: String,
         command: Vec<String>,
@@ -168,6 +173,13 @@ impl Board {
         if self.with(|table| table.tasks.remove(&task.id)).is_some() {
             self.tell(task, What::Destroy);
         }
+    }
+
+    /// It was there before this agent: its end is told, too.
+    pub(crate) fn remember(&self, task: &TaskId) {
+        self.with(|table| {
+            table.tasks.entry(task.clone()).or_default();
+        });
     }
 
     /// Its health is watched from now on.

@@ -12,6 +12,7 @@ mod failure; // runc's words into ours
 mod files; // hosts, resolv.conf, secrets, fifos of one task
 mod host; // what the kernel can do
 mod init; // process 1 of containers that ask for one
+mod local; // containers that are no tasks
 mod prepare; // from a task to a container
 mod probe; // health checks
 mod recover; // what earlier lives left

@@ -53,8 +53,22 @@ impl Engine {
         network: Arc<dyn Network>,
         stop: CancellationToken,
     ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), AgentError> {
+        Self::start_with(data_dir, node_id, executor, network, Board::default(), stop).await
+    }
+
+    /// The same with a board that others write on, too.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub(crate) async fn start_with(
+        data_dir: &Path,
+        node_id: &str,
+        executor: Arc<dyn Executor>,
+        network: Arc<dyn Network>,
+        board: Board,
+        stop: CancellationToken,
+    ) -> Result<(Self, impl Future<Output = ()> + Send + use<>), AgentError> {
         let (reports, payloads, reach, applied) = (Reports::default(), Payloads::default(), Reach::default(), Applied::default());
-        let board = Board::default();
         let ledger = Ledger::new(&data_dir.join("agent/applied.json"), node_id, applied.clone());
         let context = Arc::new(Context {
             executor,

@@ -5,6 +5,7 @@ use crate::network::{Changes, Following};
 use crate::payloads::Payloads;
 use crate::task::Outcome;
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use skep_types::{ContainerStatus, HealthConfig, PortConfig, Task, TaskId, TunnelKey};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -48,6 +49,11 @@ pub trait Executor: Send + Sync + 'static {
     /// Everything of earlier tasks, by task; looked up once at start.
     async fn survey(&self) -> Result<BTreeMap<TaskId, Found>, ExecError>;
 
+    /// Containers of this node that are no tasks and not in [`Self::survey`], and which of them run: the network must know them.
+    fn others(&self) -> Vec<(Task, bool)> {
+        Vec::new()
+    }
+
     /// Brings all to the point where the process can be started. `cancel` ends a pull at once.
     async fn prepare(&self, task: &Task, payloads: &Payloads, cancel: &CancellationToken) -> Result<(), ExecError>;
 
@@ -76,7 +82,7 @@ pub trait Executor: Send + Sync + 'static {
 }
 
 /// What a container needs to know of its image.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageConfig {
     pub entrypoint: Vec<String>,
     pub command: Vec<String>,
@@ -90,7 +96,7 @@ pub struct ImageConfig {
 }
 
 /// An image that is here, unpacked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageReady {
     /// `sha256:…` of the manifest.
     pub digest: String,

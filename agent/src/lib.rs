@@ -23,6 +23,7 @@ mod engine; // all that needs no manager
 mod error; // why something could not be done
 mod executor; // what the agent asks of others
 mod health; // health checks
+mod locals; // containers that are no tasks
 mod logs; // output of containers: the writer process, rotation, reading
 mod network; // tasks as the network sees them
 mod node_images; // images for the executor and for the local socket
@@ -42,14 +43,15 @@ pub use agent::{Agent, AgentConfig, AgentDeps};
 pub use board::{Board, Happened, HealthResult, HealthView, What};
 pub use containerd::{ContainerdConfig, ContainerdExecutor, Program, Story, StoryMount};
 pub use containers::{
-    Attached, BlockUsage, Change, ChangeKind, Chunk, ContainerFacts, Containers, ContainersError, ExecPhase, ExecView, ExecWish, FileFacts,
-    Incoming, NetworkUsage, Outgoing, Patience, Usage, Volume, Volumes,
+    AttachWish, Attached, BlockUsage, Change, ChangeKind, Chunk, ContainerFacts, Containers, ContainersError, ExecPhase, ExecView,
+    ExecWish, FileFacts, Incoming, NetworkUsage, Outgoing, Patience, Until, Usage, Volume, Volumes, Waiting,
 };
 pub use engine::Engine;
 pub use error::{AgentError, ExecError, ImageError, NetworkError};
 pub use executor::{Executor, Found, ImageConfig, ImageReady, Images, Network, Probe, Sandbox, Started};
+pub use locals::{Local, LocalWish, RestartWish, Restarts};
 pub use logs::{LogLine, LogOptions, LogQuery, LogStream, LogWriter, LogWriterCommand, LogWriterError, Tail, read_logs, run_log_writer};
-pub use network::{Changes as NetworkChanges, Following, NetlbNetwork, TunnelEnds};
+pub use network::{Changes as NetworkChanges, Following, NO_NETWORK, NetlbNetwork, TunnelEnds};
 pub use node_images::NodeImages;
 pub use payloads::Payloads;
 pub use report::{NodeSettings, machine_architecture, machine_hostname, machine_resources, node_description};

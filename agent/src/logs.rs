@@ -10,6 +10,7 @@ mod options; // what a log driver's options mean
 mod protocol; // what the two say to each other
 mod reader; // tail, since, follow over rotated files
 mod rotate; // the files
+mod tap; // output as it comes
 mod writer; // the process
 
 pub use client::{LogWriter, LogWriterCommand};
@@ -17,4 +18,5 @@ pub use line::{LogLine, LogStream};
 pub use options::LogOptions;
 pub use protocol::Open;
 pub use reader::{LogQuery, Tail, read_logs};
+pub use tap::Tap;
 pub use writer::{LogWriterError, run_log_writer};

@@ -24,7 +24,7 @@ mod wanted; // what netlb is asked for
 mod ways; // how large packets to other nodes may be
 mod wire; // a manager's message, parsed
 
-pub use convert::uses_host_network;
+pub use convert::{NO_NETWORK, uses_host_network};
 pub use picture::Changes;
 pub use secure::Ends as TunnelEnds;
 pub use spanning::Following;
@@ -34,7 +34,7 @@ use crate::error::{NetworkError, chain};
 use crate::executor::{Network, Sandbox};
 use async_trait::async_trait;
 use bridge::Bridge;
-use convert::{overlays, task_network};
+use convert::{overlays, task_network, uses_no_network};
 use follow::{Follower, Tell};
 use held::{Held, Phase, host_ports};
 use ipnet::IpNet;
@@ -204,11 +204,12 @@ impl NetlbNetwork {
     /// `resolv.conf`.
     async fn answer_names(&self, task: &Task, network: &TaskNetwork, path: &Path) -> Result<Vec<IpAddr>, NetworkError> {
         let resolvers = resolvers(task)?;
-        let is_needed = overlays(task).next().is_some() || {
-            let mut host = self.resolvers.lock().expect("no panic while held");
-            host.refresh(&self.dns);
-            resolvers.is_none() && host.are_all_on_loopback()
-        };
+        let is_needed = !uses_no_network(task)
+            && (overlays(task).next().is_some() || {
+                let mut host = self.resolvers.lock().expect("no panic while held");
+                host.refresh(&self.dns);
+                resolvers.is_none() && host.are_all_on_loopback()
+            });
         if !is_needed {
             return Ok(Vec::new());
         }
@@ -250,7 +251,8 @@ impl Network for NetlbNetwork {
         let (network, bridge) = self.with(|State { held, picture, .. }| {
             let host_ports = host_ports(task, held, skep_netlb::port_is_taken)?;
             held.remove(&task.id);
-            let bridge = if overlays(task).next().is_none() { Some(self.bridge.take(&task.id, held)?) } else { None };
+            let wants_bridge = overlays(task).next().is_none() && !uses_no_network(task);
+            let bridge = if wants_bridge { Some(self.bridge.take(&task.id, held)?) } else { None };
             let network = sized(task_network(task, bridge)?, picture);
             held.insert(task.id.clone(), Held { task: Arc::new(task.clone()), phase: Phase::Attached, host_ports, bridge });
             Ok::<_, NetworkError>((network, bridge))

@@ -1,14 +1,17 @@
-//! The tasks of this node on its disk: `<data>/agent/tasks/<task id>.json`.
+//! The tasks of this node on its disk: `<data>/agent/tasks/<task id>.json`; and the containers that are no tasks, in
+//! `<data>/agent/containers`.
 //!
 //! Read at start only. A record is replaced by rename, so that it is whole at any moment; it is not synced: after a
 //! power cut no process of the task is left either, and the manager sends the task again.
 
 use crate::error::AgentError;
 use crate::task::Alone;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use skep_types::{Task, TaskId, TaskStatus};
 use std::fs;
 use std::io::Write;
+use std::marker::PhantomData;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -22,13 +25,28 @@ pub struct Record {
     pub alone: Alone,
 }
 
-/// The directory of records.
-#[derive(Debug, Clone)]
-pub struct Records {
-    dir: PathBuf,
+/// What there is one record of.
+pub trait Recorded: Serialize + DeserializeOwned {
+    fn id(&self) -> &TaskId;
 }
 
-impl Records {
+impl Recorded for Record {
+    fn id(&self) -> &TaskId {
+        &self.task.id
+    }
+}
+
+/// The records of tasks.
+pub type Records = RecordDir<Record>;
+
+/// A directory of records.
+#[derive(Debug, Clone)]
+pub struct RecordDir<R> {
+    dir: PathBuf,
+    kind: PhantomData<R>,
+}
+
+impl<R: Recorded> RecordDir<R> {
     /// # Errors
     /// If the directory cannot be made.
     pub fn open(dir: &Path) -> Result<Self, AgentError> {
@@ -37,7 +55,7 @@ impl Records {
             .mode(0o700)
             .create(dir)
             .map_err(|source| AgentError::Directory { path: dir.to_owned(), source })?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), kind: PhantomData })
     }
 
     /// All records. Half-written files of a crash are removed; a record that a power cut damaged is set aside as `.bad`
@@ -45,7 +63,7 @@ impl Records {
     ///
     /// # Errors
     /// If the directory or a file in it cannot be read.
-    pub fn load(&self) -> Result<Vec<Record>, AgentError> {
+    pub fn load(&self) -> Result<Vec<R>, AgentError> {
         let directory = |source| AgentError::Directory { path: self.dir.clone(), source };
         let mut records = Vec::new();
         for entry in fs::read_dir(&self.dir).map_err(directory)? {
@@ -68,15 +86,31 @@ impl Records {
 
     /// # Errors
     /// Of the file system, such as a full disk; the old record is still there then.
-    pub fn save(&self, record: &Record) -> std::io::Result<()> {
-        let path = self.path(&record.task.id);
+    pub fn save(&self, record: &R) -> std::io::Result<()> {
+        self.write(record, false)
+    }
+
+    /// The same, and it is there after a power cut: of what nobody else remembers.
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub fn save_for_good(&self, record: &R) -> std::io::Result<()> {
+        self.write(record, true)
+    }
+
+    fn write(&self, record: &R, is_synced: bool) -> std::io::Result<()> {
+        let path = self.path(record.id());
         let new = path.with_extension("new");
         let text = serde_json::to_vec(record).map_err(std::io::Error::other)?;
         // Readable by root only: it may hold credentials for a registry.
         let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
         file.write_all(&text)?;
+        if is_synced {
+            file.sync_all()?;
+        }
         skep_failpoint::failpoint!("agent.record.written");
-        fs::rename(&new, &path)
+        fs::rename(&new, &path)?;
+        if is_synced { fs::File::open(&self.dir)?.sync_all() } else { Ok(()) }
     }
 
     /// # Errors

@@ -84,7 +84,8 @@ impl Worker {
         failpoint!("agent.recover.surveyed");
         let runs =
             |record: &Record| record.status.state == TaskState::Running && matches!(found.get(&record.task.id), Some(Found::Running(_)));
-        let tasks: Vec<(Task, bool)> = records.iter().map(|record| (record.task.clone(), runs(record))).collect();
+        let mut tasks: Vec<(Task, bool)> = records.iter().map(|record| (record.task.clone(), runs(record))).collect();
+        tasks.extend(self.context.executor.others());
         if let Err(error) = self.context.network.recover(&tasks).await {
             tracing::warn!(%error, "the network of earlier tasks is not as it should be yet");
         }

@@ -128,9 +128,14 @@ fn tunnel_driver(asked: Wireguard) -> Option<Driver> {
     }
 }
 
-/// Whether an agent noted tasks here that it has not removed yet.
+/// Whether an agent noted tasks here that it has not removed yet, or containers that are none.
 fn has_tasks(records: &std::path::Path) -> bool {
-    std::fs::read_dir(records.join("tasks")).is_ok_and(|mut tasks| tasks.next().is_some())
+    ["tasks", "containers"].iter().any(|kind| std::fs::read_dir(records.join(kind)).is_ok_and(|mut noted| noted.next().is_some()))
+}
+
+/// How many containers of this node people made by hand.
+pub fn made_by_hand(data_dir: &std::path::Path) -> usize {
+    std::fs::read_dir(data_dir.join("agent/containers")).map_or(0, Iterator::count)
 }
 
 /// What an agent of an earlier cluster left in its directory, other than volumes.

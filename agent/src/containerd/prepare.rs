@@ -5,7 +5,8 @@ use super::config::{ContainerdConfig, OWNER_LABEL, TASK_LABEL};
 use super::files::{self, Kept};
 use super::run::Shared;
 use super::signal::stop_signal;
-use super::{init, rootfs, spec, story, volumes};
+use super::story::{self, Story};
+use super::{init, rootfs, spec, volumes};
 use crate::error::ExecError;
 use crate::executor::{ImageReady, Sandbox};
 use crate::health::HealthCheck;
@@ -46,10 +47,15 @@ pub(super) struct Prepared {
 }
 
 /// What the files of a task gave.
-struct Made {
+pub(super) struct Made {
     spec: Spec,
     stdin: Option<PathBuf>,
     mounts: Vec<spec::ReadyMount>,
+}
+
+/// Whether somebody runs it by hand: no service, and no attachment of somebody else's container.
+pub(super) fn is_local(task: &Task) -> bool {
+    task.service_id.is_none()
 }
 
 impl Shared {
@@ -65,7 +71,7 @@ impl Shared {
         Ok((image?, sandbox?))
     }
 
-    async fn prepare_snapshot(&self, task: &TaskId, image: &ImageReady) -> Result<Vec<RootMount>, ExecError> {
+    pub(super) async fn prepare_snapshot(&self, task: &TaskId, image: &ImageReady) -> Result<Vec<RootMount>, ExecError> {
         let labels = [(TASK_LABEL, task.to_string()), (OWNER_LABEL, self.config.owner()), (GC_ROOT_LABEL, "1".into())];
         let message = PrepareSnapshotRequest {
             snapshotter: image.snapshotter.clone(),
@@ -80,8 +86,8 @@ impl Shared {
 
     pub(super) async fn prepare(&self, task: &Task, payloads: &Payloads, cancel: &CancellationToken) -> Result<(), ExecError> {
         let spec = template::expand(task.spec.container().ok_or(ExecError::NotAContainer)?, task, &self.config.node)?;
-        let log = LogOptions::of(task.log_driver.as_ref())?;
-        let init = init::wanted(&spec, &self.config.init)?;
+        LogOptions::of(task.log_driver.as_ref())?;
+        init::wanted(&spec, &self.config.init)?;
         if !self.touched.lock().expect("no panic while held").insert(task.id.clone()) {
             self.release(&task.id).await?;
             self.touched.lock().expect("no panic while held").insert(task.id.clone());
@@ -90,23 +96,26 @@ impl Shared {
         failpoint!("agent.prepare.attached");
         let mounts = self.prepare_snapshot(&task.id, &image).await?;
         failpoint!("agent.prepare.snapshot");
-        let health = HealthCheck::merge(spec.healthcheck.as_ref(), image.config.health.as_ref())
-            .map_err(|error| ExecError::BadSpec { field: "healthcheck.test", problem: error.to_string() })?
-            .map(|check| check.to_config());
-        let kept = Kept {
-            health: health.clone(),
-            stop_signal: stop_signal(&spec, &image)?,
-            terminal: spec.tty,
-            log,
-            snapshotter: image.snapshotter.clone(),
-            own_volumes: Vec::new(),
-        };
-        let made = self.make_files(task, &spec, &image, &sandbox, payloads, &mounts, init.as_deref(), kept)?;
+        self.put_together(task, &spec, &image, &sandbox, payloads, mounts).await
+    }
+
+    /// From what a container is made of to a container: its files, its record at containerd.
+    pub(super) async fn put_together(
+        &self,
+        task: &Task,
+        spec: &ContainerSpec,
+        image: &ImageReady,
+        sandbox: &Sandbox,
+        payloads: &Payloads,
+        mounts: Vec<RootMount>,
+    ) -> Result<(), ExecError> {
+        let log = LogOptions::of(task.log_driver.as_ref())?;
+        let (made, health) = self.make(task, spec, image, sandbox, payloads, &mounts)?;
         failpoint!("agent.prepare.files");
         self.logs.open(self.output_of(&task.id, spec.tty, log)).await?;
         failpoint!("agent.prepare.logs");
-        let story = story::begin(&self.config, &image, &sandbox, &made.spec, &made.mounts, now());
-        self.create_container(task, &spec, &image, made.spec).await?;
+        let story = self.story_of(task, image, sandbox, &made);
+        self.create_container(task, spec, image, made.spec).await?;
         failpoint!("agent.prepare.container");
         // Only for those who look at the container: a full disk must not keep it from running.
         if let Err(error) = story.save(&self.config, &task.id) {
@@ -115,6 +124,38 @@ impl Shared {
         let stdin = made.stdin;
         self.prepared.lock().expect("no panic while held").insert(task.id.clone(), Prepared { mounts, terminal: spec.tty, stdin, health });
         Ok(())
+    }
+
+    pub(super) fn story_of(&self, task: &Task, image: &ImageReady, sandbox: &Sandbox, made: &Made) -> Story {
+        let made_at = if is_local(task) { task.meta.created_at } else { now() };
+        story::begin(&self.config, image, sandbox, &made.spec, &made.mounts, made_at)
+    }
+
+    /// The files of a container, its volumes and its specification, and its health check. What is wrong with it shows here.
+    pub(super) fn make(
+        &self,
+        task: &Task,
+        spec: &ContainerSpec,
+        image: &ImageReady,
+        sandbox: &Sandbox,
+        payloads: &Payloads,
+        mounts: &[RootMount],
+    ) -> Result<(Made, Option<HealthConfig>), ExecError> {
+        let log = LogOptions::of(task.log_driver.as_ref())?;
+        let init = init::wanted(spec, &self.config.init)?;
+        let health = HealthCheck::merge(spec.healthcheck.as_ref(), image.config.health.as_ref())
+            .map_err(|error| ExecError::BadSpec { field: "healthcheck.test", problem: error.to_string() })?
+            .map(|check| check.to_config());
+        let kept = Kept {
+            health: health.clone(),
+            stop_signal: stop_signal(spec, image)?,
+            terminal: spec.tty,
+            log,
+            snapshotter: image.snapshotter.clone(),
+            own_volumes: Vec::new(),
+        };
+        let made = self.make_files(task, spec, image, sandbox, payloads, mounts, init.as_deref(), kept)?;
+        Ok((made, health))
     }
 
     pub(super) fn output_of(&self, task: &TaskId, terminal: bool, options: LogOptions) -> Open {
@@ -164,7 +205,8 @@ impl Shared {
         failpoint!("agent.files.payloads");
         let place = volumes::Place { task: &task.id, volumes: &self.config.volumes_dir(), dir: &dir, root };
         let ready = volumes::make_ready(container, &image.config.volumes, &secret_files, &place)?;
-        kept.own_volumes = ready.own_volumes;
+        // Those of a container that is no task stay until somebody wants them removed.
+        kept.own_volumes = if is_local(task) { Vec::new() } else { ready.own_volumes };
         dir.keep(&kept)?;
         let spec = spec::build(&spec::Input {
             container,
@@ -211,9 +253,8 @@ impl Shared {
 
 /// Ours, Swarm's usual ones (wire-behaviour 28), and the user's.
 fn labels(task: &Task, container: &ContainerSpec, config: &ContainerdConfig) -> HashMap<String, String> {
-    let own = [
-        (TASK_LABEL, task.id.to_string()),
-        (OWNER_LABEL, config.owner()),
+    let own = [(TASK_LABEL, task.id.to_string()), (OWNER_LABEL, config.owner())];
+    let of_service = [
         ("com.docker.swarm.task", String::new()),
         ("com.docker.swarm.task.id", task.id.to_string()),
         ("com.docker.swarm.task.name", task.name()),
@@ -224,5 +265,6 @@ fn labels(task: &Task, container: &ContainerSpec, config: &ContainerdConfig) -> 
     // Some tell containerd to run programs of the host (`containerd.io/restart.loguri`), and it refuses long ones.
     let harmless = |(name, value): &(&String, &String)| !name.starts_with("containerd.io/") && name.len() + value.len() <= 4096;
     let users = container.labels.iter().filter(harmless).map(|(name, value)| (name.clone(), value.clone()));
-    users.chain(own.into_iter().map(|(name, value)| (name.to_owned(), value))).collect()
+    let of_service = of_service.into_iter().filter(|_| !is_local(task));
+    users.chain(own.into_iter().chain(of_service).map(|(name, value)| (name.to_owned(), value))).collect()
 }

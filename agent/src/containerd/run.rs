@@ -45,6 +45,8 @@ pub(super) struct Shared {
     /// Of these tasks something may be there; of others nothing is, and nobody need be asked.
     pub touched: Mutex<HashSet<TaskId>>,
     pub probes: AtomicU64,
+    /// Containers that are no tasks, and what the last survey found of them.
+    pub locals: Mutex<BTreeMap<TaskId, (Task, Option<Found>)>>,
 }
 
 /// Runs tasks as containers of containerd. Cheap to clone.
@@ -68,6 +70,7 @@ impl ContainerdExecutor {
             processes: Mutex::default(),
             touched: Mutex::default(),
             probes: AtomicU64::new(0),
+            locals: Mutex::default(),
             config,
         };
         Ok(Self(Arc::new(shared)))
@@ -106,7 +109,7 @@ impl Shared {
 impl Executor for ContainerdExecutor {
     async fn survey(&self) -> Result<BTreeMap<TaskId, Found>, ExecError> {
         let this = &self.0;
-        let found = recover::survey(&this.client, &this.config).await?;
+        let mut found = recover::survey(&this.client, &this.config).await?;
         for (task, state) in &found {
             if matches!(state, Found::Logs) {
                 continue;
@@ -124,7 +127,13 @@ impl Executor for ContainerdExecutor {
                 }
             }
         }
+        this.set_aside_locals(&mut found);
         Ok(found)
+    }
+
+    fn others(&self) -> Vec<(Task, bool)> {
+        let locals = self.0.locals.lock().expect("no panic while held");
+        locals.values().map(|(task, found)| (task.clone(), matches!(found, Some(Found::Running(_))))).collect()
     }
 
     async fn prepare(&self, task: &Task, payloads: &Payloads, cancel: &CancellationToken) -> Result<(), ExecError> {

@@ -10,6 +10,7 @@ pub mod seccomp; // Docker's profile form
 pub use process::{capabilities, exec_process, exec_program};
 #[cfg(test)]
 use process::{command, environment};
+pub use resources::limits;
 
 use super::init;
 use crate::error::ExecError;
@@ -193,7 +194,7 @@ pub fn build(input: &Input<'_>) -> Result<Spec, ExecError> {
         .set_namespaces(Some(namespaces(input)))
         .set_sysctl(Some(sysctls(input)?))
         .set_cgroups_path(Some(input.cgroup.into()))
-        .set_resources(Some(resources::limits(input)?))
+        .set_resources(Some(limits(input.container, input.resources, input.host)?))
         .set_masked_paths(Some(words(MASKED)))
         .set_readonly_paths(Some(words(READ_ONLY)));
     let host = seccomp::Host { architecture: &input.host.architecture, kernel: input.host.kernel, capabilities: &capabilities };

@@ -60,7 +60,7 @@ impl Shared {
         }
     }
 
-    async fn remove_process(&self, id: &str) -> Result<(), ExecError> {
+    pub(super) async fn remove_process(&self, id: &str) -> Result<(), ExecError> {
         let first = self.delete_process(id).await;
         if !first.as_ref().is_err_and(|error| error.is(Code::FailedPrecondition)) {
             return first.map_err(self.explain());
@@ -74,7 +74,7 @@ impl Shared {
         self.delete_process(id).await.map_err(self.explain())
     }
 
-    async fn remove_container(&self, id: &str) -> Result<(), ExecError> {
+    pub(super) async fn remove_container(&self, id: &str) -> Result<(), ExecError> {
         let request = self.client.request(DeleteContainerRequest { id: id.to_owned() });
         match self.client.call("delete the container", CALL_LIMIT, self.client.containers().delete(request)).await {
             Err(error) if !error.is(Code::NotFound) => Err(self.client.explain(error)),

@@ -31,6 +31,9 @@ impl Containers {
     pub async fn kill(&self, id: &TaskId, signal: &str) -> Result<(), ContainersError> {
         let signal = number(if signal.is_empty() { "KILL" } else { signal })?;
         let facts = self.running(id)?;
+        if [libc::SIGKILL, libc::SIGTERM, self.0.executor.stop_signal(id)].contains(&signal) {
+            self.0.locals.ends_by_hand(id);
+        }
         if !self.0.executor.signal(id, "", signal).await? {
             return Err(ContainersError::NotRunning { container: id.to_string() });
         }
@@ -46,6 +49,7 @@ impl Containers {
     pub async fn stop(&self, id: &TaskId, signal: Option<&str>, patience: Patience) -> Result<bool, ContainersError> {
         let signal = signal.map(number).transpose()?;
         let facts = self.facts(id)?;
+        let is_local = self.0.locals.ends_by_hand(id).is_some();
         if !facts.is_running {
             return Ok(false);
         }
@@ -60,6 +64,9 @@ impl Containers {
         }
         self.0.engine.board.tell(&facts.task, What::Kill { signal });
         let had_one = self.0.executor.end(id, signal, patience).await?;
+        if is_local {
+            self.0.locals.rest(id).await;
+        }
         self.0.engine.board.tell(&facts.task, What::Stop);
         Ok(had_one)
     }
@@ -99,12 +106,16 @@ impl Containers {
         Ok(self.0.executor.resize(id, "", width, height).await?)
     }
 
-    /// Kills what runs and shows the container to nobody any more. What its task leaves is cleaned away by the task itself.
+    /// Kills what runs and shows the container to nobody any more. What its task leaves is cleaned away by the task itself; one that is no
+    /// task's is removed, and with it the volumes that nobody gave a name if wanted.
     ///
     /// # Errors
     /// If there is none, or its process cannot be killed.
-    pub async fn remove(&self, id: &TaskId) -> Result<(), ContainersError> {
+    pub async fn remove(&self, id: &TaskId, with_volumes: bool) -> Result<(), ContainersError> {
         self.stop(id, Some("KILL"), Patience::For(Duration::ZERO)).await?;
+        if self.0.locals.get(id).is_some() {
+            return self.0.locals.remove(id, with_volumes).await;
+        }
         self.hide(id)
     }
 

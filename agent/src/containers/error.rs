@@ -9,6 +9,12 @@ use std::path::PathBuf;
 pub enum ContainersError {
     #[error("No such container: {container}")]
     NotFound { container: String },
+    #[error("The container name \"/{name}\" is already in use by container \"{container}\"")]
+    NameTaken { name: String, container: String },
+    #[error("container {container} is running")]
+    Running { container: String },
+    #[error("container {container} is a task's; its service decides about it")]
+    OfTask { container: String },
     #[error("No such exec instance: {exec}")]
     NoSuchExec { exec: String },
     #[error("container {container} is not running")]
@@ -54,7 +60,7 @@ pub enum ContainersError {
 }
 
 impl ContainersError {
-    pub(super) fn io(step: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+    pub(crate) fn io(step: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { step, path, source }
     }

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 /// Pieces on their way in each direction; full: whoever writes waits.
-const IN_FLIGHT: usize = 16;
+pub(super) const IN_FLIGHT: usize = 16;
 const PIECE: usize = 32 * 1024;
 /// After the end of a process, for its children to write something more.
 const LAST_OUTPUT: Duration = Duration::from_secs(2);

@@ -3,7 +3,8 @@
 use super::{Containers, ContainersError};
 use crate::board::HealthView;
 use crate::containerd::{ContainerdConfig, Story};
-use crate::template::{self, NodeFacts};
+use crate::locals::Local;
+use crate::template;
 use skep_types::{ContainerSpec, HealthConfig, Task, TaskId, TaskState, TaskStatus};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub struct ContainerFacts {
     /// Where its `hosts`, `resolv.conf` and `hostname` are.
     pub etc: PathBuf,
     pub cgroup_parent: String,
+    /// Of a container that is no task: what there is besides.
+    pub local: Option<Local>,
 }
 
 /// The directories of a container's cgroup: of each hierarchy of version 1, or the one of version 2.
@@ -58,14 +61,18 @@ impl Containers {
     #[must_use]
     pub fn list(&self) -> Vec<ContainerFacts> {
         let tasks = self.0.engine.tasks.now();
-        tasks.values().filter_map(|task| self.look(task)).collect()
+        let locals = self.0.locals.list();
+        tasks.values().filter_map(|task| self.look(task)).chain(locals.into_iter().filter_map(|local| self.look_local(local))).collect()
     }
 
     /// # Errors
     /// If there is none.
     pub fn facts(&self, id: &TaskId) -> Result<ContainerFacts, ContainersError> {
-        let task = self.task(id)?;
-        self.look(&task).ok_or_else(|| ContainersError::NotFound { container: id.to_string() })
+        let found = match self.0.locals.get(id) {
+            Some(local) => self.look_local(local),
+            None => self.look(&self.task(id)?),
+        };
+        found.ok_or_else(|| ContainersError::NotFound { container: id.to_string() })
     }
 
     /// # Errors
@@ -76,24 +83,34 @@ impl Containers {
     }
 
     fn look(&self, task: &Arc<Task>) -> Option<ContainerFacts> {
-        let config = self.0.executor.config();
         let spec = task.spec.container()?;
+        let spec = template::expand(spec, task, &self.0.executor.config().node).unwrap_or_else(|_| spec.clone());
         let status = self.0.engine.reports.newest(&task.id).unwrap_or_else(|| task.status.clone());
+        self.put_together(task, spec, status)
+    }
+
+    fn look_local(&self, local: Local) -> Option<ContainerFacts> {
+        let facts = self.put_together(&local.task, local.task.spec.container()?.clone(), local.status.clone())?;
+        Some(ContainerFacts { is_running: local.is_running(), local: Some(local), ..facts })
+    }
+
+    fn put_together(&self, task: &Arc<Task>, spec: ContainerSpec, status: TaskStatus) -> Option<ContainerFacts> {
+        let config = self.0.executor.config();
         let story = Story::load(config, &task.id);
         let was_made = story.is_some() || status.container.is_some();
         if !was_made || story.as_ref().is_some_and(|story| story.is_removed) {
             return None;
         }
-        let node: &NodeFacts = &config.node;
         let has_process = status.container.as_ref().is_some_and(|container| container.pid > 0);
         let is_running = has_process && (TaskState::Starting..=TaskState::Running).contains(&status.state);
         Some(ContainerFacts {
-            spec: template::expand(spec, task, node).unwrap_or_else(|_| spec.clone()),
             is_running,
             is_paused: is_running && is_paused(config, &task.id),
             is_oom_killed: self.0.engine.board.ran_out_of_memory(&task.id),
             health: self.0.engine.board.health(&task.id),
             healthcheck: config.task_dir(&task.id).kept().and_then(|kept| kept.health).or_else(|| spec.healthcheck.clone()),
+            spec,
+            local: None,
             execs: self.0.execs.of(&task.id),
             etc: config.task_etc(&task.id).path().to_owned(),
             cgroup_parent: config.cgroup_parent.clone(),

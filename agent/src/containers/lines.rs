@@ -24,12 +24,19 @@ impl Containers {
         let dir = self.0.executor.config().logs_dir().join(id.as_str());
         let (sender, lines) = mpsc::channel(IN_FLIGHT);
         let (engine, agent, id) = (self.0.engine.clone(), self.0.stop.clone(), id.clone());
+        let following = self.0.locals.follow(&id);
         let stop = agent.child_token();
         self.0.work.spawn(async move {
             let reading = read_logs(dir, query, sender, stop.clone());
             let ending = async {
                 if query.follow {
-                    engine.output_ended(&id).await;
+                    match following {
+                        Some(mut local) => {
+                            let _ = local.wait_for(|local| local.is_gone || !local.is_running() && !local.is_restarting).await;
+                            tokio::time::sleep(LAST_LINES).await;
+                        }
+                        None => engine.output_ended(&id).await,
+                    }
                     stop.cancel();
                 }
                 std::future::pending::<()>().await;

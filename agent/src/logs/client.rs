@@ -1,6 +1,7 @@
 //! The agent's side of the log writer: starts it, tells it what to read, starts it again if it died.
 
 use super::protocol::{Answer, Open, Request};
+use super::tap::Tap;
 use crate::error::ExecError;
 use skep_types::TaskId;
 use std::collections::BTreeMap;
@@ -84,6 +85,19 @@ impl LogWriter {
             return Ok(());
         }
         self.ask(Request::Finish { task: task.clone() }).await.map(drop)
+    }
+
+    /// The output of a task as it comes, until its end: from now on, or from its next start.
+    ///
+    /// # Errors
+    /// If no writer can be had, or it is one of an earlier version that cannot do this.
+    pub async fn tap(&self, task: &TaskId) -> Result<Tap, ExecError> {
+        let tapping = async {
+            let mut connection = self.connect().await?;
+            checked(answered(&mut connection, &Request::Tap { task: task.clone() }).await?)?;
+            Ok(Tap { reader: connection.reader, _writer: connection.writer })
+        };
+        tokio::time::timeout(ASK_LIMIT, tapping).await.map_err(|_| lost("no answer in time"))?
     }
 
     /// Keeps a writer there while any task is open; ends with `stop`.

@@ -28,6 +28,9 @@ pub enum Request {
     Finish { task: TaskId },
     /// Which tasks are open?
     List,
+    /// After the answer nothing is asked on this connection any more: the output of the task's next or present life comes on it
+    /// ([`super::tap`]).
+    Tap { task: TaskId },
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

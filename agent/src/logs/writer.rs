@@ -7,6 +7,7 @@
 use super::line::{LogStream, Splitter, encode};
 use super::protocol::{Answer, Open, Request};
 use super::rotate::Rotating;
+use super::tap::{self, Taps};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
@@ -63,6 +64,7 @@ struct Output {
 #[derive(Default)]
 struct State {
     outputs: RefCell<BTreeMap<skep_types::TaskId, Output>>,
+    taps: Taps,
     clients: RefCell<usize>,
     changed: tokio::sync::Notify,
 }
@@ -127,13 +129,21 @@ async fn converse(state: &State, stream: UnixStream) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader).lines();
     while let Some(line) = lines.next_line().await? {
+        let mut pieces = None;
         let answer = match serde_json::from_str(&line) {
+            Ok(Request::Tap { task }) => {
+                pieces = Some(state.taps.open(&task));
+                Answer::default()
+            }
             Ok(request) => answer(state, request).await,
             Err(error) => Answer { error: Some(format!("this log writer does not understand that: {error}")), tasks: Vec::new() },
         };
         let mut text = serde_json::to_vec(&answer).map_err(io::Error::other)?;
         text.push(b'\n');
         writer.write_all(&text).await?;
+        if let Some(pieces) = pieces {
+            return tap::pour(pieces, &mut lines, &mut writer).await;
+        }
     }
     Ok(())
 }
@@ -146,7 +156,7 @@ async fn answer(state: &State, request: Request) -> Answer {
                 return Answer::default();
             }
             finish(state, &open.task).await;
-            match begin(open) {
+            match begin(open, &state.taps) {
                 Ok(output) => {
                     state.outputs.borrow_mut().insert(output.open.task.clone(), output);
                     Answer::default()
@@ -156,10 +166,12 @@ async fn answer(state: &State, request: Request) -> Answer {
         }
         Request::Finish { task } => {
             finish(state, &task).await;
+            state.taps.close(&task);
             state.changed.notify_one();
             Answer::default()
         }
-        Request::List => Answer { error: None, tasks: state.outputs.borrow().keys().cloned().collect() },
+        // A connection's own, see `converse`.
+        Request::List | Request::Tap { .. } => Answer { error: None, tasks: state.outputs.borrow().keys().cloned().collect() },
     }
 }
 
@@ -171,7 +183,7 @@ async fn finish(state: &State, task: &skep_types::TaskId) {
     }
 }
 
-fn begin(open: Open) -> io::Result<Output> {
+fn begin(open: Open, taps: &Taps) -> io::Result<Output> {
     let file = match open.options.discard {
         true => None,
         false => Some(Rc::new(RefCell::new(Rotating::open(&open.dir, open.options)?))),
@@ -182,7 +194,8 @@ fn begin(open: Open) -> io::Result<Output> {
     for (stream, path) in paths {
         let Some(path) = path else { continue };
         let receiver = pipe::OpenOptions::new().read_write(true).open_receiver(path)?;
-        streams.spawn_local(copy(receiver, stream, file.clone(), finish.clone()));
+        let reading = Reading { receiver, stream, task: open.task.clone(), taps: taps.clone() };
+        streams.spawn_local(copy(reading, file.clone(), finish.clone()));
     }
     let inodes = inodes(&open);
     Ok(Output { open, inodes, finish, streams })
@@ -193,8 +206,17 @@ fn inodes(open: &Open) -> Vec<u64> {
     std::iter::once(&open.stdout).chain(&open.stderr).map(inode).collect()
 }
 
+/// One stream of a task.
+struct Reading {
+    receiver: pipe::Receiver,
+    stream: LogStream,
+    task: skep_types::TaskId,
+    taps: Taps,
+}
+
 /// Copies one stream until it is told that nothing more comes.
-async fn copy(receiver: pipe::Receiver, stream: LogStream, file: Option<Rc<RefCell<Rotating>>>, finish: CancellationToken) {
+async fn copy(reading: Reading, file: Option<Rc<RefCell<Rotating>>>, finish: CancellationToken) {
+    let Reading { receiver, stream, task, taps } = reading;
     let mut splitter = Splitter::default();
     loop {
         let last = tokio::select! {
@@ -204,7 +226,15 @@ async fn copy(receiver: pipe::Receiver, stream: LogStream, file: Option<Rc<RefCe
         };
         // A torrent on one stream must not keep the others waiting.
         let turns = if last { LAST_TURNS } else { TURNS };
-        let _ = (0..turns).take_while(|_| copy_once(&receiver, stream, file.as_deref(), &mut splitter)).count();
+        for _ in 0..turns {
+            let mut heard = taps.are_on(&task).then(bytes::Bytes::new);
+            if !copy_once(&receiver, stream, file.as_deref(), &mut splitter, heard.as_mut()) {
+                break;
+            }
+            if let Some(data) = heard.filter(|data| !data.is_empty()) {
+                taps.tell(&task, (stream, data), &finish).await;
+            }
+        }
         if last {
             break;
         }
@@ -217,10 +247,19 @@ async fn copy(receiver: pipe::Receiver, stream: LogStream, file: Option<Rc<RefCe
     }
 }
 
-/// Whether there was something.
-fn copy_once(receiver: &pipe::Receiver, stream: LogStream, file: Option<&RefCell<Rotating>>, splitter: &mut Splitter) -> bool {
+/// Whether there was something. `heard`: whether somebody wants it, and what it was.
+fn copy_once(
+    receiver: &pipe::Receiver,
+    stream: LogStream,
+    file: Option<&RefCell<Rotating>>,
+    splitter: &mut Splitter,
+    heard: Option<&mut bytes::Bytes>,
+) -> bool {
     SCRATCH.with_borrow_mut(|(buffer, entries)| {
         let Ok(count) = receiver.try_read(buffer) else { return false };
+        if let Some(heard) = heard {
+            *heard = bytes::Bytes::copy_from_slice(&buffer[..count]);
+        }
         if let Some(file) = file {
             entries.clear();
             let now = OffsetDateTime::now_utc();

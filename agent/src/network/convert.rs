@@ -73,6 +73,14 @@ pub fn uses_host_network(task: &Task) -> bool {
     task.networks.iter().any(|attachment| attachment.network.driver() == NetworkDriver::Host)
 }
 
+/// The driver of the network on which nobody is: the container has none but its own loopback.
+pub const NO_NETWORK: &str = "null";
+
+/// Whether the container is to reach nobody.
+pub fn uses_no_network(task: &Task) -> bool {
+    task.networks.iter().any(|attachment| attachment.network.is_predefined() && attachment.network.driver_name() == NO_NETWORK)
+}
+
 /// The network of one task.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! What the local socket's callers ask for.
 
 use super::Daemon;
+use crate::agent::made_by_hand;
 use crate::local::{LOCKED, Order, Restoration};
 use crate::swarm::{BadRequest, Swarm};
 use anyhow::Result;
@@ -90,6 +91,13 @@ impl Daemon {
         let swarm = self.swarm.as_ref().ok_or_else(|| Status::failed_precondition("this node is in no swarm"))?;
         if swarm.is_locked() && !request.force {
             return Err(Status::failed_precondition(LOCKED));
+        }
+        let by_hand = made_by_hand(&self.parts.config.data_dir);
+        if by_hand > 0 && !request.force {
+            return Err(Status::failed_precondition(format!(
+                "this node has {by_hand} containers that were made by hand (docker run), which would be removed with everything else that \
+                 its agent runs; remove them first, or use --force"
+            )));
         }
         swarm.before_leaving(request.force).await?;
         skep_failpoint::failpoint!("skepd.leave.told");

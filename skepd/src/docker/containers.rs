@@ -1,18 +1,22 @@
 //! The containers of this node: those of its tasks, as the agent knows them.
 
 mod describe; // the agent's facts in the API's words
+mod make; // containers that somebody asks for
 mod refuse; // the agent's refusals in the API's words
 
 use crate::status::Board;
 use async_trait::async_trait;
 use describe::{describe, exec, usage};
-use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt as _, StreamExt as _};
+use make::{changed, local_wish};
 pub(super) use refuse::refusal;
-use skep_agent::{ChangeKind as Kind, ExecWish as Wish, FileFacts as Facts, LogQuery, LogStream, Program, Tail};
+use skep_agent::{ChangeKind as Kind, ExecWish as Wish, FileFacts as Facts, LogQuery, LogStream, Program, Tail, Until};
 use skep_docker_api::{
-    ApiError, Attached, ChangeKind, Chunk, Container, ContainerLine, Containers, Ending, Exec, ExecWish, FileChange, FileFacts,
-    LinesWanted, Patience, Processes, StdStream, Tar, Usage, WaitFor, WindowSize, task_of_container,
+    ApiError, AttachWish, Attached, ChangeKind, Chunk, Container, ContainerLine, ContainerUpdate, Containers, Ending, Exec, ExecWish,
+    FileChange, FileFacts, LinesWanted, NewContainer, Patience, Processes, StdStream, Tar, Usage, WaitFor, WindowSize, container_id,
+    task_of_container,
 };
 use skep_types::TaskId;
 use tokio::sync::mpsc;
@@ -67,6 +71,11 @@ fn std_stream(stream: LogStream) -> StdStream {
 /// The items of a channel until its end.
 fn items<T: Send + 'static>(receiver: mpsc::Receiver<T>) -> BoxStream<'static, T> {
     stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) }).boxed()
+}
+
+fn talking(attached: skep_agent::Attached) -> Attached {
+    let chunk = |chunk: skep_agent::Chunk| Chunk { stream: std_stream(chunk.stream), data: chunk.data };
+    Attached { input: attached.input, output: items(attached.output).map(chunk).boxed(), has_terminal: attached.has_terminal }
 }
 
 /// As Go's `os.FileMode`, whose kinds of files and special bits are elsewhere than the kernel's.
@@ -137,17 +146,40 @@ impl Containers for NodeContainers {
     }
 
     async fn start(&self, id: &str) -> Result<(), ApiError> {
-        self.of(id)?;
-        Err(ApiError::unimplemented("a task's container is started once; its service starts another task in its place"))
+        let (agent, task) = self.of(id)?;
+        agent.start(&task).await.map_err(refusal)
     }
 
-    /// As with dockerd: the task ends, and its service puts another one in its place.
+    /// As with dockerd: a task ends, and its service puts another one in its place.
     async fn restart(&self, id: &str, ending: Ending) -> Result<(), ApiError> {
         let (agent, task) = self.of(id)?;
-        match agent.stop(&task, ending.signal.as_deref(), patience(ending.patience)).await.map_err(refusal)? {
-            true => Ok(()),
-            false => self.start(id).await,
-        }
+        let had_one = agent.stop(&task, ending.signal.as_deref(), patience(ending.patience)).await.map_err(refusal)?;
+        if had_one && !agent.is_local(&task) { Ok(()) } else { agent.start(&task).await.map_err(refusal) }
+    }
+
+    async fn create(&self, wish: NewContainer) -> Result<String, ApiError> {
+        let none =
+            || ApiError::unavailable("containers are run by this node's agent, and it has one only in a swarm: `docker swarm init` first");
+        let agent = self.agent()?.ok_or_else(none)?;
+        let made = agent.create(local_wish(wish)).await.map_err(refusal)?;
+        Ok(container_id(&made))
+    }
+
+    async fn rename(&self, id: &str, name: &str) -> Result<(), ApiError> {
+        let (agent, task) = self.of(id)?;
+        agent.rename(&task, name).await.map_err(refusal)
+    }
+
+    async fn update(&self, id: &str, update: ContainerUpdate) -> Result<(), ApiError> {
+        let (agent, task) = self.of(id)?;
+        agent.update(&task, move |local| changed(local, update)).await.map_err(refusal)
+    }
+
+    async fn attach(&self, id: &str, wish: AttachWish) -> Result<Option<Attached>, ApiError> {
+        let (agent, task) = self.of(id)?;
+        let AttachWish { stdin, stdout, stderr } = wish;
+        let attached = agent.attach(&task, skep_agent::AttachWish { stdin, stdout, stderr }).await.map_err(refusal)?;
+        Ok(attached.map(talking))
     }
 
     async fn pause(&self, id: &str) -> Result<(), ApiError> {
@@ -160,14 +192,25 @@ impl Containers for NodeContainers {
         agent.unpause(&task).await.map_err(refusal)
     }
 
-    async fn wait(&self, id: &str, until: WaitFor) -> Result<i32, ApiError> {
+    async fn wait(&self, id: &str, until: WaitFor) -> Result<BoxFuture<'static, Result<i32, ApiError>>, ApiError> {
         let (agent, task) = self.of(id)?;
-        let waited = match until {
-            WaitFor::NotRunning => agent.wait(&task, false).await,
-            WaitFor::NextExit => agent.wait(&task, true).await,
-            WaitFor::Removed => agent.wait_removed(&task).await,
+        let of_local = match until {
+            WaitFor::NotRunning => Until::NotRunning,
+            WaitFor::NextExit => Until::NextExit,
+            WaitFor::Removed => Until::Removed,
         };
-        waited.map_err(refusal)
+        if let Some(waiting) = agent.waiting(&task, of_local) {
+            return Ok(async move { waiting.wait().await.map_err(refusal) }.boxed());
+        }
+        let waiting = async move {
+            let waited = match until {
+                WaitFor::NotRunning => agent.wait(&task, false).await,
+                WaitFor::NextExit => agent.wait(&task, true).await,
+                WaitFor::Removed => agent.wait_removed(&task).await,
+            };
+            waited.map_err(refusal)
+        };
+        Ok(waiting.boxed())
     }
 
     async fn resize(&self, id: &str, window: WindowSize) -> Result<(), ApiError> {
@@ -175,9 +218,9 @@ impl Containers for NodeContainers {
         agent.resize(&task, window.width, window.height).await.map_err(refusal)
     }
 
-    async fn remove(&self, id: &str, _force: bool) -> Result<(), ApiError> {
+    async fn remove(&self, id: &str, with_volumes: bool) -> Result<(), ApiError> {
         let (agent, task) = self.of(id)?;
-        agent.remove(&task).await.map_err(refusal)
+        agent.remove(&task, with_volumes).await.map_err(refusal)
     }
 
     async fn create_exec(&self, wish: ExecWish) -> Result<String, ApiError> {
@@ -194,8 +237,7 @@ impl Containers for NodeContainers {
     async fn start_exec(&self, exec: &str, is_detached: bool, window: Option<WindowSize>) -> Result<Attached, ApiError> {
         let size = window.map(|window| (window.width, window.height));
         let attached = self.for_exec(exec)?.start_exec(exec, !is_detached, size).await.map_err(refusal)?;
-        let chunk = |chunk: skep_agent::Chunk| Chunk { stream: std_stream(chunk.stream), data: chunk.data };
-        Ok(Attached { input: attached.input, output: items(attached.output).map(chunk).boxed(), has_terminal: attached.has_terminal })
+        Ok(talking(attached))
     }
 
     async fn resize_exec(&self, exec: &str, window: WindowSize) -> Result<(), ApiError> {

@@ -71,20 +71,27 @@ fn of_container(happened: &Happened) -> Happening {
     let spec = task.spec.container();
     let mut attributes: Labels = spec.map(|spec| spec.labels.clone()).unwrap_or_default();
     let mut add = |name: &str, value: String| drop(attributes.insert(name.to_owned(), value));
-    for (name, value) in [
+    let of_service = [
         ("node.id", task.node_id.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("service.id", task.service_id.as_ref().map(ToString::to_string).unwrap_or_default()),
         ("service.name", task.service_annotations.name.clone()),
         ("task", String::new()),
         ("task.id", task.id.to_string()),
         ("task.name", task.name()),
-    ] {
+    ];
+    for (name, value) in of_service.into_iter().filter(|_| task.service_id.is_some()) {
         add(&format!("com.docker.swarm.{name}"), value);
     }
     add("image", spec.map(|spec| spec.image.clone()).unwrap_or_default());
     add("name", task.name());
     let action = match &happened.what {
         What::Create => "create".to_owned(),
+        What::Attach => "attach".into(),
+        What::Update => "update".into(),
+        What::Rename { old } => {
+            add("oldName", format!("/{old}"));
+            "rename".into()
+        }
         What::Start => "start".into(),
         What::Stop => "stop".into(),
         What::Pause => "pause".into(),

@@ -1,8 +1,9 @@
 //! What a container may use: the limits of its cgroup.
 
-use super::Input;
+use super::HostFacts;
 use crate::error::ExecError;
 use oci_spec::runtime::{LinuxCpu, LinuxDeviceCgroupBuilder, LinuxMemory, LinuxPids, LinuxResources};
+use skep_types::{ContainerSpec, ResourceRequirements};
 
 /// Length of a scheduling period, microseconds; the kernel's own default.
 const PERIOD: u64 = 100_000;
@@ -15,12 +16,16 @@ fn bad(field: &'static str, problem: impl Into<String>) -> ExecError {
     ExecError::BadSpec { field, problem: problem.into() }
 }
 
-pub(super) fn limits(input: &Input<'_>) -> Result<LinuxResources, ExecError> {
+/// What the specification says of them.
+///
+/// # Errors
+/// One that cannot be kept, by name.
+pub fn limits(container: &ContainerSpec, wish: Option<&ResourceRequirements>, host: &HostFacts) -> Result<LinuxResources, ExecError> {
     let mut resources = LinuxResources::default();
     // runc adds the usual devices (null, zero, tty and so on) to what is allowed.
     let nothing = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build().expect("mode and access are given");
     resources.set_devices(Some(vec![nothing]));
-    let pids = input.container.pids_limit;
+    let pids = container.pids_limit;
     match pids {
         0 => {}
         -1 => {
@@ -35,8 +40,8 @@ pub(super) fn limits(input: &Input<'_>) -> Result<LinuxResources, ExecError> {
         }
         _ => return Err(bad("pids_limit", "must be -1 (no limit), 0 (the default) or more")),
     }
-    let Some(given) = input.resources else { return Ok(resources) };
-    if let Some(memory) = memory(input, given)? {
+    let Some(given) = wish else { return Ok(resources) };
+    if let Some(memory) = memory(host, given)? {
         resources.set_memory(Some(memory));
     }
     match given.limits.nano_cpus {
@@ -56,7 +61,7 @@ pub(super) fn limits(input: &Input<'_>) -> Result<LinuxResources, ExecError> {
     Ok(resources)
 }
 
-fn memory(input: &Input<'_>, given: &skep_types::ResourceRequirements) -> Result<Option<LinuxMemory>, ExecError> {
+fn memory(host: &HostFacts, given: &ResourceRequirements) -> Result<Option<LinuxMemory>, ExecError> {
     let limit = given.limits.memory_bytes;
     let mut memory = LinuxMemory::default();
     if limit != 0 {
@@ -67,19 +72,19 @@ fn memory(input: &Input<'_>, given: &skep_types::ResourceRequirements) -> Result
     }
     match given.swap_bytes {
         Some(_) if limit == 0 => return Err(bad("resources.swap_bytes", "needs a memory limit")),
-        Some(_) if !input.host.swap_accounting => {
+        Some(_) if !host.swap_accounting => {
             return Err(bad("resources.swap_bytes", "cannot be kept on this node: its kernel does not count swap per container"));
         }
         Some(-1) => drop(memory.set_swap(Some(-1))),
         Some(swap) if swap >= 0 => drop(memory.set_swap(Some(limit.saturating_add(swap)))),
         Some(_) => return Err(bad("resources.swap_bytes", "must be -1 (no limit), 0 or more")),
         // As dockerd: as much swap again as memory.
-        None if limit != 0 && input.host.swap_accounting => drop(memory.set_swap(Some(limit.saturating_mul(2)))),
+        None if limit != 0 && host.swap_accounting => drop(memory.set_swap(Some(limit.saturating_mul(2)))),
         None => {}
     }
     match given.memory_swappiness {
         None | Some(-1) => {}
-        Some(_) if input.host.cgroup_v2 => {
+        Some(_) if host.cgroup_v2 => {
             return Err(bad("resources.memory_swappiness", "cannot be set on this node: cgroup v2 has no such setting"));
         }
         Some(value @ 0..=100) => drop(memory.set_swappiness(Some(value.unsigned_abs()))),

@@ -3,6 +3,7 @@
 use crate::ApiError;
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use skep_types::{ContainerSpec, Driver, Labels, PortConfig, ResourceRequirements, Timestamp};
 use std::time::Duration;
@@ -16,6 +17,8 @@ pub enum Phase {
     Created,
     Running,
     Paused,
+    /// It ended and is about to be started again.
+    Restarting,
     Exited,
     /// It ended and what is left of it cannot be used.
     Dead,
@@ -134,6 +137,78 @@ pub struct Container {
     pub snapshotter: String,
     /// Ids of its execs.
     pub execs: Vec<String>,
+    /// What only one that is no task's has.
+    pub plain: Option<Plain>,
+}
+
+/// A container that somebody made by hand.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plain {
+    /// [`NewContainer::asked`], or the newest [`ContainerUpdate::asked`].
+    pub asked: String,
+    pub restart_count: u32,
+}
+
+/// When a container is started again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum RestartWish {
+    #[default]
+    Never,
+    /// So many times; 0 = without limit.
+    OnFailure {
+        at_most: u32,
+    },
+    Always,
+    UnlessStopped,
+}
+
+/// The network of a container that is made by hand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NetworkWish {
+    /// This node's own.
+    #[default]
+    Own,
+    Host,
+    None,
+}
+
+/// A container that is to be made.
+#[derive(Debug, Clone, Default)]
+pub struct NewContainer {
+    /// Without the leading slash.
+    pub name: String,
+    pub spec: ContainerSpec,
+    pub resources: ResourceRequirements,
+    pub network: NetworkWish,
+    pub ports: Vec<PortConfig>,
+    pub log_driver: Option<Driver>,
+    /// A name of the image on this node: what the user wrote may be an id.
+    pub reference: String,
+    pub restart: RestartWish,
+    pub auto_remove: bool,
+    pub stdin_once: bool,
+    /// Kept as it is, for [`Plain::asked`].
+    pub asked: String,
+}
+
+/// What is to be changed of one. What is absent stays.
+#[derive(Debug, Clone, Default)]
+pub struct ContainerUpdate {
+    pub nano_cpus: Option<i64>,
+    pub memory_bytes: Option<i64>,
+    /// Above the memory's limit; -1 = no limit.
+    pub swap_bytes: Option<i64>,
+    pub pids_limit: Option<i64>,
+    pub restart: Option<RestartWish>,
+    pub asked: String,
+}
+
+/// What of a container's process a client wants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AttachWish {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
 }
 
 /// Which stream of a process.
@@ -352,12 +427,23 @@ pub trait Containers: Send + Sync + 'static {
 
     async fn unpause(&self, id: &str) -> Result<(), ApiError>;
 
-    /// Waits for as long as it takes; the exit code.
-    async fn wait(&self, id: &str, until: WaitFor) -> Result<i32, ApiError>;
+    /// Made, not started; its id.
+    async fn create(&self, wish: NewContainer) -> Result<String, ApiError>;
+
+    async fn rename(&self, id: &str, name: &str) -> Result<(), ApiError>;
+
+    async fn update(&self, id: &str, update: ContainerUpdate) -> Result<(), ApiError>;
+
+    /// From now on; of one that does not run, from its start on. `None`: there is nothing but its log.
+    async fn attach(&self, id: &str, wish: AttachWish) -> Result<Option<Attached>, ApiError>;
+
+    /// Waits from the moment on in which this returns, for as long as it takes; the exit code.
+    async fn wait(&self, id: &str, until: WaitFor) -> Result<BoxFuture<'static, Result<i32, ApiError>>, ApiError>;
 
     async fn resize(&self, id: &str, window: WindowSize) -> Result<(), ApiError>;
 
-    async fn remove(&self, id: &str, force: bool) -> Result<(), ApiError>;
+    /// `with_volumes`: those that nobody gave a name.
+    async fn remove(&self, id: &str, with_volumes: bool) -> Result<(), ApiError>;
 
     /// The id of a new exec, which is not started yet.
     async fn create_exec(&self, wish: ExecWish) -> Result<String, ApiError>;

@@ -3,7 +3,7 @@
 use super::find;
 use crate::body::Json;
 use crate::query::Query;
-use crate::{ApiError, Backend, Container, Ending, Patience, Phase, WaitFor, WindowSize};
+use crate::{ApiError, Backend, Container, Ending, Patience, Phase, WaitFor, WindowSize, when};
 use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse as _, Response};
@@ -36,7 +36,7 @@ pub(super) async fn start(State(backend): State<Backend>, Path(id): Path<String>
 pub(super) async fn stop(State(backend): State<Backend>, Path(id): Path<String>, query: Query) -> Result<StatusCode, ApiError> {
     let ending = ending(&query)?;
     let container = find(&backend, &id).await?;
-    if !is_alive(&container) {
+    if !is_alive(&container) && container.life.phase != Phase::Restarting {
         return Ok(StatusCode::NOT_MODIFIED);
     }
     backend.containers.stop(&container.id, ending).await.map(|()| StatusCode::NO_CONTENT)
@@ -86,8 +86,10 @@ pub(super) async fn wait(State(backend): State<Backend>, Path(id): Path<String>,
         Some(odd) => return Err(ApiError::invalid(format!("invalid condition: {odd:?}"))),
     };
     let container = find(&backend, &id).await?;
+    // From here on: a client starts it once it has the headers.
+    let waiting = backend.containers.wait(&container.id, until).await?;
     let answer = futures_util::stream::once(async move {
-        let value = match backend.containers.wait(&container.id, until).await {
+        let value = match waiting.await {
             Ok(code) => json!({ "StatusCode": code }),
             Err(error) => json!({ "StatusCode": -1, "Error": { "Message": error.message } }),
         };
@@ -109,13 +111,34 @@ pub(super) async fn remove(State(backend): State<Backend>, Path(id): Path<String
         };
         return Err(ApiError::conflict(format!("cannot remove container \"/{}\": container is {word}: {cure}", container.name)));
     }
-    backend.containers.remove(&container.id, force).await.map(|()| StatusCode::NO_CONTENT)
+    backend.containers.remove(&container.id, query.is("v")).await.map(|()| StatusCode::NO_CONTENT)
 }
 
 /// Those of tasks are the cluster's to remove, as with dockerd: it keeps them for the history of their services.
-pub(super) async fn prune(query: Query) -> Result<Json<Value>, ApiError> {
-    query.filters(&["label", "label!", "until"])?;
-    Ok(Json(json!({ "ContainersDeleted": null, "SpaceReclaimed": 0 })))
+pub(super) async fn prune(State(backend): State<Backend>, query: Query) -> Result<Json<Value>, ApiError> {
+    let filters = query.filters(&["label", "label!", "until"])?;
+    let before = match filters.values("until") {
+        [] => None,
+        [text] => Some(when::moment(text, when::now())?),
+        _ => return Err(ApiError::invalid("more than one until filter specified")),
+    };
+    let is_wanted = |one: &Container| {
+        !one.is_task
+            && matches!(one.life.phase, Phase::Created | Phase::Exited | Phase::Dead)
+            && filters.labels("label", &one.labels)
+            && (!filters.has("label!") || !filters.labels("label!", &one.labels))
+            && before.is_none_or(|before| one.created_at <= before)
+    };
+    let mut deleted = Vec::new();
+    for one in backend.containers.list().await?.into_iter().filter(is_wanted) {
+        match backend.containers.remove(&one.id, false).await {
+            Ok(()) => deleted.push(one.id),
+            Err(error) => tracing::debug!(container = one.id, %error, "a container is not pruned"),
+        }
+    }
+    let deleted = if deleted.is_empty() { Value::Null } else { json!(deleted) };
+    // What they took is not counted: it would mean to look at every file.
+    Ok(Json(json!({ "ContainersDeleted": deleted, "SpaceReclaimed": 0 })))
 }
 
 #[cfg(test)]

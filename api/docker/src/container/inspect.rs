@@ -5,8 +5,9 @@ use super::summary::{cidr, health, mounts, network_mode, networks, protocol, sta
 use crate::body::Json;
 use crate::query::Query;
 use crate::types::container_spec::Healthcheck;
+use crate::types::create::CreateBody;
 use crate::types::mount::Mount;
-use crate::{ApiError, Backend, Container, Phase};
+use crate::{ApiError, Backend, Container, Phase, Plain};
 use axum::extract::{Path, State};
 use serde_json::{Map, Value, json};
 use skep_types::Ulimit;
@@ -18,7 +19,7 @@ pub(super) async fn inspect(State(backend): State<Backend>, Path(id): Path<Strin
 
 fn json(one: &Container) -> Value {
     let arguments = &one.program.arguments;
-    json!({
+    let mut value = json!({
         "Id": one.id,
         "Created": time(Some(one.created_at)),
         "Path": arguments.first().map(String::as_str).unwrap_or_default(),
@@ -43,7 +44,51 @@ fn json(one: &Container) -> Value {
         "Mounts": mounts(&one.mounts),
         "Config": config(one),
         "NetworkSettings": network_settings(one),
-    })
+    });
+    if let Some(plain) = &one.plain {
+        as_asked(&mut value, plain);
+    }
+    value
+}
+
+/// What a client asked for and is to read back, where the node has no words of its own for it.
+fn as_asked(value: &mut Value, plain: &Plain) {
+    let CreateBody { host_config: host, attach_stdin, attach_stdout, attach_stderr, stdin_once, exposed_ports, volumes, .. } =
+        serde_json::from_str(&plain.asked).unwrap_or_default();
+    value["RestartCount"] = json!(plain.restart_count);
+    let config = &mut value["Config"];
+    for (name, is) in
+        [("AttachStdin", attach_stdin), ("AttachStdout", attach_stdout), ("AttachStderr", attach_stderr), ("StdinOnce", stdin_once)]
+    {
+        config[name] = json!(is);
+    }
+    if !exposed_ports.is_empty() || !host.port_bindings.is_empty() {
+        let ports: Map<String, Value> =
+            exposed_ports.into_keys().chain(host.port_bindings.keys().cloned()).map(|port| (port, json!({}))).collect();
+        config["ExposedPorts"] = Value::Object(ports);
+    }
+    config["Volumes"] = if volumes.is_empty() { Value::Null } else { json!(volumes) };
+    let shown = &mut value["HostConfig"];
+    let restart = if host.restart_policy.name.is_empty() { "no" } else { &host.restart_policy.name };
+    shown["RestartPolicy"] = json!({ "Name": restart, "MaximumRetryCount": host.restart_policy.maximum_retry_count });
+    shown["AutoRemove"] = json!(host.auto_remove);
+    shown["Binds"] = list(&host.binds);
+    shown["NetworkMode"] = json!(if host.network_mode.is_empty() { "default" } else { &host.network_mode });
+    shown["PortBindings"] = json!(host.port_bindings);
+    shown["SecurityOpt"] = list(&host.security_opt);
+    shown["ExtraHosts"] = list(&host.extra_hosts);
+    (shown["NanoCpus"], shown["CpuPeriod"], shown["CpuQuota"]) = (json!(host.nano_cpus), json!(host.cpu_period), json!(host.cpu_quota));
+    shown["MemorySwap"] = json!(host.memory_swap);
+    if host.shm_size != 0 {
+        shown["ShmSize"] = json!(host.shm_size);
+    }
+    if !host.tmpfs.is_empty() {
+        shown["Tmpfs"] = json!(host.tmpfs);
+    }
+    match host.mounts.is_empty() {
+        true => drop(shown.as_object_mut().and_then(|shown| shown.remove("Mounts"))),
+        false => shown["Mounts"] = json!(host.mounts),
+    }
 }
 
 fn life(one: &Container) -> Value {
@@ -52,7 +97,7 @@ fn life(one: &Container) -> Value {
         "Status": state(life.phase),
         "Running": matches!(life.phase, Phase::Running | Phase::Paused),
         "Paused": life.phase == Phase::Paused,
-        "Restarting": false,
+        "Restarting": life.phase == Phase::Restarting,
         "OOMKilled": life.is_oom_killed,
         "Dead": life.phase == Phase::Dead,
         "Pid": life.pid,

@@ -3,6 +3,8 @@
 mod act; // start, stop, kill, pause, wait, remove
 mod archive; // files out of them and into them
 mod attach; // their output as it comes
+mod change; // names, limits
+mod create; // new ones
 mod exec; // programs to be started in them
 mod find; // which one is meant
 mod inspect; // everything about one
@@ -24,7 +26,7 @@ use bytes::Bytes;
 pub(crate) fn routes() -> Router<Backend> {
     Router::new()
         .route("/containers/json", get(list::list))
-        .route("/containers/create", post(create))
+        .route("/containers/create", post(create::create))
         .route("/containers/prune", post(act::prune))
         .route("/containers/{id}", axum::routing::delete(act::remove))
         .route("/containers/{id}/json", get(inspect::inspect))
@@ -40,8 +42,8 @@ pub(crate) fn routes() -> Router<Backend> {
         .route("/containers/{id}/unpause", post(act::unpause))
         .route("/containers/{id}/wait", post(act::wait))
         .route("/containers/{id}/resize", post(act::resize))
-        .route("/containers/{id}/rename", post(rename))
-        .route("/containers/{id}/update", post(update))
+        .route("/containers/{id}/rename", post(change::rename))
+        .route("/containers/{id}/update", post(change::update))
         .route("/containers/{id}/export", get(export))
         .route("/containers/{id}/attach", post(attach::attach))
         .route("/containers/{id}/attach/ws", get(websocket))
@@ -60,20 +62,6 @@ fn no_sizes(query: &crate::query::Query) -> Result<(), ApiError> {
 }
 
 // What is refused is read first: a client that still writes would see a broken connection and not the refusal.
-async fn create(_: Bytes) -> ApiError {
-    ApiError::unimplemented(
-        "this node runs containers as tasks of services only; use `docker service create` (with --mode replicated-job for one that ends)",
-    )
-}
-
-async fn rename() -> ApiError {
-    ApiError::unimplemented("the name of a task's container says which task it is and cannot be changed")
-}
-
-async fn update(_: Bytes) -> ApiError {
-    ApiError::unimplemented("the limits of a task's container are its service's; use `docker service update`")
-}
-
 async fn export() -> ApiError {
     ApiError::unimplemented("a container's files as a whole cannot be exported; copy what you need with `docker cp`")
 }

@@ -33,6 +33,7 @@ pub(super) fn state(phase: Phase) -> &'static str {
         Phase::Created => "created",
         Phase::Running => "running",
         Phase::Paused => "paused",
+        Phase::Restarting => "restarting",
         Phase::Exited => "exited",
         Phase::Dead => "dead",
     }
@@ -56,6 +57,7 @@ pub(super) fn status(container: &Container, now: Timestamp) -> String {
     match phase {
         Phase::Created => "Created".into(),
         Phase::Dead => "Dead".into(),
+        Phase::Restarting => format!("Restarting ({exit_code}) {} ago", ago(*finished_at, now)),
         Phase::Exited => format!("Exited ({exit_code}) {} ago", ago(*finished_at, now)),
         Phase::Paused => format!("Up {} (Paused)", ago(*started_at, now)),
         Phase::Running => match container.health.as_ref().map(|health| health.word) {

@@ -7,6 +7,7 @@ mod remove; // names and images
 
 pub(crate) use find::{familiar, find};
 pub(crate) use inspect::summary;
+pub(crate) use pull::check_platform;
 
 use crate::query::Query;
 use crate::{ApiError, Backend};

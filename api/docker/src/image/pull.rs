@@ -36,7 +36,7 @@ fn repository(name: &str) -> String {
 }
 
 /// Images are pulled for the machine they are to run on.
-fn check_platform(query: &Query) -> Result<(), ApiError> {
+pub(crate) fn check_platform(query: &Query) -> Result<(), ApiError> {
     let own = match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

@@ -5,6 +5,7 @@
 
 pub(crate) mod common; // versions, times
 pub(crate) mod container_spec; // what a container is made of
+pub(crate) mod create; // what containers are asked for
 pub(crate) mod driver; // by name with options
 pub(crate) mod mount; // what is mounted into a container
 pub(crate) mod network; // networks, as /networks shows them

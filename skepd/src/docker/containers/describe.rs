@@ -4,19 +4,22 @@ use skep_agent::{ContainerFacts, ExecPhase, ExecView, HealthView, Story, StoryMo
 use skep_docker_api::task_labels as labels;
 use skep_docker_api::{
     BlockUsage, Container, Endpoint, Exec, ExecWish, Health, HealthResult, HealthWord, HostFiles, Life, MountPoint, NetworkUsage, Phase,
-    Program, Usage, container_id,
+    Plain, Program, Usage, container_id,
 };
 use skep_types::{NetworkAttachment, NetworkDriver, Task, TaskState};
 
 fn life(facts: &ContainerFacts) -> Life {
     let status = &facts.status;
-    let started_at = facts.story.as_ref().and_then(|story| story.started_at);
+    let told = facts.story.as_ref().and_then(|story| story.started_at);
+    // The notes of one that is no task's are written anew with each life.
+    let started_at = facts.local.as_ref().map_or(told, |local| local.started_at);
     let is_over = status.state.is_terminal();
     let container = status.container.clone().unwrap_or_default();
     let has_run = started_at.is_some() || container.pid > 0;
     let phase = match (facts.is_running, facts.is_paused) {
         (true, true) => Phase::Paused,
         (true, false) => Phase::Running,
+        (false, _) if facts.local.as_ref().is_some_and(|local| local.is_restarting) => Phase::Restarting,
         (false, _) if is_over && has_run => Phase::Exited,
         (false, _) => Phase::Created,
     };
@@ -26,7 +29,7 @@ fn life(facts: &ContainerFacts) -> Life {
         exit_code: if facts.is_running { 0 } else { container.exit_code },
         is_oom_killed: facts.is_oom_killed,
         // Why it could not be started: what it did afterwards is its own.
-        error: if has_run { String::new() } else { status.err.clone() },
+        error: if has_run && facts.local.is_none() { String::new() } else { status.err.clone() },
         started_at,
         finished_at: (is_over && has_run).then_some(status.timestamp),
     }
@@ -100,7 +103,8 @@ fn endpoints(task: &Task, story: &Story) -> Vec<Endpoint> {
 
 pub fn describe(facts: ContainerFacts) -> Container {
     let (life, health) = (life(&facts), health(&facts));
-    let ContainerFacts { task, mut spec, status, story, healthcheck, execs, etc, cgroup_parent, .. } = facts;
+    let ContainerFacts { task, mut spec, status, story, healthcheck, execs, etc, cgroup_parent, local, .. } = facts;
+    let plain = local.map(|local| Plain { asked: local.asked, restart_count: local.restarts.count });
     let story = story.unwrap_or_default();
     spec.healthcheck = healthcheck;
     // Nobody is to see it.
@@ -111,10 +115,11 @@ pub fn describe(facts: ContainerFacts) -> Container {
         name: task.name(),
         created_at: if story.created_at.0 == 0 { task.meta.created_at } else { story.created_at },
         image_id: story.image_id.clone(),
-        labels: labels(&task, &spec.labels),
+        labels: if plain.is_some() { spec.labels.clone() } else { labels(&task, &spec.labels) },
         resources: task.spec.resources.clone().unwrap_or_default(),
         spec,
-        is_task: true,
+        is_task: plain.is_none(),
+        plain,
         networks: endpoints(&task, &story),
         program: Program { arguments: story.args, env: story.env, dir: story.dir, hostname: story.hostname },
         life,

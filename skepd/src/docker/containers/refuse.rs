@@ -14,6 +14,13 @@ pub fn refusal(error: E) -> ApiError {
     let words = error.words();
     match error {
         E::NotFound { container } => ApiError::not_found(format!("No such container: {}", called(&container))),
+        E::NameTaken { name, container } => ApiError::conflict(format!(
+            "Conflict. The container name \"/{name}\" is already in use by container \"{}\". You have to remove (or rename) that container \
+             to be able to reuse that name.",
+            called(&container)
+        )),
+        E::Running { container } => ApiError::conflict(E::Running { container: called(&container) }.to_string()),
+        E::OfTask { .. } => ApiError::unimplemented("a task's container is started once; its service starts another task in its place"),
         E::NotRunning { container } => ApiError::conflict(format!("container {} is not running", called(&container))),
         E::Paused { container } => ApiError::conflict(E::Paused { container: called(&container) }.to_string()),
         E::AlreadyPaused { container } => ApiError::conflict(E::AlreadyPaused { container: called(&container) }.to_string()),
@@ -28,8 +35,13 @@ pub fn refusal(error: E) -> ApiError {
             | ExecError::CommandNotExecutable { .. }
             | ExecError::BadUser { .. }
             | ExecError::BadWorkingDir { .. }
+            | ExecError::MountSourceMissing { .. }
+            | ExecError::LogDriver { .. }
+            | ExecError::LogOption { .. }
+            | ExecError::NoCommand
             | ExecError::BadSpec { .. },
         ) => ApiError::invalid(words),
+        E::Executor(ExecError::Unsupported { .. }) => ApiError::unimplemented(words),
         E::Ending | E::Executor(ExecError::Unreachable { .. }) => ApiError::unavailable(words),
         E::Executor(_) | E::Io { .. } | E::NoPs { .. } | E::Ps { .. } => ApiError::internal(words),
     }

@@ -90,7 +90,6 @@ fn a_task_s_container_is_seen() -> Result<()> {
     ok(&lab, &["unpause", &id])?;
     ensure!(docker(&lab, &["unpause", &id])?.stderr.contains("is not paused"));
     for (refused, words) in [
-        (vec!["run", "box:1", "true"], "tasks of services only"),
         (vec!["rename", &id, "other"], "cannot be changed"),
         (vec!["rm", &id], "container is running: stop the container before removing or force remove"),
         (vec!["start", "nothing"], "No such container"),

@@ -1,0 +1,86 @@
+//! A container that somebody asks for, in the agent's words.
+
+use skep_agent::{ContainersError, Local, LocalWish, NO_NETWORK, RestartWish};
+use skep_docker_api::{ContainerUpdate, NetworkWish, NewContainer, RestartWish as Asked, container_id};
+use skep_types::{Annotations, Driver, Network, NetworkAttachment, NetworkSpec, PREDEFINED_LABEL, ResourceRequirements, Runtime, TaskId};
+use std::sync::Arc;
+
+/// Of the id, as a host name (as dockerd).
+const SHORT: usize = 12;
+
+fn restart(asked: Asked) -> RestartWish {
+    match asked {
+        Asked::Never => RestartWish::Never,
+        Asked::OnFailure { at_most } => RestartWish::OnFailure { at_most },
+        Asked::Always => RestartWish::Always,
+        Asked::UnlessStopped => RestartWish::UnlessStopped,
+    }
+}
+
+/// One of the networks that every node has.
+fn predefined(name: &str, driver: &str) -> NetworkAttachment {
+    let labels = [(PREDEFINED_LABEL.to_owned(), "true".to_owned())].into();
+    let annotations = Annotations { name: name.to_owned(), labels, ..Annotations::default() };
+    let driver = Some(Driver { name: driver.to_owned(), ..Driver::default() });
+    let id = format!("node-{name}").parse().expect("letters and a dash make an id");
+    let network = Network::new(id, NetworkSpec { annotations, driver, ..NetworkSpec::default() });
+    NetworkAttachment { network: Arc::new(network), addresses: Vec::new(), aliases: Vec::new(), driver_attachment_opts: Default::default() }
+}
+
+pub fn local_wish(wish: NewContainer) -> LocalWish {
+    let NewContainer {
+        name,
+        mut spec,
+        resources,
+        network,
+        ports,
+        log_driver,
+        reference,
+        restart: asked_restart,
+        auto_remove,
+        stdin_once,
+        asked,
+    } = wish;
+    let id = TaskId::from_random(rand::random());
+    if spec.hostname.is_empty() && network != NetworkWish::Host {
+        spec.hostname = container_id(&id)[..SHORT].to_owned();
+    }
+    LocalWish {
+        id,
+        name,
+        spec,
+        resources: (resources != ResourceRequirements::default()).then_some(resources),
+        ports,
+        networks: match network {
+            NetworkWish::Own => Vec::new(),
+            NetworkWish::Host => vec![predefined("host", "host")],
+            NetworkWish::None => vec![predefined("none", NO_NETWORK)],
+        },
+        log_driver,
+        reference,
+        restart: restart(asked_restart),
+        auto_remove,
+        stdin_once,
+        asked,
+    }
+}
+
+/// The container with what is to be changed of it.
+pub fn changed(local: &mut Local, update: ContainerUpdate) -> Result<(), ContainersError> {
+    let ContainerUpdate { nano_cpus, memory_bytes, swap_bytes, pids_limit, restart: asked_restart, asked } = update;
+    let task = Arc::make_mut(&mut local.task);
+    let spec = Arc::make_mut(&mut task.spec);
+    if nano_cpus.is_some() || memory_bytes.is_some() {
+        let resources = spec.resources.get_or_insert_default();
+        resources.limits.nano_cpus = nano_cpus.unwrap_or(resources.limits.nano_cpus);
+        if let Some(memory) = memory_bytes {
+            (resources.limits.memory_bytes, resources.swap_bytes) = (memory, swap_bytes);
+        }
+    }
+    if let (Some(limit), Runtime::Container(container)) = (pids_limit, &mut spec.runtime) {
+        container.pids_limit = limit;
+    }
+    local.restart = asked_restart.map_or(local.restart, restart);
+    local.asked = asked;
+    Ok(())
+}
