@@ -146,4 +146,31 @@ mod tests {
         assert!(holds(r#"{"label":["a","b="]}"#) && holds(r#"{"label":{"a=1":true}}"#) && holds("{}"));
         assert!(!holds(r#"{"label":["a","c"]}"#) && !holds(r#"{"label":["a=2"]}"#));
     }
+
+    #[test]
+    fn whatever_is_sent_is_read_or_refused() {
+        let seeds = [r#"{"name":{"web":true}}"#, r#"{"label":["a=b","c"],"name":["^web$"]}"#, r#"{"name":["\u00e9\ud83d\ude00"]}"#];
+        let labels = Labels::from([("a".into(), "b".into())]);
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        for round in 0..20_000 {
+            let mut bytes = seeds[round % seeds.len()].as_bytes().to_vec();
+            // xorshift: the same mistakes every time. A few bytes are others, gone, or there twice.
+            for _ in 0..=round % 4 {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                let place = usize::try_from(state >> 32).unwrap_or_default() % bytes.len();
+                match state & 3 {
+                    0 => drop(bytes.remove(place)),
+                    1 => bytes.insert(place, bytes[place]),
+                    _ => bytes[place] = state.to_le_bytes()[1],
+                }
+            }
+            let text = String::from_utf8_lossy(&bytes);
+            if let Ok(filters) = Filters::parse(&text, &["name", "label"]) {
+                // Questions are answered for whatever came through.
+                let _ = (filters.part_of("name", "web"), filters.begins("name", "é"), filters.labels("label", &labels));
+            }
+        }
+    }
 }

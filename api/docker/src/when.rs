@@ -94,4 +94,30 @@ mod tests {
         assert_eq!(at("1.5s"), now.0 - 1_500_000_000);
         assert!(["", "x", "1x", "h", "yesterday", "1.2.3"].iter().all(|text| moment(text, now).is_err()));
     }
+
+    #[test]
+    fn whatever_is_said_is_a_time_or_refused() {
+        let now = Timestamp::from_secs(1_700_000_000);
+        for odd in ["-", "-.", ".", "9223372036854775808", "99999999999h", "1e400s", "é", "0000-00-00", "2023-11-1é", "µs", "-1h", "1.h.s"]
+        {
+            let _ = moment(odd, now); // either, but no panic
+        }
+        let letters: Vec<char> = "0123456789.-+:TZhmsnuµé \0".chars().collect();
+        let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+        for _ in 0..20_000 {
+            let mut text = String::new();
+            loop {
+                // xorshift: the same texts every time.
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                let pick = usize::try_from(state >> 40).unwrap_or_default();
+                text.push(letters[pick % letters.len()]);
+                if pick % 13 == 0 {
+                    break;
+                }
+            }
+            let _ = moment(&text, now);
+        }
+    }
 }
