@@ -267,6 +267,26 @@ fn host_ports_and_replica_limits_keep_tasks_apart() {
 }
 
 #[test]
+fn tasks_of_one_spec_that_have_other_ports_are_placed_by_their_own() {
+    let mut world = World::new();
+    drop(world.add_node(1, |_| {}));
+    let id = world.add_service(1, |spec| {
+        replicas(spec, 3);
+        let port = PortConfig { target_port: 80, published_port: 8080, publish_mode: PublishMode::Host, ..PortConfig::default() };
+        spec.endpoint = Some(EndpointSpec { ports: vec![port], ..EndpointSpec::default() });
+    });
+    pend(&mut world, &id);
+    // As one that was made while its service was being rolled back to a spec without ports.
+    let first = world.tasks_of_service(&id).find(|task| task.slot == 1).expect("made").clone();
+    let bare = Task { endpoint: None, ..Task::clone(&first) };
+    world.commit(vec![Action::Update(Object::Task(Arc::new(bare)))]);
+    let mut scheduler = Scheduler::new(&world);
+    schedule(&mut world, &mut scheduler);
+    assert_eq!(homes(&world, &id), [("node1".into(), 2)].into());
+    assert_eq!(refusal(&world, &id), "no suitable node (host port 8080/tcp in use on 1 node)");
+}
+
+#[test]
 fn spread_preferences_even_out_racks_before_nodes() {
     let mut world = World::new();
     for number in 1..=4 {

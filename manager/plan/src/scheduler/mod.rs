@@ -50,7 +50,9 @@ const TASKS_PER_PLAN: usize = 10_000;
 /// Tasks that are placed together.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum GroupKey {
-    Service(ServiceId, Version),
+    /// With what [`need::differences`] tells of them: a task that was made while its service was being rolled back has the version of the
+    /// spec before, and the ports of the one after.
+    Service(ServiceId, Version, u64),
     Single(TaskId),
 }
 
@@ -386,7 +388,7 @@ impl Scheduler {
 
 fn group_key(task: &Task) -> GroupKey {
     match (&task.service_id, task.spec_version) {
-        (Some(service), Some(version)) => GroupKey::Service(service.clone(), version),
+        (Some(service), Some(version)) => GroupKey::Service(service.clone(), version, need::differences(task)),
         _ => GroupKey::Single(task.id.clone()),
     }
 }

@@ -3,6 +3,7 @@
 use crate::constraint::{Constraints, strip_prefix_ignoring_case};
 use crate::resources::Lack;
 use skep_types::{Encrypting, MountType, Node, NodeId, Platform, Plugin, Protocol, PublishMode, PublishPlace, Resources, Task};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// A label that tasks are spread over.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -113,6 +114,17 @@ pub(crate) fn host_ports(task: &Task) -> impl Iterator<Item = HostPort> + '_ {
         protocol: port.protocol,
         number: port.published_port,
         place: port.place.clone(),
+    })
+}
+
+/// A number for what tasks of one spec may still need differently, because it comes from the service and not from their spec: host ports,
+/// and nodes that encrypt. 0 where there is none of it.
+pub(crate) fn differences(task: &Task) -> u64 {
+    let encrypted = u64::from(task.networks.iter().any(|attachment| attachment.network.is_encrypted()));
+    host_ports(task).fold(encrypted, |sum, port| {
+        let mut hasher = DefaultHasher::new();
+        (sum, port.protocol as u64, port.number, &port.place).hash(&mut hasher);
+        hasher.finish()
     })
 }
 
