@@ -8,6 +8,7 @@ mod burst;
 mod cfssl;
 mod control_api;
 mod every_method;
+mod explanations;
 mod floods;
 mod fuzz;
 mod joining;
