@@ -21,7 +21,8 @@ fn made(body: serde_json::Value) -> Result<NewContainer, ApiError> {
 /// As the client 28 sends it for `docker run box:1`.
 #[test]
 fn what_clients_send_for_nothing_is_nothing() {
-    let host = json!({
+    let host: serde_json::Value = serde_json::from_str(
+        r#"{
         "Binds": null, "ContainerIDFile": "", "LogConfig": { "Type": "", "Config": {} }, "NetworkMode": "default", "PortBindings": {},
         "RestartPolicy": { "Name": "no", "MaximumRetryCount": 0 }, "AutoRemove": true, "VolumeDriver": "", "VolumesFrom": null,
         "ConsoleSize": [24, 80], "CapAdd": null, "CapDrop": null, "CgroupnsMode": "", "Dns": [], "DnsOptions": [], "DnsSearch": [],
@@ -31,8 +32,10 @@ fn what_clients_send_for_nothing_is_nothing() {
         "BlkioWeightDevice": [], "BlkioDeviceReadBps": [], "CpuPeriod": 0, "CpuQuota": 0, "CpusetCpus": "", "Devices": [],
         "DeviceCgroupRules": null, "DeviceRequests": null, "MemoryReservation": 0, "MemorySwap": 0, "MemorySwappiness": -1,
         "OomKillDisable": false, "PidsLimit": 0, "Ulimits": [], "CpuCount": 0, "CpuPercent": 0, "IOMaximumIOps": 0,
-        "MaskedPaths": null, "ReadonlyPaths": null,
-    });
+        "MaskedPaths": null, "ReadonlyPaths": null
+        }"#,
+    )
+    .unwrap();
     let networks = json!({ "EndpointsConfig": { "default": {
         "IPAMConfig": null, "Links": null, "Aliases": null, "MacAddress": "", "DriverOpts": null, "GwPriority": 0,
         "NetworkID": "", "EndpointID": "", "Gateway": "", "IPAddress": "", "DNSNames": null,
