@@ -264,9 +264,9 @@ mod tests {
         write(&mut log, 1, LogStream::Stdout);
         let (sender, mut receiver) = mpsc::channel(100);
         let stop = CancellationToken::new();
-        let query = LogQuery { follow: true, tail: Tail::Last(0), ..ALL };
+        let query = LogQuery { follow: true, tail: Tail::Last(1), ..ALL };
         let reading = tokio::spawn(read_logs(dir.path().to_owned(), query, sender, stop.clone()));
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        let mut count = receiver.recv().await.unwrap().len();
         for number in 2..=40 {
             write(&mut log, number, LogStream::Stdout);
             if number % 10 == 0 {
@@ -275,11 +275,10 @@ mod tests {
         }
         stop.cancel();
         reading.await.unwrap().unwrap();
-        let mut count = 0;
         while let Some(batch) = receiver.recv().await {
             count += batch.len();
         }
-        assert_eq!(count, 39);
+        assert_eq!(count, 40);
     }
 
     #[tokio::test]
