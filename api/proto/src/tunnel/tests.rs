@@ -1,6 +1,5 @@
 use super::*;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt as _;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 
 const LONG: Duration = Duration::from_secs(60);
