@@ -17,7 +17,7 @@ pub enum Comparison {
 
 impl Answer {
     pub fn new(output: &Output, host_name: &str) -> Self {
-        let plain = |text: &str| plain(&text.replace(host_name, "HOST"));
+        let plain = |text: &str| plain(&named(text, host_name));
         Self { status: output.status, stdout: plain(&output.stdout), stderr: plain(&output.stderr) }
     }
 
@@ -54,6 +54,22 @@ impl Answer {
     }
 }
 
+/// With a mark for the host's name, where it is a word: short names are parts of ids, too.
+fn named(text: &str, host_name: &str) -> String {
+    let mut out = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find(host_name).filter(|_| !host_name.is_empty()) {
+        let (before, found) = rest.split_at(at);
+        let behind = &found[host_name.len()..];
+        let joins = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        let is_part = joins(before.chars().next_back().or(out.chars().next_back())) || joins(behind.chars().next());
+        out += before;
+        out += if is_part { host_name } else { "HOST" };
+        rest = behind;
+    }
+    out + rest
+}
+
 /// A word that differs from cluster to cluster, as a mark; `None`: any other word.
 fn mark(word: &str) -> Option<&'static str> {
     let has = |of: fn(&u8) -> bool| word.bytes().any(|byte| of(&byte));
@@ -62,7 +78,8 @@ fn mark(word: &str) -> Option<&'static str> {
     match word.len() {
         64 if all(|byte| byte.is_ascii_hexdigit()) => Some("DIGEST"),
         25 if is_mixed => Some("ID"),
-        12 if is_mixed => Some("SHORT"),
+        // Ids may be of digits only.
+        12 if is_mixed || all(|byte| byte.is_ascii_digit()) => Some("SHORT"),
         _ => None,
     }
 }
@@ -107,5 +124,7 @@ fn ids_and_times_are_marks() {
     assert_eq!(plain(&format!("web.1.{id} x")), "web.1.ID x");
     assert_eq!(plain("at 2026-11-23T07:09:07.309156739Z, 10.0.0.1:80 a-b"), "at TIME, 10.0.0.1:80 a-b");
     assert_eq!(plain(&format!("sha256:{}\n", "0a".repeat(32))), "sha256:DIGEST\n");
+    assert_eq!(plain("303165327979"), "SHORT");
+    assert_eq!(named("vm v7rvmsma vm-1 (vm)", "vm"), "HOST v7rvmsma HOST-1 (HOST)");
     assert_eq!(plain(r#"{"Limits":{},"Reservations":{}}"#), "{}");
 }
