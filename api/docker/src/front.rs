@@ -2,7 +2,7 @@
 
 use crate::everywhere::{self, Everywhere};
 use crate::tasks_only::{self, TasksOnly};
-use crate::{ApiError, ApiVersion, Backend, Reach};
+use crate::{ApiError, ApiVersion, Backend, Containers, Reach};
 use crate::{config, container, distribution, events, exec, image, network, node, secret, service, swarm, system, task, volume};
 use axum::Router;
 use axum::body::Body;
@@ -17,6 +17,8 @@ pub struct Front {
     routes: Router,
     server: HeaderValue,
     scope: Scope,
+    /// Where it is looked for what a request means.
+    containers: Arc<dyn Containers>,
 }
 
 /// What a front is about.
@@ -56,8 +58,9 @@ impl Front {
     fn with(routes: Router<Backend>, backend: Backend, scope: Scope) -> Self {
         let version = backend.node.engine_version();
         let server = HeaderValue::from_str(&format!("Docker/{version} (linux)")).unwrap_or_else(|_| HeaderValue::from_static("Docker"));
+        let containers = Arc::clone(&backend.containers);
         let routes = routes.fallback(unknown).method_not_allowed_fallback(unknown).with_state(backend);
-        Self { routes, server, scope }
+        Self { routes, server, scope, containers }
     }
 
     /// The request as the routes know it, or why they are not asked.
@@ -72,7 +75,9 @@ impl Front {
                 }
             }
             Scope::Tasks => {
-                tasks_only::admit(method, uri)?;
+                if let Some(meant) = tasks_only::admit(method, uri)? {
+                    tasks_only::check(&meant, &self.containers.list().await?)?;
+                }
                 request.extensions_mut().insert(TasksOnly);
             }
         }
