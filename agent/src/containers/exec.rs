@@ -93,7 +93,9 @@ impl Containers {
         let (written, output) = mpsc::channel(IN_FLIGHT);
         let (ready, began) = oneshot::channel();
         let has_stdin = is_attached && view.wish.program.has_stdin;
-        let run = Run { containers: self.clone(), task: facts.task, view, window, output: written };
+        // Without a client input neither comes nor ends: the end of it would hang up a terminal.
+        let kept = (!is_attached).then(|| input.clone());
+        let run = Run { containers: self.clone(), task: facts.task, view, window, output: written, _input: kept };
         // A task of its own: a client that goes away must not leave a process half begun.
         self.0.work.spawn(run.run(typed, ready));
         match began.await {
@@ -129,6 +131,8 @@ struct Run {
     /// Width and height.
     window: Option<(u32, u32)>,
     output: mpsc::Sender<Chunk>,
+    /// Held open until the process has ended.
+    _input: Option<mpsc::Sender<bytes::Bytes>>,
 }
 
 impl Run {

@@ -120,11 +120,11 @@ fn entered(manager: &Host, far: &str) -> Result<()> {
     ensure!(status == 201 && exec.len() == 64, "{status} {exec}");
     let (status, told) = request_at(&socket, "POST", &format!("/exec/{exec}/start"), Some(r#"{"Detach":true,"Tty":true}"#))?;
     ensure!(status == 200, "{status} {told}");
-    // It may have ended without its input; either way it is the node that says so.
     let (status, told) = request_at(&socket, "POST", &format!("/exec/{exec}/resize?h=30&w=90"), None)?;
-    ensure!(status == 200 || told.contains("not running") || told.contains("stopped"), "{status} {told}");
+    ensure!(status == 200, "{status} {told}");
+    // It goes on without a client.
     let (status, told) = request_at(&socket, "GET", &format!("/exec/{exec}/json"), None)?;
-    ensure!(status == 200 && told.contains(far), "{status} {told}");
+    ensure!(status == 200 && told.contains(far) && told.contains(r#""Running":true"#), "{status} {told}");
     let (status, told) = request_at(&socket, "GET", &format!("/exec/{}/json", "f".repeat(64)), None)?;
     ensure!(status == 404 && told.contains("No such exec instance"), "{status} {told}");
 
