@@ -81,6 +81,9 @@ fn a_host_port_resets_what_it_had_when_its_task_is_gone() {
             assert_eq!(says(stream).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
         }
         stays.iter().for_each(|stream| says(stream).unwrap());
+        // The kernel takes a namespace away when it has time for that: until then the host's end of its cable may be seen, with its routes.
+        let leftovers = netlb.audit().await.unwrap().repaired;
+        assert!(leftovers.iter().all(|what| what.starts_with("the host: Remove")), "{leftovers:?}");
         assert_eq!(netlb.audit().await.unwrap(), Audit::default());
     });
 }
