@@ -6,7 +6,7 @@ use nix::sched::{CloneFlags, setns};
 use skep_netlb::*;
 use skep_types::{NetworkId, TaskId};
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -246,15 +246,21 @@ pub fn tcp(to: &str, port: u16) -> Result<String, String> {
     Ok(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
 }
 
-/// What a UDP port answers with.
+/// What a UDP port answers with. It is asked again every few seconds: a starved machine loses datagrams while it looks for a neighbour.
 pub fn udp(to: &str, port: u16) -> Result<String, String> {
     let to: IpAddr = to.parse().unwrap();
     let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.send_to(b"hello", (to, port)).map_err(|error| error.to_string())?;
+    socket.set_read_timeout(Some(PATIENCE / 12)).unwrap();
     let mut buffer = [0; 200];
-    let length = socket.recv(&mut buffer).map_err(|error| error.to_string())?;
-    Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    let start = Instant::now();
+    loop {
+        socket.send_to(b"hello", (to, port)).map_err(|error| error.to_string())?;
+        match socket.recv(&mut buffer) {
+            Ok(length) => return Ok(String::from_utf8_lossy(&buffer[..length]).into_owned()),
+            Err(error) if error.kind() != ErrorKind::WouldBlock || start.elapsed() >= PATIENCE => return Err(error.to_string()),
+            Err(_) => {}
+        }
+    }
 }
 
 pub fn network(number: u8, ingress: bool) -> Network {
