@@ -1,6 +1,6 @@
 //! Container images: how a name becomes a root file system in containerd.
 //!
-//! What this crate does: parses references, pulls from registries, loads archives, keeps images in containerd's
+//! What this crate does: parses references, pulls from registries and pushes to them, loads and saves archives, keeps images in containerd's
 //! content store, unpacks them by its snapshotter, prepares snapshots for containers, and makes small images.
 //! What it does not: it knows no tasks, starts no containers, and decides nothing about when to pull.
 //!
@@ -28,8 +28,10 @@ mod import; // archives
 mod manifest; // documents and platforms; pure
 mod progress; // what a pull tells
 mod pull; // from a registry
+mod push; // to a registry
 mod reference; // names
 mod registry; // the other side
+mod save; // out into an archive
 mod store; // containerd
 
 pub use containerd_client::types::Mount;
@@ -44,6 +46,8 @@ pub use manifest::{
     Descriptor, Healthcheck, ImageIndex, ImageManifest, MAX_CONFIG, MAX_MANIFEST, Manifest, ManifestError, Platform, choose_platform,
 };
 pub use progress::{Phase, Progress};
+pub use push::{PushProgress, PushStep, Pushed};
 pub use reference::{Reference, ReferenceError};
-pub use registry::{BlobStream, FetchedManifest, HttpRegistry, Registry, RegistryConfig, RegistryError};
+pub use registry::{BlobStream, FetchedManifest, HttpRegistry, OutgoingBlob, Registry, RegistryConfig, RegistryError};
+pub use save::SavedImage;
 pub use store::{ImageStore, SnapshotInfo, StoreError};

@@ -215,7 +215,7 @@ impl Job {
 }
 
 /// Repeats a request that failed for a passing reason, some seconds long.
-pub(super) async fn patiently<T, F>(mut request: impl FnMut() -> F) -> Result<T, RegistryError>
+pub(crate) async fn patiently<T, F>(mut request: impl FnMut() -> F) -> Result<T, RegistryError>
 where
     F: Future<Output = Result<T, RegistryError>>,
 {

@@ -1,4 +1,4 @@
-//! Talking to registries: OCI distribution-spec v1.1, the reading half.
+//! Talking to registries: OCI distribution-spec v1.1.
 
 mod challenge; // what a 401 asks for; pure
 mod endpoint; // which host, http or https; pure
@@ -28,6 +28,22 @@ pub trait Registry: Send + Sync + 'static {
 
     /// Opens the blob `digest` for reading from byte `offset`. Nothing is verified: the reader has to.
     async fn blob(&self, reference: &Reference, digest: &Digest, offset: u64, auth: Option<&Auth>) -> Result<BlobStream, RegistryError>;
+
+    /// Whether the repository of `reference` has the blob already.
+    async fn has_blob(&self, reference: &Reference, digest: &Digest, auth: Option<&Auth>) -> Result<bool, RegistryError>;
+
+    /// Puts a blob into the repository of `reference`.
+    async fn send_blob(&self, reference: &Reference, blob: &OutgoingBlob, auth: Option<&Auth>) -> Result<(), RegistryError>;
+
+    /// Puts a manifest under `version` (tag or digest) into the repository of `reference`, which must have all its blobs.
+    async fn send_manifest(
+        &self,
+        reference: &Reference,
+        version: &str,
+        media_type: &str,
+        data: Bytes,
+        auth: Option<&Auth>,
+    ) -> Result<(), RegistryError>;
 }
 
 /// A manifest as a registry sent it.
@@ -44,6 +60,14 @@ pub struct BlobStream {
     /// Where the stream begins: 0 if the registry cannot begin in the middle, whatever was asked.
     pub offset: u64,
     pub bytes: BoxStream<'static, io::Result<Bytes>>,
+}
+
+/// A blob on its way out.
+pub struct OutgoingBlob {
+    pub digest: Digest,
+    pub length: u64,
+    /// Gives its bytes, anew for each attempt.
+    pub open: Box<dyn Fn() -> BoxStream<'static, io::Result<Bytes>> + Send + Sync>,
 }
 
 /// Why a registry did not give what was asked, in words for `service ps`.

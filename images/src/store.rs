@@ -4,6 +4,7 @@ mod client; // the connection, one call at a time
 mod content; // blobs
 mod error; // what can go wrong
 mod lease; // keeping the garbage collector off
+mod outgoing; // blobs that leave
 mod records; // names
 mod snapshot; // layers and the roots of containers
 
@@ -13,6 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use containerd_client::types::Mount;
+use futures_util::stream::BoxStream;
 
 use self::client::Containerd;
 use self::content::Labels;
@@ -262,6 +264,11 @@ impl ImageStore {
 
     pub(crate) async fn has_blob(&self, digest: &Digest) -> Result<bool, StoreError> {
         self.inner.containerd.has_blob(digest).await
+    }
+
+    /// See [`Containerd::stream_blob`].
+    pub(crate) fn stream_blob(&self, blob: &Descriptor) -> BoxStream<'static, Result<Bytes, StoreError>> {
+        self.inner.containerd.stream_blob(blob)
     }
 
     pub(crate) async fn read_blob(&self, digest: &Digest, limit: u64) -> Result<Bytes, StoreError> {

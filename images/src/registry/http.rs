@@ -1,5 +1,7 @@
 //! The registry client over HTTP.
 
+mod upload; // the writing half
+
 use std::collections::HashMap;
 use std::error::Error as _;
 use std::io;
@@ -15,7 +17,7 @@ use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
 use super::endpoint::{Endpoint, RegistryConfig};
-use super::{BlobStream, FetchedManifest, Registry, RegistryError};
+use super::{BlobStream, FetchedManifest, OutgoingBlob, Registry, RegistryError};
 use crate::auth::{Auth, Kind};
 use crate::digest::Digest;
 use crate::manifest::{MAX_MANIFEST, media};
@@ -40,10 +42,27 @@ pub struct HttpRegistry {
 }
 
 struct Clients {
+    reading: Pair,
+    /// Nothing is read while a blob is sent, so these have no limit between two pieces of an answer.
+    sending: Pair,
+}
+
+struct Pair {
     /// Obeys the proxy settings of the environment.
     outside: Client,
     /// Loopback is never reached through a proxy.
     loopback: Client,
+}
+
+impl Pair {
+    fn new(builder: impl Fn() -> reqwest::ClientBuilder) -> Result<Self, RegistryError> {
+        let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|source| RegistryError::Client { source });
+        Ok(Self { outside: build(builder())?, loopback: build(builder().no_proxy())? })
+    }
+
+    fn towards(&self, endpoint: &Endpoint) -> &Client {
+        if endpoint.loopback { &self.loopback } else { &self.outside }
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -103,25 +122,38 @@ impl HttpRegistry {
         }
     }
 
-    fn client(&self, endpoint: &Endpoint) -> Result<&Client, RegistryError> {
-        let clients = match self.clients.get() {
+    fn clients(&self) -> Result<&Clients, RegistryError> {
+        Ok(match self.clients.get() {
             Some(clients) => clients,
             None => {
                 // reqwest panics without one; we would rather say so.
                 if rustls::crypto::CryptoProvider::get_default().is_none() {
                     return Err(RegistryError::NoTlsProvider);
                 }
-                let build = |builder: reqwest::ClientBuilder| builder.build().map_err(|source| RegistryError::Client { source });
-                let made = Clients { outside: build(builder())?, loopback: build(builder().no_proxy())? };
+                let made = Clients { reading: Pair::new(|| builder().read_timeout(READ_TIMEOUT))?, sending: Pair::new(builder)? };
                 self.clients.get_or_init(|| made)
             }
-        };
-        Ok(if endpoint.loopback { &clients.loopback } else { &clients.outside })
+        })
     }
 
     /// Sends a request, and once more with what the registry asked for if it answers 401.
     async fn send(&self, target: &Target<'_>, build: impl Fn(&Client) -> RequestBuilder) -> Result<Response, RegistryError> {
-        let client = self.client(&target.endpoint)?;
+        let client = self.clients()?.reading.towards(&target.endpoint);
+        self.send_by(client, target, build).await
+    }
+
+    /// The same for a request that takes long to send; it must have a limit of its own.
+    async fn send_slowly(&self, target: &Target<'_>, build: impl Fn(&Client) -> RequestBuilder) -> Result<Response, RegistryError> {
+        let client = self.clients()?.sending.towards(&target.endpoint);
+        self.send_by(client, target, build).await
+    }
+
+    async fn send_by(
+        &self,
+        client: &Client,
+        target: &Target<'_>,
+        build: impl Fn(&Client) -> RequestBuilder,
+    ) -> Result<Response, RegistryError> {
         let key = TokenKey { repository: target.repository.clone(), credentials: target.auth.map(Auth::fingerprint) };
         let mut authorization = self.known_token(&key);
         let mut asked_anew = false;
@@ -277,6 +309,25 @@ impl Registry for HttpRegistry {
         };
         Ok(BlobStream { offset: start, bytes: response.bytes_stream().map_err(io::Error::other).boxed() })
     }
+
+    async fn has_blob(&self, reference: &Reference, digest: &Digest, auth: Option<&Auth>) -> Result<bool, RegistryError> {
+        self.asks_for_blob(reference, digest, auth).await
+    }
+
+    async fn send_blob(&self, reference: &Reference, blob: &OutgoingBlob, auth: Option<&Auth>) -> Result<(), RegistryError> {
+        self.upload(reference, blob, auth).await
+    }
+
+    async fn send_manifest(
+        &self,
+        reference: &Reference,
+        version: &str,
+        media_type: &str,
+        data: Bytes,
+        auth: Option<&Auth>,
+    ) -> Result<(), RegistryError> {
+        self.upload_manifest(reference, version, media_type, data, auth).await
+    }
 }
 
 impl Target<'_> {
@@ -355,11 +406,7 @@ fn builder() -> reqwest::ClientBuilder {
             attempt.follow()
         }
     });
-    Client::builder()
-        .user_agent(concat!("skep/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT)
-        .redirect(policy)
+    Client::builder().user_agent(concat!("skep/", env!("CARGO_PKG_VERSION"))).connect_timeout(CONNECT_TIMEOUT).redirect(policy)
 }
 
 /// Reads a body that must be small, and stops as soon as it is not.

@@ -7,6 +7,7 @@ mod archives; // archives that nobody would write in earnest
 mod crash; // killed at every fail-point
 mod harness; // daemons
 mod load;
+mod out;
 mod pull;
 mod refuse;
 mod speed;
