@@ -40,10 +40,9 @@ fn service() -> Service {
         placement: Some(Default::default()),
         ..TaskSpec::new(container)
     };
-    Service {
-        id: ServiceId::for_test(1),
-        meta: Default::default(),
-        spec: ServiceSpec {
+    Service::new(
+        ServiceId::for_test(1),
+        ServiceSpec {
             annotations: Annotations { name: "web".into(), ..Annotations::default() },
             task: Arc::new(task),
             mode: ServiceMode::Replicated { replicas: 1 },
@@ -52,14 +51,7 @@ fn service() -> Service {
             networks: vec![],
             endpoint: None,
         },
-        spec_version: None,
-        previous_spec: None,
-        previous_spec_version: None,
-        endpoint: None,
-        update_status: None,
-        job_status: None,
-        pending_delete: false,
-    }
+    )
 }
 
 fn task(service: &Service, number: u64) -> Task {

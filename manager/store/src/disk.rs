@@ -11,6 +11,7 @@
 //!
 //! Everything here blocks; `raft` calls it from threads of its own.
 
+pub(crate) mod files;
 pub(crate) mod frame;
 pub(crate) mod key;
 pub(crate) mod keys;
@@ -22,7 +23,7 @@ pub(crate) mod snapshot;
 pub(crate) mod spare;
 pub(crate) mod state;
 
-use std::fs::File;
+use self::files::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -89,6 +90,14 @@ pub(crate) fn failed<'a>(step: &'static str, path: &'a Path) -> impl FnOnce(io::
 pub(crate) fn sync_dir(path: &Path) -> Result<(), DiskError> {
     counted_sync();
     File::open(path).and_then(|dir| dir.sync_all()).map_err(failed("sync the directory", path))
+}
+
+/// Makes a directory that is not there, with all above it, for this user only; durable when this returns. Whatever is made durable
+/// in it later would be gone with its name.
+pub(crate) fn make_dir(path: &Path) -> Result<(), DiskError> {
+    let missing: Vec<&Path> = path.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !files::exists(dir)).collect();
+    files::create_private_dirs(path).map_err(failed("create the directory", path))?;
+    missing.into_iter().rev().try_for_each(sync_parent)
 }
 
 /// The name of a directory with something behind it.

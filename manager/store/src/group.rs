@@ -47,6 +47,7 @@ pub(crate) async fn watch_members(raft: Raft, publish: watch::Sender<Vec<MemberS
             new
         });
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             changed = server.changed() => if changed.is_err() { return },
         }
@@ -60,6 +61,7 @@ const CHANGE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn finish_changes(raft: Raft, mut leadership: watch::Receiver<Leadership>, stop: CancellationToken) {
     tokio::select! {
+        biased;
         () = stop.cancelled() => {}
         () = async {
             while finish_change(&raft, &mut leadership).await.is_ok() {}

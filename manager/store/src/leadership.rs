@@ -86,6 +86,7 @@ async fn follow(raft: Raft, lines: &Arc<Lines>, waits: &Waits, rest: &Rest, publ
             // An entry of the own term: once it is applied, so is everything before it.
             let confirming = tokio::time::timeout(CONFIRM, raft.client_write(Batch::default()));
             let done = tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 done = confirming => done,
             };
@@ -107,6 +108,7 @@ async fn follow(raft: Raft, lines: &Arc<Lines>, waits: &Waits, rest: &Rest, publ
             if now.is_leader && others_vote { tokio::time::sleep(waits.shortest / 2).await } else { std::future::pending().await }
         };
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             changed = metrics.changed() => if changed.is_err() { return },
             () = look => {}

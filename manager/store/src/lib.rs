@@ -33,6 +33,9 @@ mod open; // reading a store from the disk
 mod plant; // stores made of a backup or of a dead group's remains
 mod propose; // group commit
 mod raft; // the four traits of openraft, elections
+mod seam; // threads and chance, or a simulator's
+#[cfg(feature = "sim")]
+pub mod sim; // what a simulator puts in the place of files, threads and chance
 mod store; // the handle
 mod table; // objects and indexes, pure
 mod transfer; // handing the leadership over

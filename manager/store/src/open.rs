@@ -1,21 +1,21 @@
 //! A store read from the disk and checked, before raft runs on it. Blocking.
 
 use crate::config::{MIN_SEGMENT_BYTES, StoreConfig};
+use crate::disk::files::{self, OpenOptions, OpenOptionsExt};
 use crate::disk::key::DataKey;
 use crate::disk::keys::Keys;
 use crate::disk::log::{DirLock, Log};
 use crate::disk::mark;
 use crate::disk::snapshot::SnapshotDir;
 use crate::disk::state::StateFile;
-use crate::disk::{DiskError, failed};
+use crate::disk::{DiskError, failed, make_dir};
 use crate::error::StoreError;
 use crate::feed::Feeds;
 use crate::raft::machine::{Machine, Published, SnapshotProgress};
 use crate::raft::types::RaftId;
 use crate::view::View;
-use std::fs::OpenOptions;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::watch;
 
@@ -32,13 +32,13 @@ impl Opened {
     /// `make`: the id of a new store, unless there is one already.
     pub(crate) fn open(config: &StoreConfig, make: Option<RaftId>) -> Result<Self, StoreError> {
         let dir = &config.dir;
-        if make.is_none() && !dir.join("state").exists() && !dir.join("log").exists() {
+        if make.is_none() && !files::exists(&dir.join("state")) && !files::exists(&dir.join("log")) {
             return Err(StoreError::Empty { dir: dir.clone() });
         }
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("create the directory", dir))?;
+        make_dir(dir)?;
         let lock = lock(dir)?;
         let keys = match find_keys(config) {
-            Err(DiskError::MissingFile { .. }) if !dir.join("state").exists() => {
+            Err(DiskError::MissingFile { .. }) if !files::exists(&dir.join("state")) => {
                 let keys = Keys::from(DataKey::generate());
                 keys.write(&dir.join(KEY_FILE), config.unlock.as_ref())?;
                 keys
@@ -107,21 +107,15 @@ pub(crate) fn check_gap(log: &Log, snapshot: Option<u64>, snapshots: &Path) -> R
 }
 
 fn has_files(dir: &Path) -> bool {
-    std::fs::read_dir(dir).is_ok_and(|mut files| {
-        files.any(|file| {
-            file.is_ok_and(|file| {
-                let path = file.path();
-                path.extension().is_some_and(|extension| extension == "seg" || extension == "snap")
-            })
-        })
-    })
+    let is_ours = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "seg" || extension == "snap");
+    files::list(dir).is_ok_and(|files| files.iter().any(is_ours))
 }
 
 pub(crate) fn lock(dir: &Path) -> Result<DirLock, DiskError> {
     let path = dir.join("lock");
     let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed("open", &path))?;
-    nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => DiskError::InUse { path },
-        errno => failed("lock", &path)(errno.into()),
+    files::lock(file).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock => DiskError::InUse { path },
+        _ => failed("lock", &path)(error),
     })
 }

@@ -6,26 +6,24 @@
 use crate::backup;
 use crate::codec;
 use crate::config::{MIN_SEGMENT_BYTES, StoreConfig};
+use crate::disk::files;
 use crate::disk::key::DataKey;
 use crate::disk::keys::Keys;
 use crate::disk::log::{self, Log};
 use crate::disk::mark;
 use crate::disk::snapshot::{self, SnapshotDir, SnapshotHead};
 use crate::disk::state::StateFile;
-use crate::disk::{DiskError, beside, failed, sync_dir, sync_parent};
+use crate::disk::{DiskError, beside, failed, make_dir, sync_dir, sync_parent};
 use crate::error::StoreError;
 use crate::group::{self, MemberStatus};
 use crate::open::{KEY_FILE, check_gap, find_keys, lock};
 use crate::raft::machine::Machine;
 use crate::raft::types::{Entry, LogId, Member, Membership, RaftId, Vote};
 use crate::table::Tables;
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use openraft::{CommittedLeaderId, EntryPayload};
 use skep_types::{UnlockKey, Version};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::DirBuilder;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -81,11 +79,11 @@ fn sow(dir: &Path, seed: Seed<'_>) -> Result<(), DiskError> {
 /// An empty directory beside `dir`; what a crash left there goes.
 fn empty_beside(dir: &Path, suffix: &str) -> Result<PathBuf, DiskError> {
     let path = beside(dir, suffix);
-    match std::fs::remove_dir_all(&path) {
+    match files::remove_dirs(&path) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
         Ok(()) | Err(_) => {}
     }
-    DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(failed("create the directory", &path))?;
+    make_dir(&path)?;
     Ok(path)
 }
 
@@ -97,7 +95,7 @@ pub(crate) fn restore(
     key: &UnlockKey,
 ) -> Result<(), StoreError> {
     let dir = &config.dir;
-    if [KEY_FILE, "state", "log", "snapshot"].iter().any(|name| dir.join(name).exists()) {
+    if [KEY_FILE, "state", "log", "snapshot"].iter().any(|name| files::exists(&dir.join(name))) {
         return Err(StoreError::Exists { dir: dir.clone() });
     }
     let (_, tables) = backup::read(&mut backup, key)?;
@@ -107,8 +105,8 @@ pub(crate) fn restore(
     skep_failpoint::failpoint!("store.restore.sown");
     mark::forget(dir)?;
     // A lock file may be there from a try to open it; anything else makes the renaming fail, which is right.
-    let _ = std::fs::remove_file(dir.join("lock"));
-    std::fs::rename(&new, dir).map_err(failed("put the restored store in place at", dir))?;
+    let _ = files::remove_file(&dir.join("lock"));
+    files::rename(&new, dir).map_err(failed("put the restored store in place at", dir))?;
     skep_failpoint::failpoint!("store.restore.renamed");
     sync_parent(dir)?;
     Ok(())
@@ -126,7 +124,7 @@ struct Remains {
 
 pub(crate) fn recover(config: &StoreConfig, raft_id: RaftId, member: Member) -> Result<Recovery, StoreError> {
     let dir = &config.dir;
-    if !dir.join("state").exists() {
+    if !files::exists(&dir.join("state")) {
         return Err(StoreError::Empty { dir: dir.clone() });
     }
     let _lock = lock(dir)?;
@@ -137,14 +135,13 @@ pub(crate) fn recover(config: &StoreConfig, raft_id: RaftId, member: Member) -> 
     let index = remains.last.map_or(0, |last| last.index) + 1;
     sow(&new, Seed { raft_id, member, term: remains.term + 1, index, keys: &keys, tables: &remains.tables })?;
     skep_failpoint::failpoint!("store.recover.sown");
-    let old = (1..).map(|number| beside(dir, &format!("before-recovery-{number}"))).find(|path| !path.exists());
+    let old = (1..).map(|number| beside(dir, &format!("before-recovery-{number}"))).find(|path| !files::exists(path));
     let old = old.expect("numbers do not end");
     mark::forget(dir)?;
     // First the new store takes the name that the old one will have, then they change places in one step.
-    std::fs::rename(&new, &old).map_err(failed("rename the new store to", &old))?;
+    files::rename(&new, &old).map_err(failed("rename the new store to", &old))?;
     skep_failpoint::failpoint!("store.recover.renamed");
-    renameat2(AT_FDCWD, &old, AT_FDCWD, dir, RenameFlags::RENAME_EXCHANGE)
-        .map_err(|errno| failed("exchange the old store for the new one at", dir)(errno.into()))?;
+    files::exchange(&old, dir).map_err(failed("exchange the old store for the new one at", dir))?;
     skep_failpoint::failpoint!("store.recover.exchanged");
     sync_parent(dir)?;
     let members_dropped = group::members(&remains.group).into_iter().filter(|member| member.raft_id != remains.raft_id).collect();

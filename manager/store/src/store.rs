@@ -17,11 +17,12 @@ use crate::group::MemberStatus;
 use crate::leadership::Leadership;
 use crate::propose::{MAX_TRANSACTION_BYTES, Proposal};
 use crate::raft::lines::Lines;
-use crate::raft::log::{Broken, LogStore};
+use crate::raft::log::{Broken, LogStore, WriterThread};
 use crate::raft::machine::Published;
 use crate::raft::network::{self, AnswerError, RaftCall};
 use crate::raft::polls::Polls;
 use crate::raft::types::{Raft, RaftId, Transaction, encode_transaction};
+use crate::seam::blocking;
 use crate::table::StateHash;
 use crate::transfer::Office;
 use crate::view::View;
@@ -53,7 +54,7 @@ struct Inner {
     propose_timeout: Duration,
     stop: CancellationToken,
     tasks: Mutex<Option<JoinSet<()>>>,
-    writer: Mutex<Option<std::thread::JoinHandle<()>>>,
+    writer: Mutex<Option<WriterThread>>,
 }
 
 impl Drop for Inner {
@@ -245,13 +246,13 @@ impl Store {
             tracing::warn!(%error, "raft did not end in order");
         }
         let published = Arc::clone(&self.0.published);
-        let _ = tokio::task::spawn_blocking(move || published.snapshots.end()).await;
+        let _ = blocking(move || published.snapshots.end()).await;
         let writer = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(writer) = writer {
             if let Err(error) = self.0.log.close().await {
                 tracing::warn!(%error, "the log was not closed in order; the next start checks it as after a crash");
             }
-            let _ = tokio::task::spawn_blocking(move || writer.join()).await;
+            let _ = blocking(move || writer.join()).await;
         }
         self.0.published.feeds.close();
     }

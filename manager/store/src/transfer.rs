@@ -96,6 +96,7 @@ pub(crate) async fn give_way_when_full(office: Office, stop: CancellationToken) 
         }
     };
     tokio::select! {
+        biased;
         () = stop.cancelled() => {}
         () = give_way => {}
     }

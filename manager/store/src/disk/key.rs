@@ -86,6 +86,11 @@ impl SealKey {
 /// Bytes from the operating system's random source.
 pub(crate) fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
+    #[cfg(feature = "sim")]
+    if let Some(simulator) = crate::sim::simulator() {
+        simulator.fill(&mut bytes);
+        return bytes;
+    }
     SystemRandom::new().fill(&mut bytes).expect("the operating system gives random bytes");
     bytes
 }

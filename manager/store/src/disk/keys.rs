@@ -1,12 +1,11 @@
 //! The data keys of one store, and the file that they are kept in.
 
+use super::files::{self, FileExt, OpenOptions, OpenOptionsExt};
 use super::key::{DataKey, NONCE_BYTES, SealKey, TAG_BYTES, random};
 use super::{DiskError, failed, sync_dir};
 use skep_types::UnlockKey;
 use std::fmt::Write as _;
-use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -136,7 +135,7 @@ impl Keys {
         let text = self.text(unlock);
         let temporary = path.with_extension("new");
         // What a crash left may be readable by others or hold a key in clear: it is not written into.
-        match std::fs::remove_file(&temporary) {
+        match files::remove_file(&temporary) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed("remove", &temporary)(error)),
             Ok(()) | Err(_) => {}
         }
@@ -150,12 +149,12 @@ impl Keys {
         result.map_err(failed("write the data key", &temporary))?;
         skep_failpoint::failpoint!("store.key.written");
         let old = OpenOptions::new().write(true).open(path).ok();
-        std::fs::rename(&temporary, path).map_err(failed("rename the data key to", path))?;
+        files::rename(&temporary, path).map_err(failed("rename the data key to", path))?;
         skep_failpoint::failpoint!("store.key.renamed");
         sync_dir(path.parent().unwrap_or(Path::new(".")))?;
         if let (Some(old), Some(_)) = (old, unlock) {
             // A key may have been there in clear. Where the file system writes in place, now it is not any more.
-            let wiped = old.metadata().and_then(|meta| old.write_all_at(&vec![0; usize::try_from(meta.len()).unwrap_or(0)], 0));
+            let wiped = files::size_of(&old).and_then(|size| old.write_all_at(&vec![0; usize::try_from(size).unwrap_or(0)], 0));
             if let Err(error) = wiped.and_then(|()| old.sync_all()) {
                 tracing::warn!(%error, "could not overwrite the former file of the data key");
             }
@@ -200,12 +199,13 @@ enum Form {
 }
 
 fn read_form(path: &Path) -> Result<Form, DiskError> {
-    let text = match std::fs::read_to_string(path) {
+    let corrupt = |what| DiskError::Corrupt { path: path.to_owned(), offset: 0, what };
+    let text = match files::read_to_string(path) {
         Ok(text) => Zeroizing::new(text),
+        Err(error) if error.kind() == ErrorKind::InvalidData => return Err(corrupt("it is not text")),
         Err(error) if error.kind() == ErrorKind::NotFound => return Err(DiskError::MissingFile { path: path.to_owned() }),
         Err(error) => return Err(failed("read the data key", path)(error)),
     };
-    let corrupt = |what| DiskError::Corrupt { path: path.to_owned(), offset: 0, what };
     let mut lines = text.lines();
     if lines.next() != Some(HEADING) {
         return Err(corrupt("not a data key of format 1"));
@@ -272,6 +272,8 @@ mod tests {
             std::fs::write(&path, text).unwrap();
             assert!(matches!(Keys::read(&path, None), Err(DiskError::Corrupt { .. })), "{text:?}");
         }
+        std::fs::write(&path, b"skep data \xebey 1\nplain 00\n").unwrap();
+        assert!(matches!(Keys::read(&path, None), Err(DiskError::Corrupt { .. })), "a bit has changed");
     }
 
     #[test]

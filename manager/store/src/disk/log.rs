@@ -13,6 +13,7 @@ pub(crate) use self::shared::{LogShared, room};
 use self::index::Place;
 use self::record::{ResetRecord, StartRecord, TruncateRecord};
 use self::replay::list;
+use super::files::{self, FileExt};
 use super::frame::{FrameKind, frame_size, write_frame};
 use super::key::Tag;
 use super::keys::Keys;
@@ -20,11 +21,10 @@ use super::mark::{Mark, Reached};
 use super::segment::{self, Segment};
 use super::spare::Readiness;
 use super::state::StateFile;
-use super::{DiskError, counted_sync, failed, sync_dir};
+use super::{DiskError, counted_sync, failed, make_dir, sync_dir};
 use crate::codec;
 use crate::raft::types::{Entry, LogId, Vote};
 use std::collections::VecDeque;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,12 +67,12 @@ pub(crate) struct Log {
 }
 
 /// The lock on the store's directory.
-pub(crate) type DirLock = nix::fcntl::Flock<std::fs::File>;
+pub(crate) type DirLock = files::Lock;
 
 impl Log {
     /// Opens the log below `dir`, or makes an empty one if `state` is new.
     pub(crate) fn open(dir: &Path, keys: &Keys, state: StateFile, segment_bytes: u64, cache_bytes: usize) -> Result<Self, DiskError> {
-        std::fs::create_dir_all(dir).map_err(failed("create the directory", dir))?;
+        make_dir(dir)?;
         let (numbers, pool) = list(dir)?;
         let shared = Arc::new(LogShared::new(dir, segment_bytes, cache_bytes));
         let mut log = Self {
@@ -231,11 +231,11 @@ impl Log {
             // Readers that still hold the segment would find zeros in it: such a file is not used again.
             if self.pool.len() < POOL && Arc::strong_count(&held.segment) == 1 {
                 let used = self.dir.join(format!("used-{}", held.segment.number));
-                std::fs::rename(path, &used).map_err(failed("set aside the log segment", path))?;
+                files::rename(path, &used).map_err(failed("set aside the log segment", path))?;
                 self.pool.push(used);
                 renamed = true;
             } else {
-                std::fs::remove_file(path).map_err(failed("remove the log segment", path))?;
+                files::remove_file(path).map_err(failed("remove the log segment", path))?;
             }
             skep_failpoint::failpoint!("store.purge.after");
         }
@@ -288,7 +288,7 @@ impl Log {
         spare.file.sync_data().map_err(failed("sync the log segment", &spare.path))?;
         skep_failpoint::failpoint!("store.roll.written");
         let path = segment::segment_path(&self.dir, number);
-        std::fs::rename(&spare.path, &path).map_err(failed("rename the next log segment to", &path))?;
+        files::rename(&spare.path, &path).map_err(failed("rename the next log segment to", &path))?;
         self.shared.spare.placed();
         sync_dir(&self.dir)?;
         skep_failpoint::failpoint!("store.roll.renamed");

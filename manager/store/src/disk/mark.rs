@@ -13,6 +13,7 @@
 //! the directory when the mark was taken away. For that one machine has no memory that its owner does not have in hand; the other
 //! managers have.
 
+use super::files::{self, File, FileExt, OpenOptions, OpenOptionsExt};
 use super::key::{SealKey, Tag};
 use super::keys::Keys;
 use super::log::Log;
@@ -20,11 +21,10 @@ use super::segment::{self, Segment};
 use super::slot::{SLOT, read_slot, write_slot};
 use super::{DiskError, beside, counted_sync, failed, frame, sync_parent};
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 const MAGIC: [u8; 4] = *b"SKMK";
 const WHAT: &str = "mark";
@@ -67,7 +67,7 @@ pub(crate) fn mark_path(dir: &Path) -> PathBuf {
 /// A store that begins has not come anywhere; durable when this returns.
 pub(crate) fn forget(dir: &Path) -> Result<(), DiskError> {
     let path = mark_path(dir);
-    match std::fs::remove_file(&path) {
+    match files::remove_file(&path) {
         Ok(()) => sync_parent(&path),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         Err(error) => Err(failed("remove", &path)(error)),
@@ -80,7 +80,7 @@ pub(crate) fn forget(dir: &Path) -> Result<(), DiskError> {
 /// [`DiskError::PutBack`] if the directory has not come as far.
 pub(crate) fn check(dir: &Path, keys: &Keys, votes: u64) -> Result<(), DiskError> {
     let path = mark_path(dir);
-    let bytes = match std::fs::read(&path) {
+    let bytes = match files::read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => {
             tracing::info!(file = %path.display(), "there is no mark of how far the store had come; one is made now");
@@ -109,7 +109,7 @@ fn missing(log: &Path, keys: &Keys, reached: &Reached) -> Result<Option<&'static
     if newest < reached.segment {
         return Ok(Some("its log had more segments"));
     }
-    if !segment::segment_path(log, reached.segment).exists() {
+    if !files::exists(&segment::segment_path(log, reached.segment)) {
         return Ok(None); // a snapshot made it superfluous
     }
     let (marked, bytes) = Segment::open(log, reached.segment, keys)?;
@@ -123,7 +123,7 @@ impl Mark {
     /// Begins to keep the mark of the store in `dir`, with where it is now; durable when this returns.
     pub(crate) fn begin(dir: &Path, keys: &Keys, reached: Reached) -> Result<Self, DiskError> {
         let path = mark_path(dir);
-        let old = std::fs::read(&path).unwrap_or_default();
+        let old = files::read(&path).unwrap_or_default();
         let key = keys.derive(b"mark", b"");
         let opens = keys.each(b"mark", b"");
         let known = old.chunks(SLOT).filter_map(|slot| opens.iter().find_map(|key| read_slot::<Record>(MAGIC, WHAT, key, slot)));
@@ -140,7 +140,7 @@ impl Mark {
         file.write_all_at(&[0; 2 * SLOT], 0).map_err(failed("write", &temporary))?;
         let mut mark = Self { file, path: temporary.clone(), key, count, noted: None };
         mark.settle(reached)?;
-        std::fs::rename(&temporary, &path).map_err(failed("rename a new file to", &path))?;
+        files::rename(&temporary, &path).map_err(failed("rename a new file to", &path))?;
         sync_parent(&path)?;
         mark.path = path;
         Ok(mark)

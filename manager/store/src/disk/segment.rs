@@ -1,12 +1,11 @@
 //! One file of the log.
 
+use super::files::{self, File, FileExt, OpenOptions};
 use super::frame::{self, Block, HEADER};
 use super::key::{SealKey, Tag, random};
 use super::keys::Keys;
 use super::{DiskError, failed};
 use ring::digest;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 8] = *b"SKEPSEG1";
@@ -53,9 +52,8 @@ pub(crate) fn segment_number(name: &str) -> Option<u64> {
 /// The highest number of a segment in the directory.
 pub(crate) fn newest(dir: &Path) -> Result<Option<u64>, DiskError> {
     let mut newest = None;
-    for file in std::fs::read_dir(dir).map_err(failed("list", dir))? {
-        let name = file.map_err(failed("list", dir))?.file_name();
-        newest = newest.max(name.to_str().and_then(segment_number));
+    for file in files::list(dir).map_err(failed("list", dir))? {
+        newest = newest.max(file.file_name().and_then(|name| name.to_str()).and_then(segment_number));
     }
     Ok(newest)
 }
@@ -89,7 +87,7 @@ impl Segment {
     pub(crate) fn open(dir: &Path, number: u64, keys: &Keys) -> Result<(Self, Vec<u8>), DiskError> {
         let path = segment_path(dir, number);
         let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open the log segment", &path))?;
-        let bytes = std::fs::read(&path).map_err(failed("read the log segment", &path))?;
+        let bytes = files::read(&path).map_err(failed("read the log segment", &path))?;
         let corrupt = |what| Err(DiskError::Corrupt { path: path.clone(), offset: 0, what });
         let Some(preface) = bytes.get(..PREFACE) else { return corrupt("the file is cut off") };
         if preface[..8] != MAGIC || preface[BOUND..BOUND + 8] != digest::digest(&digest::SHA256, &preface[..BOUND]).as_ref()[..8] {

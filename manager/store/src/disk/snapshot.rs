@@ -7,9 +7,10 @@
 //! Inside the chunks: length (u32) and [`SnapshotHead`]; length and object, one by one; a zero length; the state hash.
 //! A chunk that is missing, swapped, cut off or of another file does not open.
 
+use super::files::{self, File, FileExt, OpenOptions, OpenOptionsExt};
 use super::key::{NONCE_BYTES, SealKey, TAG_BYTES, random};
 use super::keys::Keys;
-use super::{DiskError, counted_sync, failed, sync_dir};
+use super::{DiskError, counted_sync, failed, make_dir, sync_dir};
 use crate::codec;
 use crate::compact::Record;
 use crate::raft::types::{LogId, Membership};
@@ -17,9 +18,7 @@ use crate::table::{StateHash, StateHasher, Tables, encode_object};
 use ring::digest;
 use serde::{Deserialize, Serialize};
 use skep_types::Version;
-use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, ErrorKind, Write};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 8] = *b"SKEPSNAP";
@@ -152,7 +151,7 @@ impl SealedReader {
         if preface[8] != FORMAT {
             return Err(DiskError::Newer { path: path.to_owned(), format: preface[8] });
         }
-        let sealed = file.metadata().map_err(failed("read the size of the snapshot", path))?.len() - PREFACE as u64;
+        let sealed = files::size_of(&file).map_err(failed("read the size of the snapshot", path))? - PREFACE as u64;
         let chunks = sealed.div_ceil(SEALED as u64);
         let length = sealed
             .checked_sub(chunks * TAG_BYTES as u64)
@@ -305,7 +304,7 @@ pub(crate) struct SnapshotDir {
 
 impl SnapshotDir {
     pub(crate) fn open(dir: &Path, keys: &Keys) -> Result<Self, DiskError> {
-        std::fs::create_dir_all(dir).map_err(failed("create the directory", dir))?;
+        make_dir(dir)?;
         Ok(Self { dir: dir.to_owned(), keys: keys.clone() })
     }
 
@@ -335,8 +334,7 @@ impl SnapshotDir {
 
     fn all(&self) -> Result<Vec<PathBuf>, DiskError> {
         let mut found = Vec::new();
-        for file in std::fs::read_dir(&self.dir).map_err(failed("list", &self.dir))? {
-            let path = file.map_err(failed("list", &self.dir))?.path();
+        for path in files::list(&self.dir).map_err(failed("list", &self.dir))? {
             if path.extension().is_some_and(|extension| extension == "snap") {
                 found.push(path);
             }
@@ -349,7 +347,7 @@ impl SnapshotDir {
     pub(crate) fn publish(&self, temporary: &Path, last: LogId) -> Result<PathBuf, DiskError> {
         let path = self.path(last);
         skep_failpoint::failpoint!("store.snapshot.rename");
-        std::fs::rename(temporary, &path).map_err(failed("rename the snapshot to", &path))?;
+        files::rename(temporary, &path).map_err(failed("rename the snapshot to", &path))?;
         sync_dir(&self.dir)?;
         skep_failpoint::failpoint!("store.snapshot.renamed");
         self.remove_older()?;
@@ -358,10 +356,9 @@ impl SnapshotDir {
 
     /// Removes what a crash left: unfinished files and all but the newest snapshot.
     pub(crate) fn tidy(&self) -> Result<(), DiskError> {
-        for file in std::fs::read_dir(&self.dir).map_err(failed("list", &self.dir))? {
-            let path = file.map_err(failed("list", &self.dir))?.path();
+        for path in files::list(&self.dir).map_err(failed("list", &self.dir))? {
             if path.extension().is_some_and(|extension| extension == "new") {
-                std::fs::remove_file(&path).map_err(failed("remove", &path))?;
+                files::remove_file(&path).map_err(failed("remove", &path))?;
             }
         }
         self.remove_older()
@@ -371,7 +368,7 @@ impl SnapshotDir {
         let mut all = self.all()?;
         all.pop();
         for old in all {
-            std::fs::remove_file(&old).map_err(failed("remove", &old))?;
+            files::remove_file(&old).map_err(failed("remove", &old))?;
         }
         Ok(())
     }

@@ -1,11 +1,11 @@
 //! The next segment, made ready before it is needed, so that appending never asks the disk for space.
 
+use super::files::{self, File, FileExt, OpenOptions, OpenOptionsExt};
 use super::{DiskError, failed};
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// A failed preparation is tried again when somebody asks, but not more often than this.
 const RETRY: Duration = Duration::from_secs(1);
@@ -68,6 +68,11 @@ impl Spare {
                 *stock = Stock::Preparing;
                 drop(stock);
                 let worker = self.clone();
+                #[cfg(feature = "sim")]
+                if crate::sim::simulator().is_some() {
+                    worker.prepare(recycled);
+                    return Readiness::Preparing;
+                }
                 let spawned = std::thread::Builder::new().name("store-spare".into()).spawn(move || worker.prepare(recycled));
                 match spawned {
                     Ok(_detached) => Readiness::Preparing, // it ends by itself and touches nothing but its file and the stock
@@ -89,7 +94,7 @@ impl Spare {
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "could not prepare the next log segment");
                 // What was allocated in vain is given back, others may need it more.
-                let _ = std::fs::remove_file(&path);
+                let _ = files::remove_file(&path);
                 Stock::Failed { error: Arc::new(error), at: Instant::now() }
             }
         };
@@ -158,7 +163,7 @@ impl Spare {
 /// metadata and `fdatasync` has one thing to do.
 fn prepare(path: &Path, recycled: Option<&Path>, size: u64) -> Result<File, DiskError> {
     if let Some(old) = recycled {
-        std::fs::rename(old, path).map_err(failed("rename a used log segment to", path))?;
+        files::rename(old, path).map_err(failed("rename a used log segment to", path))?;
     }
     skep_failpoint::failpoint!("store.spare.renamed");
     let file = OpenOptions::new()
@@ -170,10 +175,8 @@ fn prepare(path: &Path, recycled: Option<&Path>, size: u64) -> Result<File, Disk
         .open(path)
         .map_err(failed("create the next log segment", path))?;
     file.set_len(size).map_err(failed("size the next log segment", path))?;
-    match nix::fcntl::posix_fallocate(&file, 0, i64::try_from(size).unwrap_or(i64::MAX)) {
-        Ok(()) | Err(nix::errno::Errno::EOPNOTSUPP | nix::errno::Errno::EINVAL) => {} // the zeros below reserve it just as well
-        Err(errno) => return Err(failed("reserve space for the next log segment", path)(errno.into())),
-    }
+    // Where that cannot be done, the zeros below reserve it just as well.
+    files::allocate(&file, size).map_err(failed("reserve space for the next log segment", path))?;
     let zeros = vec![0; ZEROS];
     let mut offset = 0;
     while offset < size {

@@ -4,15 +4,14 @@
 //! not answered for yet, and later damage to one leaves the other. Overwriting needs no space, so a vote is possible
 //! on a full disk.
 
+use super::files::{self, File, FileExt, OpenOptions, OpenOptionsExt};
 use super::key::SealKey;
 use super::keys::Keys;
 use super::slot::{SLOT, read_slot, write_slot};
 use super::{DiskError, counted_sync, failed, sync_dir};
 use crate::raft::types::Vote;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 const MAGIC: [u8; 4] = *b"SKST";
@@ -54,7 +53,7 @@ impl StateFile {
             Self { file, path: temporary.clone(), key: keys.derive(b"state", b""), state: HardState { raft_id, ..HardState::default() } };
         made.save()?;
         skep_failpoint::failpoint!("store.state.created");
-        std::fs::rename(&temporary, path).map_err(failed("rename a new file to", path))?;
+        files::rename(&temporary, path).map_err(failed("rename a new file to", path))?;
         sync_dir(path.parent().unwrap_or(Path::new(".")))?;
         made.path = path.to_owned();
         Ok(made)
@@ -69,7 +68,7 @@ impl StateFile {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed("open", path)(error)),
         };
-        let bytes = std::fs::read(path).map_err(failed("read", path))?;
+        let bytes = files::read(path).map_err(failed("read", path))?;
         let mut newest: Option<HardState> = None;
         for slot in bytes.chunks(SLOT) {
             // Written with whatever key was the current one then: here none is marked as needed.

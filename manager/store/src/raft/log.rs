@@ -15,11 +15,14 @@
 use crate::disk::DiskError;
 use crate::disk::log::{Log, LogShared, Lookup, read};
 use crate::raft::types::{Entry, LogId, RaftId, RaftTypes, StorageError, Vote};
+use crate::seam::blocking;
+#[cfg(feature = "sim")]
+use crate::{seam::has_fault, sim::Fault};
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, OptionalSend, RaftLogReader, StorageIOError};
 use std::fmt::Debug;
 use std::io;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, ControlFlow, RangeBounds};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -56,13 +59,21 @@ pub(crate) type Broken = watch::Receiver<Option<Arc<DiskError>>>;
 
 impl LogStore {
     /// Starts the writer thread. It ends after [`LogStore::close`] or when all handles are gone.
-    pub(crate) fn start(log: Log) -> io::Result<(Self, Broken, std::thread::JoinHandle<()>)> {
+    pub(crate) fn start(log: Log) -> io::Result<(Self, Broken, WriterThread)> {
         let (jobs, queue) = mpsc::channel(JOBS);
-        let store = Self { jobs, shared: log.shared(), vote: log.vote().map(|vote| not_leading(vote, log.raft_id())) };
+        let vote = log.vote().map(|vote| not_leading(vote, log.raft_id()));
+        #[cfg(feature = "sim")]
+        let vote = if has_fault(Fault::OldOffice) { log.vote() } else { vote };
+        let store = Self { jobs, shared: log.shared(), vote };
         let (broken, broken_seen) = watch::channel(None);
-        let writer = Writer { log, queue, broken };
+        let writer = Writer { log, queue, broken, next: None };
+        #[cfg(feature = "sim")]
+        if crate::sim::simulator().is_some() {
+            tokio::spawn(writer.run_as_task());
+            return Ok((store, broken_seen, WriterThread(None)));
+        }
         let thread = std::thread::Builder::new().name("store-log".into()).spawn(move || writer.run())?;
-        Ok((store, broken_seen, thread))
+        Ok((store, broken_seen, WriterThread(Some(thread))))
     }
 
     pub(crate) fn shared(&self) -> &Arc<LogShared> {
@@ -93,6 +104,18 @@ fn not_leading(vote: Vote, me: RaftId) -> Vote {
     if vote.leader_id().voted_for() == Some(me) { Vote::new(vote.leader_id().get_term(), me) } else { vote }
 }
 
+/// To be waited for after [`LogStore::close`]. A simulator's writer is a task, and has ended by then.
+pub(crate) struct WriterThread(Option<std::thread::JoinHandle<()>>);
+
+impl WriterThread {
+    /// Blocking.
+    pub(crate) fn join(self) {
+        if let Some(thread) = self.0 {
+            let _ = thread.join(); // a panic was told when it happened
+        }
+    }
+}
+
 fn writer_gone() -> io::Error {
     io::Error::new(io::ErrorKind::BrokenPipe, "the log writer has ended")
 }
@@ -101,30 +124,61 @@ struct Writer {
     log: Log,
     queue: mpsc::Receiver<Job>,
     broken: watch::Sender<Option<Arc<DiskError>>>,
+    /// What came behind appends and was not one.
+    next: Option<Job>,
 }
 
 impl Writer {
     fn run(mut self) {
-        let mut next = None;
-        while let Some(job) = next.take().or_else(|| self.queue.blocking_recv()) {
-            match job {
-                Job::Append { entries } => next = self.append(entries),
-                Job::Vote { vote, done } => self.act(done, |log| log.save_vote(vote)),
-                Job::Truncate { since, previous, done } => self.act(done, |log| log.truncate(since, previous)),
-                Job::Reset { upto, done } => self.act(done, |log| log.reset(upto)),
-                Job::Recycle { upto } => {
-                    // Segments that stay do no harm but take space; the next purge tries again.
-                    if let Err(error) = self.log.recycle(upto) {
-                        tracing::warn!(error = &error as &dyn std::error::Error, "could not recycle log segments");
-                    }
-                }
-                Job::Reseal { done } => self.act(done, Log::reseal),
-                Job::Close { done } => {
-                    self.act(done, Log::close);
-                    return;
-                }
+        while let Some(job) = self.next.take().or_else(|| self.queue.blocking_recv()) {
+            if self.step(job).is_break() {
+                return;
             }
         }
+    }
+
+    /// Without a thread: the simulator says how long the disk takes.
+    #[cfg(feature = "sim")]
+    async fn run_as_task(mut self) {
+        let me = self.log.raft_id();
+        loop {
+            let job = match self.next.take() {
+                Some(job) => job,
+                None => match self.queue.recv().await {
+                    Some(job) => job,
+                    None => return,
+                },
+            };
+            let delay = crate::sim::simulator().map(|simulator| simulator.delay(me));
+            if let Some(delay) = delay {
+                self.log.shared().set_writing(true);
+                tokio::time::sleep(delay).await;
+            }
+            if self.step(job).is_break() {
+                return;
+            }
+        }
+    }
+
+    fn step(&mut self, job: Job) -> ControlFlow<()> {
+        match job {
+            Job::Append { entries } => self.next = self.append(entries),
+            Job::Vote { vote, done } => self.act(done, |log| log.save_vote(vote)),
+            Job::Truncate { since, previous, done } => self.act(done, |log| log.truncate(since, previous)),
+            Job::Reset { upto, done } => self.act(done, |log| log.reset(upto)),
+            Job::Recycle { upto } => {
+                // Segments that stay do no harm but take space; the next purge tries again.
+                if let Err(error) = self.log.recycle(upto) {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "could not recycle log segments");
+                }
+            }
+            Job::Reseal { done } => self.act(done, Log::reseal),
+            Job::Close { done } => {
+                self.act(done, Log::close);
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
     }
 
     /// Writes this append and those that wait behind it; returns the first job of another kind.
@@ -204,7 +258,7 @@ impl RaftLogReader<RaftTypes> for LogStore {
         if lookups.iter().all(|lookup| matches!(lookup, Lookup::Cached(_))) {
             return read(lookups).map_err(|error| read_failed(&error));
         }
-        let entries = tokio::task::spawn_blocking(move || read(lookups)).await.map_err(|error| read_failed(&error))?;
+        let entries = blocking(move || read(lookups)).await.map_err(|error| read_failed(&error))?;
         entries.map_err(|error| read_failed(&error))
     }
 

@@ -2,11 +2,14 @@
 
 use crate::disk::log::LogShared;
 use crate::disk::snapshot::{self, SealedReader, SealedWriter, SnapshotDir, SnapshotHead};
-use crate::disk::{DiskError, keys::Keys};
+use crate::disk::{DiskError, files, keys::Keys};
 use crate::feed::{Commit, Feeds};
 use crate::raft::types::{BatchResult, Entry, LogId, Membership, RaftTypes, SnapshotMeta, StorageError};
+use crate::seam::blocking;
 use crate::table::Tables;
 use crate::view::View;
+#[cfg(feature = "sim")]
+use crate::{seam::has_fault, sim::Fault};
 use openraft::storage::{RaftStateMachine, Snapshot};
 use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, StorageIOError};
 use skep_types::Version;
@@ -16,9 +19,10 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 /// After a snapshot that failed, say for lack of space, the next one is not tried before this time.
 const SNAPSHOT_RETRY: Duration = Duration::from_secs(5);
@@ -89,7 +93,7 @@ impl SnapshotProgress {
     }
 
     fn note(&self, last: Option<LogId>, bytes: u64, file: Option<&Path>) {
-        let size = file.and_then(|file| std::fs::metadata(file).ok()).map_or(0, |meta| meta.len());
+        let size = file.and_then(|file| files::size(file).ok()).unwrap_or(0);
         self.next_index.store(last.map_or(0, |id| id.index + 1), Ordering::Relaxed);
         self.at_bytes.store(bytes, Ordering::Relaxed);
         self.size.store(size, Ordering::Relaxed);
@@ -205,6 +209,9 @@ impl RaftStateMachine<RaftTypes> for Machine {
         let entries: Vec<Entry> = entries.into_iter().collect();
         if let Some(last) = entries.last() {
             // Who proposed it is answered when it is applied: it has to be on this disk by then (see `raft/log.rs`).
+            #[cfg(feature = "sim")]
+            let durable = if has_fault(Fault::ApplyBeforeSync) { Ok(()) } else { self.log.wait_durable(last.log_id).await };
+            #[cfg(not(feature = "sim"))]
             let durable = self.log.wait_durable(last.log_id).await;
             durable.map_err(|error| StorageError::from(StorageIOError::apply(last.log_id, AnyError::new(&error))))?;
         }
@@ -250,7 +257,7 @@ impl RaftStateMachine<RaftTypes> for Machine {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Box<SnapshotStream>) -> Result<(), StorageError> {
         let failed = |error: &DiskError| StorageError::from(StorageIOError::read_snapshot(Some(meta.signature()), AnyError::new(error)));
         let (snapshots, wanted, published) = (self.snapshots.clone(), meta.last_log_id, Arc::clone(&self.published));
-        let loaded = tokio::task::spawn_blocking(move || {
+        let loaded = blocking(move || {
             let _held = published.snapshots.hold(&snapshots.dir)?;
             let SnapshotStream::Receiving { path, .. } = *snapshot else {
                 return Err(DiskError::MissingFile { path: snapshots.temporary("received") });
@@ -284,7 +291,7 @@ impl RaftStateMachine<RaftTypes> for Machine {
         if self.path.as_ref() != Some(&path) || self.current.is_none() {
             let keys = self.snapshots.keys.clone();
             let from = path.clone();
-            let head = tokio::task::spawn_blocking(move || snapshot::read_head(&from, &keys));
+            let head = blocking(move || snapshot::read_head(&from, &keys));
             let head = match head.await {
                 Ok(Ok(head)) => head,
                 Ok(Err(error)) => return Err(StorageIOError::read_snapshot(None, AnyError::new(&error)).into()),
@@ -321,7 +328,7 @@ impl Builder {
         let temporary = self.snapshots.temporary("built");
         let written = snapshot::write(&temporary, &self.snapshots.keys, &head, &self.tables);
         if written.is_err() {
-            let _ = std::fs::remove_file(&temporary); // gives its space back; the next one overwrites it anyway
+            let _ = files::remove_file(&temporary); // gives its space back; the next one overwrites it anyway
         }
         let hash = written?;
         self.snapshots.publish(&temporary, last)?;
@@ -343,7 +350,7 @@ impl RaftSnapshotBuilder<RaftTypes> for Builder {
             log: Arc::clone(&self.log),
         };
         let bytes = self.log.written.load(Ordering::Relaxed);
-        let written = tokio::task::spawn_blocking(move || this.write()).await;
+        let written = blocking(move || this.write()).await;
         let error = match written {
             Ok(Ok(())) => {
                 let path = self.last.map(|last| self.snapshots.path(last)).unwrap_or_default();

@@ -323,6 +323,10 @@ pub(crate) async fn answer(
             }
             let upto = entries.entries.last().map(|entry| entry.log_id).or(entries.prev_log_id);
             let answer = raft.append_entries(entries).await;
+            #[cfg(feature = "sim")]
+            if crate::seam::has_fault(crate::sim::Fault::AnswerBeforeSync) {
+                return Ok(codec::encode("raft answer", &answer)?);
+            }
             if let (Ok(AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_)), Some(upto)) = (&answer, upto) {
                 // The leader counts us from here on (see the head of `raft/log.rs`).
                 let durable = tokio::time::timeout(DURABLE_LIMIT, log.wait_durable(upto)).await;

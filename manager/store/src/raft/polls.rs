@@ -5,6 +5,7 @@ use crate::election::{self, Ballot, Outlook, Role, Step, Tally, Waits};
 use crate::raft::lines::Lines;
 use crate::raft::network::{RaftCall, RaftTransport};
 use crate::raft::types::{LogId, Member, Membership, Raft, RaftId, Vote};
+use crate::seam::between;
 use openraft::ServerState;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -158,6 +159,7 @@ impl Polls {
     /// Holds elections when they are due until told to stop or raft ends.
     pub(crate) async fn run(self: Arc<Self>, raft: Raft, transport: Arc<dyn RaftTransport>, stop: CancellationToken) {
         tokio::select! {
+            biased;
             () = stop.cancelled() => {}
             () = self.hold_elections(&raft, &transport) => {}
         }
@@ -207,7 +209,7 @@ impl Polls {
                         patience = self.draw();
                     } else {
                         let longest = election::pause(failed, &self.waits);
-                        not_before = Instant::now() + longest.mul_f64(rand::random_range(0.5..1.5));
+                        not_before = Instant::now() + between(self.me, longest / 2..=longest * 3 / 2);
                         failed = failed.saturating_add(1);
                     }
                     continue;
@@ -220,6 +222,7 @@ impl Polls {
                 }
             };
             tokio::select! {
+                biased;
                 changed = server.changed() => if changed.is_err() { return },
                 () = self.wake.notified() => {}
                 () = slept => {}
@@ -228,7 +231,7 @@ impl Polls {
     }
 
     fn draw(&self) -> Duration {
-        rand::random_range(self.waits.shortest..=self.waits.longest)
+        between(self.me, self.waits.shortest..=self.waits.longest)
     }
 
     async fn elect(&self, raft: &Raft) -> Result<(), ()> {
@@ -323,6 +326,7 @@ pub(crate) async fn pulse(raft: Raft, lines: Arc<Lines>, waits: Waits, stop: Can
         };
         if !beats {
             tokio::select! {
+                biased;
                 () = stop.cancelled() => return,
                 changed = server.changed() => if changed.is_err() { return },
             }
@@ -332,6 +336,7 @@ pub(crate) async fn pulse(raft: Raft, lines: Arc<Lines>, waits: Waits, stop: Can
             return;
         }
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = tokio::time::sleep(waits.beat) => {}
             // Followers that were told of less than is committed should not wait for the next beat.

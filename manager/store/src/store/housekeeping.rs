@@ -12,6 +12,7 @@ pub(super) async fn housekeeping(raft: Raft, published: Arc<Published>, stop: Ca
     let snapshots = &published.snapshots;
     loop {
         tokio::select! {
+            biased;
             () = stop.cancelled() => return,
             () = snapshots.due.notified() => if raft.trigger().snapshot().await.is_err() { return },
             () = snapshots.made.notified() => purge(&raft, snapshots, &stop).await,
@@ -29,6 +30,7 @@ async fn purge(raft: &Raft, snapshots: &SnapshotProgress, stop: &CancellationTok
     let mut data = raft.data_metrics();
     let heard = tokio::time::timeout(HEARD_OF, data.wait_for(|data| data.snapshot.is_some_and(|id| id.index >= last)));
     let heard = tokio::select! {
+        biased;
         () = stop.cancelled() => return,
         heard = heard => matches!(heard, Ok(Ok(_))),
     };
@@ -41,6 +43,7 @@ async fn purge(raft: &Raft, snapshots: &SnapshotProgress, stop: &CancellationTok
 /// A manager that cannot write is of no use as a leader and must not be taken for one.
 pub(super) async fn end_when_broken(raft: Raft, mut broken: Broken, stop: CancellationToken) {
     tokio::select! {
+        biased;
         () = stop.cancelled() => return,
         broken = broken.wait_for(Option::is_some) => if broken.is_err() { return },
     }

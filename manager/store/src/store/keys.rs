@@ -5,6 +5,7 @@ use crate::disk::DiskError;
 use crate::disk::keys::Keys;
 use crate::error::StoreError;
 use crate::open::KEY_FILE;
+use crate::seam::blocking;
 use skep_types::UnlockKey;
 use std::path::{Path, PathBuf};
 use std::sync::PoisonError;
@@ -32,7 +33,7 @@ impl Store {
     pub async fn rewrap(&self, unlock: Option<&UnlockKey>) -> Result<(), StoreError> {
         let Some(file) = self.0.key_file.clone() else { return Err(StoreError::KeyElsewhere) };
         let (keys, unlock) = (self.0.keys.clone(), unlock.cloned());
-        let written = tokio::task::spawn_blocking(move || {
+        let written = blocking(move || {
             let path = file.lock().unwrap_or_else(PoisonError::into_inner);
             if unlock.is_none() || Keys::is_locked(&path)? {
                 return keys.write(&path, unlock.as_ref()).map(|()| false);

@@ -1,8 +1,9 @@
 //! Who is in the raft group, and who leads it.
 
 use super::Store;
+use crate::election::{self, Role};
 use crate::error::StoreError;
-use crate::raft::types::{Member, RaftId};
+use crate::raft::types::{Member, RaftId, RaftState};
 use openraft::ChangeMembers;
 use openraft::error::{ClientWriteError, RaftError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotLeader`] and what raft refuses.
     pub async fn add_learner(&self, raft_id: RaftId, member: Member) -> Result<(), StoreError> {
-        self.not_handing_over()?;
+        self.stays_leader().await?;
         self.0.raft.add_learner(raft_id, member, true).await.map(drop).map_err(membership_error)
     }
 
@@ -25,7 +26,7 @@ impl Store {
     /// [`StoreError::NotLeader`] and what raft refuses.
     pub async fn set_member(&self, raft_id: RaftId, member: Member) -> Result<(), StoreError> {
         let change = ChangeMembers::SetNodes(BTreeMap::from([(raft_id, member)]));
-        self.not_handing_over()?;
+        self.stays_leader().await?;
         self.0.raft.change_membership(change, true).await.map(drop).map_err(membership_error)
     }
 
@@ -35,7 +36,7 @@ impl Store {
     /// [`StoreError::NotLeader`] and what raft refuses.
     pub async fn add_voter(&self, raft_id: RaftId) -> Result<(), StoreError> {
         let change = ChangeMembers::AddVoterIds(BTreeSet::from([raft_id]));
-        self.not_handing_over()?;
+        self.stays_leader().await?;
         self.0.raft.change_membership(change, true).await.map(drop).map_err(membership_error)
     }
 
@@ -47,7 +48,7 @@ impl Store {
         let voter = self.status().members.iter().any(|member| member.raft_id == raft_id && member.voter);
         let ids = BTreeSet::from([raft_id]);
         let change = if voter { ChangeMembers::RemoveVoters(ids) } else { ChangeMembers::RemoveNodes(ids) };
-        self.not_handing_over()?;
+        self.stays_leader().await?;
         self.0.raft.change_membership(change, false).await.map(drop).map_err(membership_error)
     }
 
@@ -62,9 +63,17 @@ impl Store {
         self.0.office.hand_over(limit).await
     }
 
-    /// A new entry would make voters refuse the successor.
-    fn not_handing_over(&self) -> Result<(), StoreError> {
-        if self.0.office.transfer.is_on() { Err(StoreError::NotLeader { leader: None }) } else { Ok(()) }
+    /// While the leadership is handed over, a new entry would make voters refuse the successor. And a leader that was removed leads
+    /// until openraft's next tick, which must not change the group any more: openraft takes that for impossible (0.9.25,
+    /// `engine/handler/replication_handler/mod.rs`, `append_membership`).
+    async fn stays_leader(&self) -> Result<(), StoreError> {
+        let me = self.0.raft_id;
+        let leaves = move |state: &RaftState| {
+            let membership = state.membership_state.effective().membership();
+            matches!(election::role(me, false, membership), Role::Learner | Role::Outsider)
+        };
+        let leaves = self.0.raft.with_raft_state(leaves).await.map_err(|_| StoreError::Stopped)?;
+        if leaves || self.0.office.transfer.is_on() { Err(StoreError::NotLeader { leader: None }) } else { Ok(()) }
     }
 }
 

@@ -17,6 +17,7 @@ use crate::raft::network::{Network, RaftTransport};
 use crate::raft::polls::{self, Polls};
 use crate::raft::runtime::Rest;
 use crate::raft::types::{Member, Raft, RaftId, RaftState};
+use crate::seam::blocking;
 use crate::transfer::{Office, Transfer, give_way_when_full};
 use openraft::error::{InitializeError, RaftError};
 use skep_types::UnlockKey;
@@ -114,7 +115,7 @@ impl Store {
         key: &UnlockKey,
     ) -> Result<Self, StoreError> {
         let (for_plant, key) = (config.clone(), key.clone());
-        let planted = tokio::task::spawn_blocking(move || plant::restore(&for_plant, raft_id, member, backup, &key));
+        let planted = blocking(move || plant::restore(&for_plant, raft_id, member, backup, &key));
         planted.await.map_err(|_| StoreError::Stopped)??;
         Self::open_leading(config, transport).await
     }
@@ -134,7 +135,7 @@ impl Store {
         transport: Arc<dyn RaftTransport>,
     ) -> Result<(Self, Recovery), StoreError> {
         let for_plant = config.clone();
-        let planted = tokio::task::spawn_blocking(move || plant::recover(&for_plant, raft_id, member));
+        let planted = blocking(move || plant::recover(&for_plant, raft_id, member));
         let recovery = planted.await.map_err(|_| StoreError::Stopped)??;
         Ok((Self::open_leading(config, transport).await?, recovery))
     }
@@ -152,7 +153,7 @@ impl Store {
         let raft_config = raft_config(&config)?;
         let opened = {
             let config = config.clone();
-            tokio::task::spawn_blocking(move || Opened::open(&config, make)).await.map_err(|_| StoreError::Stopped)??
+            blocking(move || Opened::open(&config, make)).await.map_err(|_| StoreError::Stopped)??
         };
         let Opened { log, raft_id, keys, machine, published } = opened;
         let (log, broken, writer) = LogStore::start(log)

@@ -12,24 +12,19 @@ fn task_spec(force_update: u64) -> Arc<TaskSpec> {
 
 fn service(id: u64, name: &str, version: u64) -> Object {
     Object::Service(Arc::new(Service {
-        id: ServiceId::for_test(id),
         meta: Meta { version: Version(version), ..Meta::default() },
-        spec: ServiceSpec {
-            annotations: Annotations { name: name.into(), ..Annotations::default() },
-            task: task_spec(id),
-            mode: ServiceMode::Replicated { replicas: 1 },
-            update: None,
-            rollback: None,
-            networks: vec![],
-            endpoint: None,
-        },
-        spec_version: None,
-        previous_spec: None,
-        previous_spec_version: None,
-        endpoint: None,
-        update_status: None,
-        job_status: None,
-        pending_delete: false,
+        ..Service::new(
+            ServiceId::for_test(id),
+            ServiceSpec {
+                annotations: Annotations { name: name.into(), ..Annotations::default() },
+                task: task_spec(id),
+                mode: ServiceMode::Replicated { replicas: 1 },
+                update: None,
+                rollback: None,
+                networks: vec![],
+                endpoint: None,
+            },
+        )
     }))
 }
 

@@ -4,11 +4,11 @@ use super::index::Place;
 use super::record::{ResetRecord, StartRecord, TruncateRecord, split_entries};
 use super::{Held, Log, POOL};
 use crate::codec;
+use crate::disk::files::{self, FileExt};
 use crate::disk::frame::FrameKind;
 use crate::disk::segment::{self, PREFACE, Segment};
 use crate::disk::{DiskError, counted_sync, failed};
 use crate::raft::types::Entry;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -102,20 +102,18 @@ impl Log {
 /// The segments by number and the files kept for use.
 pub(super) fn list(dir: &Path) -> Result<(Vec<u64>, Vec<PathBuf>), DiskError> {
     let (mut numbers, mut pool) = (Vec::new(), Vec::new());
-    for file in std::fs::read_dir(dir).map_err(failed("list", dir))? {
-        let file = file.map_err(failed("list", dir))?;
-        let name = file.file_name();
-        let Some(name) = name.to_str() else { continue };
+    for file in files::list(dir).map_err(failed("list", dir))? {
+        let Some(name) = file.file_name().and_then(|name| name.to_str()) else { continue };
         if let Some(number) = segment::segment_number(name) {
             numbers.push(number);
         } else if name.starts_with("used-") {
-            pool.push(file.path());
+            pool.push(file);
         }
     }
     numbers.sort_unstable();
     while pool.len() > POOL {
         if let Some(path) = pool.pop() {
-            std::fs::remove_file(&path).map_err(failed("remove", &path))?;
+            files::remove_file(&path).map_err(failed("remove", &path))?;
         }
     }
     Ok((numbers, pool))

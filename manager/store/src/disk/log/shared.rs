@@ -5,11 +5,13 @@ use crate::disk::DiskError;
 use crate::disk::frame::frame_size;
 use crate::disk::spare::{Readiness, Spare};
 use crate::raft::types::{Entry, LogId};
+use crate::seam::blocking;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Kept free in the segment for entries that raft makes by itself, so that they never wait for space.
 const RESERVE: u64 = 64 * 1024;
@@ -174,7 +176,7 @@ pub(crate) async fn room(log: &Arc<LogShared>, bytes: usize, entries: usize) -> 
         return Ok(());
     }
     let log = Arc::clone(log);
-    match tokio::task::spawn_blocking(move || log.room_for(bytes, entries)).await {
+    match blocking(move || log.room_for(bytes, entries)).await {
         Ok(room) => room,
         Err(_) => Ok(()), // the runtime is ending
     }
