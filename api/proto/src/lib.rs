@@ -23,6 +23,10 @@ mod redacted; // no secret in a debug print
 mod tunnel; // connections in pieces
 mod weight; // what a request becomes in memory
 
+/// In [`skep::NetworkReport::programmed`]: what the node was told is not in place, for it could not do it; it goes on trying. As a revision
+/// that is the founding of a cluster, before there was any network, so that who does not know the word takes it for no progress.
+pub const NOT_PROGRAMMED: u64 = 1;
+
 pub use codec::{LeanCodec, LeanDecoder, LeanEncoder, Unreadable};
 pub use convert::{FromWire, ToWire, parse, parse_required};
 pub use redact::{redact_cluster, redact_secret};

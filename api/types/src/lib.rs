@@ -17,6 +17,7 @@ mod resources; // CPU, memory, generic resources, platforms
 mod secret; // secrets and configs
 mod service; // what to run and how to change it
 mod task; // one attempt at running one slot
+pub mod template; // placeholders in a container's settings
 mod time; // points in time, revisions
 mod tunnel; // keys of encrypted networks
 mod unlock_key; // what opens a locked manager

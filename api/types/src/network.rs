@@ -19,6 +19,9 @@ pub const ENCRYPTED_OPTION: &str = "encrypted";
 /// The driver option that names the host's link on which a macvlan network lies, the same on every node.
 pub const PARENT_OPTION: &str = "parent";
 
+/// The driver option that says whom the tasks on a macvlan network reach without leaving their host.
+pub const MACVLAN_MODE_OPTION: &str = "macvlan_mode";
+
 /// How a network joins its tasks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetworkDriver {
@@ -136,6 +139,13 @@ impl Network {
     #[must_use]
     pub fn parent(&self) -> Option<&str> {
         self.spec.driver.as_ref()?.options.get(PARENT_OPTION).map(String::as_str)
+    }
+
+    /// Of a macvlan network; empty = bridge.
+    #[must_use]
+    pub fn macvlan_mode(&self) -> &str {
+        let option = self.spec.driver.as_ref().and_then(|driver| driver.options.get(MACVLAN_MODE_OPTION));
+        option.map(String::as_str).unwrap_or_default()
     }
 
     /// What a packet of a task may measure if its user says so, in bytes.

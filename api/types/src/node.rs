@@ -1,6 +1,6 @@
 //! Nodes: what they are asked to be, what they report, how they are.
 
-use crate::{Annotations, Certificate, Encrypting, Labels, Meta, NetworkAttachment, NodeId, Platform, Resources, TunnelKey};
+use crate::{Annotations, Certificate, Encrypting, Labels, Meta, NetworkAttachment, NodeId, Platform, Resources, TunnelKey, UpdateOrder};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -46,6 +46,9 @@ pub struct NodeSpec {
     pub desired_role: NodeRole,
     pub membership: Membership,
     pub availability: Availability,
+    /// Of a drained node: `StartFirst` lets tasks of services that start first themselves run there until those in their place do.
+    /// Not on the original's wire.
+    pub drain_order: UpdateOrder,
 }
 
 /// How the manager sees a node.

@@ -13,7 +13,7 @@ number!(Availability, v1::node_spec::Availability { Active = Active, Pause = Pau
 number!(NodeState, v1::node_status::State { Unknown = Unknown, Down = Down, Ready = Ready, Disconnected = Disconnected });
 number!(Reachability, v1::raft_member_status::Reachability { Unknown = Unknown, Unreachable = Unreachable, Reachable = Reachable });
 
-message!(NodeSpec <=> v1::NodeSpec { annotations => full, desired_role, membership, availability });
+message!(NodeSpec <=> v1::NodeSpec { annotations => full, desired_role, membership, availability, drain_order });
 message!(NodeStatus <=> v1::NodeStatus { state, message => as_is, addr });
 message!(Plugin <=> v1::PluginDescription { kind: r#type => as_is, name => as_is });
 message!(EngineDescription <=> v1::EngineDescription { engine_version => as_is, labels => as_is, plugins });

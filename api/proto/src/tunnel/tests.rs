@@ -1,6 +1,6 @@
 use super::*;
 use std::time::Duration;
-use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::ReceiverStream;
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -51,8 +51,8 @@ async fn much_more_than_the_window_goes_both_ways_and_either_may_end_first() {
 #[tokio::test]
 async fn a_reader_that_stands_still_gets_a_window_and_no_more() {
     let (tunnel, mut far, mut pieces) = TunnelEnd::new(TunnelPiece::default());
-    let (_said, incoming) = mpsc::unbounded_channel::<Result<TunnelPiece, Status>>();
-    let carrying = tokio::spawn(tunnel.carry(UnboundedReceiverStream::new(incoming)));
+    let (_said, incoming) = mpsc::channel::<Result<TunnelPiece, Status>>(1);
+    let carrying = tokio::spawn(tunnel.carry(ReceiverStream::new(incoming)));
     let writing = tokio::spawn(async move { far.write_all(&vec![0; 2 * WINDOW as usize]).await });
     assert_eq!(pieces.recv().await.unwrap(), TunnelPiece::default());
     let mut sent = 0;

@@ -204,7 +204,7 @@ fields! {
         id, meta, spec, spec_version, service_id, slot, node_id, annotations, service_annotations, status, desired_state, networks,
         endpoint, log_driver, assigned_generic_resources, job_iteration,
     }
-    NodeSpec { annotations, desired_role, membership, availability }
+    NodeSpec { annotations, desired_role, membership, availability, drain_order }
     NodeStatus { state, message, addr }
     Plugin { kind, name }
     EngineDescription { engine_version, labels, plugins }
