@@ -58,4 +58,5 @@ pub mod pure {
     pub use crate::control::removal;
     pub use crate::dispatcher::pure::*;
     pub use crate::drive::{Draft, Mind, Own};
+    pub use crate::netstate::pure::*;
 }

@@ -4,11 +4,47 @@
 //! CPU time of this thread per task. Shapes: tasks/nodes of one service, then with constraints, resources, ports and spread,
 //! then one task at a time. A service that was not looked at for a while catches up with its first task; that is a shape of its own, per
 //! task of the others. `sched_bench TEXT` runs only the shapes whose name has it.
-#![allow(unsafe_code, reason = "one call of clock_gettime, which the standard library has no form of")]
+//! `schedule_allocations` and `observe_allocations` are calls of the allocator per task in the same stretches, `kept` those of what the
+//! decisions are handed over in: a finished task each.
+#![allow(unsafe_code, reason = "a counting allocator, and one call of clock_gettime, which the standard library has no form of")]
 
 use skep_plan::Scheduler;
 use skep_types::*;
+use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counts the calls that ask for memory.
+struct Counting;
+
+static CALLS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: everything is passed on to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promises are those that are asked for.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above; the pointer came from `alloc`, so from the system's.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: as above.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fn calls() -> f64 {
+    CALLS.load(Ordering::Relaxed) as f64
+}
 
 /// CPU time of this thread, exact to the nanosecond (`/proc` is only brought up to date by the timer tick).
 fn cpu_seconds() -> f64 {
@@ -72,6 +108,10 @@ struct Bench {
     scheduler: Scheduler,
     schedule: f64,
     observe: f64,
+    schedule_calls: f64,
+    observe_calls: f64,
+    /// Calls that copies of the placed tasks take.
+    kept_calls: f64,
     placed: usize,
 }
 
@@ -81,7 +121,13 @@ impl Bench {
         for number in 0..nodes {
             scheduler.observe(&Change::Created(Object::Node(node(number))));
         }
-        Self { scheduler, schedule: 0.0, observe: 0.0, placed: 0 }
+        Self { scheduler, schedule: 0.0, observe: 0.0, schedule_calls: 0.0, observe_calls: 0.0, kept_calls: 0.0, placed: 0 }
+    }
+
+    /// Begins to measure anew.
+    fn forget(&mut self) {
+        (self.schedule, self.observe, self.placed) = (0.0, 0.0, 0);
+        (self.schedule_calls, self.observe_calls, self.kept_calls) = (0.0, 0.0, 0.0);
     }
 
     /// Feeds pending tasks, schedules until all are placed, feeds the result.
@@ -90,15 +136,13 @@ impl Bench {
         for task in &tasks {
             pending.insert(task.id.clone(), Arc::clone(task));
         }
-        let filled = cpu_seconds();
-        for task in tasks {
-            self.scheduler.observe(&Change::Created(Object::Task(task)));
-        }
-        self.observe += cpu_seconds() - filled;
+        let changes: Vec<_> = tasks.into_iter().map(|task| Change::Created(Object::Task(task))).collect();
+        self.take_in(&changes);
         while !pending.is_empty() {
-            let start = cpu_seconds();
+            let (start, before) = (cpu_seconds(), calls());
             let plan = self.scheduler.schedule(Timestamp::from_secs(1));
             self.schedule += cpu_seconds() - start;
+            self.schedule_calls += calls() - before;
             assert!(!plan.changes.is_empty(), "all tasks fit");
             let changes: Vec<_> = plan
                 .changes
@@ -107,25 +151,36 @@ impl Bench {
                     Action::Update(Object::Task(new)) => {
                         let old = pending.remove(&new.id).expect("placed once");
                         self.placed += 1;
+                        let before = calls();
+                        drop(std::hint::black_box(Arc::new(Task::clone(&new))));
+                        self.kept_calls += calls() - before;
                         Change::Updated { old: Object::Task(old), new: Object::Task(new) }
                     }
                     other => panic!("not placed: {other:?}"),
                 })
                 .collect();
-            let start = cpu_seconds();
-            for change in &changes {
-                self.scheduler.observe(change);
-            }
-            self.observe += cpu_seconds() - start;
+            self.take_in(&changes);
         }
+    }
+
+    fn take_in(&mut self, changes: &[Change]) {
+        let (start, before) = (cpu_seconds(), calls());
+        for change in changes {
+            self.scheduler.observe(change);
+        }
+        self.observe += cpu_seconds() - start;
+        self.observe_calls += calls() - before;
     }
 
     fn print(&self, shape: &str, tasks: u64, nodes: u64) {
         let per_task = |seconds: f64| seconds * 1e6 / self.placed as f64;
         println!(
-            "{{\"bench\":\"sched\",\"shape\":\"{shape}\",\"tasks\":{tasks},\"nodes\":{nodes},\"schedule_us\":{:.3},\"observe_us\":{:.3},\"tasks_per_cpu_second\":{:.0}}}",
+            "{{\"bench\":\"sched\",\"shape\":\"{shape}\",\"tasks\":{tasks},\"nodes\":{nodes},\"schedule_us\":{:.3},\"observe_us\":{:.3},\"schedule_allocations\":{:.3},\"observe_allocations\":{:.3},\"kept\":{:.3},\"tasks_per_cpu_second\":{:.0}}}",
             per_task(self.schedule),
             per_task(self.observe),
+            self.schedule_calls / self.placed as f64,
+            self.observe_calls / self.placed as f64,
+            self.kept_calls / self.placed as f64,
             self.placed as f64 / (self.schedule + self.observe)
         );
     }
@@ -146,6 +201,9 @@ fn main() {
                 sum.schedule += bench.schedule;
                 sum.observe += bench.observe;
                 sum.placed += bench.placed;
+                sum.schedule_calls += bench.schedule_calls;
+                sum.observe_calls += bench.observe_calls;
+                sum.kept_calls += bench.kept_calls;
             }
             sum.print(shape, tasks, nodes);
         }
@@ -159,17 +217,17 @@ fn main() {
         let spec = Arc::new(task_spec(false));
         let mut bench = Bench::new(nodes);
         bench.run((0..2 * nodes).map(|number| task(number, 1, &spec)).collect());
-        (bench.schedule, bench.observe, bench.placed) = (0.0, 0.0, 0);
+        bench.forget();
         for service in 0..1_000 {
             bench.run((0..10).map(|number| task(1_000_000 + service * 10 + number, 10 + service, &spec)).collect());
         }
         bench.print(small, 10_000, nodes);
         // The large service was not looked at meanwhile: its first task pays for the order to catch up with the 10,000 others.
-        (bench.schedule, bench.observe) = (0.0, 0.0);
+        bench.forget();
         bench.run(vec![task(2_999_999, 1, &spec)]);
         bench.placed = 10_000;
         bench.print("a large service catching up", 10_000, nodes);
-        (bench.schedule, bench.observe, bench.placed) = (0.0, 0.0, 0);
+        bench.forget();
         for number in 0..1_000 {
             bench.run(vec![task(2_000_000 + number, 1, &spec)]);
         }

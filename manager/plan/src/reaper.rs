@@ -1,7 +1,8 @@
 //! Which tasks are deleted from the store: history beyond the limit, and what was marked for removal (wire-behaviour 11.4).
 
 use crate::Plan;
-use crate::slot::age;
+use crate::restart::replaced;
+use crate::slot::{Run, age};
 use crate::update::evidence;
 use skep_types::{Action, ClusterView, Kind, NodeId, RestartPolicy, Service, ServiceId, ServiceMode, Task, TaskState};
 use std::collections::BTreeMap;
@@ -77,9 +78,12 @@ fn trim(mut tasks: Vec<&Arc<Task>>, limit: i64, service: Option<&Arc<Service>>, 
     let last = tasks.iter().rfind(|task| task.desired_state > TaskState::Complete).map(|task| &task.id);
     let mut kept = service.map(|service| evidence(service, &tasks)).unwrap_or_default();
     // What a task that still waits replaces says how long it has to.
-    let replaced = |index: usize| tasks[..index].iter().rfind(|task| task.desired_state > TaskState::Complete);
-    let waiting = (0..tasks.len()).filter(|index| tasks[*index].desired_state == TaskState::Ready);
-    kept.extend(waiting.filter_map(replaced).map(|task| &task.id));
+    if tasks.iter().any(|task| task.desired_state == TaskState::Ready) {
+        let runs: Vec<Run> = tasks.iter().map(|task| Run::stored(task)).collect();
+        let waiting = (0..runs.len()).filter(|index| runs[*index].desired == TaskState::Ready);
+        let replaced = waiting.filter_map(|index| replaced(&runs, index));
+        kept.extend(replaced.filter_map(|run| tasks.iter().find(|task| task.id == run.task.id)).map(|task| &task.id));
+    }
     let goes = |task: &&&Arc<Task>| {
         let never_placed = task.status.state < TaskState::Assigned && task.desired_state > TaskState::Complete;
         let over = task.desired_state > TaskState::Complete && (task.status.state.is_terminal() || never_placed);

@@ -55,8 +55,7 @@ fn restarts(runs: &[Run], window: Option<Duration>) -> u64 {
 /// How long `slot.runs[index]`, made with desired state READY, waits before it may run.
 fn delay(context: &Context<'_>, slot: &Slot, index: usize) -> Duration {
     let run = &slot.runs[index];
-    // One that is wanted beside it, of an update that starts first, is not what it replaces.
-    let Some(before) = slot.runs[..index].iter().rfind(|run| !run.is_live()) else { return Duration::ZERO };
+    let Some(before) = replaced(&slot.runs, index) else { return Duration::ZERO };
     if before.task.spec != run.task.spec {
         return Duration::ZERO; // an update, not a restart
     }
@@ -67,7 +66,29 @@ fn delay(context: &Context<'_>, slot: &Slot, index: usize) -> Duration {
         _ if context.host(before.task.node_id.as_ref()).is_silent() => by_policy,
         _ => Duration::ZERO,
     };
-    wanted.max(brake(context, &slot.runs[..index], run.created))
+    wanted.max(brake(context, older(&slot.runs, index), run.created))
+}
+
+/// Those of a slot that were there when `runs[index]` was made. One write may make two for a slot, one of which an update starts first:
+/// neither came before the other.
+fn older(runs: &[Run], index: usize) -> &[Run] {
+    let run = &runs[index];
+    let came_before = |other: &Run| !other.fresh && (run.fresh || run.made.is_zero() || other.made < run.made);
+    let count = runs[..index].iter().take_while(|other| came_before(other)).count();
+    &runs[..count]
+}
+
+/// What `runs[index]` was made to replace: the newest of those before it that is not wanted any more.
+///
+/// Where new tasks start first, one of another spec may have stood beside it and ended since: that one it does not replace. Who is
+/// told to stop in favour of another does not end by itself, or did so before.
+pub(crate) fn replaced(runs: &[Run], index: usize) -> Option<&Run> {
+    let run = &runs[index];
+    let stood_beside = |other: &Run| {
+        let ended_since = !run.fresh && !run.made.is_zero() && other.task.meta.version > run.made;
+        other.task.spec != run.task.spec && other.ended_by_itself() && ended_since
+    };
+    older(runs, index).iter().rfind(|other| !other.is_live() && !stood_beside(other))
 }
 
 /// A delay of zero must not let a task that cannot start spin: after three attempts in a row without any run worth the name, the next
@@ -116,8 +137,12 @@ pub(crate) fn replace_ended(
             }
         }
         let allowed = is_allowed(context, slot, index);
+        if allowed && context.outstays(run) {
+            replace_beside(context, slot, index, number, is_dirty);
+            continue;
+        }
         slot.runs[index].want(TaskState::Shutdown);
-        let covered = slot.live().any(|other| !is_dirty(other));
+        let covered = slot.live().any(|other| !is_dirty(other) && !context.outstays(other));
         let stays_empty = home.is_some() && host != Host::Fine; // a global service leaves a node that takes no new tasks
         if allowed && !covered && !stays_empty {
             match context.create(number, home.cloned(), TaskState::Ready) {
@@ -126,6 +151,26 @@ pub(crate) fn replace_ended(
                 None => slot.runs[index].desired = slot.runs[index].task.desired_state,
             }
         }
+    }
+}
+
+/// Sees to another task beside one that goes when that one serves. If none can, because its attempts are used up, the slot stays with
+/// what it has.
+fn replace_beside(context: &mut Context<'_>, slot: &mut Slot, index: usize, number: u64, is_dirty: &dyn Fn(&Run) -> bool) {
+    let others: Vec<TaskState> = slot.live().filter(|other| !is_dirty(other) && !context.outstays(other)).map(Run::observed).collect();
+    if !others.is_empty() {
+        if others.contains(&TaskState::Running) {
+            slot.runs[index].want(TaskState::Shutdown);
+        }
+        return;
+    }
+    let newest = slot.runs.len() - 1;
+    // After one that failed beside it the next one waits, as after any other.
+    let first = if newest == index { TaskState::Running } else { TaskState::Ready };
+    if (newest == index || is_allowed(context, slot, newest))
+        && let Some(replacement) = context.create(number, None, first)
+    {
+        slot.runs.push(replacement);
     }
 }
 

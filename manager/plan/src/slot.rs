@@ -1,8 +1,10 @@
 //! The model that the orchestrators work on: the tasks of one service by slot, with the wishes of this plan already in.
 
+use crate::update::starts_first;
 use crate::{Ids, Plan, Time};
 use skep_types::{
-    Action, Availability, ClusterView, Driver, Kind, NodeId, NodeState, Object, Service, Task, TaskId, TaskState, Timestamp, Version,
+    Action, Availability, ClusterView, Driver, Kind, NodeId, NodeState, Object, Service, Task, TaskId, TaskState, Timestamp, UpdateOrder,
+    Version,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -110,6 +112,8 @@ pub(crate) enum Host {
     Fine,
     Paused,
     Drained,
+    /// Drained, and what serves there may serve until others do.
+    DrainedInPlace,
     Down,
     Gone,
 }
@@ -117,7 +121,7 @@ pub(crate) enum Host {
 impl Host {
     /// Its tasks are to run elsewhere.
     pub fn gives_up_tasks(self) -> bool {
-        matches!(self, Self::Drained | Self::Down | Self::Gone)
+        matches!(self, Self::Drained | Self::DrainedInPlace | Self::Down | Self::Gone)
     }
 
     /// Nothing will be heard of its tasks.
@@ -163,10 +167,20 @@ impl<'a> Context<'a> {
         let Some(node) = self.view.node(id) else { return Host::Gone };
         match (node.status.state, node.spec.availability) {
             (NodeState::Down, _) => Host::Down,
+            (_, Availability::Drain) if node.spec.drain_order == UpdateOrder::StartFirst => Host::DrainedInPlace,
             (_, Availability::Drain) => Host::Drained,
             (_, Availability::Pause) => Host::Paused,
             (_, Availability::Active) => Host::Fine,
         }
+    }
+
+    /// It serves on a node that is drained, and goes when another one serves in its place. Only tasks of replicated services that start
+    /// first themselves do: nobody else has said that two tasks of a slot may run at once.
+    pub fn outstays(&self, run: &Run) -> bool {
+        run.is_live()
+            && run.observed() == TaskState::Running
+            && self.host(run.task.node_id.as_ref()) == Host::DrainedInPlace
+            && starts_first(self.service)
     }
 
     /// A new task for `slot`; `None` once the portion of this plan is used up (the plan then asks to be made again).

@@ -8,8 +8,8 @@ use crate::dirty::Dirt;
 use crate::restart;
 use crate::slot::{Context, Run, Slot};
 use skep_types::{
-    Action, FailureAction, Object, Service, Task, TaskId, TaskState, Timestamp, UpdateConfig, UpdateOrder, UpdateState, UpdateStatus,
-    Version,
+    Action, FailureAction, Object, Service, ServiceMode, Task, TaskId, TaskState, Timestamp, UpdateConfig, UpdateOrder, UpdateState,
+    UpdateStatus, Version,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,6 +71,11 @@ pub(crate) fn is_under_way(service: &Service) -> bool {
     matches!(state, Some(UpdateState::Updating | UpdateState::RollbackStarted))
 }
 
+/// The service lets two tasks of a slot run at once while one takes the other's place.
+pub(crate) fn starts_first(service: &Service) -> bool {
+    matches!(service.spec.mode, ServiceMode::Replicated { .. }) && Settings::of(service).config.order == UpdateOrder::StartFirst
+}
+
 /// Whether the task is work of the present update of its service. A rollback has a spec version that tasks from before it have, too.
 fn is_of_update(service: &Service, task: &Task) -> bool {
     let began = service.update_status.as_ref().map_or(Version::default(), |status| status.began);
@@ -123,7 +128,9 @@ pub(crate) fn step<'a, K: Ord + Clone>(
         let first = if order == UpdateOrder::StartFirst { TaskState::Running } else { TaskState::Ready };
         let Some(run) = create(context, key, first) else { break };
         let slot = slots.get_mut(key).expect("only known slots wait");
-        make_room(slot, order);
+        if order == UpdateOrder::StopFirst {
+            slot.runs.iter_mut().filter(|run| run.is_live()).for_each(|run| run.want(TaskState::Shutdown));
+        }
         slot.runs.push(run);
     }
     if active && progress.waiting.is_empty() && !progress.unsettled {
@@ -154,8 +161,12 @@ fn survey<K: Ord + Clone>(
             continue;
         }
         if clean_lives {
-            drop_others(slot, dirt, settings.config.order);
-        } else if !(begun && has_given_up(context, slot)) {
+            drop_others(context, slot, dirt, settings.config.order);
+            continue;
+        }
+        // What an earlier update began here is not wanted any more, and may stand where another slot's new task has to go.
+        keep_best(slot);
+        if !(begun && has_given_up(context, slot)) {
             progress.waiting.push(key.clone());
         }
     }
@@ -200,33 +211,27 @@ fn has_given_up(context: &Context<'_>, slot: &Slot) -> bool {
 }
 
 /// Leaves one task in a slot that has a clean one; start-first waits until that one runs.
-fn drop_others(slot: &mut Slot, dirt: &Dirt<'_>, order: UpdateOrder) {
-    let rank = |run: &Run| (!dirt.is_dirty(&run.task), run.observed() == TaskState::Running, run.observed().min(TaskState::Running));
-    let Some(best) = (0..slot.runs.len()).filter(|index| slot.runs[*index].is_live()).max_by_key(|index| rank(&slot.runs[*index])) else {
+fn drop_others(context: &Context<'_>, slot: &mut Slot, dirt: &Dirt<'_>, order: UpdateOrder) {
+    let is_old: Vec<bool> = slot.runs.iter().map(|run| dirt.is_dirty(&run.task) || context.outstays(run)).collect();
+    let rank = |index: usize, run: &Run| (!is_old[index], run.observed() == TaskState::Running, run.observed().min(TaskState::Running));
+    let Some(best) = (0..slot.runs.len()).filter(|index| slot.runs[*index].is_live()).max_by_key(|index| rank(*index, &slot.runs[*index]))
+    else {
         return;
     };
     let runs = slot.runs[best].observed() == TaskState::Running;
-    for index in 0..slot.runs.len() {
-        if index != best
-            && slot.runs[index].is_live()
-            && (runs || order == UpdateOrder::StopFirst || !dirt.is_dirty(&slot.runs[index].task))
-        {
-            slot.runs[index].want(TaskState::Shutdown);
+    for (index, run) in slot.runs.iter_mut().enumerate() {
+        if index != best && run.is_live() && (runs || order == UpdateOrder::StopFirst || !is_old[index]) {
+            run.want(TaskState::Shutdown);
         }
     }
 }
 
-/// What happens to the old tasks of a slot when it gets its new one.
-fn make_room(slot: &mut Slot, order: UpdateOrder) {
-    let keep = match order {
-        UpdateOrder::StopFirst => None,
-        // One old task serves until the new one runs, even if an earlier update left several.
-        UpdateOrder::StartFirst => (0..slot.runs.len())
-            .filter(|index| slot.runs[*index].is_live())
-            .max_by_key(|index| slot.runs[*index].observed().min(TaskState::Running)),
-    };
+/// Of several old tasks that an earlier update left in a slot one goes on serving.
+fn keep_best(slot: &mut Slot) {
+    let rank = |run: &Run| (run.observed() == TaskState::Running, !run.observed().is_terminal(), run.observed());
+    let best = (0..slot.runs.len()).filter(|index| slot.runs[*index].is_live()).max_by_key(|index| rank(&slot.runs[*index]));
     for (index, run) in slot.runs.iter_mut().enumerate() {
-        if run.is_live() && Some(index) != keep {
+        if run.is_live() && Some(index) != best {
             run.want(TaskState::Shutdown);
         }
     }

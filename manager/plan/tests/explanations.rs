@@ -153,9 +153,9 @@ fn a_platform_and_more_than_one_obstacle() {
     has(
         &service(&world, &id),
         &[
-            "node1,node2: needs 600 MiB of memory, at most 512 MiB free; the image is for another platform",
-            "node3: the image is for another platform",
-            "an image for node3's platform",
+            "node1,node2: needs 600 MiB of memory, at most 512 MiB free; the image is for linux/arm64, it is linux/amd64",
+            "node3: the image is for linux/arm64, it is linux/amd64",
+            "> an image for linux/amd64, which node3 is; or a node of linux/arm64",
         ],
     );
 }
@@ -239,7 +239,13 @@ fn addresses_that_ran_out_are_told_as_the_allocator_said() {
     let task = world.live().remove(0);
     let status = TaskStatus { err: "no address is left in 10.0.0.0/30 of network back".into(), ..task.status.clone() };
     world.commit(vec![Action::SetTaskStatus { task: task.id.clone(), status }]);
-    has(&service(&world, &id), &["Wrong 1 task waits for networks and addresses: no address is left in 10.0.0.0/30 of network back"]);
+    has(
+        &service(&world, &id),
+        &[
+            "Wrong 1 task waits for networks and addresses: no address is left in 10.0.0.0/30 of network back",
+            "> fewer replicas, or a network with a larger `--subnet`",
+        ],
+    );
 }
 
 #[test]
@@ -312,4 +318,110 @@ fn ten_thousand_tasks_are_tried_and_no_more() {
     let placement = plan_placement(&world, spec("many", 20_000), world.now);
     assert_eq!((placement.placed[0].tasks, placement.unplaced), (10_000, 0));
     assert!(placement.findings.iter().any(|finding| finding.verdict == Verdict::Note && finding.text.contains("first 10000 of 20000")));
+}
+
+/// What a new user may get wrong, what is said of it, and what is said to help: docs/explain.md has the same table.
+#[test]
+fn each_broken_service_is_told_its_cause_and_the_nearest_cure() {
+    type Break = fn(&mut ServiceSpec);
+    let none: Break = |_| {};
+    let unplaced: [(&str, Break, &[&str]); 8] = [
+        (
+            "constraint",
+            |spec| placed(spec, |placement| placement.constraints = vec!["node.labels.disk==ssd".into()]),
+            &[
+                "the constraint node.labels.disk==ssd does not hold",
+                "> without the constraint node.labels.disk==ssd, node1 would take it, or `swarmctl node update --label-add disk=ssd node1`",
+            ],
+        ),
+        ("memory", |spec| reserved(spec, memory(968 << 20)), &["needs 968 MiB of memory", "> fits node3 with 200 MiB less"]),
+        (
+            "CPU",
+            |spec| reserved(spec, Resources { nano_cpus: 4_500_000_000, ..Resources::default() }),
+            &["needs 4.5 CPUs", "--reserve-cpu 4"],
+        ),
+        (
+            "generic resource",
+            |spec| {
+                let generic = vec![GenericResource::Discrete { kind: "gpu".into(), value: 1 }];
+                reserved(spec, Resources { generic, ..Resources::default() });
+            },
+            &[
+                "needs 1 gpu, at most 0 free",
+                "> nodes have what their skepd is told: if node1 has gpu, start it with --generic-resource gpu=1",
+            ],
+        ),
+        (
+            "platform",
+            |spec| placed(spec, |placement| placement.platforms = vec![Platform { os: "linux".into(), architecture: "arm64".into() }]),
+            &[
+                "the image is for linux/arm64, it is linux/amd64",
+                "> an image for linux/amd64, which node1 is; or a node of linux/arm64 (alike on 2 more nodes)",
+            ],
+        ),
+        (
+            "volume plugin",
+            |spec| {
+                let driver = Driver { name: "rexray".into(), ..Driver::default() };
+                let volume = VolumeOptions { driver: Some(driver), ..VolumeOptions::default() };
+                let mount = Mount { kind: MountType::Volume, target: "/data".into(), volume: Some(volume), ..Mount::default() };
+                let mut container = task_spec(spec).container().expect("a container").clone();
+                container.mounts = vec![mount];
+                *task_spec(spec) = TaskSpec::new(container);
+            },
+            &["has no volume driver rexray", "> install the volume driver rexray on node1, or use another (alike on 2 more nodes)"],
+        ),
+        (
+            "replicas per node",
+            |spec| {
+                replicas(spec, 4);
+                placed(spec, |placement| placement.max_replicas = 1);
+            },
+            &["1 task waits for a node", "as many as are allowed on a node", "--replicas-max-per-node 2; or add a node"],
+        ),
+        ("none", none, &["0 of 1 tasks run"]),
+    ];
+    for (index, (what, change, words)) in unplaced.into_iter().enumerate() {
+        let mut world = three_nodes();
+        for node in [1, 2, 3].map(NodeId::for_test) {
+            world.change_node(&node, |node| {
+                let engine = node.description.as_mut().expect("described").engine.get_or_insert_default();
+                engine.plugins = vec![Plugin { kind: "Volume".into(), name: "local".into() }];
+            });
+        }
+        let id = world.add_service(index as u64 + 1, change);
+        begin(&mut world, &id);
+        let told = service(&world, &id);
+        assert!(words.iter().all(|words| told.contains(words)), "{what}: {words:?}\n{told}");
+    }
+    for (state, said, cure) in [
+        (TaskState::Rejected, "no such image: 127.0.0.1:1/no/such:image", "> is the name right, and is the tag there?"),
+        (
+            TaskState::Rejected,
+            "image web:1 cannot be used: image has no variant for linux/amd64; it has linux/arm64",
+            "> an image that has the nodes' platform",
+        ),
+        (
+            TaskState::Rejected,
+            "mount source /no/such does not exist on this node; make it or use a volume",
+            "> make the directory on every node",
+        ),
+        (
+            TaskState::Failed,
+            "unhealthy container: its health check ended with exit code 1, 3 times in a row",
+            "> try the `--health-cmd` in a task",
+        ),
+        (TaskState::Failed, "task: non-zero exit (7)", "> `swarmctl service logs service1` shows what the tasks wrote"),
+        (
+            TaskState::Rejected,
+            "executable file not found: \"/x\"; is it in the image, in its PATH, with its interpreter?",
+            "> is that program in the image?",
+        ),
+    ] {
+        let mut world = three_nodes();
+        let id = world.add_service(1, |spec| restart(spec, RestartCondition::Never, secs(0), 0));
+        begin(&mut world, &id);
+        fail(&mut world, &id, state, said);
+        has(&service(&world, &id), &[said, cure]);
+    }
 }

@@ -14,6 +14,7 @@ use skep_failpoint::failpoint;
 use skep_store::{ProposeError, View};
 use skep_types::{
     Action, Availability, Certificate, Cluster, ClusterView as _, IssuanceState, Membership, Node, NodeId, NodeSpec, Object, Timestamp,
+    UpdateOrder,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -213,7 +214,8 @@ impl Candidate {
             Certificate { role: *role, csr: csr.clone(), state: IssuanceState::Pending, cn: id.to_string(), ..Certificate::default() };
         match &self.known {
             Some(known) => {
-                let spec = NodeSpec { availability: *availability, ..known.spec.clone() };
+                let drain_order = UpdateOrder::default();
+                let spec = NodeSpec { availability: *availability, drain_order, ..known.spec.clone() };
                 Node { spec, certificate, ..Node::clone(known) }
             }
             None => {

@@ -11,8 +11,8 @@ use skep_ca::PeerIdentity;
 use skep_plan::CannotGo;
 use skep_proto::{ToWire as _, parse_required, v1};
 use skep_types::{
-    Action, Cluster, ClusterView, Kind, Node, NodeId, NodeRole, NodeSpec, NodeState, Object, Task, TaskState, TaskStatus, Timestamp,
-    Version,
+    Action, Availability, Cluster, ClusterView, FieldError, Kind, Node, NodeId, NodeRole, NodeSpec, NodeState, Object, Task, TaskState,
+    TaskStatus, Timestamp, UpdateOrder, Version,
 };
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -49,6 +49,9 @@ pub(super) async fn update(shared: &Shared, request: v1::UpdateNodeRequest) -> R
     let version: Version = parse_required("node_version", request.node_version).map_err(invalid)?;
     let spec: NodeSpec = parse_required("spec", request.spec).map_err(invalid)?;
     validate::labels(&spec.annotations).map_err(|error| invalid(error.inside("spec.annotations")))?;
+    if spec.drain_order == UpdateOrder::StartFirst && spec.availability != Availability::Drain {
+        return Err(invalid(FieldError::new("spec.drain_order", "START_FIRST is for nodes whose availability is DRAIN")));
+    }
     let is_demoted = |node: &Node| node.spec.desired_role == NodeRole::Manager && spec.desired_role == NodeRole::Worker;
     if shared.store.view().node(&id).is_some_and(|node| is_demoted(node)) {
         check_departure(shared, &id).await?;

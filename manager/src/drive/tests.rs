@@ -19,24 +19,19 @@ fn waiting_service() -> Service {
         ..TaskSpec::new(container)
     };
     Service {
-        id: ServiceId::for_test(1),
-        meta: skep_types::Meta::default(),
-        spec: ServiceSpec {
-            annotations: Annotations { name: "web".into(), ..Annotations::default() },
-            task: Arc::new(task),
-            mode: ServiceMode::Replicated { replicas: 3 },
-            update: None,
-            rollback: None,
-            networks: Vec::new(),
-            endpoint: None,
-        },
         spec_version: Some(Version(0)),
-        previous_spec: None,
-        previous_spec_version: None,
-        endpoint: None,
-        update_status: None,
-        job_status: None,
-        pending_delete: false,
+        ..Service::new(
+            ServiceId::for_test(1),
+            ServiceSpec {
+                annotations: Annotations { name: "web".into(), ..Annotations::default() },
+                task: Arc::new(task),
+                mode: ServiceMode::Replicated { replicas: 3 },
+                update: None,
+                rollback: None,
+                networks: Vec::new(),
+                endpoint: None,
+            },
+        )
     }
 }
 

@@ -10,6 +10,8 @@ use tokio::time::Instant;
 
 /// For a node whose stream ended: a daemon that restarts is back in less.
 const ABSENT: Duration = Duration::from_secs(5);
+/// For a node that says that it fails to do what it was told: an attempt more or two, then others go on without it.
+const FAILING: Duration = Duration::from_secs(5);
 /// For a node that owes an acknowledgement and gives none at all, and for all of them to come to a new leader: as long as a node may
 /// be silent before it is down (a heartbeat of 5 s, three times). Not longer where the heartbeat is set to be rarer, for all tasks
 /// that stop would wait for a node that cannot do what it is told.
@@ -26,8 +28,9 @@ pub(super) struct Answering {
 enum Heard {
     /// Its stream ended.
     Gone { since: Instant },
-    /// It has one. `owing`: it has not acknowledged all that it was told, and since when it said nothing.
-    Follows { told: Version, owing: Option<Instant> },
+    /// It has one. `owing`: it has not acknowledged all that it was told, and since when it said nothing. `failing`: since when
+    /// it cannot do that.
+    Follows { told: Version, owing: Option<Instant>, failing: Option<Instant> },
 }
 
 impl Answering {
@@ -37,7 +40,7 @@ impl Answering {
 
     /// It has a stream, by which it is told everything anew.
     pub(super) fn opened(&mut self, node: &NodeId, now: Instant) {
-        self.nodes.insert(node.clone(), Heard::Follows { told: Version::default(), owing: Some(now) });
+        self.nodes.insert(node.clone(), Heard::Follows { told: Version::default(), owing: Some(now), failing: None });
     }
 
     pub(super) fn closed(&mut self, node: &NodeId, now: Instant) {
@@ -45,15 +48,30 @@ impl Answering {
     }
 
     pub(super) fn told(&mut self, node: &NodeId, revision: Version, now: Instant) {
-        if let Some(Heard::Follows { told, owing }) = self.nodes.get_mut(node) {
+        if let Some(Heard::Follows { told, owing, .. }) = self.nodes.get_mut(node) {
             *told = revision;
             owing.get_or_insert(now);
         }
     }
 
     pub(super) fn acknowledged(&mut self, node: &NodeId, programmed: Version, now: Instant) {
-        if let Some(Heard::Follows { told, owing }) = self.nodes.get_mut(node) {
+        if let Some(Heard::Follows { told, owing, failing }) = self.nodes.get_mut(node) {
             *owing = Some(now).filter(|_| programmed < *told);
+            *failing = None;
+        }
+    }
+
+    /// It said something else, so it lives.
+    pub(super) fn heard(&mut self, node: &NodeId, now: Instant) {
+        if let Some(Heard::Follows { owing: Some(since), .. }) = self.nodes.get_mut(node) {
+            *since = now;
+        }
+    }
+
+    /// It tried to do what it was told and could not.
+    pub(super) fn failed(&mut self, node: &NodeId, now: Instant) {
+        if let Some(Heard::Follows { failing, .. }) = self.nodes.get_mut(node) {
+            failing.get_or_insert(now);
         }
     }
 
@@ -62,7 +80,9 @@ impl Answering {
         match self.nodes.get(node) {
             None => now >= self.began + OWING,
             Some(Heard::Gone { since }) => now >= *since + ABSENT,
-            Some(Heard::Follows { owing, .. }) => owing.is_some_and(|since| now >= since + OWING),
+            Some(Heard::Follows { owing, failing, .. }) => {
+                owing.is_some_and(|since| now >= since + OWING) || failing.is_some_and(|since| now >= since + FAILING)
+            }
         }
     }
 }
@@ -97,6 +117,23 @@ mod tests {
         assert!(answering.is_silent(&node, at(10_015)), "counted from the first that it owes");
         answering.acknowledged(&node, Version(25), at(10_016));
         assert!(!answering.is_silent(&node, at(10_016)));
+    }
+
+    #[test]
+    fn who_says_that_it_fails_is_waited_for_five_seconds() {
+        let (start, node) = (Instant::now(), NodeId::for_test(1));
+        let at = |seconds| after(start, seconds);
+        let mut answering = Answering::new(start);
+        answering.opened(&node, at(0));
+        answering.told(&node, Version(5), at(1));
+        answering.failed(&node, at(2));
+        // That it says something else, is told more or fails again is no progress.
+        answering.heard(&node, at(5));
+        answering.told(&node, Version(6), at(6));
+        answering.failed(&node, at(6));
+        assert_eq!([6, 7].map(|seconds| answering.is_silent(&node, at(seconds))), [false, true]);
+        answering.acknowledged(&node, Version(6), at(8));
+        assert!(!answering.is_silent(&node, at(100)), "it could in the end");
     }
 
     #[test]

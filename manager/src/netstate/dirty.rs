@@ -11,7 +11,7 @@ const MOST_PARTS: usize = 4_096;
 
 /// Something a node has to be told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Touch {
+pub enum Touch {
     /// The node's own number, or the port.
     Header,
     /// The node's interest in the network began, ended, or is of another kind now.
@@ -51,32 +51,32 @@ impl Parts {
 
 /// All that one node has to be told.
 #[derive(Debug, Default)]
-pub(super) struct Dirty {
+pub struct Dirty {
     /// Whatever was said before does not count any more.
-    pub everything: bool,
-    pub header: bool,
-    pub networks: BTreeMap<NetworkId, Extent>,
-    pub cleared: BTreeSet<TaskId>,
+    pub(super) everything: bool,
+    pub(super) header: bool,
+    pub(super) networks: BTreeMap<NetworkId, Extent>,
+    pub(super) cleared: BTreeSet<TaskId>,
     urgent: bool,
     /// Since the last look, things put in twice included.
     count: usize,
 }
 
 impl Dirty {
-    pub(super) fn everything() -> Self {
+    pub fn everything() -> Self {
         Self { everything: true, count: 1, urgent: true, ..Self::default() }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.count == 0
     }
 
     /// Whether it is to be said without waiting for more.
-    pub(super) fn is_pressing(&self, batch: usize) -> bool {
+    pub fn is_pressing(&self, batch: usize) -> bool {
         self.urgent || self.count >= batch
     }
 
-    pub(super) fn put(&mut self, touch: Touch) {
+    pub fn put(&mut self, touch: Touch) {
         if self.everything {
             return;
         }

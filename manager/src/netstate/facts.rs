@@ -4,9 +4,10 @@ use prost::Message as _;
 use skep_proto::skep::network_endpoint::Readiness;
 use skep_proto::skep::{NetworkEndpoint, NetworkPort, NetworkServiceEntry};
 use skep_proto::{ToWire as _, skep, v1};
+use skep_types::template::{NodeFacts, wanted_hostname};
 use skep_types::{
-    Network, NetworkAttachment, NetworkId, Node, NodeId, NodeOverlay, NodeState, PortConfig, PublishMode, Service, Task, TaskId, TaskState,
-    TunnelEpochs, TunnelKey,
+    Network, NetworkAttachment, NetworkDriver, NetworkId, Node, NodeId, NodeOverlay, NodeState, PortConfig, PublishMode, Service, Task,
+    TaskId, TaskState, TunnelEpochs, TunnelKey,
 };
 use std::net::IpAddr;
 
@@ -31,9 +32,14 @@ pub(super) fn host(task: &Task) -> Option<&NodeId> {
     task.node_id.as_ref().filter(|_| state >= TaskState::Assigned && state <= TaskState::Running)
 }
 
-/// The overlay networks a task is on.
+/// Whether tasks on it have names on other nodes.
+fn is_told_of(network: &Network) -> bool {
+    skep_plan::is_overlay(network) || network.driver() == NetworkDriver::Macvlan
+}
+
+/// The networks a task is on whose nodes are told of it.
 pub(super) fn networks(task: &Task) -> impl Iterator<Item = &NetworkAttachment> {
-    task.networks.iter().filter(|attachment| skep_plan::is_overlay(&attachment.network))
+    task.networks.iter().filter(|attachment| is_told_of(&attachment.network))
 }
 
 pub(super) fn readiness(task: &Task) -> Readiness {
@@ -48,9 +54,9 @@ pub(super) fn readiness(task: &Task) -> Readiness {
 }
 
 /// A task as its peers on a network are told of it; `None` if it is not on it.
-pub(super) fn endpoint(task: &Task, network: &NetworkId, node_index: u32) -> Option<NetworkEndpoint> {
+pub(super) fn endpoint(task: &Task, network: &NetworkId, node_index: u32, node: &NodeFacts) -> Option<NetworkEndpoint> {
     let attachment = networks(task).find(|attachment| attachment.network.id == *network)?;
-    let mut hostnames: Vec<String> = own_hostname(task).into_iter().collect();
+    let mut hostnames: Vec<String> = own_hostname(task, node).into_iter().collect();
     if task.service_id.is_none() {
         hostnames.extend(attachment.aliases.iter().cloned());
     }
@@ -66,14 +72,11 @@ pub(super) fn endpoint(task: &Task, network: &NetworkId, node_index: u32) -> Opt
     })
 }
 
-/// The host name as the node will set it: the service's, or the beginning of the task's id. Placeholders are filled in on the node
-/// only, so such a name is not known here.
-fn own_hostname(task: &Task) -> Option<String> {
-    let container = task.spec.container()?;
-    match container.hostname.as_str() {
+/// The host name as the node will set it: the service's, or the beginning of the task's id.
+fn own_hostname(task: &Task, node: &NodeFacts) -> Option<String> {
+    match task.spec.container()?.hostname.as_str() {
         "" => Some(short_id(&task.id)),
-        text if text.contains("{{") => None,
-        text => Some(text.to_owned()),
+        _ => wanted_hostname(task, node),
     }
 }
 
@@ -124,7 +127,7 @@ pub(super) fn encoded(network: &Network) -> Vec<u8> {
 
 /// Whether nodes can have an interest in it.
 pub(super) fn spans(network: &Network) -> bool {
-    skep_plan::is_overlay(network) && network.driver_state.is_some() && network.ipam.is_some()
+    is_told_of(network) && network.driver_state.is_some() && network.ipam.is_some()
 }
 
 /// What peers are to know of a node that can be one; its number is not 0, its address not empty.

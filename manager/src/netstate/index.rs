@@ -6,6 +6,7 @@
 use super::acks::{Acks, Stand};
 use super::dirty::Touch;
 use super::facts::{DEFAULT_VXLAN_PORT, host, networks};
+use skep_types::template::NodeFacts;
 use skep_types::{
     Change, ClusterView, Network, NetworkId, NodeId, NodeOverlay, Object, Service, ServiceId, Task, TaskId, TunnelEpochs, Version,
 };
@@ -13,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// Takes what a node has to be told.
-pub(super) type Out<'a> = &'a mut dyn FnMut(&NodeId, Touch);
+pub type Out<'a> = &'a mut dyn FnMut(&NodeId, Touch);
 
 #[derive(Debug, Default)]
 pub(super) struct Index {
@@ -46,6 +47,8 @@ pub(super) struct Seat {
     /// Its number and its underlay address, once it can be a peer.
     pub(super) place: Option<NodeOverlay>,
     pub(super) down: bool,
+    /// What host names of its tasks may say of it.
+    pub(super) facts: NodeFacts,
     /// It was told something and does not answer: no task waits for it, but addresses do.
     pub(super) silent: bool,
     /// The last revision it acknowledged.

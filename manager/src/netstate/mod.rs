@@ -14,6 +14,7 @@
 
 mod acks;
 mod answering;
+mod barrier;
 mod dirty;
 mod facts;
 mod freed;
@@ -26,15 +27,20 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+/// For the simulator.
+pub mod pure {
+    pub use super::barrier::Barrier;
+    pub use super::dirty::{Dirty, Touch};
+}
+
 pub(crate) use freed::{FreedWatch, watch_freed};
 pub(crate) use service::NetworkStateService;
 
 use crate::dispatcher::BATCH;
 use crate::drive::{DriveError, Term};
 use crate::shared::Shared;
-use answering::Answering;
+use barrier::Barrier;
 use dirty::{Dirty, Touch};
-use index::Index;
 use skep_failpoint::failpoint;
 use skep_proto::skep::NetworkChanges;
 use skep_store::FeedEvent;
@@ -58,9 +64,8 @@ pub(crate) struct NetworkStates {
 
 /// What there is during a term.
 struct Leading {
-    index: Index,
+    barrier: Barrier,
     followers: HashMap<NodeId, Follower>,
-    answering: Answering,
     /// Cancelled when the term ends.
     term: CancellationToken,
 }
@@ -101,12 +106,7 @@ impl Drop for EndOfTerm {
 /// Tells changes until the term ends.
 pub(crate) async fn run(shared: Arc<Shared>, term: Term) -> Result<(), DriveError> {
     let (view, mut feed) = shared.watch();
-    let leading = Leading {
-        index: Index::new(&view),
-        followers: HashMap::new(),
-        answering: Answering::new(Instant::now()),
-        term: term.stop.child_token(),
-    };
+    let leading = Leading { barrier: Barrier::new(&view, Instant::now()), followers: HashMap::new(), term: term.stop.child_token() };
     drop(view);
     let _end = EndOfTerm { shared: shared.clone(), term: leading.term.clone() };
     *shared.netstate.lock() = Some(leading);
@@ -142,20 +142,20 @@ impl NetworkStates {
     /// Takes in what the store did. After a gap the revision is returned from which to go on.
     fn note(&self, event: FeedEvent, shared: &Shared) -> Option<Version> {
         let mut state = self.lock();
-        let Leading { index, followers, .. } = state.as_mut()?;
+        let Leading { barrier, followers, .. } = state.as_mut()?;
         match event {
             FeedEvent::Commit(commit) => {
-                index.observe(commit.version, &commit.changes, &mut |node, touch| put(followers, node, touch));
+                barrier.observe(commit.version, &commit.changes, &mut |node, touch| put(followers, node, touch));
                 None
             }
             FeedEvent::Resync => {
                 tracing::warn!("the state of networks fell behind the store; all nodes are told everything anew");
-                *index = index.renewed(&shared.store.view());
+                barrier.renew(&shared.store.view());
                 for follower in followers.values_mut() {
                     follower.dirty = Dirty::everything();
                     follower.wake.notify_one();
                 }
-                Some(index.version)
+                Some(barrier.index.version)
             }
         }
     }
@@ -169,9 +169,8 @@ impl NetworkStates {
         if let Some(before) = leading.followers.insert(node.clone(), follower) {
             before.replaced.cancel();
         }
-        leading.answering.opened(node, Instant::now());
-        let Leading { index, followers, .. } = leading;
-        index.answers(node, true, &mut |node, touch| put(followers, node, touch));
+        let Leading { barrier, followers, .. } = leading;
+        barrier.opened(node, Instant::now(), &mut |node, touch| put(followers, node, touch));
         Ok(Opened { wake, replaced, term: leading.term.clone() })
     }
 
@@ -189,28 +188,36 @@ impl NetworkStates {
         let follower = leading.followers.get_mut(node).filter(|follower| Arc::ptr_eq(&follower.wake, &opened.wake))?;
         let dirty = std::mem::take(&mut follower.dirty);
         failpoint!("manager.netstate.taken");
-        let changes = leading.index.difference(node, dirty);
-        leading.answering.told(node, Version(changes.revision), Instant::now());
-        Some(changes)
+        Some(leading.barrier.say(node, dirty, Instant::now()))
     }
 
     fn acknowledge(&self, node: &NodeId, programmed: Version) {
         let mut state = self.lock();
-        if let Some(Leading { index, followers, answering, .. }) = state.as_mut() {
-            answering.acknowledged(node, programmed, Instant::now());
-            let mut out = |node: &NodeId, touch| put(followers, node, touch);
-            index.acknowledge(node, programmed, &mut out);
-            index.answers(node, true, &mut out);
+        if let Some(Leading { barrier, followers, .. }) = state.as_mut() {
+            barrier.acknowledge(node, programmed, Instant::now(), &mut |node, touch| put(followers, node, touch));
+        }
+    }
+
+    /// The node said something that is no acknowledgement.
+    fn heard(&self, node: &NodeId) {
+        if let Some(leading) = self.lock().as_mut() {
+            leading.barrier.heard(node, Instant::now());
+        }
+    }
+
+    /// The node could not do what it was told; it goes on trying.
+    fn failed(&self, node: &NodeId) {
+        if let Some(leading) = self.lock().as_mut() {
+            leading.barrier.failed(node, Instant::now());
         }
     }
 
     /// Tasks that are to stop wait no longer for nodes that do not answer any more.
     fn look_for_silent(&self, now: Instant) {
         let mut state = self.lock();
-        let Some(Leading { index, followers, answering, .. }) = state.as_mut() else { return };
-        for node in index.waited_for(|node| answering.is_silent(node, now)) {
+        let Some(Leading { barrier, followers, .. }) = state.as_mut() else { return };
+        for node in barrier.look_for_silent(now, &mut |node, touch| put(followers, node, touch)) {
             tracing::info!(%node, "a node does not say what it has done about networks; tasks are stopped without waiting for it");
-            index.answers(&node, false, &mut |node, touch| put(followers, node, touch));
         }
     }
 
@@ -219,13 +226,13 @@ impl NetworkStates {
             && leading.followers.get(node).is_some_and(|follower| Arc::ptr_eq(&follower.wake, &opened.wake))
         {
             leading.followers.remove(node);
-            leading.answering.closed(node, Instant::now());
+            leading.barrier.closed(node, Instant::now());
         }
     }
 
     /// Every node with an interest in the network has everything up to this revision in place; `None` while this manager cannot say.
     pub(crate) fn acknowledged(&self, network: &NetworkId) -> Option<Version> {
-        self.lock().as_ref().map(|leading| leading.index.acknowledged(network))
+        self.lock().as_ref().map(|leading| leading.barrier.acknowledged(network))
     }
 }
 

@@ -4,6 +4,7 @@ use super::dirty::Touch;
 use super::facts::{self, DEFAULT_VXLAN_PORT, endpoint, host, readiness, service_entry};
 use super::index::{Index, Member, Net, Out};
 use skep_proto::skep::network_endpoint::Readiness;
+use skep_types::template::NodeFacts;
 use skep_types::{Change, Cluster, Network, NetworkId, Node, NodeId, Object, Service, ServiceId, Task, TaskId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -48,7 +49,10 @@ impl Index {
             let is = new.filter(|_| after.contains(network));
             let (from, to) = (was.and_then(|task| host(task)), is.and_then(|task| host(task)));
             let same = match (was, is) {
-                (Some(was), Some(is)) => from == to && endpoint(was, network, 0) == endpoint(is, network, 0),
+                (Some(was), Some(is)) => {
+                    let no_node = NodeFacts::default();
+                    from == to && endpoint(was, network, 0, &no_node) == endpoint(is, network, 0, &no_node)
+                }
                 _ => false,
             };
             if from != to {
@@ -113,6 +117,8 @@ impl Index {
         let seat = self.nodes.entry(id.clone()).or_default();
         let place = new.and_then(|node| facts::place(node));
         seat.exists = new.is_some();
+        // A task's host name is made when it begins: another name of the node later changes none.
+        seat.facts = new.map(|node| NodeFacts::of(node)).unwrap_or_default();
         let down = new.is_none_or(|node| facts::is_down(node));
         let was_down = std::mem::replace(&mut seat.down, down);
         let before = std::mem::replace(&mut seat.place, place.clone());

@@ -107,8 +107,8 @@ impl Index {
     /// An endpoint whose node can be reached.
     fn endpoint(&self, id: &NetworkId, task: &TaskId) -> Option<NetworkEndpoint> {
         let task = self.tasks.get(task)?;
-        let place = self.nodes.get(host(task)?)?.place.as_ref()?;
-        endpoint(task, id, place.index)
+        let seat = self.nodes.get(host(task)?)?;
+        endpoint(task, id, seat.place.as_ref()?.index, &seat.facts)
     }
 
     fn service(&self, id: &NetworkId, net: &Net, service: &ServiceId) -> Option<NetworkServiceEntry> {

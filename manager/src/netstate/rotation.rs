@@ -73,7 +73,7 @@ async fn look(shared: &Shared) {
     let due = {
         let state = shared.netstate.lock();
         let Some(leading) = state.as_ref() else { return };
-        let index = &leading.index;
+        let index = &leading.barrier.index;
         let next = next(&index.epochs, index.progress(), shared.tunnel_key_lifetime, shared.now());
         next.map(|next| (index.epochs.clone(), next))
     };

@@ -61,7 +61,11 @@ impl Follow {
                         if report.underlay_mtu != 0 {
                             tell_mtu(&self.shared, &self.node, report.underlay_mtu).await?;
                         }
-                        self.shared.netstate.acknowledge(&self.node, Version(report.programmed).min(self.told));
+                        match report.programmed {
+                            0 => self.shared.netstate.heard(&self.node),
+                            skep_proto::NOT_PROGRAMMED => self.shared.netstate.failed(&self.node),
+                            revision => self.shared.netstate.acknowledge(&self.node, Version(revision).min(self.told)),
+                        }
                     }
                     None => return Ok(None),
                 },

@@ -5,6 +5,7 @@
 
 mod dry_run; // where a new service's tasks would go
 mod node; // one node
+mod remedy; // what helps against what was said
 mod service; // one service
 mod task; // one task
 mod waiting; // why no node takes a task, and what would help

@@ -14,14 +14,33 @@ pub fn explain_node(view: &dyn ClusterView, node: &Node, now: Timestamp) -> Vec<
     let tasks: Vec<&Arc<Task>> = view.tasks_on_node(&node.id).filter(there).collect();
     let mut findings = vec![readiness(node, now), load(node, &tasks)];
     if node.spec.availability == Availability::Drain && !tasks.is_empty() {
-        let text = format!("the drain is not over: {} still here: {}", count(tasks.len(), "task"), services(&tasks));
-        findings.push(
-            Finding::new(Verdict::Note, text)
-                .cure("a task is gone when it has stopped; its grace period is the service's --stop-grace-period"),
-        );
+        let (stay, stop): (Vec<_>, Vec<_>) = tasks.iter().partition(|task| task.desired_state <= TaskState::Complete);
+        if !stop.is_empty() {
+            let text = format!("the drain is not over: {} still here: {}", count(stop.len(), "task"), services(&stop));
+            findings.push(
+                Finding::new(Verdict::Note, text)
+                    .cure("a task is gone when it has stopped; its grace period is the service's --stop-grace-period"),
+            );
+        }
+        if !stay.is_empty() {
+            let text = format!(
+                "the drain starts first: {} here until others run in their place: {}",
+                verb(stay.len(), "serves", "serve"),
+                services(&stay)
+            );
+            findings.push(
+                Finding::new(Verdict::Note, text)
+                    .cure("`swarmctl explain service` tells what keeps the others from running")
+                    .cure(format!("`swarmctl node drain --order stop-first {}` does not wait for them", node.display_name())),
+            );
+        }
     }
     findings.extend(pending(view, node));
     findings
+}
+
+fn verb(number: usize, one: &str, many: &str) -> String {
+    format!("{} {}", count(number, "task"), if number == 1 { one } else { many })
 }
 
 fn services(tasks: &[&Arc<Task>]) -> String {

@@ -1,6 +1,6 @@
 //! Why a service is as it is.
 
-use super::{Finding, Verdict, about, ago, count, dry_run, name_of, tally, waiting};
+use super::{Finding, Verdict, about, ago, count, dry_run, name_of, remedy, tally, waiting};
 use crate::restart;
 use crate::scheduler::Scheduler;
 use skep_types::{ClusterView, NodeState, RestartCondition, Service, ServiceMode, Task, TaskState, Timestamp, UpdateState};
@@ -108,7 +108,8 @@ fn unplaced(view: &dyn ClusterView, tasks: &[&Arc<Task>]) -> Vec<Finding> {
     }
     findings.extend(stuck.into_iter().map(|(why, number)| {
         let verb = if number == 1 { "waits" } else { "wait" };
-        Finding::new(Verdict::Wrong, format!("{} {verb} for networks and addresses: {why}", count(number, "task")))
+        let finding = Finding::new(Verdict::Wrong, format!("{} {verb} for networks and addresses: {why}", count(number, "task")));
+        remedy::against(why).into_iter().fold(finding, Finding::cure)
     }));
     let pending: Vec<_> = tasks.iter().filter(wanted).filter(|task| task.status.state == TaskState::Pending).collect();
     if pending.is_empty() {
@@ -161,8 +162,9 @@ fn failures(view: &dyn ClusterView, service: &Service, tasks: &[&Arc<Task>], now
         let why = if err.is_empty() { "no reason was given" } else { err };
         let text = format!("{} {what}: {why} (on {homes}, last {})", count(tasks.len(), "task"), ago(now, last));
         let finding = Finding::new(if any_runs { Verdict::Note } else { Verdict::Wrong }, text);
-        match state {
-            TaskState::Rejected => finding.cure("set right what the node says, then `swarmctl service update`"),
+        match (state, remedy::against(err)) {
+            (_, Some(cure)) => finding.cure(cure),
+            (TaskState::Rejected, None) => finding.cure("set right what the node says, then `swarmctl service update`"),
             _ => finding.cure(format!("`swarmctl service logs {}` shows what the tasks wrote", service.name())),
         }
     };

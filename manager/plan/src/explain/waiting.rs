@@ -3,8 +3,8 @@
 use super::{NAMED, NodeGroup, count};
 use crate::constraint::{Constraint, Key, Operator};
 use crate::resources::{Bytes, Cpus, Lack};
-use crate::scheduler::{Misfit, NodeVerdict, protocol};
-use skep_types::{ClusterView, Node, PublishMode, Task};
+use crate::scheduler::{Misfit, NodeVerdict, normal_architecture, protocol};
+use skep_types::{ClusterView, GenericResource, Node, Platform, PublishMode, Task};
 use std::collections::BTreeMap;
 
 /// So many cures are told.
@@ -14,6 +14,35 @@ const CURES: usize = 3;
 fn broken<'a>(task: &'a Task, node: &Node) -> Vec<&'a str> {
     let all = task.spec.placement.iter().flat_map(|placement| &placement.constraints);
     all.filter(|text| !Constraint::parse(text).is_ok_and(|constraint| constraint.matches(node))).map(String::as_str).collect()
+}
+
+/// As images name it.
+fn platform(platform: &Platform) -> String {
+    match (platform.os.as_str(), normal_architecture(&platform.architecture)) {
+        ("", architecture) => architecture.to_owned(),
+        (os, "") => os.to_owned(),
+        (os, architecture) => format!("{os}/{architecture}"),
+    }
+}
+
+/// What the image runs on: several are alternatives.
+fn image_platforms(task: &Task) -> String {
+    let all: Vec<String> = task.spec.placement.iter().flat_map(|placement| &placement.platforms).map(platform).collect();
+    all.join(" or ")
+}
+
+fn node_platform(node: &Node) -> String {
+    let said = node.description.as_ref().map(|description| platform(&description.platform)).unwrap_or_default();
+    if said.is_empty() { "of a platform that it did not say".into() } else { said }
+}
+
+/// Whether the node has anything of this kind, free or not.
+fn has_any(node: &Node, wanted: &str) -> bool {
+    let generic = node.description.iter().flat_map(|description| &description.resources.generic);
+    generic.into_iter().any(|one| {
+        let (GenericResource::Named { kind, .. } | GenericResource::Discrete { kind, .. }) = one;
+        kind == wanted
+    })
 }
 
 /// Without the amounts in which nodes differ.
@@ -31,7 +60,7 @@ fn reason(task: &Task, node: &Node, misfit: &Misfit) -> String {
             [one] => format!("the constraint {one} does not hold"),
             several => format!("the constraints {} do not hold", several.join(" and ")),
         },
-        Misfit::Platform => "the image is for another platform".into(),
+        Misfit::Platform => format!("the image is for {}, it is {}", image_platforms(task), node_platform(node)),
         Misfit::CannotEncrypt(why) => format!("it cannot encrypt networks: {why}"),
         Misfit::HostPort(kind, port) => format!("host port {port}/{} is taken", protocol(*kind)),
         Misfit::MaxReplicas(limit) => format!("it has {limit} of the service, as many as are allowed on a node"),
@@ -163,6 +192,11 @@ fn single(view: &dyn ClusterView, task: &Task, node: &Node, misfit: &Misfit) -> 
                 format!("fits {name} with {less} {kind} less: --generic-resource {kind}={free}"),
             )
         }
+        Misfit::Resources(Lack::Generic { kind, wanted, .. }) if !has_any(node, kind) => {
+            let words =
+                format!("nodes have what their skepd is told: if {name} has {kind}, start it with --generic-resource {kind}={wanted}");
+            (85, format!("generic {kind}"), words)
+        }
         Misfit::Resources(lack) => (95, "room".into(), format!("make room on {name}: {lack}")),
         Misfit::Paused => (20, "paused".into(), active),
         Misfit::Drained => (25, "drained".into(), active),
@@ -191,7 +225,10 @@ fn single(view: &dyn ClusterView, task: &Task, node: &Node, misfit: &Misfit) -> 
             (50, "not ready".into(), format!("{name} would take it once it is ready: does its skepd run, and reach a manager?"))
         }
         Misfit::Down => (60, "down".into(), format!("bring {name} back: it would take it")),
-        Misfit::Platform => (90, "platform".into(), format!("an image for {name}'s platform, or a node of the image's")),
+        Misfit::Platform => {
+            let (has, wants) = (node_platform(node), image_platforms(task));
+            (90, format!("platform {has}"), format!("an image for {has}, which {name} is; or a node of {wants}"))
+        }
         Misfit::Plugin { kind, name: driver } => (
             80,
             format!("plugin {kind} {driver}"),

@@ -19,6 +19,7 @@ mod pass; // placing one group
 pub(crate) use explain::protocol;
 pub use explain::{NodeVerdict, Refusal};
 pub use need::Misfit;
+pub(crate) use need::normal_architecture;
 
 use crate::Plan;
 use crate::constraint::Constraints;

@@ -95,7 +95,7 @@ pub enum Misfit {
 }
 
 /// `x86_64` and `amd64` are the same, and so are `aarch64` and `arm64`.
-fn normal_architecture(text: &str) -> &str {
+pub(crate) fn normal_architecture(text: &str) -> &str {
     match text {
         "x86_64" => "amd64",
         "aarch64" => "arm64",

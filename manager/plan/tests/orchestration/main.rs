@@ -1,5 +1,6 @@
 //! Replicas, restarts, updates, rollbacks, global services and jobs, seen from outside.
 
+mod drains; // in either order
 mod other_modes; // global services, jobs, the history that is kept
 mod random; // whatever happens, planning comes to rest and faults heal
 mod restarts; // replica counts, and what becomes of tasks that end or lose their node

@@ -324,3 +324,43 @@ fn a_task_that_waits_for_its_delay_waits_beside_one_of_an_update_that_starts_fir
     world.settle(&id);
     assert_eq!(world.task(&waiting.id).desired_state, TaskState::Ready, "it failed a moment ago");
 }
+
+#[test]
+fn of_two_that_one_write_made_for_a_slot_neither_replaces_the_other() {
+    let mut world = cluster(1);
+    let start_first = UpdateConfig { order: UpdateOrder::StartFirst, ..UpdateConfig::default() };
+    let id = world.add_service(1, |spec| spec.update = Some(start_first));
+    world.converge(&id);
+    let failed = kill(&mut world, 1);
+    world.commit(vec![Action::SetTaskDesired { task: failed.clone(), desired: TaskState::Shutdown }]);
+    // The update comes at the same time as the replacement of what failed, and starts first. By their ids it was the other way round.
+    let now = world.now;
+    let made = |world: &World, id: u64, desired| {
+        let mut task = Task::of_service(TaskId::for_test(id), &Arc::new(world.service(&ServiceId::for_test(1)).clone()), 1, None, now);
+        task.desired_state = desired;
+        task
+    };
+    let replacement = made(&world, u64::MAX, TaskState::Ready);
+    world.update_service(&id, |spec| image(spec, "web:2"));
+    let updated = made(&world, u64::MAX - 1, TaskState::Running);
+    let (replacement, updated) = (Arc::new(replacement), Arc::new(updated));
+    world.commit([&replacement, &updated].map(|task| Action::Create(Object::Task(Arc::clone(task)))).into());
+    world.obey();
+    world.pass(secs(3));
+    world.report(&updated.id, TaskState::Failed);
+    world.settle(&id);
+    let again = world.live().into_iter().find(|task| task.meta.created_at == world.now).expect("made just now").id.clone();
+    let desired = |world: &World, id: &TaskId| world.task(id).desired_state;
+    assert_eq!(desired(&world, &replacement.id), TaskState::Ready, "its delay is that of the one that failed");
+    world.set_history(0);
+    assert!(plan_reaping(&world, &id).is_empty(), "what says how long they wait is kept");
+    world.pass(secs(2));
+    world.converge(&id);
+    assert_eq!((desired(&world, &replacement.id), desired(&world, &again)), (TaskState::Running, TaskState::Ready));
+    world.report(&replacement.id, TaskState::Failed);
+    assert_eq!(world.converge(&id), Some(world.now + secs(3)));
+    assert_eq!(desired(&world, &again), TaskState::Ready, "it replaces the one of its own spec, not the other that stood beside");
+    world.pass(secs(3));
+    world.converge(&id);
+    assert_eq!(world.running().iter().map(|task| &task.id).collect::<Vec<_>>(), [&again]);
+}

@@ -45,6 +45,28 @@ fn start_first_keeps_every_slot_served() {
 }
 
 #[test]
+fn an_update_clears_away_what_the_one_before_it_began() {
+    let mut world = cluster(2);
+    let id = world.add_service(1, |spec| {
+        replicas(spec, 3);
+        spec.update = Some(UpdateConfig { parallelism: 0, order: UpdateOrder::StartFirst, ..UpdateConfig::default() });
+    });
+    world.converge(&id);
+    world.update_service(&id, |spec| image(spec, "web:2"));
+    world.settle(&id);
+    world.place_all();
+    assert_eq!(world.live_slots(), [1, 1, 2, 2, 3, 3]);
+    world.update_service(&id, |spec| {
+        image(spec, "web:3");
+        spec.update = None;
+    });
+    world.settle(&id);
+    // It goes through the slots one by one; nothing of the update before may stand where their new tasks have to go.
+    assert_eq!(world.live_slots(), [1, 2, 3]);
+    assert_eq!(images(&world), ["web:1"; 2], "those that run go on");
+}
+
+#[test]
 fn the_delay_of_an_update_lies_between_its_slots() {
     let mut world = cluster(2);
     let id = world.add_service(1, |spec| {
