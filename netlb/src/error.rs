@@ -38,6 +38,8 @@ pub enum NetlbError {
     Ipvs { place: String, source: io::Error },
     #[error("task {task} has two addresses of one family in network {network}")]
     TwoAddresses { task: String, network: String },
+    #[error("network {network} cannot be joined by link {parent} of this host: {reason}")]
+    NotOnLan { network: String, parent: String, reason: String },
     #[error("the network namespace {path} cannot be attached: {reason}")]
     NotAttached { path: PathBuf, reason: String },
     #[error("the namespace of task {task} was removed while it was made")]

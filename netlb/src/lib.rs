@@ -48,6 +48,6 @@ pub use secure::{
 };
 pub use skep_types::{Affinity, PublishPlace};
 pub use wanted::{
-    Attachment, Backend, Endpoint, Location, Mac, Network, Overlay, Peer, Protocol, PublishMode, PublishedPort, Subnet, TaskNetwork, Vip,
-    Wanted, WantedNetwork,
+    Attachment, Backend, Endpoint, Lan, LanMode, Location, Mac, Network, Overlay, Peer, Protocol, PublishMode, PublishedPort, Subnet,
+    TaskNetwork, Vip, Wanted, WantedNetwork,
 };

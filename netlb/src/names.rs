@@ -5,6 +5,7 @@
 
 use crate::wanted::{Mac, Network};
 use skep_types::{NetworkId, TaskId};
+use std::net::IpAddr;
 
 /// The end of a sandbox's way out, inside the sandbox.
 pub(crate) const GATEWAY_LINK: &str = "gw";
@@ -92,6 +93,19 @@ pub(crate) fn is_sandbox_file(file: &str) -> bool {
 pub(crate) fn task_mac(task: &TaskId, network: &NetworkId) -> Mac {
     let [_, b, c, d, e, f, ..] = hash(&[task.as_str().as_bytes(), network.as_str().as_bytes()]).to_be_bytes();
     Mac([0x02, b, c, d, e, f])
+}
+
+/// The hardware address of a task on the hosts' own network.
+pub(crate) fn lan_mac(address: IpAddr) -> Mac {
+    let low = match address {
+        IpAddr::V4(address) => address.octets(),
+        IpAddr::V6(address) => {
+            let [.., a, b, c, d] = address.octets();
+            [a, b, c, d]
+        }
+    };
+    let [a, b, c, d] = low;
+    Mac([0x02, 0x53, a, b, c, d])
 }
 
 /// The sandbox's address towards all of its tasks; each link has two ends only, so one serves all.

@@ -56,6 +56,8 @@ pub struct TaskNetwork {
     pub task: TaskId,
     /// `eth0`, `eth1` and so on, in this order. May be empty: the task then has loopback only.
     pub attachments: Vec<Attachment>,
+    /// On the hosts' own networks. Their links follow those of the attachments. Not in somebody else's namespace.
+    pub lans: Vec<Lan>,
     /// The namespace is somebody else's, to be found here: it gets the link to its one network and the way there, no more, and stays
     /// when the task goes. `None`: it is made for the task.
     pub foreign: Option<PathBuf>,
@@ -69,6 +71,41 @@ pub struct Attachment {
     pub addresses: Vec<IpNet>,
     /// Made from the task's id if absent; never from the address, which is used again.
     pub mac: Option<Mac>,
+}
+
+/// A task's place on a network that this host is on itself: a link of its own (`macvlan`) on one of the host's, with nothing of ours in
+/// between. What is published or balanced does not come there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lan {
+    pub network: NetworkId,
+    /// For people.
+    pub name: String,
+    /// The host's link.
+    pub parent: String,
+    pub mode: LanMode,
+    /// At most one per family is used. The gateway is a router of that network, or nobody.
+    pub subnets: Vec<Subnet>,
+    /// What a packet may measure, headers of IP included, in bytes; `None`: as much as on the host's link.
+    pub mtu: Option<u32>,
+    /// The router is not used.
+    pub internal: bool,
+    /// At most one per family, with the prefix length of the subnet. The first one makes the hardware address: who takes over an
+    /// address takes over both, so that nobody on that network knows a wrong one.
+    pub addresses: Vec<IpNet>,
+}
+
+/// Whom the links on one link of the host reach (`linux/if_link.h`, `enum macvlan_mode`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LanMode {
+    /// Each other, and who is outside.
+    #[default]
+    Bridge,
+    /// Who is outside, not each other.
+    Private,
+    /// Each other by a switch outside that sends back what comes.
+    Vepa,
+    /// There is one only, and it has all of the host's link.
+    Passthru,
 }
 
 /// Everything this node's network should be. Sets, not steps: the latest one counts.

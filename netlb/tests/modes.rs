@@ -5,7 +5,7 @@ mod support;
 use skep_netlb::*;
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::*;
 
 /// Not a test: the program in the tasks' namespaces.
@@ -81,9 +81,11 @@ fn a_host_port_resets_what_it_had_when_its_task_is_gone() {
             assert_eq!(says(stream).unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
         }
         stays.iter().for_each(|stream| says(stream).unwrap());
-        // The kernel takes a namespace away when it has time for that: until then the host's end of its cable may be seen, with its routes.
-        let leftovers = netlb.audit().await.unwrap().repaired;
-        assert!(leftovers.iter().all(|what| what.starts_with("the host: Remove")), "{leftovers:?}");
+        // The kernel takes a namespace away when it has time for that: until then the host's end of its cable may be seen.
+        let start = Instant::now();
+        while sh("ip -br link").contains(&format!("{:x}@", networks[0].vni)) && start.elapsed() < Duration::from_secs(60) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         assert_eq!(netlb.audit().await.unwrap(), Audit::default());
     });
 }
@@ -393,5 +395,82 @@ fn a_udp_client_that_keeps_its_port_is_led_on_when_its_backend_goes() {
             netlb.applied().await.unwrap();
             assert!(client.is_not_answered(), "not published any more");
         }
+    });
+}
+
+/// On the hosts' own network by the uplink; the client is its router.
+fn lan(last: u8) -> Lan {
+    let subnet = |range: &str, gateway: &str| Subnet { range: range.parse().unwrap(), gateway: gateway.parse().unwrap() };
+    Lan {
+        network: skep_types::NetworkId::for_test(70),
+        name: "lan".into(),
+        parent: "up0".into(),
+        mode: LanMode::Bridge,
+        subnets: vec![subnet("198.18.0.0/24", CLIENT), subnet("2001:db8::/64", CLIENT6)],
+        mtu: None,
+        internal: false,
+        addresses: vec![format!("198.18.0.{last}/24").parse().unwrap(), format!("2001:db8::{last:x}/64").parse().unwrap()],
+    }
+}
+
+#[test]
+fn a_task_is_on_the_host_s_own_network_as_a_host_is() {
+    on_own_host("a_task_is_on_the_host_s_own_network_as_a_host_is", async |mut world| {
+        let netlb = World::netlb();
+        let ours = network(2, false);
+        let first = TaskNetwork { lans: vec![lan(21)], ..task(1, vec![attach(&ours, 11)]) };
+        let second = TaskNetwork { lans: vec![lan(22)], ..task(2, vec![]) };
+        let mut paths = Vec::new();
+        for (task, name) in [(&first, "T1"), (&second, "T2")] {
+            paths.push(netlb.ensure_task(task.clone()).await.unwrap().path);
+            world.respond(paths.last().unwrap(), name);
+        }
+        let tasks = [first.clone(), second.clone()];
+        netlb.set_wanted(wanted(&[ours], &tasks, vec![]));
+        netlb.applied().await.unwrap();
+        // Nothing stands between: who asks is seen as who he is, and each reaches the other.
+        let client = World::client();
+        assert_eq!(within(&client, || tcp("198.18.0.21", 80)).unwrap(), format!("T1 saw {CLIENT}"));
+        assert_eq!(within(&client, || tcp("2001:db8::16", 80)).unwrap(), format!("T2 saw {CLIENT6}"));
+        assert_eq!(within(&paths[0], || tcp("198.18.0.22", 80)).unwrap(), "T2 saw 198.18.0.21");
+        // Its way out is that network's router.
+        sh("ip -n client addr add 203.0.113.7/32 dev lo; ip -n client addr add 2001:db8:7::7/128 dev lo nodad");
+        world.respond(&client, "far");
+        assert_eq!(within(&paths[0], || tcp("203.0.113.7", 80)).unwrap(), "far saw 198.18.0.21");
+        assert_eq!(within(&paths[1], || tcp("2001:db8:7::7", 80)).unwrap(), "far saw 2001:db8::16");
+        world.stop_last_responder();
+        assert_eq!(netlb.audit().await.unwrap(), Audit::default());
+        let mac = sh("ip -n client neigh show 198.18.0.21");
+        assert!(mac.contains("02:53:c6:12:00:15"), "{mac}");
+
+        // A link of the host that goes and comes back: the task is on it again.
+        sh(&format!("nsenter --net={} ip link del eth0", paths[1].display()));
+        assert!(!within(&client, || answers_soon("198.18.0.22", 80)));
+        assert!(!netlb.audit().await.unwrap().repaired.is_empty());
+        assert_eq!(within(&client, || tcp("198.18.0.22", 80)).unwrap(), format!("T2 saw {CLIENT}"));
+
+        // What this host cannot do is said; nothing is left of the attempt.
+        let failed = async |wish: Lan| {
+            let wish = TaskNetwork { lans: vec![wish], ..task(3, vec![]) };
+            let error = netlb.ensure_task(wish.clone()).await.unwrap_err().to_string();
+            assert!(!netlb.task_path(&wish.task).exists());
+            error
+        };
+        let error = failed(Lan { parent: "nosuch0".into(), ..lan(23) }).await;
+        assert!(error.contains("network lan cannot be joined by link nosuch0 of this host: this host has no such link"), "{error}");
+        let error = failed(Lan { mtu: Some(9000), ..lan(23) }).await;
+        assert!(error.contains("its packets have 1500 bytes at most, not 9000"), "{error}");
+
+        // Nothing is left of tasks that are gone.
+        world.stop_responders();
+        for task in &tasks {
+            netlb.remove_task(task.task.clone()).await.unwrap();
+        }
+        netlb.set_wanted(Wanted::default());
+        netlb.applied().await.unwrap();
+        eventually("the kernel took the namespaces away", || {
+            !sh("ip -br link").contains("1002@") && !within(&client, || answers_soon("198.18.0.21", 80))
+        });
+        assert_eq!(netlb.audit().await.unwrap(), Audit::default());
     });
 }

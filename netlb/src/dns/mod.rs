@@ -10,6 +10,7 @@
 //! `netlb/docs/dns.md` has the table of names and the reasons.
 
 mod answer; // pure: from a question to an answer
+mod batch; // datagrams, many to a system call
 mod bucket; // pure: how often a container may ask
 mod cache; // pure: answers from outside
 mod counters; // what was done

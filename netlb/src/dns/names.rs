@@ -117,8 +117,10 @@ impl Asker {
                 networks.push(network.id.clone());
             }
         }
+        networks.extend(network.lans.iter().map(|lan| lan.network.clone()));
+        let is_open = || of_users().any(|network| !network.internal) || network.lans.iter().any(|lan| !lan.internal);
         // As the default route goes: ingress is a way out only for a task that has no other network.
-        let outside = if networks.is_empty() { !network.attachments.is_empty() } else { of_users().any(|network| !network.internal) };
+        let outside = if networks.is_empty() { !network.attachments.is_empty() } else { is_open() };
         Self { networks, outside, ..Self::default() }
     }
 }
@@ -145,6 +147,7 @@ mod tests {
         let asker = Asker::on(&TaskNetwork {
             task: TaskId::for_test(1),
             attachments: kinds.iter().enumerate().map(attachment).collect(),
+            lans: vec![],
             foreign: None,
         });
         (asker.networks.len(), asker.outside)

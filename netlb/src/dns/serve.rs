@@ -1,12 +1,13 @@
 //! The server of one task: what a message leads to, and the loop that reads datagrams.
 
 use super::answer::{Answer, answer};
+use super::batch;
 use super::bucket::Bucket;
 use super::cache::Asked;
 use super::foreign::Foreign;
 use super::names::{Asker, Names};
 use super::owner::{Asking, Shared};
-use super::query::{OUR_PAYLOAD, Transport};
+use super::query::Transport;
 use super::socket::Place;
 use super::upstream::AskFrom;
 use std::io;
@@ -138,7 +139,6 @@ impl Server {
     /// what its buffer does not hold: a flood costs no more than the questions that are let through.
     pub(super) async fn serve_udp(self: Arc<Self>, socket: UdpSocket, stop: CancellationToken) {
         let socket = Arc::new(socket);
-        let mut buffer = vec![0; usize::from(OUR_PAYLOAD)];
         let mut asked = JoinSet::new();
         loop {
             let readable = async {
@@ -152,7 +152,7 @@ impl Server {
                     told(ended);
                     continue;
                 }
-                ready = readable => ready.and_then(|turns| self.read_some(turns, &socket, &mut buffer, &mut asked)),
+                ready = readable => ready.and_then(|turns| self.read_some(turns, &socket, &mut asked)),
             };
             if let Err(error) = outcome {
                 warn!(%error, "could not read questions");
@@ -164,26 +164,27 @@ impl Server {
         }
     }
 
-    fn read_some(self: &Arc<Self>, turns: u32, socket: &Arc<UdpSocket>, buffer: &mut [u8], asked: &mut JoinSet<()>) -> io::Result<()> {
+    fn read_some(self: &Arc<Self>, turns: u32, socket: &Arc<UdpSocket>, asked: &mut JoinSet<()>) -> io::Result<()> {
         let mut taken = 0;
         let outcome = loop {
             if taken >= turns {
                 break Ok(());
             }
-            let (length, client) = match socket.try_recv_from(buffer) {
+            let mut foreign = 0;
+            let read = batch::exchange(socket, turns - taken, |message, client| match self.next(message, Transport::Udp) {
+                Next::Reply(bytes) => Some(bytes),
+                Next::Ask(job) => {
+                    foreign += 1;
+                    let (server, socket) = (self.clone(), socket.clone());
+                    asked.spawn(async move { send(&socket, &server.ask(job).await, client.into()) });
+                    None
+                }
+                Next::Nothing => None,
+            });
+            match read {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(()),
                 Err(error) => break Err(error),
-                Ok(received) => received,
-            };
-            taken += 1;
-            match self.next(&buffer[..length], Transport::Udp) {
-                Next::Reply(bytes) => send(socket, &bytes, client),
-                Next::Ask(job) => {
-                    taken += FOREIGN_COST - 1;
-                    let (server, socket) = (self.clone(), socket.clone());
-                    asked.spawn(async move { send(&socket, &server.ask(job).await, client) });
-                }
-                Next::Nothing => {}
+                Ok(count) => taken += count + foreign * (FOREIGN_COST - 1),
             }
         };
         self.take_turns(taken);

@@ -7,19 +7,19 @@
 use super::hop;
 use super::socket::{CREATE, EXCL, REPLACE};
 use crate::plan::{Change, Forwarding, Neighbour, Route, RouteKind, Rule, Vxlan, Which};
-use crate::wanted::Mac;
+use crate::wanted::{LanMode, Mac};
 use ipnet::IpNet;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_core::NetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressHeader, AddressMessage};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask, LinkMessage, MacVlanMode};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleHeader, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, LinkWireguard, RouteMessageBuilder};
+use rtnetlink::{LinkMacVlan, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan, LinkWireguard, RouteMessageBuilder};
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -114,6 +114,18 @@ pub(super) fn new_vxlan(name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32, place: Bo
         IpAddr::V6(address) => device.local6(address),
     };
     let device = with_mac(device.mtu(mtu).up(), Some(mac)).setns_by_fd(place.as_raw_fd());
+    (Message::NewLink(device.build()).into(), CREATE | EXCL)
+}
+
+/// A device on the link `parent`, with an address of its own there, still down, in the namespace `place`.
+pub(super) fn new_macvlan(name: &str, parent: u32, mode: LanMode, mac: Option<Mac>, place: BorrowedFd<'_>) -> Asked {
+    let mode = match mode {
+        LanMode::Bridge => MacVlanMode::Bridge,
+        LanMode::Private => MacVlanMode::Private,
+        LanMode::Vepa => MacVlanMode::Vepa,
+        LanMode::Passthru => MacVlanMode::Passthrough,
+    };
+    let device = with_mac(LinkMacVlan::new(name, parent, mode), mac).setns_by_fd(place.as_raw_fd());
     (Message::NewLink(device.build()).into(), CREATE | EXCL)
 }
 

@@ -8,7 +8,7 @@ use super::message::{self, Body, VethEnd};
 use super::socket::{ACK, REQUEST, Socket};
 use super::wire;
 use crate::plan::{Change, Vxlan};
-use crate::wanted::Mac;
+use crate::wanted::{LanMode, Mac};
 use netlink_packet_route::link::LinkHeader;
 use nix::libc;
 use std::collections::BTreeMap;
@@ -71,6 +71,18 @@ impl RouteSocket {
     /// another one with the same id and port, wherever it is.
     pub(crate) fn create_vxlan(&mut self, name: &str, vxlan: &Vxlan, mac: Mac, mtu: u32, place: BorrowedFd<'_>) -> io::Result<()> {
         self.request(message::new_vxlan(name, vxlan, mac, mtu, place))
+    }
+
+    /// Makes a device on the link `parent` of this socket's namespace, down, in the namespace `place`.
+    pub(crate) fn create_macvlan(
+        &mut self,
+        name: &str,
+        parent: u32,
+        mode: LanMode,
+        mac: Option<Mac>,
+        place: BorrowedFd<'_>,
+    ) -> io::Result<()> {
+        self.request(message::new_macvlan(name, parent, mode, mac, place))
     }
 
     /// Makes a WireGuard device, down, in the namespace of this socket.

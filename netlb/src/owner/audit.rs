@@ -47,7 +47,9 @@ impl Owner {
         }
         note(self.audit_host(depth), &mut errors);
         failpoint!("netlb.audit.host");
-        let suspect = |task: &&TaskNetwork| depth == Depth::All || missing.contains(&names::task_link(&task.task));
+        // A link on one of the host's is in the task's namespace only.
+        let looked_at = |task: &TaskNetwork| missing.contains(&names::task_link(&task.task)) || !task.lans.is_empty();
+        let suspect = |task: &&TaskNetwork| depth == Depth::All || looked_at(task);
         let tasks: Vec<TaskNetwork> = self.tasks.values().filter(suspect).cloned().collect();
         for task in tasks {
             let id = task.task.clone();

@@ -46,6 +46,11 @@ impl Gone {
         }
     }
 
+    /// The host led there before this run.
+    pub(super) fn was_led_by_host(&mut self, network: &NetworkId, addresses: impl Iterator<Item = IpAddr>) {
+        self.by_host.extend(addresses.map(|address| (network.clone(), address)));
+    }
+
     /// Where the host led, though perhaps nothing is published there any more: what is connected stays as long as the task.
     pub(super) fn still_led_by_host<'a>(&'a self, wanted: &'a Desired) -> impl Iterator<Item = (&'a NetworkId, IpAddr)> {
         self.by_host.iter().filter(|place| has(wanted, place)).map(|(network, address)| (network, *address))

@@ -73,7 +73,8 @@ impl Oversight {
 impl Owner {
     /// When to look next; `None` while there is nothing to look after.
     pub(super) fn watch_due(&self) -> Option<Instant> {
-        let something = !self.sandboxes.is_empty() || self.tables.iter().any(|(_, _, known)| *known != Known::No);
+        let on_lans = || self.tasks.values().any(|task| !task.lans.is_empty());
+        let something = !self.sandboxes.is_empty() || on_lans() || self.tables.iter().any(|(_, _, known)| *known != Known::No);
         let watched = self.watch.oversight != Oversight::OnDemand && self.wanted.is_some() && something;
         watched.then(|| self.watch.tables_due.min(self.watch.look_due))
     }

@@ -7,6 +7,7 @@ use crate::netlink::VethEnd;
 use crate::netns::{self, Namespace};
 use crate::nft::Family;
 use crate::plan::layout::{self, LINK_SLOTS, Slot};
+use crate::plan::namespace::MAIN;
 use crate::plan::tables::SandboxTable;
 use crate::plan::{State, Unwanted, difference};
 use crate::sysctl::{self, Purpose};
@@ -92,6 +93,11 @@ impl Owner {
             let addresses = state.links.get(&name).into_iter().flat_map(|link| &link.addresses);
             if let Some(slot) = addresses.filter_map(|address| Slot::of_address(address.addr())).next() {
                 sysctl::let_loopback_leave_by(&name)?;
+                // An earlier run led host-mode ports there, perhaps one that nothing is published at any more: as above, what is
+                // connected stays as long as the task.
+                let singles = state.routes.iter().filter(|route| route.link() == Some(&name) && route.table == MAIN);
+                let singles = singles.map(|route| route.to).filter(|to| to.prefix_len() == to.max_prefix_len());
+                self.gone.was_led_by_host(&network.id, singles.map(|to| to.addr()));
                 return Ok(slot);
             }
         } else {

@@ -9,7 +9,7 @@ use crate::netns::{self, Namespace};
 use crate::plan::layout;
 use crate::plan::{Link, State, Unwanted, difference};
 use crate::sysctl::Purpose;
-use crate::wanted::{Attachment, TaskNetwork};
+use crate::wanted::{Attachment, Lan, TaskNetwork};
 use skep_failpoint::failpoint;
 use skep_types::TaskId;
 use std::path::{Path, PathBuf};
@@ -29,7 +29,9 @@ impl Owner {
         let path = task_path(&self.dir, &network.task);
         let there = check(&network).and_then(|()| {
             let sandboxes = network.attachments.iter().try_for_each(|a| self.ensure_sandbox(&a.network));
-            sandboxes.map(|()| netns::exists(&path))
+            sandboxes?;
+            network.lans.iter().try_for_each(|lan| self.parent_of(lan).map(drop))?;
+            Ok(netns::exists(&path))
         });
         match there {
             Err(error) => drop(reply.send(Err(error))),
@@ -134,6 +136,10 @@ impl Owner {
             mended += self.connect_to(network, attachment, index, namespace, &mut is, known_empty)?;
             failpoint!("netlb.task.linked");
         }
+        for (index, lan) in network.lans.iter().enumerate() {
+            mended += self.connect_to_lan(network, lan, index, namespace, &mut is)?;
+            failpoint!("netlb.task.linked");
+        }
         let changes = difference(&is, &wanted, Unwanted::Keep);
         mended += changes.len();
         NetlbError::all(refused(&place, namespace.route.apply(&changes)))?;
@@ -193,6 +199,40 @@ impl Owner {
         Ok(changes.len() + usize::from(!there))
     }
 
+    /// The link on one of the host's. It goes with the namespace, and with the host's link: then it is made anew when that is back.
+    fn connect_to_lan(
+        &mut self,
+        network: &TaskNetwork,
+        lan: &Lan,
+        index: usize,
+        namespace: &Namespace,
+        is: &mut State,
+    ) -> Result<usize, NetlbError> {
+        let inside = layout::lan_link(network, index);
+        if is.links.contains_key(&inside) {
+            return Ok(0);
+        }
+        let parent = self.parent_of(lan)?;
+        let mac = layout::lan_mac(lan);
+        let made = self.host.create_macvlan(&inside, parent, lan.mode, mac, namespace.fd());
+        made.map_err(|error| not_on(lan, error.to_string()))?;
+        is.links.insert(inside, Link { mac, ..Link::default() });
+        Ok(1)
+    }
+
+    /// The number of the host's link, if the network can be joined by it.
+    fn parent_of(&mut self, lan: &Lan) -> Result<u32, NetlbError> {
+        let netlink = |source| NetlbError::Netlink { place: "the host".into(), source };
+        let missing = || not_on(lan, "this host has no such link; make it, or keep the service off this node by a constraint".into());
+        let index = self.host.link_index(&lan.parent).map_err(netlink)?.ok_or_else(missing)?;
+        let state = self.host.read_one(&lan.parent).map_err(netlink)?;
+        let most = state.links.get(&lan.parent).and_then(|link| link.mtu);
+        match (lan.mtu, most) {
+            (Some(wanted), Some(most)) if wanted > most => Err(not_on(lan, format!("its packets have {most} bytes at most, not {wanted}"))),
+            _ => Ok(index),
+        }
+    }
+
     /// Removes the task's namespace, and sandboxes that nobody needs any more.
     pub(super) fn remove_task(&mut self, task: &TaskId) -> Result<(), NetlbError> {
         if let Some(pending) = self.pending.get_mut(task) {
@@ -240,23 +280,28 @@ fn leave_namespace(path: &Path) -> Result<(), NetlbError> {
     namespace.route.delete_link(&link).map_err(failed)
 }
 
+fn not_on(lan: &Lan, reason: String) -> NetlbError {
+    NetlbError::NotOnLan { network: lan.name.clone(), parent: lan.parent.clone(), reason }
+}
+
 fn purpose(network: &TaskNetwork, ipv6: bool) -> Purpose {
     if network.foreign.is_some() {
         return Purpose::Foreign;
     }
-    let mut addresses = network.attachments.iter().flat_map(|attachment| &attachment.addresses);
+    let ours = network.attachments.iter().flat_map(|attachment| &attachment.addresses);
+    let mut addresses = ours.chain(network.lans.iter().flat_map(|lan| &lan.addresses));
     Purpose::Task { ipv6: ipv6 && addresses.any(|address| address.addr().is_ipv6()) }
 }
 
 fn check(network: &TaskNetwork) -> Result<(), NetlbError> {
-    if let Some(path) = network.foreign.as_ref().filter(|_| network.attachments.len() != 1) {
-        return Err(NetlbError::NotAttached { path: path.clone(), reason: "it is not for exactly one network".into() });
+    if let Some(path) = network.foreign.as_ref().filter(|_| network.attachments.len() != 1 || !network.lans.is_empty()) {
+        return Err(NetlbError::NotAttached { path: path.clone(), reason: "it is not for exactly one network of ours".into() });
     }
-    for attachment in &network.attachments {
-        let v4 = attachment.addresses.iter().filter(|address| address.addr().is_ipv4()).count();
-        if v4 > 1 || attachment.addresses.len() - v4 > 1 {
-            let (task, network) = (network.task.to_string(), attachment.network.name.clone());
-            return Err(NetlbError::TwoAddresses { task, network });
+    let ours = network.attachments.iter().map(|attachment| (&attachment.addresses, &attachment.network.name));
+    for (addresses, name) in ours.chain(network.lans.iter().map(|lan| (&lan.addresses, &lan.name))) {
+        let v4 = addresses.iter().filter(|address| address.addr().is_ipv4()).count();
+        if v4 > 1 || addresses.len() - v4 > 1 {
+            return Err(NetlbError::TwoAddresses { task: network.task.to_string(), network: name.clone() });
         }
     }
     Ok(())

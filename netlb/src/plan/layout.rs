@@ -16,7 +16,7 @@
 
 use super::namespace::{LOCAL, Link, Neighbour, Route, RouteKind, Rule, State, Which};
 use crate::names;
-use crate::wanted::{Attachment, Mac, Network, TaskNetwork};
+use crate::wanted::{Attachment, Lan, LanMode, Mac, Network, TaskNetwork};
 use ipnet::IpNet;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -128,21 +128,46 @@ fn gateway(network: &Network, like: IpAddr) -> Option<(IpNet, IpAddr)> {
     network.subnets.iter().find(|subnet| subnet.gateway.is_ipv4() == like.is_ipv4()).map(|s| (s.range, s.gateway))
 }
 
-/// The attachment that takes what goes to the outside.
+/// Which of a task's networks takes what goes to the outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WayOut {
+    Attachment(usize),
+    Lan(usize),
+}
+
+/// The network that takes what goes to the outside, as far as it is of the family of `like`. The hosts' own network goes before
+/// ours, which would lead there as well.
 ///
 /// Ingress goes first: an answer to a client outside must leave by the network it came in, also where the program
 /// answers from an unbound UDP socket. Only where all other networks are internal it must not become a way out; then
 /// answers find back by their source address.
-fn way_out(attachments: &[Attachment]) -> Option<usize> {
+fn way_out(task: &TaskNetwork, like: IpAddr) -> Option<WayOut> {
+    let attachments = &task.attachments;
     let outside = |attachment: &Attachment| !attachment.network.internal;
     let others = || attachments.iter().filter(|a| !a.network.ingress);
     let ingress = attachments.iter().position(|a| a.network.ingress && outside(a));
-    let closed = others().next().is_some() && !others().any(outside);
+    let has_others = others().next().is_some() || !task.lans.is_empty();
+    let closed = has_others && !others().any(outside) && task.lans.iter().all(|lan| lan.internal);
+    let leads = |lan: &Lan| !lan.internal && lan.addresses.iter().any(|address| address.addr().is_ipv4() == like.is_ipv4());
     match ingress {
         Some(_) if closed => None,
-        Some(at) => Some(at),
-        None => attachments.iter().position(outside),
+        Some(at) => Some(WayOut::Attachment(at)),
+        None => task.lans.iter().position(leads).map(WayOut::Lan).or_else(|| attachments.iter().position(outside).map(WayOut::Attachment)),
     }
+}
+
+/// The hardware address of a task on the hosts' own network; the kernel's choice without an address.
+pub(crate) fn lan_mac(lan: &Lan) -> Option<Mac> {
+    // That of the host's link is the one address that a passthru link can have without changing the host's.
+    if lan.mode == LanMode::Passthru {
+        return None;
+    }
+    lan.addresses.first().map(|address| names::lan_mac(address.addr()))
+}
+
+/// The name of the link to one of the hosts' own networks inside the task's namespace.
+pub(crate) fn lan_link(task: &TaskNetwork, index: usize) -> String {
+    format!("eth{}", task.attachments.len() + index)
 }
 
 /// The name of a task's link inside its namespace. Nobody else's namespace has one like ours.
@@ -177,7 +202,6 @@ pub(crate) fn task_side(task: &TaskNetwork, ipv6: bool) -> State {
     }
     let mut state = State::default();
     state.links.insert("lo".into(), Link { up: true, ..Link::default() });
-    let way_out = way_out(&task.attachments);
     for (index, attachment) in task.attachments.iter().enumerate() {
         let network = &attachment.network;
         let link = format!("eth{index}");
@@ -186,7 +210,7 @@ pub(crate) fn task_side(task: &TaskNetwork, ipv6: bool) -> State {
             let Some((range, gateway)) = gateway(network, address.addr()) else { continue };
             let through = RouteKind::Through { link: link.clone(), gateway: Some(gateway) };
             state.neighbours.insert(Neighbour { address: gateway, mac: names::sandbox_mac(network), link: link.clone() });
-            if way_out == Some(index) {
+            if way_out(task, gateway) == Some(WayOut::Attachment(index)) {
                 state.routes.insert(Route::new(everywhere(gateway), through));
                 continue;
             }
@@ -200,6 +224,33 @@ pub(crate) fn task_side(task: &TaskNetwork, ipv6: bool) -> State {
         let mac = Some(mac_of(task, attachment));
         state.links.insert(link, Link { mtu: Some(network.mtu), mac, up: true, addresses, ..Link::default() });
     }
+    for (index, lan) in task.lans.iter().enumerate() {
+        state.merge(lan_side(task, index, lan, ipv6));
+    }
+    state
+}
+
+/// One of the hosts' own networks: the kernel asks there who has which address, as on any host.
+fn lan_side(task: &TaskNetwork, index: usize, lan: &Lan, ipv6: bool) -> State {
+    let mut state = State::default();
+    let link = lan_link(task, index);
+    let addresses: BTreeSet<IpNet> = usable(&lan.addresses, ipv6).collect();
+    for address in addresses.iter().filter(|_| !lan.internal) {
+        let like = address.addr();
+        let Some(subnet) = lan.subnets.iter().find(|subnet| subnet.gateway.is_ipv4() == like.is_ipv4()) else { continue };
+        let through = RouteKind::Through { link: link.clone(), gateway: Some(subnet.gateway) };
+        if way_out(task, like) == Some(WayOut::Lan(index)) {
+            state.routes.insert(Route::new(everywhere(like), through));
+            continue;
+        }
+        // What answers from this address goes back the way it came, neighbours directly.
+        let table = FIRST_SOURCE_TABLE + u32::try_from(task.attachments.len() + index).expect("a task has few networks");
+        let direct = RouteKind::Through { link: link.clone(), gateway: None };
+        state.routes.insert(Route { table, ..Route::new(subnet.range.trunc(), direct) });
+        state.routes.insert(Route { table, ..Route::new(everywhere(like), through) });
+        state.rules.insert(Rule { which: Which::From(single(like)), table, priority: SOURCE_RULE_PRIORITY });
+    }
+    state.links.insert(link, Link { mtu: lan.mtu, mac: lan_mac(lan), up: true, addresses, prefix_routes: true, ..Link::default() });
     state
 }
 
@@ -297,7 +348,7 @@ mod tests {
     }
 
     fn task(attachments: Vec<Attachment>) -> TaskNetwork {
-        TaskNetwork { task: TaskId::for_test(1), attachments, foreign: None }
+        TaskNetwork { task: TaskId::for_test(1), attachments, lans: vec![], foreign: None }
     }
 
     fn default_links(state: &State) -> Vec<(u32, String)> {
@@ -316,6 +367,41 @@ mod tests {
         let state = task_side(&task(vec![attach(network(1, false, true)), attach(network(2, true, false))]), true);
         assert_eq!(default_links(&state), [(101, "eth1".into())], "only what answers from the ingress address");
         assert_eq!(state.rules.len(), 2);
+    }
+
+    fn lan(internal: bool) -> Lan {
+        let range = |range: &str, gateway: &str| Subnet { range: range.parse().unwrap(), gateway: gateway.parse().unwrap() };
+        Lan {
+            network: NetworkId::for_test(9),
+            name: "lan".into(),
+            parent: "up0".into(),
+            mode: LanMode::Bridge,
+            subnets: vec![range("192.0.2.0/24", "192.0.2.1")],
+            mtu: None,
+            internal,
+            addresses: vec!["192.0.2.9/24".parse().unwrap()],
+        }
+    }
+
+    #[test]
+    fn the_hosts_own_network_is_a_way_out_before_ours_and_after_ingress() {
+        let on = |networks: Vec<Attachment>, internal| task_side(&TaskNetwork { lans: vec![lan(internal)], ..task(networks) }, true);
+        assert_eq!(default_links(&on(vec![], false)), [(254, "eth0".into())]);
+        assert_eq!(default_links(&on(vec![attach(network(1, false, false))], false)), [(100, "eth0".into()), (254, "eth1".into())]);
+        assert_eq!(default_links(&on(vec![attach(network(1, true, false))], false)), [(101, "eth1".into()), (254, "eth0".into())]);
+        assert_eq!(default_links(&on(vec![attach(network(1, false, false))], true)), [(254, "eth0".into())]);
+        assert_eq!(default_links(&on(vec![attach(network(1, true, false))], true)), [(100, "eth0".into())], "ingress is no way out");
+        // Of a family that it has not, the other one leads out.
+        let state = on(vec![attach(network(1, false, false))], false);
+        let v6: Vec<_> = state.routes.iter().filter(|route| route.to.to_string() == "::/0" && route.table == 254).collect();
+        assert_eq!(v6.len(), 1, "{v6:?}");
+        assert_eq!(v6[0].link(), Some("eth0"));
+    }
+
+    #[test]
+    fn who_takes_over_an_address_of_the_hosts_network_takes_over_its_hardware_address() {
+        assert_eq!(lan_mac(&lan(false)), Some(Mac([0x02, 0x53, 192, 0, 2, 9])));
+        assert_eq!(lan_mac(&Lan { mode: LanMode::Passthru, ..lan(false) }), None);
     }
 
     #[test]

@@ -286,7 +286,7 @@ pub fn attach(network: &Network, last: u8) -> Attachment {
 }
 
 pub fn task(number: u8, attachments: Vec<Attachment>) -> TaskNetwork {
-    TaskNetwork { task: TaskId::for_test(u64::from(number)), attachments, foreign: None }
+    TaskNetwork { task: TaskId::for_test(u64::from(number)), attachments, lans: vec![], foreign: None }
 }
 
 /// Both addresses of a task on its first network, with a port.
