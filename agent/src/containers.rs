@@ -8,6 +8,7 @@ mod act; // signals, stopping, pausing
 mod archive; // files out of a container and into it
 mod attach; // talking with a container's own process
 mod changes; // what a container changed of its image
+mod dial; // connections to what runs in a container
 mod error; // why not
 mod exec; // processes that people run beside a container's own
 mod facts; // what there is to know of a container

@@ -39,6 +39,9 @@ pub enum NetworkError {
     /// In words that name the container or namespace.
     #[error("{0}")]
     NotAttached(String),
+    /// In words that name the network and the link of this host.
+    #[error("{0}")]
+    NotOnLan(String),
     #[error("could not {step} the network: {reason}")]
     Kernel { step: &'static str, reason: String },
     #[error("no keys for encrypted networks: {reason}")]
@@ -55,7 +58,7 @@ pub enum ExecError {
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
-    Template(#[from] crate::template::TemplateError),
+    Template(#[from] skep_types::template::TemplateError),
     #[error("this task is not a container")]
     NotAContainer,
     #[error("the image has no command and the service gives none; add a command to the service")]

@@ -34,7 +34,6 @@ mod report; // what this node tells of itself
 mod reports; // statuses on their way to the manager
 mod session; // with the managers
 mod task; // one task: deciding and doing
-mod template; // placeholders in specs
 #[cfg(test)]
 mod testing;
 mod worker; // the set of tasks
@@ -57,8 +56,8 @@ pub use payloads::Payloads;
 pub use report::{NodeSettings, machine_architecture, machine_hostname, machine_resources, node_description};
 pub use reports::Reports;
 pub use session::{Answer, Backoff, Describe, Dial, DialError, ManagerAddress, SessionState, TlsDial};
+pub use skep_types::template::{NodeFacts, TemplateError};
 pub use task::Outcome;
-pub use template::{NodeFacts, TemplateError};
 pub use worker::{Assign, TaskList};
 
 /// The parts that have no clock, no socket and no task of their own, for the cluster simulator (`testing/sim`) and nobody else.

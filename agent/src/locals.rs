@@ -145,10 +145,13 @@ impl Locals {
         self.0.work.spawn(work).await.map_err(|_| ContainersError::Ending)?
     }
 
-    fn save(&self, local: &Local) {
+    fn record(&self, local: &Local) -> std::io::Result<()> {
         // One that goes with its end has nothing to be remembered over a power cut: what is left of it is removed as a stranger's.
-        let saved = if local.auto_remove { self.0.records.save(local) } else { self.0.records.save_for_good(local) };
-        if let Err(error) = saved {
+        if local.auto_remove { self.0.records.save(local) } else { self.0.records.save_for_good(local) }
+    }
+
+    fn save(&self, local: &Local) {
+        if let Err(error) = self.record(local) {
             tracing::warn!(container = %local.task.id, %error, "could not record on disk how a container is");
         }
     }
@@ -181,7 +184,7 @@ impl Locals {
             table.insert(id.clone(), Arc::clone(&entry));
             Ok::<_, ContainersError>(())
         })?;
-        let recorded = if local.auto_remove { self.0.records.save(&local) } else { self.0.records.save_for_good(&local) };
+        let recorded = self.record(&local);
         failpoint!("agent.local.recorded");
         let made = match recorded {
             Ok(()) => self.0.executor.make_local(&task, &reference).await.map_err(ContainersError::from),

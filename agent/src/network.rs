@@ -34,7 +34,7 @@ use crate::error::{NetworkError, chain};
 use crate::executor::{Network, Sandbox};
 use async_trait::async_trait;
 use bridge::Bridge;
-use convert::{overlays, task_network, uses_no_network};
+use convert::{joined, task_network, uses_no_network};
 use follow::{Follower, Tell};
 use held::{Held, Phase, host_ports};
 use ipnet::IpNet;
@@ -45,7 +45,8 @@ use secure::Own;
 use skep_failpoint::failpoint;
 use skep_netlb::dns::{ADDRESS, Asking, Dns, DnsLimits, Resolver};
 use skep_netlb::{Netlb, NetlbError, TaskNetwork};
-use skep_types::{NetworkId, PortConfig, Task, TaskId, TunnelKey};
+use skep_types::template::{NodeFacts, wanted_hostname};
+use skep_types::{NetworkId, PortConfig, Task, TaskId, TaskState, TunnelKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -70,6 +71,8 @@ pub struct NetlbNetwork {
     bridge: Bridge,
     /// Locked while it is written: one after the other, so that who finds nothing to be written knows that it was.
     kept: Option<Arc<tokio::sync::Mutex<Kept>>>,
+    /// What host names of tasks may say of this node.
+    facts: Arc<NodeFacts>,
     /// Where the keys of encrypted networks are; `None`: it does not encrypt.
     keyring: Option<PathBuf>,
     resolvers: Arc<Mutex<HostResolvers>>,
@@ -111,10 +114,11 @@ fn kernel(step: &'static str) -> impl FnOnce(NetlbError) -> NetworkError {
     move |error| NetworkError::Kernel { step, reason: chain(&error) }
 }
 
-/// A namespace of others that cannot be attached is no matter of time.
+/// A namespace of others that cannot be attached, or a host that has no link to a network, is no matter of time.
 fn not_made(error: NetlbError) -> NetworkError {
     match error {
         NetlbError::NotAttached { .. } => NetworkError::NotAttached(error.to_string()),
+        NetlbError::NotOnLan { .. } => NetworkError::NotOnLan(error.to_string()),
         other => kernel("make")(other),
     }
 }
@@ -142,13 +146,29 @@ impl NetlbNetwork {
     pub fn with_dns(netlb: Netlb, dns: Dns) -> Self {
         let bridge = Bridge::new(bridge::default_range(), netlb.netns_dir().with_file_name("bridge"));
         let resolvers = Arc::new(Mutex::new(HostResolvers::new(PathBuf::from(RESOLV_CONF))));
-        Self { netlb, dns, bridge, kept: None, keyring: None, resolvers, state: Arc::default(), changed: Arc::new(watch::Sender::new(())) }
+        Self {
+            netlb,
+            dns,
+            bridge,
+            kept: None,
+            facts: Arc::default(),
+            keyring: None,
+            resolvers,
+            state: Arc::default(),
+            changed: Arc::new(watch::Sender::new(())),
+        }
     }
 
     /// Remembers in this file what managers say of other nodes to the node of that id.
     #[must_use]
     pub fn remembering(self, file: &Path, node_id: &str) -> Self {
         Self { kept: Some(Arc::new(tokio::sync::Mutex::new(Kept::new(file, node_id)))), ..self }
+    }
+
+    /// On a node of which host names may say this.
+    #[must_use]
+    pub fn of_node(self, facts: NodeFacts) -> Self {
+        Self { facts: Arc::new(facts), ..self }
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut State) -> R) -> R {
@@ -205,7 +225,7 @@ impl NetlbNetwork {
     async fn answer_names(&self, task: &Task, network: &TaskNetwork, path: &Path) -> Result<Vec<IpAddr>, NetworkError> {
         let resolvers = resolvers(task)?;
         let is_needed = !uses_no_network(task)
-            && (overlays(task).next().is_some() || {
+            && (joined(task).next().is_some() || {
                 let mut host = self.resolvers.lock().expect("no panic while held");
                 host.refresh(&self.dns);
                 resolvers.is_none() && host.are_all_on_loopback()
@@ -251,13 +271,16 @@ impl Network for NetlbNetwork {
         let (network, bridge) = self.with(|State { held, picture, .. }| {
             let host_ports = host_ports(task, held, skep_netlb::port_is_taken)?;
             held.remove(&task.id);
-            let wants_bridge = overlays(task).next().is_none() && !uses_no_network(task);
+            let wants_bridge = joined(task).next().is_none() && !uses_no_network(task);
             let bridge = if wants_bridge { Some(self.bridge.take(&task.id, held)?) } else { None };
             let network = sized(task_network(task, bridge)?, picture);
-            held.insert(task.id.clone(), Held { task: Arc::new(task.clone()), phase: Phase::Attached, host_ports, bridge });
+            let hostname = wanted_hostname(task, &self.facts);
+            let one = Held { task: Arc::new(task.clone()), phase: Phase::Attached, host_ports, hostname, bridge };
+            held.insert(task.id.clone(), one);
             Ok::<_, NetworkError>((network, bridge))
         })?;
-        let every = network.attachments.iter().flat_map(|attachment| &attachment.addresses).map(IpNet::addr);
+        let on_lans = network.lans.iter().flat_map(|lan| &lan.addresses);
+        let every = network.attachments.iter().flat_map(|attachment| &attachment.addresses).chain(on_lans).map(IpNet::addr);
         // The task's name does not lead to the bridge's IPv6, which a host may not have.
         let addresses = every.filter(|address| bridge.is_none_or(|bridge| *address == bridge.addr())).collect();
         failpoint!("agent.network.held");
@@ -342,12 +365,17 @@ impl Network for NetlbNetwork {
             // Ports that the node had chosen are told in the task's status.
             let chosen = &task.status.ports;
             let host_ports = if chosen.is_empty() { host_ports } else { chosen.clone() };
-            let bridge = self.bridge.kept(&task.id).filter(|_| overlays(task).next().is_none());
+            let bridge = self.bridge.kept(&task.id).filter(|_| joined(task).next().is_none());
             match self.find(task, bridge).await {
                 Ok((network, path)) => found.push((task, network, path)),
                 Err(error) => failed = failed.and(Err(error)),
             }
-            let one = Held { task: Arc::new(task.clone()), phase: Phase::Serving, host_ports, bridge };
+            // One that is being stopped gets nothing more, and a replacement may have its ports; what is connected it keeps.
+            let leaves = task.desired_state >= TaskState::Shutdown;
+            let (phase, host_ports) =
+                if leaves { (Phase::Leaving { others_may_lead_here: true }, Vec::new()) } else { (Phase::Serving, host_ports) };
+            let hostname = wanted_hostname(task, &self.facts);
+            let one = Held { task: Arc::new(task.clone()), phase, host_ports, hostname, bridge };
             self.with(|state| state.held.insert(task.id.clone(), one));
         }
         if let Err(error) = self.have_keys(known.as_ref().and_then(|known| known.epochs)).await {

@@ -63,6 +63,7 @@ pub fn node_description(settings: &NodeSettings, tls: Option<TlsInfo>) -> NodeDe
         // The scheduler asks for the driver of each network that a task is on.
         plugin("Network", "bridge"),
         plugin("Network", "host"),
+        plugin("Network", "macvlan"),
         plugin("Network", "overlay"),
         // Managers promote only nodes that say so: the original speaks another raft.
         plugin("Skep", "manager"),

@@ -2,8 +2,8 @@
 
 use super::files::TaskDir;
 use super::init;
-use crate::template::NodeFacts;
 use skep_types::TaskId;
+use skep_types::template::NodeFacts;
 use std::path::PathBuf;
 
 /// On containers and snapshots: the task they belong to.

@@ -129,7 +129,7 @@ fn path(config: &ContainerdConfig, task: &TaskId) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::template::NodeFacts;
+    use skep_types::template::NodeFacts;
 
     #[test]
     fn a_story_is_read_back() {

@@ -39,6 +39,10 @@ pub enum ContainersError {
     NoSuchFile { container: String, path: String },
     #[error("{path}: {problem}")]
     BadFile { path: String, problem: String },
+    #[error("nothing answers at port {port} of container {container}: {reason}")]
+    NoPort { container: String, port: u16, reason: String },
+    #[error("container {container} has its host's network, which nobody is led into; ask the host itself")]
+    OnHostNetwork { container: String },
     #[error("configured logging driver does not support reading")]
     NoLogs,
     #[error("get {volume}: no such volume")]

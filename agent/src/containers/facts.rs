@@ -4,7 +4,7 @@ use super::{Containers, ContainersError};
 use crate::board::HealthView;
 use crate::containerd::{ContainerdConfig, Story};
 use crate::locals::Local;
-use crate::template;
+use skep_types::template;
 use skep_types::{ContainerSpec, HealthConfig, Task, TaskId, TaskState, TaskStatus};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -4,8 +4,10 @@ use super::bridge::{both_families, bridge_network};
 use crate::attachment::target;
 use crate::error::NetworkError;
 use ipnet::IpNet;
-use skep_netlb::{Attachment, Protocol, Subnet, TaskNetwork, encrypted_sizes};
-use skep_types::{Network as ClusterNetwork, NetworkAttachment, NetworkDriver, Protocol as WireProtocol, Task, VXLAN_IDS_OPTION};
+use skep_netlb::{Attachment, Lan, LanMode, Protocol, Subnet, TaskNetwork, encrypted_sizes};
+use skep_types::{
+    IpamConfig, Network as ClusterNetwork, NetworkAttachment, NetworkDriver, Protocol as WireProtocol, Task, VXLAN_IDS_OPTION,
+};
 use std::net::IpAddr;
 
 /// Of a packet on the hosts' own network. A network whose hosts have less says so with its option `mtu`.
@@ -16,6 +18,39 @@ const OVER_IPV6: u32 = 70;
 
 pub fn bad(network: &ClusterNetwork, reason: impl Into<String>) -> NetworkError {
     NetworkError::BadNetwork { network: network.spec.annotations.name.clone(), reason: reason.into() }
+}
+
+/// The subnets of a network, with their gateways.
+pub fn subnets(cluster: &ClusterNetwork) -> Result<Vec<Subnet>, NetworkError> {
+    let one = |config: &IpamConfig| {
+        let range: IpNet = config.subnet.parse().map_err(|_| bad(cluster, format!("subnet {:?} is not one", config.subnet)))?;
+        let gateway = config.gateway.split('/').next().unwrap_or_default();
+        let gateway = gateway.parse().map_err(|_| bad(cluster, format!("gateway {:?} is not an address", config.gateway)))?;
+        Ok(Subnet { range, gateway })
+    };
+    cluster.ipam.iter().flat_map(|ipam| &ipam.configs).map(one).collect()
+}
+
+/// A place on the hosts' own network as netlb wants it.
+fn lan(attachment: &NetworkAttachment) -> Result<Lan, NetworkError> {
+    let cluster = &*attachment.network;
+    let mode = match cluster.macvlan_mode() {
+        "" | "bridge" => LanMode::Bridge,
+        "private" => LanMode::Private,
+        "vepa" => LanMode::Vepa,
+        "passthru" => LanMode::Passthru,
+        other => return Err(bad(cluster, format!("mode {other:?} of a macvlan is not known to this node"))),
+    };
+    Ok(Lan {
+        network: cluster.id.clone(),
+        name: cluster.spec.annotations.name.clone(),
+        parent: cluster.parent().ok_or_else(|| bad(cluster, "it names no link of the hosts (option parent)"))?.to_owned(),
+        mode,
+        subnets: subnets(cluster)?,
+        mtu: cluster.wanted_mtu(),
+        internal: cluster.spec.internal,
+        addresses: addresses(attachment)?,
+    })
 }
 
 /// A network of the cluster as netlb wants it. `underlay_is_ipv6`: of the nodes it spans.
@@ -29,18 +64,11 @@ pub fn network(cluster: &ClusterNetwork, underlay_is_ipv6: bool) -> Result<skep_
         (true, false) => OVER_IPV4,
         (true, true) => OVER_IPV6,
     };
-    let configs = cluster.ipam.iter().flat_map(|ipam| &ipam.configs);
-    let subnets = configs.map(|config| {
-        let range: IpNet = config.subnet.parse().map_err(|_| bad(cluster, format!("subnet {:?} is not one", config.subnet)))?;
-        let gateway = config.gateway.split('/').next().unwrap_or_default();
-        let gateway = gateway.parse().map_err(|_| bad(cluster, format!("gateway {:?} is not an address", config.gateway)))?;
-        Ok(Subnet { range, gateway })
-    });
     Ok(skep_netlb::Network {
         id: cluster.id.clone(),
         name: cluster.spec.annotations.name.clone(),
         vni,
-        subnets: subnets.collect::<Result<_, NetworkError>>()?,
+        subnets: subnets(cluster)?,
         mtu: cluster.wanted_mtu().unwrap_or(ETHERNET - headers),
         internal: cluster.spec.internal,
         ingress: cluster.spec.ingress,
@@ -57,12 +85,27 @@ pub fn bare(attachment: &NetworkAttachment) -> Vec<IpAddr> {
     addresses(attachment).unwrap_or_default().iter().map(IpNet::addr).collect()
 }
 
-/// The attachments to networks on which the cluster gives addresses.
-pub fn overlays(task: &Task) -> impl Iterator<Item = &NetworkAttachment> {
+/// The attachments to networks on which the cluster gives addresses and names.
+pub fn joined(task: &Task) -> impl Iterator<Item = &NetworkAttachment> {
     task.networks.iter().filter(|attachment| attachment.network.has_addresses())
 }
 
-/// Whether managers tell of those on it on other nodes: it spans them.
+/// Those of them that have a sandbox on this node.
+pub fn overlays(task: &Task) -> impl Iterator<Item = &NetworkAttachment> {
+    joined(task).filter(|attachment| !is_lan(&attachment.network))
+}
+
+/// Whether it is the hosts' own network, where nothing of ours leads packets.
+pub fn is_lan(cluster: &ClusterNetwork) -> bool {
+    cluster.driver() == NetworkDriver::Macvlan
+}
+
+/// Whether managers tell of those on it on other nodes.
+pub fn is_told_of(cluster: &ClusterNetwork) -> bool {
+    spans(cluster) || is_lan(cluster)
+}
+
+/// Whether packets to tasks on other nodes travel between the nodes in packets of theirs.
 pub fn spans(cluster: &ClusterNetwork) -> bool {
     cluster.driver() == NetworkDriver::Overlay
 }
@@ -94,8 +137,9 @@ pub fn task_network(task: &Task, bridge: Option<IpNet>) -> Result<TaskNetwork, N
     list.sort_by_key(|attachment| attachment.network.spec.ingress);
     let mut attachments = list.into_iter().map(attach).collect::<Result<Vec<_>, NetworkError>>()?;
     attachments.extend(bridge.map(|address| Attachment { network: bridge_network(address), addresses: both_families(address), mac: None }));
+    let lans = joined(task).filter(|attachment| is_lan(&attachment.network)).map(lan).collect::<Result<_, _>>()?;
     let foreign = target(task).map_err(|error| NetworkError::NotAttached(error.to_string()))?.map(|target| target.path());
-    Ok(TaskNetwork { task: task.id.clone(), attachments, foreign })
+    Ok(TaskNetwork { task: task.id.clone(), attachments, lans, foreign })
 }
 
 pub fn protocol(wire: WireProtocol) -> Protocol {
@@ -131,6 +175,20 @@ mod tests {
         let network = ClusterNetwork::new(NetworkId::for_test(5), NetworkSpec::default());
         task.networks = vec![attached(Arc::new(network), "10.0.1.5/24")];
         assert!(task_network(&task, None).unwrap_err().to_string().contains("it has not been allocated yet"));
+    }
+
+    #[test]
+    fn a_macvlan_is_a_link_on_one_of_the_host_s() {
+        let mut cluster = (*overlay(3, "lan", false)).clone();
+        let options = [("parent".to_owned(), "eth1".to_owned()), ("macvlan_mode".to_owned(), "private".to_owned())].into();
+        cluster.spec.driver = Some(skep_types::Driver { name: "macvlan".into(), options });
+        let mut task = web(1, true).task.as_ref().clone();
+        task.networks.push(attached(Arc::new(cluster), "10.0.3.5/24"));
+        let network = task_network(&task, None).unwrap();
+        assert_eq!(network.attachments.len(), 2);
+        let [lan] = network.lans.as_slice() else { panic!("{:?}", network.lans) };
+        assert_eq!((lan.parent.as_str(), lan.mode, lan.mtu), ("eth1", LanMode::Private, None));
+        assert_eq!((lan.subnets[0].gateway.to_string(), lan.addresses[0].to_string()), ("10.0.3.1".into(), "10.0.3.5/24".into()));
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub fn web(number: u64, is_serving: bool) -> Held {
     task.endpoint =
         Some(Endpoint { ports: vec![published(80, 8080, PublishMode::Ingress)], virtual_ips: vec![vip], ..Endpoint::default() });
     let phase = if is_serving { Phase::Serving } else { Phase::Attached };
-    Held { task: Arc::new(task), phase, host_ports: Vec::new(), bridge: None }
+    Held { task: Arc::new(task), phase, host_ports: Vec::new(), hostname: None, bridge: None }
 }
 
 pub fn table(list: Vec<Held>) -> BTreeMap<TaskId, Held> {

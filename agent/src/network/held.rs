@@ -1,6 +1,6 @@
 //! The tasks of this node whose network exists, and what is to become of each. Pure.
 
-use super::convert::{bad, overlays, port, protocol};
+use super::convert::{bad, joined, overlays, port, protocol};
 use crate::error::NetworkError;
 use ipnet::IpNet;
 use skep_netlb::Protocol;
@@ -29,6 +29,8 @@ pub struct Held {
     pub phase: Phase,
     /// Its host-mode ports as they really are.
     pub host_ports: Vec<PortConfig>,
+    /// The host name that its service wishes, as this node fills it in.
+    pub hostname: Option<String>,
     /// Its address on this node's bridge, if it is on no network of the cluster.
     pub bridge: Option<IpNet>,
 }
@@ -56,6 +58,11 @@ pub fn host_ports(
     };
     let wish = task.endpoint.iter().flat_map(|endpoint| if endpoint.ports.is_empty() { &endpoint.spec.ports } else { &endpoint.ports });
     let mut ports: Vec<PortConfig> = wish.filter(|config| config.publish_mode == WireMode::Host).cloned().collect();
+    if let (false, Some(lan), None) = (ports.is_empty(), joined(task).next(), overlays(task).next()) {
+        let reason = "a host-mode port of this node cannot lead into it: its tasks answer at their own addresses; \
+                      publish nothing, or add another network";
+        return Err(bad(&lan.network, reason));
+    }
     if let (false, Some(internal)) = (ports.is_empty(), overlays(task).find(|attachment| attachment.network.spec.internal))
         && overlays(task).all(|attachment| attachment.network.spec.internal)
     {

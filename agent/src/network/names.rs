@@ -2,7 +2,7 @@
 //!
 //! As in [`super::wanted`] managers tell of other nodes, and this node knows better about its own tasks.
 
-use super::convert::{bare, network, overlays, port, protocol};
+use super::convert::{bare, joined, port, protocol, subnets};
 use super::held::{Held, Phase};
 use super::picture::{NetworkPicture, Parts, Picture, Readiness as Told, SpannedService, Touched};
 use super::wanted::vips;
@@ -30,7 +30,7 @@ pub enum Change {
 /// The parts of the networks that a task of this node is part of.
 pub fn touched_by(task: &Task) -> Touched {
     let parts = || Parts::Some { tasks: [task.id.clone()].into(), services: task.service_id.iter().cloned().collect() };
-    overlays(task).map(|attachment| (attachment.network.id.clone(), parts())).collect()
+    joined(task).map(|attachment| (attachment.network.id.clone(), parts())).collect()
 }
 
 /// What the changes of the given parts mean for the table. `named` are the networks that it has, and will have.
@@ -102,7 +102,7 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     fn own(&self) -> impl Iterator<Item = (&'a Held, &'a NetworkAttachment)> {
-        let on_it = |one: &'a Held| overlays(&one.task).map(move |attachment| (one, attachment));
+        let on_it = |one: &'a Held| joined(&one.task).map(move |attachment| (one, attachment));
         self.held.values().flat_map(on_it).filter(|(_, attachment)| attachment.network.id == *self.id)
     }
 
@@ -111,7 +111,7 @@ impl<'a> Place<'a> {
     }
 
     fn whole(&self, cluster: &Network) -> NetworkNames {
-        let subnets = network(cluster, false).map(|network| network.subnets).unwrap_or_default();
+        let subnets = subnets(cluster).unwrap_or_default();
         let mut table = NetworkNames::new(&cluster.spec.annotations.name, subnets.iter().map(|subnet| subnet.range).collect());
         let known = self.known.into_iter();
         let mut services: BTreeSet<&ServiceId> = known.clone().flat_map(|known| known.services.keys()).collect();
@@ -136,7 +136,7 @@ impl<'a> Place<'a> {
 
     fn task(&self, id: &TaskId) -> Option<TaskNames> {
         let told = self.known.and_then(|known| known.tasks.get(id));
-        let one = self.held.get(id).and_then(|one| Some((one, overlays(&one.task).find(|attachment| attachment.network.id == *self.id)?)));
+        let one = self.held.get(id).and_then(|one| Some((one, joined(&one.task).find(|attachment| attachment.network.id == *self.id)?)));
         // One that is said to be here and is not has ended or is not begun.
         let told_elsewhere = told.filter(|told| one.is_some() || told.node_index != self.picture.node_index);
         let readiness = readiness(one.map(|(one, _)| one.phase), told_elsewhere.map(|told| told.readiness))?;
@@ -155,7 +155,7 @@ impl<'a> Place<'a> {
                 service: one.task.service_id.clone(),
                 slot: Some(one.task.slot).filter(|slot| *slot != 0),
                 name: one.task.name(),
-                hostnames: hostnames(&one.task, attachment),
+                hostnames: hostnames(one, attachment),
                 addresses: bare(attachment),
                 readiness,
             }),
@@ -205,16 +205,10 @@ fn reach(virtual_ips: Vec<std::net::IpAddr>) -> Reach {
     if virtual_ips.is_empty() { Reach::EachTask } else { Reach::Virtual(virtual_ips) }
 }
 
-/// A container that others started has the names that it was attached with.
-fn hostnames(task: &Task, attachment: &NetworkAttachment) -> Vec<String> {
-    let own = if task.service_id.is_none() { attachment.aliases.clone() } else { Vec::new() };
-    hostname(task).into_iter().chain(own).collect()
-}
-
-/// As the service wishes; placeholders in it are the container's matter.
-fn hostname(task: &Task) -> Option<String> {
-    let hostname = &task.spec.container()?.hostname;
-    (!hostname.is_empty() && !hostname.contains("{{")).then(|| hostname.clone())
+/// As its service wishes. A container that others started has the names that it was attached with.
+fn hostnames(one: &Held, attachment: &NetworkAttachment) -> Vec<String> {
+    let own = if one.task.service_id.is_none() { attachment.aliases.clone() } else { Vec::new() };
+    one.hostname.iter().cloned().chain(own).collect()
 }
 
 #[cfg(test)]

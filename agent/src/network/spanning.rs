@@ -1,6 +1,6 @@
 //! What managers say of other nodes taken in, and the waits for them: bounded, and none where nobody is to be waited for.
 
-use super::convert::spans;
+use super::convert::is_told_of;
 use super::held::Phase;
 use super::picture::{Changes, Picture};
 use super::{NetlbNetwork, State};
@@ -60,7 +60,7 @@ impl NetlbNetwork {
     /// Waits until a manager told of the task's networks, if one does: a task that starts should find the others.
     pub(super) async fn told_of(&self, task: &Task) {
         let is_told = |state: &State| {
-            let spanning = super::overlays(task).filter(|attachment| spans(&attachment.network));
+            let spanning = super::joined(task).filter(|attachment| is_told_of(&attachment.network));
             let mut networks = spanning.map(|attachment| &attachment.network.id);
             state.following == Following::Nobody || networks.all(|id| state.picture.networks.contains_key(id))
         };

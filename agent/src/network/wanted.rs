@@ -1,7 +1,7 @@
 //! From the tasks of this node and the picture of the others to what netlb is asked for. Pure.
 
 use super::bridge::{both_families, bridge_network};
-use super::convert::{bare, network, overlays, port, protocol};
+use super::convert::{bare, is_lan, network, overlays, port, protocol};
 use super::held::Held;
 use super::picture::{NetworkPicture, PeerNode, Picture, Readiness};
 use super::secure::Own;
@@ -20,7 +20,7 @@ pub const VXLAN_PORT: u16 = 4789;
 #[must_use]
 pub fn wanted(held: &BTreeMap<TaskId, Held>, picture: &Picture, own: &Own) -> Wanted {
     let mut networks = BTreeMap::new();
-    for (id, known) in &picture.networks {
+    for (id, known) in picture.networks.iter().filter(|(_, known)| !is_lan(&known.network)) {
         if let Some(members) = Members::of_picture(known, picture, own) {
             networks.insert(id.clone(), members);
         }

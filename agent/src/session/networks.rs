@@ -9,6 +9,7 @@ use crate::error::chain;
 use crate::executor::Network;
 use crate::network::{Changes, Following, read_changes};
 use skep_failpoint::failpoint;
+use skep_proto::NOT_PROGRAMMED;
 use skep_proto::skep::network_state_client::NetworkStateClient;
 use skep_proto::skep::{self, NetworkHello, NetworkReport};
 use skep_types::{NetworkId, TunnelKey};
@@ -142,7 +143,13 @@ async fn acknowledge(network: &Arc<dyn Network>, mut latest: watch::Receiver<u64
                     let words = chain(&error);
                     if words != failed {
                         tracing::warn!(revision, error = words, "network changes are not in place yet");
+                        // Once is enough: until an acknowledgement it counts as failing.
+                        let is_news = failed.is_empty();
                         failed = words;
+                        let report = NetworkReport { programmed: NOT_PROGRAMMED, ..NetworkReport::default() };
+                        if is_news && reports.send(report).await.is_err() {
+                            return;
+                        }
                     }
                     tokio::time::sleep(RETRY).await;
                 }

@@ -179,7 +179,9 @@ impl Machine {
                 if self.state == TaskState::Running {
                     self.container = Some(container);
                     self.alive = true;
-                    actions.extend([Action::Serve, Action::Watch]);
+                    // One that is being stopped may have got the signal already.
+                    actions.extend((!self.must_stop()).then_some(Action::Serve));
+                    actions.push(Action::Watch);
                 } else {
                     self.started(container, healthcheck, actions);
                 }

@@ -220,13 +220,13 @@ impl Node {
                 let ports = vec![published(80, u32::from(port), PublishMode::Ingress)];
                 one.endpoint = Some(TaskEndpoint { ports, virtual_ips: vec![vip], ..TaskEndpoint::default() });
                 let host_ports = if host { vec![published(80, u32::from(port), PublishMode::Host)] } else { vec![] };
-                let one = Held { task: Arc::new(one), phase, host_ports, bridge: None };
+                let one = Held { task: Arc::new(one), phase, host_ports, hostname: None, bridge: None };
                 self.own(number, |held| drop(held.insert(one.task.id.clone(), one)));
             }
             Step::Bridge { number, address, phase } => {
                 let bridge = Some(format!("172.31.240.{address}/20").parse().unwrap());
                 let host_ports = vec![published(80, 9000 + u32::from(address), PublishMode::Host)];
-                let one = Held { task: Arc::new(task(number, "web")), phase, host_ports, bridge };
+                let one = Held { task: Arc::new(task(number, "web")), phase, host_ports, hostname: None, bridge };
                 self.own(number, |held| drop(held.insert(one.task.id.clone(), one)));
             }
             Step::Drop { number } => {

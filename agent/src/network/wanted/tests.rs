@@ -158,7 +158,7 @@ fn a_task_on_no_network_is_on_the_bridge_with_its_host_ports() {
     let network = task_network(&task, Some(address)).unwrap();
     assert_eq!(network.attachments[0].network.subnets[0].gateway, ip("172.31.240.1"));
     let host_ports = vec![published(80, 9000, WireMode::Host)];
-    let held = Held { task: Arc::new(task), phase: Phase::Serving, host_ports, bridge: Some(address) };
+    let held = Held { task: Arc::new(task), phase: Phase::Serving, host_ports, hostname: None, bridge: Some(address) };
     let wanted = wanted(&table(vec![held]), &Picture::default());
     assert_eq!(wanted.networks[0].network.name, "bridge");
     let PublishMode::Host { backends, .. } = &wanted.published[0].mode else { panic!("{:?}", wanted.published) };
