@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::value::{MapDeserializer, SeqDeserializer};
-use serde::de::{DeserializeOwned, Deserializer, IntoDeserializer, Visitor};
+use serde::de::{DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 use std::fmt;
@@ -80,7 +80,42 @@ fn parse<T: DeserializeOwned>(headers: &HeaderMap, body: &[u8]) -> Result<T, Api
 /// # Errors
 /// 400 naming what does not fit.
 pub(crate) fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, ApiError> {
-    T::deserialize(Loose(value)).map_err(|error| ApiError::invalid(format!("invalid JSON: {error}")))
+    T::deserialize(Loose(value))
+        .map_err(|error| ApiError::invalid(format!("invalid JSON: {}", error.to_string().trim_start_matches(WITHIN))))
+}
+
+/// Before the field in errors on their way out of an object: what follows has a path that is gone on with.
+const WITHIN: char = '\u{1}';
+
+/// The same error seen from the object that has the field, such as `Mode.Replicated.Replicas: invalid value …`.
+fn within(field: &str, error: &serde_json::Error) -> serde_json::Error {
+    let text = error.to_string();
+    let text = match text.strip_prefix(WITHIN) {
+        Some(path) => format!("{WITHIN}{field}.{path}"),
+        None => format!("{WITHIN}{field}: {text}"),
+    };
+    serde::de::Error::custom(text)
+}
+
+/// Fields of an object, whose errors tell which it was.
+struct Fields {
+    rest: std::vec::IntoIter<(&'static str, Loose)>,
+    value: Option<(&'static str, Loose)>,
+}
+
+impl<'de> MapAccess<'de> for Fields {
+    type Error = serde_json::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Self::Error> {
+        self.value = self.rest.next();
+        let Some((name, _)) = &self.value else { return Ok(None) };
+        seed.deserialize((*name).into_deserializer()).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Self::Error> {
+        let (name, value) = self.value.take().unwrap_or(("", Loose(Value::Null)));
+        seed.deserialize(value).map_err(|error| within(name, &error))
+    }
 }
 
 impl<T: Serialize> IntoResponse for Json<T> {
@@ -149,7 +184,7 @@ impl<'de> Deserializer<'de> for Loose {
             known.retain(|(earlier, _)| earlier != name);
             known.push((name, Loose(value)));
         }
-        visitor.visit_map(MapDeserializer::new(known.into_iter()))
+        visitor.visit_map(Fields { rest: known.into_iter(), value: None })
     }
 
     fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Self::Error> {
@@ -247,6 +282,8 @@ mod tests {
     fn what_is_no_json_is_refused() {
         assert!(read(r#"{"Name":5}"#).unwrap_err().message.starts_with("invalid JSON: "));
         assert_eq!(read("{} {}").unwrap_err().message, "unexpected content after JSON");
+        let refused = read(r#"{"Maybe":{"NodeCertExpiry":"x"}}"#).unwrap_err().message;
+        assert!(refused.starts_with("invalid JSON: Maybe.NodeCertExpiry: invalid type: string"), "{refused}");
         assert!(read("[]").unwrap_err().message.contains("invalid type: sequence"));
         assert!(read(r#"{"CAConfig":[]}"#).is_err() && read(r#"{"CAConfig":5}"#).is_err());
         assert_eq!(read("null").unwrap(), Outer::default());

@@ -1,5 +1,6 @@
 //! What the endpoints of containers need of this node.
 
+use super::Connection;
 use crate::ApiError;
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -406,6 +407,9 @@ pub trait Containers: Send + Sync + 'static {
     /// All, whatever their state.
     async fn list(&self) -> Result<Vec<Container>, ApiError>;
 
+    /// Ids of those that people made by hand and of those that tasks have look the same.
+    fn is_made_by_hand(&self, id: &str) -> bool;
+
     /// Lines until there are no more.
     async fn logs(&self, id: &str, wanted: LinesWanted) -> Result<BoxStream<'static, Vec<ContainerLine>>, ApiError>;
 
@@ -454,6 +458,9 @@ pub trait Containers: Send + Sync + 'static {
     async fn start_exec(&self, exec: &str, is_detached: bool, window: Option<WindowSize>) -> Result<Attached, ApiError>;
 
     async fn resize_exec(&self, exec: &str, window: WindowSize) -> Result<(), ApiError>;
+
+    /// A connection to what listens at a port of the container's own loopback address.
+    async fn dial(&self, id: &str, port: u16) -> Result<Box<dyn Connection>, ApiError>;
 
     async fn file(&self, id: &str, path: &str) -> Result<FileFacts, ApiError>;
 

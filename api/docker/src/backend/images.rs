@@ -78,6 +78,40 @@ pub enum PullStep {
     Unpacked,
 }
 
+/// An image of an archive to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedImage {
+    /// `sha256:…`
+    pub id: String,
+    /// A name that it has here.
+    pub known_as: String,
+    /// Those that it is to have in the archive.
+    pub names: Vec<String>,
+}
+
+/// How far a push is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PushNews {
+    Layer {
+        /// 12 hexadecimal digits of what the layer unpacks to.
+        id: String,
+        step: PushStep,
+        done: u64,
+        total: u64,
+    },
+    /// The last: what the registry has now. `size` is the manifest's.
+    Done { tag: String, digest: String, size: u64 },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PushStep {
+    Waiting,
+    /// The registry has it already.
+    Exists,
+    Sending,
+    Sent,
+}
+
 /// What became of a name or an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Removed {
@@ -112,6 +146,12 @@ pub trait Images: Send + Sync + 'static {
 
     /// The names of the images that were in the archive.
     async fn load(&self, archive: Tar) -> Result<Vec<String>, ApiError>;
+
+    /// An archive of these images that [`load`](Self::load) and dockerd take. It ends with an error if it cannot be whole.
+    async fn save(&self, images: Vec<SavedImage>) -> Result<Tar, ApiError>;
+
+    /// Sends the image of this name to its registry: the news until the last one. Dropped, the push ends.
+    async fn push(&self, reference: &str, auth: &str) -> Result<BoxStream<'static, Result<PushNews, ApiError>>, ApiError>;
 
     /// Gives the image that is meant by `image`, a name, a further name.
     async fn tag(&self, image: &str, reference: &str) -> Result<(), ApiError>;

@@ -7,6 +7,7 @@ mod change; // names, limits
 mod create; // new ones
 mod exec; // programs to be started in them
 mod find; // which one is meant
+mod forward; // connections into them
 mod inspect; // everything about one
 mod list; // all of them
 mod logs; // their output so far
@@ -46,6 +47,7 @@ pub(crate) fn routes() -> Router<Backend> {
         .route("/containers/{id}/update", post(change::update))
         .route("/containers/{id}/export", get(export))
         .route("/containers/{id}/attach", post(attach::attach))
+        .route("/containers/{id}/forward", post(forward::forward))
         .route("/containers/{id}/attach/ws", get(websocket))
         .route("/containers/{id}/exec", post(exec::create))
         .route("/containers/{id}/checkpoints", get(checkpoints).post(checkpoints))

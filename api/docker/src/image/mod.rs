@@ -2,6 +2,7 @@
 
 mod find; // which one is meant
 mod inspect; // one, a list of all, history
+mod out; // into an archive, to a registry
 mod pull; // from a registry, out of an archive
 mod remove; // names and images
 
@@ -22,7 +23,7 @@ pub(crate) fn routes() -> Router<Backend> {
         .route("/images/json", get(inspect::list))
         .route("/images/create", post(pull::create))
         .route("/images/load", post(pull::load))
-        .route("/images/get", get(save))
+        .route("/images/get", get(save_some))
         .route("/images/search", get(search))
         .route("/images/prune", post(remove::prune))
         .route("/images/{*path}", get(look).post(change).delete(remove::remove))
@@ -41,15 +42,15 @@ async fn look(State(backend): State<Backend>, Path(path): Path<String>, query: Q
     match path.rsplit_once('/') {
         Some((name, "json")) => Ok(inspect::inspect(&backend, name, &query).await?.into_response()),
         Some((name, "history")) => Ok(inspect::history(&backend, name).await?.into_response()),
-        Some((_, "get")) => Err(save().await),
+        Some((name, "get")) => out::save(&backend, Some(name), &query).await,
         _ => Err(unknown()),
     }
 }
 
-async fn change(State(backend): State<Backend>, Path(path): Path<String>, query: Query) -> Result<Response, ApiError> {
+async fn change(State(backend): State<Backend>, Path(path): Path<String>, query: Query, headers: HeaderMap) -> Result<Response, ApiError> {
     match path.rsplit_once('/') {
         Some((name, "tag")) => tag(&backend, name, &query).await.map(IntoResponse::into_response),
-        Some((_, "push")) => Err(ApiError::unimplemented("this node does not push images; push from where they were built")),
+        Some((name, "push")) => out::push(&backend, name, &query, &headers).await,
         _ => Err(unknown()),
     }
 }
@@ -65,8 +66,8 @@ async fn tag(backend: &Backend, name: &str, query: &Query) -> Result<StatusCode,
     backend.images.tag(known, &reference).await.map(|()| StatusCode::CREATED)
 }
 
-async fn save() -> ApiError {
-    ApiError::unimplemented("this node does not write archives of images; pull the image where you want it")
+async fn save_some(State(backend): State<Backend>, query: Query) -> Result<Response, ApiError> {
+    out::save(&backend, None, &query).await
 }
 
 async fn search() -> ApiError {

@@ -110,6 +110,17 @@ pub struct Ulimit {
     pub soft: i64,
 }
 
+/// What the kernel and the hosts file can have, before placeholders are filled in.
+///
+/// # Errors
+/// For line ends and other characters that nobody can see.
+pub(crate) fn host_name(text: String) -> Result<String, FieldError> {
+    match text.chars().find(|character| character.is_control()) {
+        None => Ok(text),
+        Some(character) => Err(FieldError::new("Hostname", format!("{text:?} has the character {character:?}; give a name without it"))),
+    }
+}
+
 impl TryFrom<ContainerSpec> for skep_types::ContainerSpec {
     type Error = FieldError;
 
@@ -120,7 +131,7 @@ impl TryFrom<ContainerSpec> for skep_types::ContainerSpec {
             labels: json.labels,
             command: json.command,
             args: json.args,
-            hostname: json.hostname,
+            hostname: host_name(json.hostname)?,
             env: json.env,
             dir: json.dir,
             user: json.user,

@@ -316,6 +316,22 @@ mod tests {
     }
 
     #[test]
+    fn a_network_on_the_hosts_own_is_made_and_shown_as_dockerd_does() {
+        let options = serde_json::json!({"parent": "eth1", "macvlan_mode": "bridge"});
+        let json = serde_json::json!({
+            "Name": "lan", "Driver": "macvlan", "Scope": "swarm", "Options": options,
+            "IPAM": {"Config": [{"Subnet": "192.0.2.0/24", "IPRange": "192.0.2.128/25", "Gateway": "192.0.2.1"}]}
+        });
+        let request: CreateRequest = crate::body::from_value(json).unwrap();
+        let mut network = ClusterNetwork::new(NetworkId::for_test(7), request.into_spec().unwrap());
+        assert_eq!((network.parent(), network.macvlan_mode()), (Some("eth1"), "bridge"));
+        network.driver_state = network.spec.driver.clone();
+        let shown = serde_json::to_value(Network::from(&network)).unwrap();
+        assert_eq!((&shown["Scope"], &shown["Driver"], &shown["Options"]), (&"swarm".into(), &"macvlan".into(), &options));
+        assert_eq!(shown["IPAM"]["Config"][0]["Gateway"], "192.0.2.1");
+    }
+
+    #[test]
     fn what_the_cluster_has_not_is_refused() {
         for json in [serde_json::json!({"ConfigOnly": true}), serde_json::json!({"EnableIPv4": false})] {
             let request: CreateRequest = crate::body::from_value(json).unwrap();

@@ -183,6 +183,7 @@ impl NodeSpec {
             desired_role: role::from("Role", &role_word).map_err(wrong("Role", &role_word))?,
             membership,
             availability: availability::from("Availability", &availability_word).map_err(wrong("Availability", &availability_word))?,
+            drain_order: skep_types::UpdateOrder::default(),
         })
     }
 }

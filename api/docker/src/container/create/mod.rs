@@ -11,6 +11,7 @@ pub(super) use names::check_name;
 use crate::body::{Json, with_status};
 use crate::image::find as find_image;
 use crate::query::Query;
+use crate::types::container_spec::host_name;
 use crate::types::create::{CreateBody, EndpointConfig, Words, is_unsaid};
 use crate::{ApiError, Backend, Image, NetworkWish, NewContainer};
 use axum::extract::State;
@@ -112,7 +113,7 @@ fn wish(body: CreateBody, image: &Image, name: String) -> Result<NewContainer, A
         labels: labels(&body, image),
         command,
         args,
-        hostname: body.hostname.clone(),
+        hostname: host_name(body.hostname.clone()).map_err(|error| ApiError::invalid(error.to_string()))?,
         env: body.env.clone(),
         dir: body.working_dir.clone(),
         user: body.user.clone(),
