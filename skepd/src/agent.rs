@@ -45,7 +45,9 @@ impl AgentParts {
     async fn start(&self, stop: &CancellationToken) -> Result<Agent, AgentError> {
         let node_id = self.security.identity().map_or_else(|| self.node_id.clone(), |identity| identity.node_id().to_string());
         let network = NetlbNetwork::with_dns(self.network.clone(), self.dns.clone());
-        let network = network.remembering(&self.config.data_dir.join("agent/networks.json"), &node_id);
+        let facts =
+            NodeFacts { id: node_id.clone(), hostname: machine_hostname(), os: "linux".into(), architecture: machine_architecture() };
+        let network = network.of_node(facts.clone()).remembering(&self.config.data_dir.join("agent/networks.json"), &node_id);
         let network = match tunnel_driver(self.config.wireguard) {
             Some(driver) => {
                 let ends = TunnelEnds { driver, port: self.config.wireguard_port };
@@ -53,13 +55,13 @@ impl AgentParts {
             }
             None => network,
         };
-        let facts = NodeFacts { id: node_id, hostname: machine_hostname(), os: "linux".into(), architecture: machine_architecture() };
         let config = &self.config;
         let mut containerd = ContainerdConfig::new(config.containerd.clone(), config.data_dir.clone(), config.run_dir.clone(), facts);
         containerd.namespace.clone_from(&config.containerd_namespace);
         containerd.cgroup_parent.clone_from(&config.cgroup_parent);
         let settings = NodeSettings {
             engine_labels: config.labels.clone(),
+            generic_resources: config.generic_resources.clone(),
             engine_version: env!("CARGO_PKG_VERSION").into(),
             ..NodeSettings::default()
         };

@@ -1,9 +1,10 @@
 //! Configuration: defaults, then the file, then the flags.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use serde::Deserialize;
 use skep_netlb::LbDriver;
+use skep_types::GenericResource;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -74,6 +75,9 @@ pub struct Flags {
     /// Label of this node's engine, for constraints on engine.labels
     #[arg(long, value_name = "KEY=VALUE")]
     pub label: Vec<String>,
+    /// What tasks can reserve of this node by --generic-resource: a count (ssd=3), or one individual (gpu=UUID-1), once for each
+    #[arg(long, value_name = "KIND=COUNT|KIND=NAME")]
+    pub generic_resource: Vec<String>,
     /// What is logged: error, warn, info, debug, trace, or per module as in skep_agent=debug [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log_level: Option<String>,
@@ -123,8 +127,35 @@ struct File {
     docker_cluster_socket: Option<PathBuf>,
     docker_group: Option<String>,
     labels: std::collections::BTreeMap<String, String>,
+    generic_resources: Vec<String>,
     log_level: Option<String>,
     log_format: Option<LogFormat>,
+}
+
+/// Counts and individuals, each kind one of the two.
+fn generic_resources<'a>(given: impl Iterator<Item = &'a String>) -> Result<Vec<GenericResource>> {
+    let mut all: Vec<GenericResource> = Vec::new();
+    for text in given {
+        let refuse = |why: &str| anyhow!("--generic-resource {text}: {why}");
+        let (kind, value) = text.split_once('=').map(|(kind, value)| (kind.trim(), value.trim())).unwrap_or_default();
+        if kind.is_empty() || value.is_empty() {
+            return Err(refuse("write KIND=COUNT or KIND=NAME"));
+        }
+        let new = match value.parse::<i64>() {
+            Ok(count) if count < 0 => return Err(refuse("there cannot be less than none")),
+            Ok(value) => GenericResource::Discrete { kind: kind.into(), value },
+            Err(_) => GenericResource::Named { kind: kind.into(), value: value.into() },
+        };
+        for other in &all {
+            let (GenericResource::Named { kind: known, .. } | GenericResource::Discrete { kind: known, .. }) = other;
+            let both_named = matches!((other, &new), (GenericResource::Named { .. }, GenericResource::Named { .. }));
+            if known == kind && (!both_named || *other == new) {
+                return Err(refuse("the kind is given already; give one count, or individuals with different names"));
+            }
+        }
+        all.push(new);
+    }
+    Ok(all)
 }
 
 /// What the daemon runs with.
@@ -151,6 +182,7 @@ pub struct Config {
     pub docker_cluster_socket: Option<PathBuf>,
     pub docker_group: Option<String>,
     pub labels: std::collections::BTreeMap<String, String>,
+    pub generic_resources: Vec<GenericResource>,
     pub log_level: String,
     pub log_format: LogFormat,
 }
@@ -173,6 +205,7 @@ impl Config {
             let Some((key, value)) = label.split_once('=') else { bail!("--label {label}: write KEY=VALUE") };
             labels.insert(key.to_owned(), value.to_owned());
         }
+        let generic_resources = generic_resources(flags.generic_resource.iter().chain(&file.generic_resources))?;
         let lb_driver = file.lb_driver.map(|name| name.parse::<LbDriver>()).transpose().context("lb_driver")?;
         let run_dir = flags.run_dir.or(file.run_dir).unwrap_or_else(|| "/run/skep".into());
         let or_off = |asked: Option<PathBuf>, name: &str| {
@@ -202,6 +235,7 @@ impl Config {
                 .map_or(DAY, |secs| Duration::from_secs(secs.into())),
             insecure_registries: flags.insecure_registry.into_iter().chain(file.insecure_registries).collect(),
             labels,
+            generic_resources,
             log_level: flags.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
             log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
         };
@@ -296,6 +330,11 @@ mod tests {
         let config = Config::merge(flags, file).unwrap();
         assert_eq!((config.data_dir, config.run_dir), ("/c".into(), "/b".into()));
         assert_eq!(config.labels["zone"], "x");
+        let file: File = toml::from_str("generic_resources = [\"gpu=UUID-1\", \"gpu=UUID-2\"]").unwrap();
+        let config = Config::merge(Flags { generic_resource: vec!["ssd=3".into()], ..Flags::default() }, file).unwrap();
+        let gpu = |name: &str| GenericResource::Named { kind: "gpu".into(), value: name.into() };
+        let ssd = GenericResource::Discrete { kind: "ssd".into(), value: 3 };
+        assert_eq!(config.generic_resources, [ssd, gpu("UUID-1"), gpu("UUID-2")]);
     }
 
     #[test]
@@ -333,6 +372,10 @@ mod tests {
             (Flags { docker_cluster_socket: Some("x.sock".into()), ..Flags::default() }, "docker_cluster_socket"),
             (Flags { docker_cluster_socket: Some("/run/skep/docker.sock".into()), ..Flags::default() }, "docker_cluster_socket"),
             (Flags { label: vec!["x".into()], ..Flags::default() }, "--label"),
+            (Flags { generic_resource: vec!["gpu".into()], ..Flags::default() }, "--generic-resource gpu"),
+            (Flags { generic_resource: vec!["gpu=-1".into()], ..Flags::default() }, "--generic-resource gpu=-1"),
+            (Flags { generic_resource: vec!["gpu=2".into(), "gpu=a".into()], ..Flags::default() }, "--generic-resource gpu=a"),
+            (Flags { generic_resource: vec!["gpu=a".into(), "gpu=a".into()], ..Flags::default() }, "--generic-resource gpu=a"),
         ] {
             let error = Config::merge(flags, File::default()).unwrap_err().to_string();
             assert!(error.contains(name), "{error}");

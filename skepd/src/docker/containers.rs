@@ -14,9 +14,9 @@ use make::{changed, local_wish};
 pub(super) use refuse::refusal;
 use skep_agent::{ChangeKind as Kind, ExecWish as Wish, FileFacts as Facts, LogQuery, LogStream, Program, Tail, Until};
 use skep_docker_api::{
-    ApiError, AttachWish, Attached, ChangeKind, Chunk, Container, ContainerLine, ContainerUpdate, Containers, Ending, Exec, ExecWish,
-    FileChange, FileFacts, LinesWanted, NewContainer, Patience, Processes, StdStream, Tar, Usage, WaitFor, WindowSize, container_id,
-    task_of_container,
+    ApiError, AttachWish, Attached, ChangeKind, Chunk, Connection, Container, ContainerLine, ContainerUpdate, Containers, Ending, Exec,
+    ExecWish, FileChange, FileFacts, LinesWanted, NewContainer, Patience, Processes, StdStream, Tar, Usage, WaitFor, WindowSize,
+    container_id, task_of_container,
 };
 use skep_types::TaskId;
 use tokio::sync::mpsc;
@@ -113,6 +113,10 @@ impl Containers for NodeContainers {
         // It reads a small file of each.
         let listed = tokio::task::spawn_blocking(move || agent.list().into_iter().map(describe).collect()).await;
         listed.map_err(|error| ApiError::internal(format!("the containers could not be listed: {error}")))
+    }
+
+    fn is_made_by_hand(&self, id: &str) -> bool {
+        self.of(id).is_ok_and(|(agent, task)| agent.is_local(&task))
     }
 
     async fn logs(&self, id: &str, wanted: LinesWanted) -> Result<BoxStream<'static, Vec<ContainerLine>>, ApiError> {
@@ -242,6 +246,11 @@ impl Containers for NodeContainers {
 
     async fn resize_exec(&self, exec: &str, window: WindowSize) -> Result<(), ApiError> {
         self.for_exec(exec)?.resize_exec(exec, window.width, window.height).await.map_err(refusal)
+    }
+
+    async fn dial(&self, id: &str, port: u16) -> Result<Box<dyn Connection>, ApiError> {
+        let (agent, task) = self.of(id)?;
+        Ok(Box::new(agent.dial(&task, port).await.map_err(refusal)?))
     }
 
     async fn file(&self, id: &str, path: &str) -> Result<FileFacts, ApiError> {

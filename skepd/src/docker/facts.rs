@@ -46,8 +46,12 @@ pub(super) async fn runc_version() -> Option<String> {
 
 /// Reads files, so that it is for a thread that may wait. The caller adds what it knows itself.
 pub(super) fn gather(config: &Config, board: &Board) -> NodeFacts {
-    let settings =
-        NodeSettings { engine_labels: config.labels.clone(), engine_version: env!("CARGO_PKG_VERSION").into(), ..NodeSettings::default() };
+    let settings = NodeSettings {
+        engine_labels: config.labels.clone(),
+        generic_resources: config.generic_resources.clone(),
+        engine_version: env!("CARGO_PKG_VERSION").into(),
+        ..NodeSettings::default()
+    };
     let release = fs::read_to_string("/etc/os-release").or_else(|_| fs::read_to_string("/usr/lib/os-release")).unwrap_or_default();
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let is_unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();

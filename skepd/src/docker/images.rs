@@ -3,19 +3,20 @@
 use super::happenings::Local;
 use crate::agent::chain;
 use async_trait::async_trait;
-use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
+use futures_util::{FutureExt as _, StreamExt as _};
 use skep_docker_api::{
-    ApiError, Distribution, ErrorKind, HistoryEntry, Image, ImagePlatform, ImageSettings, Images, PullNews, PullStep, Tar,
+    ApiError, Distribution, ErrorKind, HistoryEntry, Image, ImagePlatform, ImageSettings, Images, PullNews, PullStep, PushNews, SavedImage,
+    Tar,
 };
 use skep_images::{
-    Auth, HttpRegistry, ImageError, ImageStore, MAX_CONFIG, Manifest, Phase, Progress, Reference, Registry as _, RegistryConfig,
-    RegistryError,
+    Auth, HttpRegistry, ImageError, ImageStore, MAX_CONFIG, Manifest, Phase, Progress, PushProgress, PushStep, Reference, Registry as _,
+    RegistryConfig, RegistryError,
 };
 use skep_types::{HealthConfig, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::io::StreamReader;
 
 /// Progress on its way; what does not fit is left out, the next says more.
@@ -75,12 +76,7 @@ fn time(text: &str) -> Option<Timestamp> {
 /// `nginx@sha256:…`: the repository as people write it, without the tag.
 fn with_digest(image: &skep_images::Image) -> String {
     let shown = image.reference().to_string();
-    let name = shown.split('@').next().unwrap_or(&shown);
-    let repository = match name.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => repository,
-        _ => name,
-    };
-    format!("{repository}@{}", image.target())
+    format!("{}@{}", repository(&shown), image.target())
 }
 
 fn settings(image: &skep_images::Image) -> ImageSettings {
@@ -133,6 +129,39 @@ fn described(image: &skep_images::Image) -> Image {
         layer_sizes: image.layer_sizes().collect(),
         history: history.collect(),
     }
+}
+
+/// The name without tag and digest.
+fn repository(shown: &str) -> &str {
+    let name = shown.split('@').next().unwrap_or(shown);
+    match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
+}
+
+/// A push that was refused, in dockerd's words.
+fn unpushed(error: &ImageError, name: &str) -> ApiError {
+    match error {
+        ImageError::Registry(RegistryError::AccessDenied { host, .. }) => {
+            ApiError::forbidden(format!("denied: requested access to the resource is denied; log in to {host}"))
+        }
+        ImageError::Registry(RegistryError::Unauthorised { .. }) => {
+            ApiError::new(ErrorKind::Unauthenticated, "unauthorized: authentication required")
+        }
+        other => refusal(other, name),
+    }
+}
+
+fn sent(event: &PushProgress) -> PushNews {
+    use skep_docker_api::PushStep as Told;
+    let step = match event.step {
+        PushStep::Waiting => Told::Waiting,
+        PushStep::Exists => Told::Exists,
+        PushStep::Sending => Told::Sending,
+        PushStep::Sent => Told::Sent,
+    };
+    PushNews::Layer { id: event.layer.hex().chars().take(12).collect(), step, done: event.done, total: event.total }
 }
 
 fn news(event: &Progress) -> PullNews {
@@ -189,6 +218,38 @@ impl Images for NodeImages {
             self.told.tell("image", "load", &image.id().to_string(), [("name", name.as_str())]);
         }
         Ok(names)
+    }
+
+    async fn save(&self, images: Vec<SavedImage>) -> Result<Tar, ApiError> {
+        let mut wanted = Vec::new();
+        for saved in images {
+            let found = self.store.find(&parse(&saved.known_as)?).await.map_err(|error| refusal(&error, &saved.known_as))?;
+            let image = found.ok_or_else(|| ApiError::not_found(format!("No such image: {}", saved.known_as)))?;
+            self.told.tell("image", "save", &saved.id, [("name", saved.known_as.as_str())]);
+            let names = saved.names.iter().map(|name| parse(name)).collect::<Result<_, _>>()?;
+            wanted.push(skep_images::SavedImage { image, names });
+        }
+        self.store.save(wanted).await.map_err(|error| refusal(&error, "archive"))
+    }
+
+    async fn push(&self, name: &str, header: &str) -> Result<BoxStream<'static, Result<PushNews, ApiError>>, ApiError> {
+        let reference = parse(name)?;
+        let (sender, events) = mpsc::channel(PROGRESS);
+        let (store, auth, told) = (self.store.clone(), auth(header), self.told.clone());
+        let (ended, end) = oneshot::channel();
+        let push = async move {
+            let shown = reference.to_string();
+            let found = store.find(&reference).await.map_err(|error| refusal(&error, &shown))?;
+            let missing = || ApiError::not_found(format!("An image does not exist locally with the tag: {}", repository(&shown)));
+            let image = found.ok_or_else(missing)?;
+            let pushed = store.push(&image, &reference, auth.as_ref(), Some(sender)).await.map_err(|error| unpushed(&error, &shown))?;
+            told.tell("image", "push", &shown, [("name", repository(&shown))]);
+            Ok(PushNews::Done { tag: reference.version().to_owned(), digest: pushed.digest.to_string(), size: pushed.size })
+        };
+        let events = stream::unfold(events, |mut events| async move { Some((Ok(sent(&events.recv().await?)), events)) });
+        let pushing = stream::once(push.map(move |outcome| drop(ended.send(outcome)))).filter_map(|()| std::future::ready(None));
+        // All that happened comes before what came of it.
+        Ok(stream::select(events, pushing).chain(stream::once(end).filter_map(|outcome| std::future::ready(outcome.ok()))).boxed())
     }
 
     async fn tag(&self, image: &str, name: &str) -> Result<(), ApiError> {

@@ -26,6 +26,10 @@ pub fn refusal(error: E) -> ApiError {
         E::AlreadyPaused { container } => ApiError::conflict(E::AlreadyPaused { container: called(&container) }.to_string()),
         E::NotPaused { container } => ApiError::conflict(E::NotPaused { container: called(&container) }.to_string()),
         E::NoSuchFile { container, path } => ApiError::not_found(E::NoSuchFile { container: called(&container), path }.to_string()),
+        E::NoPort { container, port, reason } => {
+            ApiError::unavailable(E::NoPort { container: called(&container), port, reason }.to_string())
+        }
+        E::OnHostNetwork { container } => ApiError::invalid(E::OnHostNetwork { container: called(&container) }.to_string()),
         E::NoSuchExec { .. } | E::NoSuchVolume { .. } => ApiError::not_found(words),
         E::AlreadyRun { .. } | E::TooManyExecs { .. } | E::NoTerminal { .. } => ApiError::conflict(words),
         E::NoCommand | E::BadSignal { .. } | E::BadFile { .. } | E::BadVolumeName { .. } => ApiError::invalid(words),
