@@ -2,6 +2,7 @@
 
 mod commands; // one module per noun
 mod connect; // TLS on the local socket
+mod credentials; // what docker login left behind
 mod failure; // errors and exit statuses
 mod flags; // flags to specs
 mod output; // tables, JSON, templates

@@ -258,6 +258,7 @@ pub fn readable<T: Serialize>(object: &T) -> Result<Value, Failure> {
 
 fn humanise(key: &str, value: Value) -> Value {
     match value {
+        Value::String(text) if key == "registry_auth" && !text.is_empty() => Value::String("(sensitive)".into()),
         Value::Number(number) if key.ends_with("_at") || key == "timestamp" || key == "last_execution" => {
             number.as_i64().map_or(Value::Number(number), |nanos| Value::String(crate::when::rfc3339(skep_types::Timestamp(nanos))))
         }
@@ -358,6 +359,12 @@ mod tests {
         assert_eq!(render("{{json .Labels}}", &value).unwrap(), r#"{"x":"y"}"#);
         assert_eq!(render("{{range $k, $v := .Labels}}{{$k}}={{$v}}{{end}}", &value).unwrap(), "x=y");
         assert!("{{.ID".parse::<Format>().is_err());
+    }
+
+    #[test]
+    fn credentials_are_not_shown() {
+        let value = humanise("", json!({"container": {"image": "a", "registry_auth": "e30="}, "registry_auth": ""}));
+        assert_eq!(value, json!({"container": {"image": "a", "registry_auth": "(sensitive)"}, "registry_auth": ""}));
     }
 
     #[test]

@@ -243,24 +243,19 @@ mod tests {
     fn service(replicas: u64) -> Service {
         let task = TaskSpec::new(ContainerSpec { image: "x".into(), ..ContainerSpec::default() });
         Service {
-            id: ServiceId::for_test(1),
-            meta: skep_types::Meta::default(),
-            spec: ServiceSpec {
-                annotations: Annotations { name: "web".into(), ..Annotations::default() },
-                task: Arc::new(task),
-                mode: ServiceMode::Replicated { replicas },
-                update: None,
-                rollback: None,
-                networks: Vec::new(),
-                endpoint: None,
-            },
             spec_version: Some(Version(0)),
-            previous_spec: None,
-            previous_spec_version: None,
-            endpoint: None,
-            update_status: None,
-            job_status: None,
-            pending_delete: false,
+            ..Service::new(
+                ServiceId::for_test(1),
+                ServiceSpec {
+                    annotations: Annotations { name: "web".into(), ..Annotations::default() },
+                    task: Arc::new(task),
+                    mode: ServiceMode::Replicated { replicas },
+                    update: None,
+                    rollback: None,
+                    networks: Vec::new(),
+                    endpoint: None,
+                },
+            )
         }
     }
 

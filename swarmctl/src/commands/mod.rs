@@ -3,8 +3,10 @@
 pub mod attach;
 pub mod cluster;
 mod config;
+mod copy; // files of tasks
 mod exec; // programs in tasks
 pub mod explain;
+mod forward; // ports into tasks
 pub mod image;
 pub mod logs;
 pub mod network;
@@ -13,6 +15,8 @@ pub mod payload; // what secrets and configs share
 mod secret;
 pub mod service;
 pub mod task;
+mod terminal; // the one we run in
+mod visit; // the node of a task
 
 use crate::failure::Failure;
 

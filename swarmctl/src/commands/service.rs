@@ -2,6 +2,7 @@
 
 use super::{InspectFlags, ListFlags, TRIES, each, explain, logs, short, task};
 use crate::connect::Connection;
+use crate::credentials::Keychain;
 use crate::failure::{Exit, Failure};
 use crate::flags::{CreateFlags, Grant, Grants, UpdateFlags};
 use crate::output::{self, Table};
@@ -9,7 +10,7 @@ use crate::{progress, resolve};
 use skep_proto::{FromWire, ToWire, v1};
 use skep_types::{
     Affinity, Config, ConfigReference, ConfigTarget, FileTarget, NetworkAttachmentConfig, PortConfig, Protocol, PublishMode, PublishPlace,
-    Runtime, Secret, SecretReference, Service, ServiceMode, ServiceSpec,
+    Runtime, Secret, SecretReference, Sensitive, Service, ServiceMode, ServiceSpec,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -134,7 +135,11 @@ async fn run_create(create: Create, connection: &Connection) -> Result<(), Failu
         Some(name) => name.clone(),
         None => made_up_name(&create.image),
     };
-    let (mut spec, grants) = create.flags.spec(&create.image, &create.args, name, String::new()).map_err(Failure::failed)?;
+    let registry_auth = match create.flags.shared.hands_on_credentials() {
+        true => Keychain::of_user()?.for_image(&create.image).await?,
+        false => Sensitive::default(),
+    };
+    let (mut spec, grants) = create.flags.spec(&create.image, &create.args, name, registry_auth).map_err(Failure::failed)?;
     give(&mut spec, grants, connection).await?;
     resolve_networks(&mut Arc::make_mut(&mut spec.task).networks, connection).await?;
     if create.dry_run {
@@ -213,6 +218,12 @@ async fn run_update(update: Update, connection: &Connection) -> Result<(), Failu
         let removed: Vec<String> = networks.into_iter().map(|network| network.target).collect();
         let grants = update.flags.apply(spec).map_err(Failure::failed)?;
         let task = Arc::make_mut(&mut spec.task);
+        // After the flags were applied: those of the new image's registry, if that is another.
+        if let Runtime::Container(container) = &mut task.runtime
+            && update.flags.shared.hands_on_credentials()
+        {
+            container.registry_auth = Keychain::of_user()?.for_image(&container.image).await?;
+        }
         resolve_networks(&mut task.networks, connection).await?;
         task.networks.retain(|network| !removed.contains(&network.target));
         give(spec, grants, connection).await

@@ -5,7 +5,7 @@ mod patient; // reads are repeated while there is no leader
 use crate::failure::Failure;
 use hyper_util::rt::TokioIo;
 pub use patient::NOTHING_CHANGED;
-use patient::Patient;
+pub use patient::Patient;
 use skep_proto::skep::explanations_client::ExplanationsClient;
 use skep_proto::skep::local_images_client::LocalImagesClient;
 use skep_proto::skep::local_node_client::LocalNodeClient;

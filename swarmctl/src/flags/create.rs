@@ -7,7 +7,7 @@ use super::shared::SharedFlags;
 use super::values::pair;
 use clap::Args;
 use skep_types::{
-    Annotations, ContainerSpec, DnsConfig, EndpointSpec, GenericResource, Mount, NetworkAttachmentConfig, Placement, PortConfig,
+    Annotations, ContainerSpec, DnsConfig, EndpointSpec, GenericResource, Mount, NetworkAttachmentConfig, Placement, PortConfig, Sensitive,
     ServiceMode, ServiceSpec, TaskSpec, Ulimit,
 };
 use std::sync::Arc;
@@ -91,7 +91,13 @@ pub struct CreateFlags {
 
 impl CreateFlags {
     /// The spec, and the secrets and configs whose ids are still to be looked up.
-    pub fn spec(&self, image: &str, args: &[String], name: String, registry_auth: String) -> Result<(ServiceSpec, Grants), String> {
+    pub fn spec(
+        &self,
+        image: &str,
+        args: &[String],
+        name: String,
+        registry_auth: Sensitive<String>,
+    ) -> Result<(ServiceSpec, Grants), String> {
         let container = ContainerSpec {
             image: image.to_owned(),
             labels: self.container_label.iter().cloned().collect(),
@@ -105,7 +111,7 @@ impl CreateFlags {
             capability_add: self.cap_add.clone(),
             capability_drop: self.cap_drop.clone(),
             ulimits: self.ulimit.clone(),
-            registry_auth: skep_types::Sensitive(registry_auth),
+            registry_auth,
             ..ContainerSpec::default()
         };
         let mut task = TaskSpec { networks: self.network.clone(), ..TaskSpec::new(container) };

@@ -18,7 +18,7 @@ mod values; // sizes, durations, pairs
 pub use address::manager_address;
 pub use cluster::{ClusterFlags, ExternalCas, external_ca, set_external_cas};
 pub use create::CreateFlags;
-pub use grammar::{Grant, Grants};
+pub use grammar::{Grant, Grants, order};
 pub use network::NetworkFlags;
 pub use node::{NodeFilter, NodeFlags, node_filter, node_filters};
 pub use payload::{PayloadFilter, PayloadFilters, PayloadFlags, payload_filter};

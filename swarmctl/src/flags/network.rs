@@ -9,7 +9,9 @@ use std::net::IpAddr;
 /// `network create`.
 #[derive(Debug, Default, Args)]
 pub struct NetworkFlags {
-    /// overlay: spans the hosts of the cluster; bridge: joins the tasks of a node, each node for itself; host: shares the host's
+    /// overlay: spans the hosts of the cluster; bridge: joins the tasks of a node, each node for itself; macvlan: puts tasks on the hosts'
+    /// own network, beside the hosts (with --opt parent=LINK, and that network's --subnet, --gateway and a free --ip-range); host:
+    /// shares the host's
     #[arg(long, short = 'd', default_value = "overlay", value_name = "DRIVER")]
     driver: String,
     /// Range of the network's addresses, such as 10.9.0.0/24; one per family (default: from the cluster's pools)
@@ -33,7 +35,8 @@ pub struct NetworkFlags {
     /// The network over which published ports reach tasks; there is one
     #[arg(long, conflicts_with_all = ["attachable", "internal"])]
     ingress: bool,
-    /// Option of the driver: `encrypted`, for packets between hosts (only nodes that can encrypt get tasks of the network), or mtu=BYTES
+    /// Option of the driver: `encrypted`, for packets between hosts (only nodes that can encrypt get tasks of the network); mtu=BYTES;
+    /// of macvlan: parent=LINK and macvlan_mode=bridge|private|vepa|passthru
     #[arg(long, short = 'o', value_name = "KEY[=VALUE]", value_parser = pair)]
     opt: Vec<(String, String)>,
     /// Label of the network

@@ -4,7 +4,7 @@ use super::grammar::set;
 use super::values::pair;
 use clap::Args;
 use skep_proto::v1;
-use skep_types::{Availability, Labels, NodeRole, NodeSpec};
+use skep_types::{Availability, Labels, NodeRole, NodeSpec, UpdateOrder};
 
 /// `node update`.
 #[derive(Debug, Default, PartialEq, Args)]
@@ -30,7 +30,10 @@ impl NodeFlags {
 
     pub fn apply(&self, spec: &mut NodeSpec) -> Result<(), String> {
         set(&mut spec.desired_role, self.role);
-        set(&mut spec.availability, self.availability);
+        if let Some(availability) = self.availability {
+            // In what order a drain goes is said with `node drain`.
+            (spec.availability, spec.drain_order) = (availability, UpdateOrder::default());
+        }
         change_labels(&mut spec.annotations.labels, &self.label_rm, &self.label_add)
     }
 }

@@ -154,9 +154,18 @@ pub struct SharedFlags {
     /// Option of the log driver, such as max-size=10m
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     log_opt: Vec<(String, String)>,
+    /// Hand on to the nodes what `docker login` here knows for the image's registry ($DOCKER_CONFIG/config.json and its helper programs);
+    /// an update without it keeps what the service has
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
+    with_registry_auth: Option<bool>,
 }
 
 impl SharedFlags {
+    /// Whether the spec is to get the credentials of who runs us.
+    pub fn hands_on_credentials(&self) -> bool {
+        self.with_registry_auth == Some(true)
+    }
+
     pub fn apply(&self, spec: &mut ServiceSpec) -> Result<(), String> {
         self.apply_mode(&mut spec.mode)?;
         let task = Arc::make_mut(&mut spec.task);

@@ -1,6 +1,6 @@
 use super::{CreateFlags, UpdateFlags};
 use clap::Parser;
-use skep_types::{ServiceMode, ServiceSpec, UpdateConfig};
+use skep_types::{Sensitive, ServiceMode, ServiceSpec, UpdateConfig};
 
 #[derive(Parser)]
 struct Create {
@@ -16,7 +16,7 @@ struct Update {
 
 fn create(flags: &[&str]) -> ServiceSpec {
     let parsed = Create::try_parse_from(std::iter::once(&"create").chain(flags)).unwrap();
-    parsed.flags.spec("nginx", &["-g".into()], "web".into(), String::new()).unwrap().0
+    parsed.flags.spec("nginx", &["-g".into()], "web".into(), Sensitive::default()).unwrap().0
 }
 
 fn update(spec: &mut ServiceSpec, flags: &[&str]) {
@@ -79,9 +79,20 @@ fn a_published_port_is_replaced_where_the_two_would_meet() {
 }
 
 #[test]
+fn credentials_are_kept_by_an_update_and_asked_for_by_a_flag() {
+    let parsed = Create::try_parse_from(["create", "--with-registry-auth"]).unwrap();
+    assert!(parsed.flags.shared.hands_on_credentials());
+    let mut spec = parsed.flags.spec("nginx", &[], "web".into(), Sensitive("e30=".into())).unwrap().0;
+    update(&mut spec, &["--image", "nginx:2", "--with-registry-auth=false"]);
+    assert_eq!(spec.task.container().unwrap().registry_auth, Sensitive("e30=".into()));
+    assert!(!Create::try_parse_from(["create", "--with-registry-auth=false"]).unwrap().flags.shared.hands_on_credentials());
+    assert!(Update::try_parse_from(["update", "--rollback", "--with-registry-auth"]).is_err());
+}
+
+#[test]
 fn replicas_of_a_global_service_are_refused() {
     let parsed = Create::try_parse_from(["create", "--mode", "global", "--replicas", "2"]).unwrap();
-    assert!(parsed.flags.spec("nginx", &[], "web".into(), String::new()).unwrap_err().contains("global"));
+    assert!(parsed.flags.spec("nginx", &[], "web".into(), Sensitive::default()).unwrap_err().contains("global"));
 }
 
 #[test]

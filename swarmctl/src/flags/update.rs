@@ -27,7 +27,7 @@ pub struct UpdateFlags {
     #[arg(long)]
     force: bool,
     /// Go back to the spec before the last update
-    #[arg(long)]
+    #[arg(long, conflicts_with = "with_registry_auth")]
     pub rollback: bool,
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     label_add: Vec<(String, String)>,
