@@ -79,6 +79,26 @@ impl Api {
         Ok(answer.service.context("no service in the answer")?.id)
     }
 
+    /// Every task anew, without any other change. Gives the new version of the spec.
+    ///
+    /// # Errors
+    /// The API's refusal.
+    pub fn force(&mut self, service: &str) -> Result<Option<v1::Version>> {
+        let request = v1::GetServiceRequest { service_id: service.to_owned(), insert_defaults: false };
+        let found = self.runtime.block_on(self.control.get_service(request))?.into_inner().service.context("no service in the answer")?;
+        let mut spec = found.spec.context("a service without a spec")?;
+        spec.task.get_or_insert_default().force_update += 1;
+        let version = found.meta.and_then(|meta| meta.version);
+        let request = v1::UpdateServiceRequest {
+            service_id: service.to_owned(),
+            service_version: version,
+            spec: Some(spec),
+            ..v1::UpdateServiceRequest::default()
+        };
+        let answer = self.runtime.block_on(self.control.update_service(request))?.into_inner();
+        Ok(answer.service.context("no service in the answer")?.spec_version)
+    }
+
     /// # Errors
     /// The API's refusal.
     pub fn remove(&mut self, service: &str) -> Result<()> {

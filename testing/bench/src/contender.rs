@@ -40,6 +40,15 @@ pub trait Contender {
     fn heal(&mut self) -> Result<Option<Marks>> {
         Ok(None)
     }
+
+    /// Puts a new task in the place of each that runs, one after the other: stop, then start. Marks `updated`: all new ones run; `None`
+    /// if it cannot.
+    ///
+    /// # Errors
+    /// If that does not come to its end.
+    fn update(&mut self) -> Result<Option<Marks>> {
+        Ok(None)
+    }
 }
 
 /// Asks every [`POLL`] until the answer is yes.

@@ -1,7 +1,7 @@
 //! Where everybody competes: one machine, one disk, our lab and dockerd's beside each other.
 
 use crate::contender::Contender;
-use crate::cpu::Group;
+use crate::cpu::{Group, group_path};
 use crate::ours::Ours;
 use crate::peers::{Containerd, Ctr, Dockerd, Network, Peer, Runc, ctr};
 use crate::stamp::Stamps;
@@ -119,6 +119,19 @@ impl Field {
         std::fs::create_dir_all(&dir)?;
         all.push(Box::new(Runc::new(dir, &self.program, &self.spec, runc, self.stamps()?)?));
         Ok(all)
+    }
+
+    /// Groups of skepd, of its containerd and of its tasks.
+    #[must_use]
+    pub fn our_groups(&self) -> Vec<PathBuf> {
+        let tasks = group_path(self.lab.cgroup());
+        vec![self.skepd_group.path().to_owned(), self.containerd(), tasks]
+    }
+
+    /// The group of the containerd that `ctr` and we use.
+    #[must_use]
+    pub fn containerd(&self) -> PathBuf {
+        self.containerd_group.path().to_owned()
     }
 
     #[must_use]

@@ -1,6 +1,6 @@
 //! Benchmarks: `skep-bench [OPTIONS] [B1|B2|…]...`, run by `make bench`.
 //!
-//! B1, B2, B3, B16 run containers, B5 is arithmetic, B8, B9, B10, B11 make networks without containers; B4, B6, B7, B13, SC1, SC4 need many connections to managers without containers
+//! B1, B2, B3, B16, B17, D2, D3, D4 run containers, B5 is arithmetic, B8, B9, B10, B11 make networks without containers; B4, B6, B7, B13, SC1, SC4, D1 need many connections to managers without containers
 //! and run in a network of their own.
 //!
 //! Everybody does the same on the same machine in the same run, interleaved; the figure that counts is the median of the
@@ -10,6 +10,7 @@ mod alone; // a network of one's own
 mod api; // our API
 mod contender; // what is compared, in general
 mod cpu; // who used how much CPU time
+mod docker; // D1 to D4
 mod failover; // B13
 mod field; // the machine with everybody's daemons
 mod floor; // what the machine itself takes
@@ -29,7 +30,7 @@ mod sessions; // B6, B7, SC1, SC4
 mod side; // whose managers many agents talk to
 mod stamp; // the first instruction
 mod stats; // medians, intervals, exponents
-mod tasks; // B1, B2, B3
+mod tasks; // B1, B2, B3, B17
 mod writes; // B4
 
 use alone::{in_network, in_own_network};
@@ -45,13 +46,14 @@ use std::path::{Path, PathBuf};
 use writes::Writes;
 
 /// Those that share daemons are neighbours.
-const ALL: [&str; 16] = ["B5", "B8", "B9", "B10", "B11", "B15", "B1", "B2", "B3", "B16", "SC1", "B7", "B6", "SC4", "B4", "B13"];
+const ALL: [&str; 21] =
+    ["B5", "B8", "B9", "B10", "B11", "B15", "B1", "B2", "B3", "B17", "B16", "D2", "D3", "D4", "D1", "SC1", "B7", "B6", "SC4", "B4", "B13"];
 /// Those that share one run.
 const SESSIONS: [&str; 4] = ["SC1", "B7", "B6", "SC4"];
 /// Of B1.
 const ROUNDS: usize = 10;
 const USAGE: &str = "usage: skep-bench [--out DIR] [--rounds N] [--cycles N] [--without skep|dockerd] [--full] [--managers N] [--agents N] \
-     [--steps N,N,…] [B1|B2|B3|B4|B5|B6|B7|B8|B9|B10|B11|B13|B16|SC1|SC4]... | table";
+     [--steps N,N,…] [B1|B2|B3|B4|B5|B6|B7|B8|B9|B10|B11|B13|B15|B16|B17|D1|D2|D3|D4|SC1|SC4]... | table";
 
 #[derive(Debug)]
 struct Options {
@@ -152,7 +154,7 @@ fn main() -> Result<()> {
             continue;
         }
         eprintln!("{which}");
-        let lonely = together || matches!(which.as_str(), "B4" | "B8" | "B9" | "B10" | "B11" | "B13" | "B15");
+        let lonely = together || matches!(which.as_str(), "D1" | "B4" | "B8" | "B9" | "B10" | "B11" | "B13" | "B15");
         if which != "B5" {
             anyhow::ensure!(skep_kit::need_root("skep-bench"), "{which} needs a host of its own");
         }
@@ -171,7 +173,12 @@ fn main() -> Result<()> {
             ("B1", Some(field)) => tasks::start_one(field, rounds).map(one),
             ("B2", Some(field)) => tasks::start_burst(field, &[50, 100], few).map(one),
             ("B3", Some(field)) => tasks::stop_and_remove(field, &[1, 10, 50], few, options.cycles).map(one),
+            ("B17", Some(field)) => tasks::rolling_update(field, 10, few).map(one),
             ("B16", Some(field)) => footprint::footprint(field).map(one),
+            ("D2", Some(field)) => docker::run(field, rounds).map(one),
+            ("D3", Some(field)) => docker::exec(field, rounds).map(one),
+            ("D4", Some(field)) => docker::follow(field, few).map(one),
+            ("D1", None) => docker::listing(docker::Size::FULL, options.with_ours, options.with_dockerd).map(one),
             ("B4", None) => in_own_network(|| async { writes::measure(&options.writes()).await }).map(one),
             ("B13", None) => in_own_network(|| async { failover::measure(&options.failover()).await }).map(one),
             (_, None) if together => {

@@ -162,4 +162,18 @@ impl Contender for Ours {
         self.traces.note_shims();
         Ok(Some(vec![("healed", healed)]))
     }
+
+    fn update(&mut self) -> Result<Option<Marks>> {
+        let before = self.running()?;
+        let service = self.service.clone().context("no service was made")?;
+        let began = Instant::now();
+        self.api.force(&service)?;
+        poll("our tasks are new ones", || {
+            let now = self.running()?;
+            Ok(now.len() == before.len() && !now.iter().any(|id| before.contains(id)))
+        })?;
+        let updated = began.elapsed().as_secs_f64();
+        self.traces.note_shims();
+        Ok(Some(vec![("updated", updated)]))
+    }
 }

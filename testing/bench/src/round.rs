@@ -13,6 +13,8 @@ pub enum Operation {
     Remove(usize),
     /// One task of so many dies.
     Heal(usize),
+    /// New tasks in the place of so many, one after the other.
+    Update(usize),
 }
 
 /// After an operation its daemons still write, report and tidy up: that is part of its cost, for everybody the same time.
@@ -65,6 +67,12 @@ fn once(contender: &mut dyn Contender, operation: Operation) -> Result<Option<(M
         Operation::Heal(count) => {
             contender.start(count)?;
             let measured = measure(&groups, || contender.heal());
+            contender.remove()?;
+            measured?
+        }
+        Operation::Update(count) => {
+            contender.start(count)?;
+            let measured = measure(&groups, || contender.update());
             contender.remove()?;
             measured?
         }

@@ -12,6 +12,8 @@ const SWARMKIT_1K_CPU: f64 = 430.0;
 /// The same in wall time, with 1,000 and with 100,000 nodes.
 const SWARMKIT_1K_WALL: f64 = 250.0;
 const SWARMKIT_100K_WALL: f64 = 41_100.0;
+/// Allocations a task of the same benchmark, with 1,000 nodes.
+const SWARMKIT_ALLOCATIONS: f64 = 1_229.0;
 const REPEATS: usize = 3;
 
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +37,17 @@ fn parse(text: &str) -> Result<BTreeMap<Shape, Vec<f64>>> {
     Ok(all)
 }
 
+/// Calls of the allocator a task, without those that the finished task itself takes, for each shape that is a steady state.
+fn allocations(text: &str) -> BTreeMap<Shape, f64> {
+    let told = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let one = |row: Value| {
+        let shape = Shape { name: row["shape"].as_str()?.to_owned(), nodes: row["nodes"].as_u64()?, tasks: row["tasks"].as_u64()? };
+        let calls = row["schedule_allocations"].as_f64()? + row["observe_allocations"].as_f64()? - row["kept"].as_f64()?;
+        (!shape.name.contains("catching up")).then_some((shape, calls))
+    };
+    told.filter_map(one).collect()
+}
+
 /// # Errors
 /// If `sched_bench` was not built or fails.
 pub fn sched() -> Result<Report> {
@@ -47,6 +60,11 @@ pub fn sched() -> Result<Report> {
     }
     let costs = parse(&text)?;
     report.rows = rows(&costs);
+    for (shape, calls) in allocations(&text) {
+        let metric = format!("{}: {} tasks, {} nodes, beside the finished task", shape.name, shape.tasks, shape.nodes);
+        let row = Row::plain(metric, "allocations a task", Some(calls), Some(Goal::Value(0.0)));
+        report.rows.push(if shape.nodes == 1_000 { row.peer("SwarmKit", SWARMKIT_ALLOCATIONS) } else { row });
+    }
     report.remarks.push("exponents are of CPU time: where the steps stay the same, data that no longer fits the CPU's caches still makes each of them dearer".into());
     report.remarks.push("ours is CPU time of deciding and of taking the committed result back in; SwarmKit's figures are constants of the same machine class, not of this run".into());
     Ok(report)
@@ -110,6 +128,16 @@ mod tests {
         assert!((growth.ours.unwrap() - 1.0).abs() < 1e-9 && growth.held() == Some(true));
         let nodes = rows.iter().find(|row| row.metric.ends_with("nodes: plain")).unwrap();
         assert_eq!(nodes.held(), Some(false), "twice the cost at ten times the nodes is an exponent of 0.3");
+    }
+
+    #[test]
+    fn what_the_finished_task_takes_is_not_held_against_the_decision() {
+        let line = |shape: &str| {
+            format!(r#"{{"shape":"{shape}","tasks":10,"nodes":5,"schedule_allocations":3.25,"observe_allocations":0.25,"kept":3.0}}"#)
+        };
+        let told = allocations(&format!("{}\n{}\n", line("plain"), line("a large service catching up")));
+        assert_eq!(told.values().collect::<Vec<_>>(), [&0.5]);
+        assert!(allocations("warming up\n").is_empty());
     }
 
     #[test]

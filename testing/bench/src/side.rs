@@ -45,9 +45,9 @@ impl SwarmKit {
         self.http.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn spec(replicas: usize) -> Value {
+    fn spec(name: &str, replicas: usize) -> Value {
         json!({
-            "Name": "load",
+            "Name": name,
             "TaskTemplate": {
                 "ContainerSpec": {"Image": "registry.example/nothing:1"},
                 "RestartPolicy": {"Condition": "any", "Delay": 0},
@@ -113,18 +113,32 @@ impl Side {
         }
     }
 
+    /// Makes a further service.
+    ///
+    /// # Errors
+    /// The API's refusal.
+    pub async fn create(&self, name: &str, replicas: usize) -> Result<String> {
+        match self {
+            Self::Ours(managers) => {
+                let mut control = managers.control(managers.leader().await?);
+                let request = v1::CreateServiceRequest { spec: Some(service(name, replicas as u64)) };
+                let answer = control.create_service(request).await?.into_inner();
+                Ok(answer.service.context("no service in the answer")?.id)
+            }
+            Self::Dockerd(dockerd) => {
+                let answer = dockerd.http().json("POST", "/services/create", &SwarmKit::spec(name, replicas))?;
+                Ok(answer["ID"].as_str().context("a new service without an id")?.to_owned())
+            }
+        }
+    }
+
     /// Makes the service, or gives the one there another number of replicas. Returns its id.
     ///
     /// # Errors
     /// The API's refusal.
     pub async fn scale(&self, old: Option<&str>, replicas: usize) -> Result<String> {
         match (self, old) {
-            (Self::Ours(managers), None) => {
-                let mut control = managers.control(managers.leader().await?);
-                let request = v1::CreateServiceRequest { spec: Some(service("load", replicas as u64)) };
-                let answer = control.create_service(request).await?.into_inner();
-                Ok(answer.service.context("no service in the answer")?.id)
-            }
+            (_, None) => self.create("load", replicas).await,
             (Self::Ours(managers), Some(id)) => {
                 let mut control = managers.control(managers.leader().await?);
                 let request = v1::GetServiceRequest { service_id: id.to_owned(), insert_defaults: false };
@@ -138,15 +152,11 @@ impl Side {
                 control.update_service(request).await?;
                 Ok(id.to_owned())
             }
-            (Self::Dockerd(dockerd), None) => {
-                let answer = dockerd.http().json("POST", "/services/create", &SwarmKit::spec(replicas))?;
-                Ok(answer["ID"].as_str().context("a new service without an id")?.to_owned())
-            }
             (Self::Dockerd(dockerd), Some(id)) => {
                 let mut http = dockerd.http();
                 let old = http.json("GET", &format!("/services/{id}"), &Value::Null)?;
                 let path = format!("/services/{id}/update?version={}", old["Version"]["Index"]);
-                http.json("POST", &path, &SwarmKit::spec(replicas))?;
+                http.json("POST", &path, &SwarmKit::spec("load", replicas))?;
                 Ok(id.to_owned())
             }
         }

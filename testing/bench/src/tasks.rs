@@ -122,6 +122,28 @@ pub fn stop_and_remove(field: &Field, sizes: &[usize], count: usize, cycles: usi
     Ok(report)
 }
 
+/// # Errors
+/// If anybody's update does not end.
+pub fn rolling_update(field: &Field, size: usize, count: usize) -> Result<Report> {
+    let mut report = Report::new("B17", "rolling-update: a new task for each, one at a time, stop first");
+    let mut contenders = field.contenders(&[Network::Host, Network::Bridge], 1, 1)?;
+    contenders.retain(|contender| !contender.name().starts_with(FLOOR));
+    let quiet = idle(&contenders);
+    let samples = rounds(&mut contenders, Operation::Update(size), count, 3, &quiet)?;
+    report.rounds = count;
+    report.heard(&samples);
+    let mut row = |metric: String, unit, against, at_most, value: &dyn Fn(&Sample) -> Option<f64>| {
+        report.rows.push(compared(&samples, (metric, unit), against, at_most, "none", value));
+    };
+    row(format!("update of {size}, all new ones RUNNING"), WALL, CTR, Some(1.1), &mark("updated"));
+    row(format!("update of {size}, to dockerd with host network"), WALL, HOST_NET, None, &mark("updated"));
+    row(format!("update of {size}, to dockerd"), WALL, BRIDGE, None, &mark("updated"));
+    row(format!("update of {size}"), CPU, CTR, None, &cpu);
+    report.remarks.push(SETUP.into());
+    report.remarks.push("from the call until the last new task is RUNNING; an update's monitor window after that is nobody's. ctr stops and starts one after the other, which is replicas / parallelism x (stop + start)".into());
+    Ok(report)
+}
+
 fn heal(field: &Field, count: usize) -> Result<Vec<Sample>> {
     let mut contenders = field.contenders(&[Network::Host, Network::Bridge], 1, 1)?;
     // Nobody replaces the tasks of ctr and runc.

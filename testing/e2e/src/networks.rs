@@ -1,42 +1,35 @@
 //! Looks at networks that span hosts, from tasks and from clients.
 
 use anyhow::{Context, Result, ensure};
+pub use skep_kit::inside;
 use skep_kit::{Cluster, Task};
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// For one request; a starved machine is no failure.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 /// `whoami`'s own.
 pub const PORT: u16 = 8080;
 
-/// Runs on a thread of its own in a network namespace.
-pub fn inside<T: Send>(namespace: &Path, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            let file = File::open(namespace).with_context(|| namespace.display().to_string())?;
-            nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)?;
-            work()
-        });
-        thread.join().expect("no panic in a thread")
-    })
-}
-
-/// One request over a connection of its own.
+/// One request over a connection of its own. Whoever answers must not have been told to end before the request began, and must have been
+/// found healthy if it is to be (invariant I13).
 pub fn ask(to: SocketAddr) -> Result<String> {
+    let began = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
     let mut stream = TcpStream::connect_timeout(&to, PATIENCE).with_context(|| format!("connect to {to}"))?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
+    stream.write_all(b"GET /trace HTTP/1.0\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text).with_context(|| format!("read from {to}"))?;
     let line = text.lines().last().unwrap_or_default();
     ensure!(line.starts_with("host="), "{to} answers {text:?}");
+    let told: u128 = field(line, "told").parse().with_context(|| format!("{to} answers {line:?}"))?;
+    ensure!(told == 0 || told >= began, "I13: {to} led to a task that was told to end {} ns before: {line}", began - told);
+    ensure!(field(line, "unchecked").is_empty(), "I13: {to} led to a task that was not found healthy yet: {line}");
     Ok(line.to_owned())
 }
 
@@ -169,5 +162,59 @@ pub fn under_load(clients: &[Client<'_>], act: impl FnOnce(&AtomicUsize) -> Resu
         outcome?;
         ensure!(failed.is_empty(), "{failed:#?}");
         Ok(())
+    })
+}
+
+/// A connection that is kept, and asked over again and again.
+pub struct Kept {
+    to: SocketAddr,
+    stream: BufReader<TcpStream>,
+}
+
+impl Kept {
+    /// From the client outside.
+    pub fn open(cluster: &Cluster, to: SocketAddr) -> Result<Self> {
+        inside(&Path::new("/run/netns").join(cluster.client_namespace()), || {
+            let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            Ok(Self { to, stream: BufReader::new(stream) })
+        })
+    }
+
+    pub fn ask(&mut self) -> Result<()> {
+        let Self { to, stream } = self;
+        stream
+            .get_mut()
+            .write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            .with_context(|| format!("I12: a kept connection to {to}"))?;
+        let mut line = String::new();
+        while line.trim() != "healthy" {
+            line.clear();
+            let read = stream.read_line(&mut line).with_context(|| format!("I12: a kept connection to {to}"))?;
+            ensure!(read > 0, "I12: a kept connection to {to} was closed");
+        }
+        Ok(())
+    }
+}
+
+/// Does something while these connections are asked over again and again; none may end (invariant I12).
+///
+/// # Errors
+/// What a connection or the doing ended with.
+pub fn unbroken(kept: &mut [Kept], act: impl FnOnce() -> Result<()>) -> Result<()> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                kept.iter_mut().try_for_each(Kept::ask)?;
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            // Once more, when all is over.
+            kept.iter_mut().try_for_each(Kept::ask)
+        });
+        let outcome = act();
+        stop.store(true, Ordering::Relaxed);
+        asking.join().expect("no panic in a thread")?;
+        outcome
     })
 }

@@ -108,6 +108,7 @@ fn containers_of_others_are_attached_and_let_go() -> Result<()> {
     Scenario::new("attachments", 1, 1).run(|cluster| {
         cluster.ctl(0, &["network", "create", "--attachable", "open"])?.success()?;
         cluster.ctl(0, &["network", "create", "shut"])?.success()?;
+        let truth = cluster.watch_networks();
         let service = ["service", "create", "-d", "--network", "open", "--mode", "global", "--name", "web", "whoami"];
         cluster.ctl(0, &service)?.success()?;
         cluster.wait_running(0, "web", 2)?;
@@ -162,6 +163,7 @@ fn containers_of_others_are_attached_and_let_go() -> Result<()> {
         cluster.wait_leader(SOON)?;
         cluster.wait_ready(SOON)?;
         works(cluster)?;
+        truth.end()?;
 
         // Detached, it is as it was; nobody else may do so.
         let refused = cluster.ctl(0, &["network", "detach", &second])?;

@@ -1,5 +1,8 @@
 //! Who is in the cluster: joining, leaving, changing roles, being thrown out.
 
+#[path = "e2e_cluster_membership/drains.rs"]
+mod drains; // nodes that give their tasks up, and nodes that are lost
+
 use anyhow::{Context, Result, ensure};
 use skep_kit::{Cluster, Dice, Journal, Scenario, eventually, fail_points, run};
 use std::collections::BTreeSet;

@@ -4,12 +4,18 @@
 mod box_image; // an image with a shell
 #[path = "e2e_docker/clients.rs"]
 mod clients; // docker-py, Ansible, bollard, dockerode, Prometheus
+#[path = "e2e_docker/compose.rs"]
+mod compose; // Compose files as people have them
 #[path = "e2e_docker/conformance.rs"]
 mod conformance; // a list of command lines, to us and to a genuine dockerd
 #[path = "e2e_docker/containers.rs"]
 mod containers; // docker ps, logs, exec, cp …
+#[path = "e2e_docker/fuzz.rs"]
+mod fuzz; // requests at random
 #[path = "e2e_docker/http.rs"]
 mod http; // statuses and bodies that clients rely on
+#[path = "e2e_docker/images.rs"]
+mod images; // docker save, docker push
 #[path = "e2e_docker/likeness.rs"]
 mod likeness; // the same specs to us and to a genuine dockerd
 #[path = "e2e_docker/nodes.rs"]
@@ -26,6 +32,8 @@ mod stacks; // docker stack …
 mod support; // a host, the client
 #[path = "e2e_docker/swarms.rs"]
 mod swarms; // docker swarm …, docker info of one host
+#[path = "e2e_docker/task_commands.rs"]
+mod task_commands; // swarmctl task cp, top, port-forward
 #[path = "e2e_docker/tutorial.rs"]
 mod tutorial; // Docker's own tutorial, as docs/swarm-tutorial.md has it
 #[path = "e2e_docker/whole_cluster.rs"]

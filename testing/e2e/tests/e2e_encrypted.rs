@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(60);
 const VXLAN: u16 = 4789;
 const WIREGUARD: [u16; 2] = [51820, 51821];
 /// What every request begins with.
-const WORDS: &[u8] = b"GET / HTTP";
+const WORDS: &[u8] = b"GET /trace HTTP";
 
 /// What was on the cables.
 #[derive(Debug, Default)]
@@ -103,6 +103,7 @@ fn what_is_said_on_an_encrypted_network_is_not_read_and_is_not_lost() -> Result<
         cluster.wait_leader(SOON)?;
         cluster.wait_ready(SOON)?;
         cluster.ctl(0, &["network", "create", "--opt", "encrypted", "secret"])?.success()?;
+        let truth = cluster.watch_networks();
         let create = |name: &str, flags: &[&str], args: &[&str]| -> Result<()> {
             let all = [&["service", "create", "-d", "--network", "secret", "--name", name], flags, &["whoami"], args].concat();
             cluster.ctl(0, &all)?.success().map(drop)
@@ -182,6 +183,7 @@ fn what_is_said_on_an_encrypted_network_is_not_read_and_is_not_lost() -> Result<
                 inside(&view.namespace, || until_all_answer(vip, &there))
             })?;
         }
+        truth.end()?;
         for service in ["web", "there", "looker"] {
             cluster.ctl(0, &["service", "rm", service])?.success()?;
         }

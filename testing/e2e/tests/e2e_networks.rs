@@ -2,10 +2,10 @@
 //! through updates, restarts of daemons, and without managers.
 
 use anyhow::{Context, Result, ensure};
-use skep_e2e::networks::{self, PATIENCE, PORT, View, ask, inside, names, running, until_all_answer};
+use skep_e2e::networks::{self, Kept, PORT, View, ask, inside, names, running, unbroken, until_all_answer};
 use skep_kit::{Cluster, Scenario, Task, eventually};
-use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -18,29 +18,6 @@ fn undisturbed(cluster: &Cluster, views: &[View], vip: SocketAddr, act: impl FnO
     let outside = outside.collect::<Result<Vec<_>>>()?;
     let under_way = outside.iter().map(|to| (client.as_path(), *to)).chain(views.iter().map(|view| (view.namespace.as_path(), vip)));
     networks::undisturbed(&under_way.collect::<Vec<_>>(), act)
-}
-
-/// A connection that is kept, and asked over from time to time.
-struct Kept(BufReader<TcpStream>);
-
-impl Kept {
-    fn open(cluster: &Cluster, to: SocketAddr) -> Result<Self> {
-        inside(&Path::new("/run/netns").join(cluster.client_namespace()), || {
-            let stream = TcpStream::connect_timeout(&to, PATIENCE)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            Ok(Self(BufReader::new(stream)))
-        })
-    }
-
-    fn ask(&mut self) -> Result<()> {
-        self.0.get_mut().write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")?;
-        let mut line = String::new();
-        while line.trim() != "healthy" {
-            line.clear();
-            ensure!(self.0.read_line(&mut line)? > 0, "the connection was closed");
-        }
-        Ok(())
-    }
 }
 
 #[test]
@@ -62,7 +39,9 @@ fn lead_to_tasks_on_any_host(cluster: &mut Cluster) -> Result<()> {
         cluster.ctl(0, &all)?.success().map(drop)
     };
     // A task is asked from the moment in which it answers itself.
-    let health = ["--health-exec", "/whoami check", "--health-interval", "300ms", "--health-timeout", "5s"];
+    let truth = cluster.watch_networks();
+    // `EXPECT_CHECK`: it tells who is led to it before.
+    let health = ["--env", "EXPECT_CHECK=yes", "--health-exec", "/whoami check", "--health-interval", "300ms", "--health-timeout", "5s"];
     let rolling = [&["--update-parallelism", "1", "--update-monitor", "0s"][..], &health].concat();
     let web = ["--name", "web", "--mode", "global", "--publish", "published=8080,target=8080"];
     create(&[&web[..], &rolling].concat(), &["graceful"])?;
@@ -100,6 +79,9 @@ fn lead_to_tasks_on_any_host(cluster: &mut Cluster) -> Result<()> {
             ensure!(clients == [own.to_owned()].into(), "by {to} the tasks see {clients:?}");
         }
     }
+
+    truth.holds()?;
+    a_route_that_is_gone_is_seen(&truth, &views[0], vip)?;
 
     // A rolling update: nobody notices.
     undisturbed(cluster, &views, vip, || {
@@ -139,22 +121,23 @@ fn lead_to_tasks_on_any_host(cluster: &mut Cluster) -> Result<()> {
     kept.iter_mut().try_for_each(Kept::ask)?;
     cluster[worker].kill_skepd();
     undisturbed(cluster, &views, vip, || {
-        std::thread::sleep(Duration::from_secs(2));
-        kept.iter_mut().try_for_each(Kept::ask)
+        unbroken(&mut kept, || {
+            std::thread::sleep(Duration::from_secs(2));
+            Ok(())
+        })
     })?;
     cluster[worker].start_skepd()?;
-    undisturbed(cluster, &views, vip, || {
-        std::thread::sleep(Duration::from_secs(2));
-        kept.iter_mut().try_for_each(Kept::ask).context("over a connection from before the restart")
-    })?;
+    undisturbed(cluster, &views, vip, || unbroken(&mut kept, || truth.holds()))?;
 
     // No managers: names and addresses go on, also on a worker whose daemon begins anew meanwhile.
     cluster.wait_ready(SOON)?;
-    for manager in cluster.managers() {
-        cluster[manager].kill_skepd();
-    }
-    cluster[worker + 1].kill_skepd();
-    cluster[worker + 1].start_skepd()?;
+    unbroken(&mut kept, || {
+        for manager in cluster.managers() {
+            cluster[manager].kill_skepd();
+        }
+        cluster[worker + 1].kill_skepd();
+        cluster[worker + 1].start_skepd()
+    })?;
     let is_on_worker = |view: &&View| cluster.workers().any(|host| view.namespace.starts_with(cluster[host].run_dir()));
     for view in views.iter().filter(is_on_worker) {
         ensure!(eventually(SOON, "names are answered", || view.look_up("web"))? == [vip.ip()]);
@@ -163,11 +146,14 @@ fn lead_to_tasks_on_any_host(cluster: &mut Cluster) -> Result<()> {
     }
     let own = inside(&client, || until_all_answer(SocketAddr::new(cluster.address(worker + 1).parse()?, PORT), &web))?;
     ensure!(own == ["198.18.0.2".to_owned()].into(), "the tasks see {own:?}");
-    for manager in cluster.managers() {
-        cluster[manager].start_skepd()?;
-    }
-    cluster.wait_leader(SOON)?;
-    cluster.wait_ready(SOON)?;
+    unbroken(&mut kept, || {
+        for manager in cluster.managers() {
+            cluster[manager].start_skepd()?;
+        }
+        cluster.wait_leader(SOON)?;
+        cluster.wait_ready(SOON)
+    })?;
+    eprintln!("the networks were found as the store has them {} times", truth.end()?);
 
     // And nothing is left when the services are gone.
     for service in ["web", "one", "looker"] {
@@ -181,6 +167,29 @@ fn lead_to_tasks_on_any_host(cluster: &mut Cluster) -> Result<()> {
             Ok(())
         })?;
     }
+    Ok(())
+}
+
+/// Takes the route to a task away for a moment: the comparison with the store must name it.
+fn a_route_that_is_gone_is_seen(truth: &skep_kit::Truth, view: &View, vip: SocketAddr) -> Result<()> {
+    let address = view.address_towards(vip)?;
+    let ip = |sandbox: &Path, arguments: &str| -> Result<String> {
+        let all = format!("--net={} ip -4 route {arguments}", sandbox.display());
+        skep_kit::run("nsenter", &all.split_whitespace().collect::<Vec<_>>())?.success()
+    };
+    let namespaces = std::fs::read_dir(view.namespace.parent().context("it is in a directory")?)?;
+    let mut paths = namespaces.filter_map(|entry| Some(entry.ok()?.path()));
+    let is_sandbox = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("sbx-"));
+    let (sandbox, route) = paths
+        .find_map(|path| {
+            Some((path.clone(), ip(&path, &format!("show {address}/32")).ok()?)).filter(|(path, text)| is_sandbox(path) && !text.is_empty())
+        })
+        .context("a sandbox has the route to the task")?;
+    ip(&sandbox, &format!("del {address}/32"))?;
+    let differences = truth.differences();
+    ip(&sandbox, &format!("add {route}"))?;
+    let differences = differences?;
+    ensure!(differences.iter().any(|what| what.contains(&format!("there is no route to {address}"))), "{differences:?}");
     Ok(())
 }
 
@@ -213,6 +222,7 @@ fn a_host_that_dies_or_comes_later_is_left_or_found() -> Result<()> {
             Ok(())
         };
         eventually(SOON, "names, addresses and ports lead to every host", || all_lead_to(&tasks))?;
+        let truth = cluster.watch_networks();
 
         // A host that nobody hears of any more is left as soon as managers give it up.
         cluster.cut(2)?;
@@ -238,6 +248,80 @@ fn a_host_that_dies_or_comes_later_is_left_or_found() -> Result<()> {
             ensure!(tasks.len() == 3, "{tasks:#?}");
             Ok(tasks)
         })?;
-        eventually(SOON, "the new node is found", || all_lead_to(&tasks))
+        eventually(SOON, "the new node is found", || all_lead_to(&tasks))?;
+        truth.end().map(drop)
+    })
+}
+
+#[test]
+fn tasks_are_on_the_hosts_own_network_as_hosts_are() -> Result<()> {
+    Scenario::new("macvlan", 1, 1).run(|cluster| {
+        let lan = |parent: &str, range: &str, name: &str| -> Vec<String> {
+            let subnet = ["--driver", "macvlan", "--subnet", "198.18.0.0/24", "--gateway", "198.18.0.2", "--ip-range", range, "--opt"];
+            let all = ["network", "create"].iter().chain(&subnet).map(ToString::to_string);
+            all.chain([format!("parent={parent}"), name.to_owned()]).collect()
+        };
+        let create = |cluster: &Cluster, network: &[String]| cluster.ctl(0, &network.iter().map(String::as_str).collect::<Vec<_>>());
+        create(cluster, &lan("eth0", "198.18.0.128/26", "lan"))?.success()?;
+        let service = |cluster: &Cluster, network: &str, name: &str, args: &[&str]| -> Result<()> {
+            let all = [&["service", "create", "-d", "--network", network, "--mode", "global", "--name", name, "whoami"], args].concat();
+            cluster.ctl(0, &all)?.success().map(drop)
+        };
+        let web = ["service", "create", "-d", "--network", "lan", "--mode", "global", "--name", "web", "--hostname"];
+        cluster.ctl(0, &[&web[..], &["web-{{.Node.ID}}", "whoami"]].concat())?.success()?;
+        service(cluster, "lan", "looker", &["sleep"])?;
+        cluster.wait_running(0, "web", 2)?;
+        cluster.wait_running(0, "looker", 2)?;
+
+        // By its name each task finds those of both hosts; nothing stands between, so there is no virtual address.
+        let web = (0..2).map(|host| Ok(format!("web-{}", cluster.node_id(host)?))).collect::<Result<BTreeSet<String>>>()?;
+        let mut addresses = Vec::new();
+        for looker in running(cluster, 0, "looker")? {
+            let view = View::of(cluster, &looker)?;
+            addresses = eventually(SOON, "the tasks of both hosts have their names", || {
+                let found = view.look_up("web")?;
+                ensure!(found.len() == 2 && found == view.look_up("tasks.web")?, "{found:?}");
+                Ok(found)
+            })?;
+            let answers = |to: &IpAddr| eventually(SOON, "it answers", || inside(&view.namespace, || ask(SocketAddr::new(*to, PORT))));
+            let lines = addresses.iter().map(answers).collect::<Result<Vec<_>>>()?;
+            let hosts = lines.iter().map(|line| networks::field(line, "host").to_owned()).collect();
+            ensure!(web == hosts, "{lines:?}");
+            // Host names that their nodes filled in are names, too.
+            let by_host = web.iter().map(|name| eventually(SOON, "the host name is known", || view.look_up(name)));
+            let by_host: BTreeSet<IpAddr> = by_host.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+            ensure!(by_host == addresses.iter().copied().collect(), "{by_host:?}");
+        }
+        // So does who is on that network himself, under his own address.
+        let client = Path::new("/run/netns").join(cluster.client_namespace());
+        for address in &addresses {
+            let line = eventually(SOON, "it answers", || inside(&client, || ask(SocketAddr::new(*address, PORT))))?;
+            ensure!(networks::field(&line, "client") == "198.18.0.2", "{line}");
+        }
+
+        // The daemon of a host begins anew: its tasks stay as they are.
+        let by_worker = addresses.iter().map(|to| SocketAddr::new(*to, PORT));
+        let mut kept = by_worker.map(|to| Kept::open(cluster, to)).collect::<Result<Vec<_>>>()?;
+        cluster[1].kill_skepd();
+        cluster[1].start_skepd()?;
+        cluster.wait_ready(SOON)?;
+        kept.iter_mut().try_for_each(Kept::ask)?;
+
+        // A host without such a link says so.
+        for service in ["web", "looker"] {
+            cluster.ctl(0, &["service", "rm", service])?.success()?;
+        }
+        eventually(SOON, "the network is removed", || cluster.ctl(0, &["network", "rm", "lan"])?.success())?;
+        create(cluster, &lan("nosuch0", "198.18.0.192/26", "nowhere"))?.success()?;
+        service(cluster, "nowhere", "lost", &[])?;
+        eventually(SOON, "the reason is told", || {
+            let tasks = cluster.tasks(0, "lost")?;
+            let told = |task: &Task| task.error.contains("network nowhere cannot be joined by link nosuch0 of this host");
+            ensure!(tasks.iter().any(told), "{tasks:#?}");
+            Ok(())
+        })?;
+        let refused = cluster.ctl(0, &["network", "create", "--driver", "macvlan", "--subnet", "10.9.0.0/24", "no"])?;
+        ensure!(refused.status != 0 && refused.stderr.contains("options[parent]"), "{refused:?}");
+        Ok(())
     })
 }

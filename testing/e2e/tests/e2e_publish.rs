@@ -54,6 +54,7 @@ fn a_port_tells_its_clients_apart_by_whichever_host_they_come() -> Result<()> {
         let web = ["--name", "web", "--publish", "published=8080,target=8080,affinity=source", "whoami"];
         cluster.ctl(0, &[&create[..], &web].concat())?.success()?;
         cluster.wait_running(0, "web", 3)?;
+        let truth = cluster.watch_networks();
         let tasks = running(cluster, "web")?;
         let all = entries(cluster, 8080)?;
         let (v4, v6): (Vec<_>, Vec<_>) = all.iter().copied().partition(SocketAddr::is_ipv4);
@@ -108,6 +109,6 @@ fn a_port_tells_its_clients_apart_by_whichever_host_they_come() -> Result<()> {
         ensure!(third.success().is_err_and(|error| format!("{error:#}").contains("already in use by service")), "it meets both");
         let listed = cluster.ctl(0, &["service", "ls"])?.success()?;
         ensure!(listed.contains("*:8080->8080/tcp from 203.0.113.0/24 and 1 more"), "{listed:?}");
-        Ok(())
+        truth.end().map(drop)
     })
 }

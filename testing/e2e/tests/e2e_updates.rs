@@ -34,8 +34,19 @@ fn a_hundred_updates_fail_none_of_a_million_requests() -> Result<()> {
         let create =
             |args: &[&str]| cluster.ctl(0, &[&["service", "create", "-d", "--network", "back"], args].concat())?.success().map(drop);
         let replicas = REPLICAS.to_string();
-        let health =
-            ["--health-exec", "/whoami check", "--health-interval", "300ms", "--health-timeout", "20s", "--stop-grace-period", "30s"];
+        let truth = cluster.watch_networks();
+        let health = [
+            "--env",
+            "EXPECT_CHECK=yes",
+            "--health-exec",
+            "/whoami check",
+            "--health-interval",
+            "300ms",
+            "--health-timeout",
+            "20s",
+            "--stop-grace-period",
+            "30s",
+        ];
         let rolling = ["--update-parallelism", "5", "--update-monitor", "0s", "--publish", "published=8080,target=8080"];
         create(&[&["--name", "web", "--replicas", &replicas][..], &health, &rolling, &["whoami", "graceful"]].concat())?;
         create(&["--name", "looker", "--mode", "global", "whoami", "sleep"])?;
@@ -71,6 +82,7 @@ fn a_hundred_updates_fail_none_of_a_million_requests() -> Result<()> {
             eprintln!("{updates} updates of {REPLICAS} tasks, {} requests", asked.load(Ordering::Relaxed));
             Ok(())
         })?;
+        eprintln!("the networks were found as the store has them {} times", truth.end()?);
         for service in ["web", "looker"] {
             cluster.ctl(0, &["service", "rm", service])?.success()?;
         }

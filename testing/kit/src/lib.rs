@@ -7,6 +7,7 @@
 //! * [`Scenario`] runs a test on a cluster and ends it with the questions that every test asks: do all managers hold the same
 //!   state, is every acknowledged write there.
 //! * [`Dice`] says when a fault comes and whom it hits; [`Cluster::aftermath`] asks what must hold again when it is over.
+//! * [`Truth`] compares every node's network with the store's view, all the time.
 //! * [`Journal`] writes while bad things happen and remembers what was acknowledged when.
 //! * [`Inventory`] lists what exists of a host in the kernel and in containerd; two of them compared tell what leaked.
 //! * [`Dockerd`] is Debian's dockerd on a host of its own, to join ours or be joined.
@@ -22,6 +23,7 @@ mod dice; // seeds, random moments
 mod disk; // disks that are small, full or stuck
 mod dockerd; // genuine peers
 mod host; // one machine
+mod inside; // of a network namespace
 mod journal; // what was acknowledged
 mod lab; // a host and a client
 mod points; // fail-points in the sources
@@ -30,6 +32,7 @@ mod scenario; // a test on a cluster
 mod standing; // a cluster that stays after its maker
 mod sweep; // taking everything away
 mod switch; // cables, and cutting them
+mod truth; // networks as the store has them
 mod wait; // until something holds
 
 pub use api::Api;
@@ -39,10 +42,12 @@ pub use dice::Dice;
 pub use disk::Stall;
 pub use dockerd::{Dockerd, need_dockerd};
 pub use host::Host;
+pub use inside::inside;
 pub use journal::{Journal, Record};
 pub use lab::{Lab, LabOptions};
 pub use points::fail_points;
 pub use process::{Output, binary, run, whoami_image};
 pub use scenario::{Scenario, is_left_out};
 pub use standing::Standing;
+pub use truth::Truth;
 pub use wait::{eventually, need_root};

@@ -2,6 +2,7 @@
 //! machine, the reports, the back-off and the restarts of an isolated node are the agent's own.
 
 mod isolated; // tasks without a manager
+mod leads; // where it leads connections
 mod session; // with a manager
 mod task; // one task, driven by its machine
 mod worker; // the tasks it should have
@@ -14,6 +15,7 @@ use crate::networks::Picture;
 use crate::queue::Moment;
 use crate::wire::{ConnId, Up};
 use crate::world::{Event, World};
+use leads::Leads;
 use session::Link;
 use skep_agent::pure::Event as Step;
 use skep_agent::{Backoff, Reports};
@@ -41,6 +43,13 @@ pub enum Timer {
     Programmed {
         revision: Version,
     },
+    /// What was said of backends is in place, or could not be put there.
+    Backends,
+    /// A task that is to stop waited long enough; by the operation.
+    StopLimit {
+        task: TaskId,
+        op: u64,
+    },
     /// A task that ended may be started again without a manager.
     Restart {
         task: TaskId,
@@ -64,8 +73,9 @@ pub struct Agent {
     /// What managers said it should have, by the message applied last.
     pub told: BTreeMap<TaskId, Arc<Task>>,
     /// Where it sends packets for addresses, by the revision it acknowledged; the disk has it.
-    pub picture: Picture,
+    pub picture: Arc<Picture>,
     pub programmed: Version,
+    pub leads: Leads,
     pub applied: Option<String>,
     reports: Reports,
     link: Link,
@@ -92,8 +102,9 @@ impl Agent {
             kept: None,
             tasks: BTreeMap::new(),
             told: BTreeMap::new(),
-            picture: Picture::new(),
+            picture: Arc::default(),
             programmed: Version::default(),
+            leads: Leads::default(),
             applied: None,
             reports: Reports::default(),
             link: Link::None,
@@ -230,6 +241,7 @@ impl World {
             agent.up = false;
             agent.life += 1;
             agent.link = Link::None;
+            agent.leads.process_dies();
             agent.tasks.clear();
         }
     }
@@ -240,6 +252,7 @@ impl World {
         if let Some(agent) = self.agents.get_mut(node) {
             // A container's mount and its namespaces are gone with the kernel.
             agent.containers.clear();
+            agent.leads = Leads::default();
         }
     }
 
@@ -264,6 +277,8 @@ impl World {
                 }
             }
             Timer::Programmed { revision } => self.networks_in_place(node, revision),
+            Timer::Backends => self.backends_done(node),
+            Timer::StopLimit { task, op } => self.stop_limit(node, &task, op),
             Timer::Restart { task } => self.restart_alone(node, &task),
         }
     }

@@ -3,6 +3,7 @@
 //! What is said to an agent ([`AssignmentSet`], [`Trail`](skep_manager::pure::Trail)), what is written of nodes and tasks
 //! ([`Pending`]) and who is silent for too long ([`Deadlines`]) is the manager's code; who calls it when is told again here.
 
+use crate::backends::Backends;
 use crate::mutant::Mutant;
 use crate::networks::Networks;
 use crate::queue::Moment;
@@ -24,7 +25,7 @@ use tokio::time::Instant;
 /// Heartbeat period of the clusters of this world.
 pub const PERIOD: Duration = Duration::from_secs(5);
 /// Changes that are told without waiting for more (`inbox.rs`).
-const FULL: usize = 100;
+pub const FULL: usize = 100;
 
 struct Session {
     id: String,
@@ -56,6 +57,7 @@ pub struct Dispatcher {
     /// Being written, with what has not been proposed yet.
     in_flight: Option<(Batch, Vec<Action>)>,
     pub networks: Networks,
+    pub backends: Backends,
 }
 
 impl Dispatcher {
@@ -70,6 +72,7 @@ impl Dispatcher {
             registering: Vec::new(),
             in_flight: None,
             networks: Networks::default(),
+            backends: Backends::new(view, base + now),
         };
         for node in view.nodes().filter(|node| node.status.state != NodeState::Down) {
             this.beats.set(&node.id, base + now + PERIOD * GRACE_PERIODS_UNKNOWN);
@@ -95,10 +98,16 @@ impl World {
             Up::Register { last, description } => self.register(leader, conn, &node, &last, description),
             Up::Beat { session } => self.beat(leader, conn, &node, &session),
             Up::Assignments { session, applied } => self.open_assignments(leader, conn, &node, &session, applied),
-            Up::Networks { session } | Up::Programmed { session, .. } if !self.has_session(leader, &node, &session) => {
+            Up::Networks { session } | Up::Programmed { session, .. } | Up::Backends { session, .. }
+                if !self.has_session(leader, &node, &session) =>
+            {
                 self.down(conn, Down::Refused);
             }
-            Up::Networks { .. } => self.follow_networks(leader, conn, &node),
+            Up::Networks { .. } => {
+                self.follow_networks(leader, conn, &node);
+                self.follow_backends(leader, conn, &node);
+            }
+            Up::Backends { programmed, .. } => self.backends_heard(leader, conn, &node, programmed),
             Up::Programmed { revision, .. } => self.networks_acknowledged(leader, &node, revision),
             Up::Report { session, batch } => {
                 let view = self.managers[leader].view();
@@ -284,7 +293,8 @@ impl World {
         let Some((_, actions)) = &lead.dispatcher.in_flight else { return };
         let part = actions[..actions.len().min(MAX_TRANSACTION_CHANGES)].to_vec();
         let term = lead.term;
-        self.propose(manager, Proposer::Writer { manager, term }, part);
+        let seen = self.managers[manager].tables.revision();
+        self.propose(manager, Proposer::Writer { manager, term }, seen, part);
     }
 
     /// What became of it.
@@ -354,6 +364,7 @@ impl World {
             }
         }
         self.after(Duration::from_millis(500), Event::Expire { manager, term });
+        self.expire_backends(manager);
         self.write_pending(manager);
     }
 }

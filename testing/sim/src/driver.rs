@@ -6,8 +6,9 @@ use crate::queue::Moment;
 use crate::raft::{Answer, Proposer, Refused};
 use crate::world::{Event, World};
 use skep_manager::pure::{Draft, Mind, Own};
+use skep_plan::FreedLately;
 use skep_store::{Commit, MAX_TRANSACTION_CHANGES, View};
-use skep_types::{Action, ClusterView as _, Timestamp};
+use skep_types::{Action, ClusterView as _, Timestamp, Version};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,14 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(10);
 
 enum State {
     Idle,
-    Committing { draft: Draft, own: Own, part: Vec<Action>, rest: Vec<Action> },
+    /// `seen`: what it was decided on.
+    Committing {
+        draft: Draft,
+        seen: Version,
+        own: Own,
+        part: Vec<Action>,
+        rest: Vec<Action>,
+    },
     Pausing,
 }
 
@@ -36,9 +44,11 @@ pub struct Driver {
 }
 
 impl Driver {
+    /// `freed`: which addresses were freed of late, as this manager remembers.
     #[must_use]
-    pub fn new(view: &View, now: Timestamp, steady: Moment) -> Self {
-        let mind = Mind::new(view, skep_plan::NODE_DOWN_PERIOD, now, steady);
+    pub fn new(view: &View, now: Timestamp, steady: Moment, freed: &FreedLately) -> Self {
+        let mut mind = Mind::new(view, skep_plan::NODE_DOWN_PERIOD, now, steady);
+        mind.remember(freed);
         Self { mind, state: State::Idle, backlog: Vec::new(), stale: 0, sleep: 0 }
     }
 
@@ -105,7 +115,7 @@ impl World {
             if let Some(mutant) = self.mutant {
                 mutant.spoil_draft(&mut actions, &view, dice);
             }
-            driver.state = State::Committing { draft, own: Own::default(), part: Vec::new(), rest: actions };
+            driver.state = State::Committing { draft, seen: view.version(), own: Own::default(), part: Vec::new(), rest: actions };
             return self.write_draft(manager);
         }
         self.watch.fail("I5", "the leader decides and takes back what it decides, for ever".into());
@@ -124,11 +134,11 @@ impl World {
     /// Proposes the next piece.
     fn write_draft(&mut self, manager: usize) {
         let Some(lead) = &mut self.managers[manager].lead else { return };
-        let State::Committing { part, rest, .. } = &mut lead.driver.state else { return };
+        let State::Committing { part, rest, seen, .. } = &mut lead.driver.state else { return };
         let size = rest.len().min(MAX_TRANSACTION_CHANGES);
         *part = rest.drain(..size).collect();
-        let (actions, term) = (part.clone(), lead.term);
-        self.propose(manager, Proposer::Driver { manager, term }, actions);
+        let (actions, term, seen) = (part.clone(), lead.term, *seen);
+        self.propose(manager, Proposer::Driver { manager, term }, seen, actions);
     }
 
     /// What became of the piece.
@@ -136,12 +146,12 @@ impl World {
         let (now, view) = (self.managers[manager].wall(self.now), self.managers[manager].view());
         let Some(lead) = &mut self.managers[manager].lead else { return };
         let (term, driver) = (lead.term, &mut lead.driver);
-        let State::Committing { draft, mut own, part, rest } = std::mem::replace(&mut driver.state, State::Idle) else { return };
+        let State::Committing { draft, seen, mut own, part, rest } = std::mem::replace(&mut driver.state, State::Idle) else { return };
         match answer {
             Ok(version) => {
                 own.add(version, &part);
                 if !rest.is_empty() {
-                    driver.state = State::Committing { draft, own, part, rest };
+                    driver.state = State::Committing { draft, seen, own, part, rest };
                     return self.write_draft(manager);
                 }
                 driver.stale = 0;

@@ -10,10 +10,12 @@
 //! [`Mutant`] is a fault put in on purpose, which some check has to find.
 
 pub mod agent; // one node: session, tasks, their records
+pub mod backends; // who is told which tasks connections may be led to
 pub mod container; // what really runs on nodes
 pub mod desired; // whether the cluster is as it should be
 pub mod dispatcher; // the leader and its agents
 pub mod driver; // the leader's loop
+pub mod group; // managers on real raft, and their disks
 pub mod limits; // how many at once, and how soon
 pub mod manager; // one manager: tables, trail, clock
 pub mod mutant; // faults put in on purpose

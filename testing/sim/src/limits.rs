@@ -38,8 +38,6 @@ pub struct Memory {
     updates: BTreeMap<ServiceId, Update>,
     /// When a task failed.
     failed: BTreeMap<TaskId, Moment>,
-    /// When a node was called down last, and was not any more.
-    back: BTreeMap<NodeId, Moment>,
 }
 
 impl Memory {
@@ -61,11 +59,6 @@ impl Memory {
                 self.count += 1;
                 self.born.insert(task.id.clone(), (now, self.count));
             }
-            Change::Updated { old: Object::Node(old), new: Object::Node(new) }
-                if old.status.state == NodeState::Down && new.status.state != NodeState::Down =>
-            {
-                self.back.insert(new.id.clone(), now);
-            }
             Change::Updated { old: Object::Task(old), new: Object::Task(new) } if has_failed(new) && !has_failed(old) => {
                 self.failed.insert(new.id.clone(), now);
             }
@@ -84,11 +77,6 @@ impl Memory {
             }
             _ => {}
         }
-    }
-
-    /// The node came back while what is written now was being written: who decided it may not have known.
-    pub fn is_just_back(&self, node: &NodeId, now: Moment) -> bool {
-        self.back.get(node).is_some_and(|back| now - *back < SLACK)
     }
 
     /// The task was made by the present update of its service.

@@ -30,6 +30,9 @@ struct Args {
     /// With `--mutants`: this one only.
     #[arg(long)]
     mutant: Option<String>,
+    /// Groups of managers on real raft, with disks that lose what was not synced, instead of whole clusters.
+    #[arg(long)]
+    group: bool,
     /// The last lines of the trace that are shown of a failure.
     #[arg(long, default_value_t = 60)]
     lines: usize,
@@ -39,13 +42,35 @@ struct Args {
     /// Go on after a failure and count.
     #[arg(long)]
     count: bool,
+    /// So many managers in every run, and not as many as its seed says.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=7))]
+    managers: Option<u8>,
+    /// The same of nodes.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=99))]
+    nodes: Option<u8>,
     /// So many seeds at a time.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
 }
 
+impl Args {
+    fn scenario(&self, seed: u64) -> Scenario {
+        Scenario::of_size(seed, self.managers, self.nodes)
+    }
+}
+
+/// CPU time of this process so far, in seconds; `proc(5)`: fields 14 and 15 of `stat`, in hundredths.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_ascii_whitespace();
+    fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
+}
+
 fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
+    if args.group {
+        return Ok(if group(&args) { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
     if args.mutants {
         return Ok(mutants(&args));
     }
@@ -53,9 +78,22 @@ fn main() -> anyhow::Result<ExitCode> {
         return Ok(one(&Scenario::from_text(&std::fs::read_to_string(path)?)?, &args));
     }
     if let Some(seed) = args.seed {
-        return Ok(one(&Scenario::of_seed(seed), &args));
+        return Ok(one(&args.scenario(seed), &args));
     }
     many(&args)
+}
+
+/// The other world: whether all held.
+fn group(args: &Args) -> bool {
+    use skep_sim::group::{Mutant, report};
+    if let Some(seed) = args.seed {
+        let mutant = Mutant::ALL.into_iter().find(|mutant| args.mutant.as_ref().is_some_and(|name| *name == format!("{mutant:?}")));
+        return report::one(seed, mutant, args.lines);
+    }
+    if args.mutants {
+        return report::mutants(args.from, args.seeds, args.jobs, args.mutant.as_deref());
+    }
+    report::many(args.from, args.seeds, args.jobs, args.count)
 }
 
 /// One run, told in full.
@@ -98,7 +136,7 @@ fn many(args: &Args) -> anyhow::Result<ExitCode> {
                     if seed >= args.from + args.seeds || !(args.count || lock().failed.is_empty()) {
                         return;
                     }
-                    let outcome = run(&Scenario::of_seed(seed), None, false);
+                    let outcome = run(&args.scenario(seed), None, false);
                     let mut sum = lock();
                     sum.seeds += 1;
                     sum.simulated += outcome.simulated.as_secs_f64();
@@ -116,19 +154,20 @@ fn many(args: &Args) -> anyhow::Result<ExitCode> {
         tell(*seed, verdict, args)?;
         return Ok(ExitCode::FAILURE);
     }
-    let spent = began.elapsed().as_secs_f64();
+    let (spent, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds().max(0.01));
     println!(
-        "{seeds} seeds, {} failed, {:.1} days of their time, {events} events in {spent:.0} s: {:.0} minutes a second",
+        "{seeds} seeds, {} failed, {:.1} days of their time, {events} events in {spent:.0} s; a second of CPU is {:.0} seeds, {:.0} minutes",
         failed.len(),
         simulated / 86_400.0,
-        simulated / 60.0 / spent.max(0.001)
+        seeds as f64 / cpu,
+        simulated / 60.0 / cpu
     );
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Shrinks a seed that fails, shows how it fails and writes it down.
 fn tell(seed: u64, verdict: &Verdict, args: &Args) -> anyhow::Result<()> {
-    let scenario = Scenario::of_seed(seed);
+    let scenario = args.scenario(seed);
     let small = if args.whole { scenario } else { shrink(&scenario, None, &verdict.name) };
     let last = run(&small, None, true);
     let words = last.verdict.map_or_else(|| verdict.words.clone(), |verdict| verdict.words);
@@ -175,7 +214,7 @@ fn mutants(args: &Args) -> ExitCode {
 /// The first seed that finds a fault, and by what.
 fn find(mutant: Mutant, args: &Args) -> Option<(u64, String)> {
     (args.from..args.from + args.seeds).find_map(|seed| {
-        let scenario = Scenario::of_seed(seed);
+        let scenario = args.scenario(seed);
         let verdict = run(&scenario, Some(mutant), false).verdict?;
         // A seed that fails anyhow proves nothing.
         run(&scenario, None, false).verdict.is_none().then_some((seed, verdict.name))

@@ -5,6 +5,7 @@ use crate::driver::Driver;
 use crate::queue::Moment;
 use crate::raft::{Answer, Entry, Proposer, apply};
 use skep_manager::pure::Trail;
+use skep_plan::FreedAddresses;
 use skep_store::{Commit, Tables, View};
 use skep_types::{NodeId, Timestamp, Version};
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub struct Manager {
     pub lags_until: Moment,
     pub skew: i64,
     pub trail: Trail,
+    /// What nodes may still know, of the last minute: every manager remembers it, for who leads may not find it in the store.
+    pub freed: FreedAddresses,
     pub lead: Option<Lead>,
 }
 
@@ -50,6 +53,7 @@ impl Manager {
             lags_until: Moment::ZERO,
             skew: 0,
             trail: Trail::new(Version(0)),
+            freed: FreedAddresses::new(None),
             lead: None,
         }
     }
@@ -68,7 +72,7 @@ impl Manager {
     }
 
     /// Applies one entry; its router sees the commits at once.
-    pub fn apply(&mut self, entry: &Entry, forget_in_trail: bool) -> Applied {
+    pub fn apply(&mut self, entry: &Entry, forget_in_trail: bool, now: Moment) -> Applied {
         let mut applied = Applied { commits: Vec::new(), answers: Vec::new() };
         for proposal in &entry.proposals {
             let (commits, answer) = apply(&mut self.tables, &proposal.transaction);
@@ -76,6 +80,7 @@ impl Manager {
                 if !forget_in_trail {
                     self.trail.add(&commit);
                 }
+                commit.changes.iter().for_each(|change| self.freed.observe(commit.version, change, now));
                 applied.commits.push(Arc::new(commit));
             }
             applied.answers.push((proposal.by, answer));
@@ -85,8 +90,9 @@ impl Manager {
     }
 
     /// The process starts again from its disk: tables are there, everything else is gone.
-    pub fn restart(&mut self) {
+    pub fn restart(&mut self, now: Moment) {
         self.trail = Trail::new(self.tables.revision());
+        self.freed = FreedAddresses::new(Some(now));
         self.lead = None;
         self.up = true;
     }

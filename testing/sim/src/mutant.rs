@@ -60,6 +60,12 @@ mutants! {
     ForgedAcknowledgements,
     /// A node acknowledges the state of networks before it is in place.
     AcknowledgesEarly,
+    /// The leader clears a task before nodes have taken it out.
+    ClearsEarly,
+    /// An agent stops tasks before they are cleared.
+    StopsUncleared,
+    /// A node leads connections to tasks that only start.
+    LeadsToStarting,
     /// A task is put on a node that its constraints exclude.
     WrongNode,
     /// A task is put on a node that takes none.
@@ -202,13 +208,13 @@ impl Mutant {
     }
 
     /// Spoils what a manager applies.
-    pub fn spoil_apply(self, manager: usize, index: usize, entry: &mut Entry, log: &[Entry]) {
+    pub fn spoil_apply(self, manager: usize, index: usize, entry: &mut Arc<Entry>, log: &[Arc<Entry>]) {
         if manager != 1 || index <= 20 || !index.is_multiple_of(7) {
             return;
         }
         match self {
-            Self::FollowerSkips => entry.proposals.clear(),
-            Self::AppliesTwice => entry.proposals.extend_from_slice(&log[index - 20].proposals),
+            Self::FollowerSkips => Arc::make_mut(entry).proposals.clear(),
+            Self::AppliesTwice => Arc::make_mut(entry).proposals.extend_from_slice(&log[index - 20].proposals),
             _ => {}
         }
     }

@@ -9,7 +9,11 @@ use crate::world::{Event, World};
 use skep_store::{Commit, View};
 use skep_types::{Change, ClusterView as _, NetworkId, NodeId, NodeState, Object, Task, TaskId, TaskState, Version};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
+
+/// Of so many revisions what they say is kept: many nodes put the same ones in place, one soon after the other.
+const PICTURES: usize = 32;
 
 /// The task at each address of a network.
 pub type Picture = BTreeMap<(NetworkId, String), TaskId>;
@@ -51,7 +55,7 @@ impl Networks {
     /// What all nodes that can reach tasks have in place (`Index::acknowledged`): nodes that are down are not waited for.
     #[must_use]
     pub fn acknowledged(&self, view: &View) -> Version {
-        let counts = |node: &&std::sync::Arc<skep_types::Node>| node.description.is_some() && node.status.state != NodeState::Down;
+        let counts = |node: &&Arc<skep_types::Node>| node.description.is_some() && node.status.state != NodeState::Down;
         let programmed = view.nodes().filter(counts).map(|node| self.programmed.get(&node.id).copied().unwrap_or_default());
         programmed.min().unwrap_or(view.version())
     }
@@ -112,7 +116,11 @@ impl World {
     pub fn networks_in_place(&mut self, node: &NodeId, revision: Version) {
         let Some(view) = self.raft.views.get(&revision) else { return };
         let Some(agent) = self.agents.get_mut(node).filter(|agent| agent.programmed <= revision) else { return };
-        (agent.picture, agent.programmed) = (picture(view), revision);
+        let picture = self.pictures.entry(revision).or_insert_with(|| Arc::new(picture(view)));
+        (agent.picture, agent.programmed) = (Arc::clone(picture), revision);
+        while self.pictures.len() > PICTURES {
+            self.pictures.pop_first();
+        }
         if let Some((conn, session)) = agent.session_up() {
             self.up(conn, Up::Programmed { session, revision });
         }

@@ -4,9 +4,10 @@
 //! one entry that is being written, as in the store's group commit; when the leader goes, that entry is committed by its successor or
 //! lost, and nobody hears which. What entries do to the tables is the store's own code.
 
-use skep_store::{ApplyError, Commit, StateHash, Tables, Transaction, View};
-use skep_types::{Action, Version};
+use skep_store::{ApplyError, Commit, Tables, Transaction, View};
+use skep_types::{Action, Change, Version};
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 /// Who waits for an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub enum Proposer {
 #[derive(Debug, Clone)]
 pub struct Proposal {
     pub by: Proposer,
+    /// What its proposer had applied when it decided.
+    pub seen: Version,
     pub transaction: Transaction,
 }
 
@@ -30,6 +33,14 @@ pub struct Proposal {
 #[derive(Debug, Clone)]
 pub struct Entry {
     pub proposals: Vec<Proposal>,
+}
+
+/// What became of one proposal.
+pub struct Done {
+    pub by: Proposer,
+    /// What was there when it was decided, if the log has it still.
+    pub seen: Option<View>,
+    pub commits: Vec<Commit>,
 }
 
 /// Why a write was not accepted.
@@ -47,7 +58,7 @@ const BATCH: usize = 256;
 
 #[derive(Default)]
 pub struct Raft {
-    pub log: Vec<Entry>,
+    pub log: Vec<Arc<Entry>>,
     pub term: u64,
     pub leader: Option<usize>,
     pub waiting: VecDeque<Proposal>,
@@ -56,8 +67,8 @@ pub struct Raft {
     /// What the log says, and said.
     pub truth: Tables,
     pub views: BTreeMap<Version, View>,
-    /// Of the tables after so many entries, by the first manager that had them.
-    pub hashes: BTreeMap<usize, StateHash>,
+    /// What each entry did.
+    pub done: Vec<Arc<Vec<Done>>>,
 }
 
 impl Raft {
@@ -72,21 +83,41 @@ impl Raft {
     }
 
     /// Commits an entry: each proposal stands for itself. Returns what each of them did.
-    pub fn commit(&mut self, entry: Entry) -> Vec<(Proposer, Vec<Commit>)> {
+    pub fn commit(&mut self, entry: Entry) -> Arc<Vec<Done>> {
         let mut all = Vec::new();
         for proposal in &entry.proposals {
             let (commits, _) = apply(&mut self.truth, &proposal.transaction);
             self.views.insert(self.truth.revision(), View::from(self.truth.clone()));
-            all.push((proposal.by, commits));
+            all.push(Done { by: proposal.by, seen: self.views.get(&proposal.seen).cloned(), commits });
         }
-        self.log.push(entry);
+        let all = Arc::new(all);
+        self.log.push(Arc::new(entry));
+        self.done.push(Arc::clone(&all));
         all
+    }
+
+    /// Whether somebody who applied this entry did what the log says: who does so from the first on has the same tables.
+    #[must_use]
+    pub fn is_done_alike<'a>(&self, index: usize, commits: impl IntoIterator<Item = &'a Commit>) -> bool {
+        let told = self.done.get(index).into_iter().flat_map(|done| done.iter()).flat_map(|done| &done.commits);
+        let change = |commit: &'_ Commit| (commit.version, commit.changes.len());
+        let (told, commits): (Vec<_>, Vec<_>) = (told.collect(), commits.into_iter().collect());
+        told.iter().map(|commit| change(commit)).eq(commits.iter().map(|commit| change(commit)))
+            && told.iter().zip(&commits).all(|(one, two)| one.changes.iter().zip(&two.changes).all(|(one, two)| is_same(one, two)))
+    }
+
+    /// Whether these are the tables after so many entries: each object the same, which is what the store's hash of them says.
+    #[must_use]
+    pub fn is_state(&self, tables: &Tables) -> bool {
+        let truth = self.views.get(&tables.revision()).map(View::tables);
+        truth.is_some_and(|truth| truth.objects().eq(tables.objects()))
     }
 
     /// The last entry was on no disk: a mutant only.
     pub fn lose_tail(&mut self) {
         let Some(entry) = self.log.pop() else { return };
-        for _ in entry.proposals {
+        self.done.pop();
+        for _ in &entry.proposals {
             let revision = self.truth.revision();
             if let Some((_, before)) = self.views.range(..revision).next_back() {
                 self.truth = before.tables().clone();
@@ -98,6 +129,15 @@ impl Raft {
     #[must_use]
     pub fn view(&self) -> View {
         View::from(self.truth.clone())
+    }
+}
+
+/// What was there before was compared when it came.
+fn is_same(one: &Change, two: &Change) -> bool {
+    match (one, two) {
+        (Change::Created(one), Change::Created(two)) | (Change::Updated { new: one, .. }, Change::Updated { new: two, .. }) => one == two,
+        (Change::Removed(one), Change::Removed(two)) => (one.kind(), one.id()) == (two.kind(), two.id()),
+        _ => false,
     }
 }
 

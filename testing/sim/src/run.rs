@@ -37,8 +37,8 @@ const LAST_FAULTS: Duration = Duration::from_secs(20);
 /// with their delays.
 const PATIENCE: Duration = Duration::from_secs(400);
 const LOOK: Duration = Duration::from_secs(2);
-/// A run with more events does not come to rest.
-const MOST_EVENTS: u64 = 400_000;
+/// A run with more events for each node does not come to rest.
+const MOST_EVENTS: u64 = 100_000;
 /// How often users begin an update anew that was paused.
 const MOST_PATIENT: u32 = 4;
 
@@ -109,7 +109,7 @@ fn until(world: &mut World, moment: Moment) -> bool {
         if !world.happen() {
             return false;
         }
-        if world.events > MOST_EVENTS {
+        if world.events > MOST_EVENTS * u64::from(world.scenario.nodes.max(4)) {
             world.watch.fail("I5", "the cluster does not come to rest: too many events".into());
             return false;
         }

@@ -143,9 +143,15 @@ impl Scenario {
     /// addresses of their network come round.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
+        Self::of_size(seed, None, None)
+    }
+
+    /// The same with so many managers and nodes, which the seed settles otherwise.
+    #[must_use]
+    pub fn of_size(seed: u64, managers: Option<u8>, nodes: Option<u8>) -> Self {
         let mut dice = Dice::of_seed(seed);
-        let managers = dice.one_of([1, 3, 3, 3, 5]);
-        let nodes = dice.one_of([2, 3, 4, 5, 6]);
+        let drawn: [u8; 2] = [dice.one_of([1, 3, 3, 3, 5]), dice.one_of([2, 3, 4, 5, 6])];
+        let (managers, nodes) = (managers.unwrap_or(drawn[0]), nodes.unwrap_or(drawn[1]));
         let mut this = Self { seed, managers, nodes, ops: Vec::new() };
         let calm = seed.is_multiple_of(8);
         let renews = seed % 16 == 9;

@@ -78,7 +78,7 @@ impl World {
                     self.watch.acknowledged(&actions);
                     self.users[attempt].done = true;
                 }
-                self.propose(leader, Proposer::User { attempt }, actions);
+                self.propose(leader, Proposer::User { attempt }, view.version(), actions);
             }
             None => {
                 self.users[attempt].done = true;

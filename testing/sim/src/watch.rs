@@ -12,6 +12,8 @@
 //! | I8 | after a message of revision r an agent knows exactly what the store had for it at r |
 //! | I11 | no address and no port is given twice, in the store or among containers that run; none is given again while a node in touch has it
 //! | | as another task's |
+//! | I13 | no task is sent SIGTERM while a node in touch leads new connections to it, or begins to, unless the task waited 20 s or that
+//! | | node could not do what it was told for longer than leaders wait; no node leads to a task before it is healthy |
 //! | I18 | clocks that jump, elections and late followers alone stop no task and take no node down |
 //! | I20 | after the same entries all managers have the same tables |
 
@@ -22,14 +24,14 @@ mod stored; // what is written, told, acknowledged
 
 use crate::limits::Memory;
 use crate::queue::Moment;
-use crate::raft::{Proposer, short};
+use crate::raft::{Done, Proposer, short};
 use crate::transitions::{allows, may_be_born, may_be_deleted};
 pub use leader::Patience;
 use skep_plan::Constraints;
-use skep_store::{Commit, View};
+use skep_store::View;
 use skep_types::{
-    Change, ClusterView as _, FailureAction, NodeId, NodeState, Object, Service, ServiceId, Task, TaskState, UpdateOrder, UpdateState,
-    Version,
+    Change, ClusterView as _, FailureAction, NodeId, NodeState, Object, Service, ServiceId, Task, TaskId, TaskState, UpdateOrder,
+    UpdateState, Version,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -46,6 +48,10 @@ pub struct Watch {
     written: BTreeSet<(ServiceId, Option<Version>)>,
     acknowledged: BTreeSet<(ServiceId, Option<Version>)>,
     overlaps: BTreeMap<(ServiceId, u64), u32>,
+    /// Tasks that were healthy once, or run without a check: connections may be led to them.
+    pub fit: BTreeSet<TaskId>,
+    /// Tasks that were sent SIGTERM when nobody led to them.
+    pub signalled: BTreeSet<TaskId>,
     in_touch: BTreeMap<NodeId, u32>,
     pub memory: Memory,
     pub patience: Patience,
@@ -61,6 +67,8 @@ impl Watch {
             written: BTreeSet::new(),
             acknowledged: BTreeSet::new(),
             overlaps: BTreeMap::new(),
+            fit: BTreeSet::new(),
+            signalled: BTreeSet::new(),
             in_touch: BTreeMap::new(),
             memory: Memory::default(),
             patience: Patience::default(),
@@ -72,9 +80,9 @@ impl Watch {
     }
 
     /// An entry was committed: `done` by whom, between two views of the log.
-    pub fn committed(&mut self, done: &[(Proposer, Vec<Commit>)], before: &View, after: &View, now: Moment) {
+    pub fn committed(&mut self, done: &[Done], before: &View, after: &View, now: Moment) {
         let mut addresses = false;
-        for (by, commits) in done {
+        for Done { by, seen, commits } in done {
             let first = self.memory.count();
             for change in commits.iter().flat_map(|commit| &commit.changes) {
                 self.memory.note(change, (first, before), now);
@@ -101,8 +109,9 @@ impl Watch {
                 addresses |= matches!(change, Change::Created(Object::Task(_) | Object::Service(_)) | Change::Updated { .. });
             }
             if matches!(by, Proposer::Driver { .. }) && done.len() == 1 {
-                self.releases(commits, (before, after), now);
-                self.update_steps(commits, before, after);
+                let seen = seen.as_ref().unwrap_or(before);
+                self.releases(commits, (seen, before, after), now);
+                self.update_steps(commits, (seen, before, after));
                 self.limits(*by, commits, before, after, now);
             }
         }

@@ -5,6 +5,7 @@
 
 use crate::queue::Moment;
 use crate::world::{Event, World};
+use skep_proto::skep::NetworkChanges;
 use skep_proto::v1;
 use skep_types::{NodeDescription, NodeId, TaskId, TaskStatus, Version};
 use std::collections::{BTreeMap, VecDeque};
@@ -15,12 +16,33 @@ pub type ConnId = u64;
 /// From an agent.
 #[derive(Debug, Clone)]
 pub enum Up {
-    Register { last: String, description: NodeDescription },
-    Beat { session: String },
-    Assignments { session: String, applied: String },
-    Report { session: String, batch: Vec<(TaskId, TaskStatus)> },
-    Networks { session: String },
-    Programmed { session: String, revision: Version },
+    Register {
+        last: String,
+        description: NodeDescription,
+    },
+    Beat {
+        session: String,
+    },
+    Assignments {
+        session: String,
+        applied: String,
+    },
+    Report {
+        session: String,
+        batch: Vec<(TaskId, TaskStatus)>,
+    },
+    Networks {
+        session: String,
+    },
+    Programmed {
+        session: String,
+        revision: Version,
+    },
+    /// What was said of backends is in place up to there; `None`: it could not be put there.
+    Backends {
+        session: String,
+        programmed: Option<Version>,
+    },
 }
 
 /// To an agent.
@@ -37,6 +59,8 @@ pub enum Down {
     Networks {
         revision: Version,
     },
+    /// Which tasks connections may be led to.
+    Backends(Box<NetworkChanges>),
     Reported,
     /// The manager answered that it cannot help, or ended the session.
     Refused,
@@ -57,9 +81,12 @@ impl Message {
             Self::Up(Up::Assignments { .. }) | Self::Down(Down::Assigned(_)) => 2,
             Self::Up(Up::Report { .. }) | Self::Down(Down::Reported) => 3,
             Self::Up(Up::Networks { .. } | Up::Programmed { .. }) | Self::Down(Down::Networks { .. }) => 4,
+            Self::Up(Up::Backends { .. }) | Self::Down(Down::Backends(_)) => BACKENDS,
         }
     }
 }
+
+const BACKENDS: u8 = 5;
 
 /// One direction of one stream.
 type Lane = (bool, u8);
@@ -157,9 +184,10 @@ impl World {
     }
 
     fn send(&mut self, id: ConnId, message: Message) {
-        let delay = match self.dice.roll(20) {
-            0 => self.dice.moment(0..300),
-            _ => self.dice.moment(0..6),
+        let dice = if message.stream() == BACKENDS { &mut self.backend_dice } else { &mut self.dice };
+        let delay = match dice.roll(20) {
+            0 => dice.moment(0..300),
+            _ => dice.moment(0..6),
         };
         let Some(conn) = self.wire.conns.get_mut(&id) else { return };
         let lane = (matches!(message, Message::Up(_)), message.stream());

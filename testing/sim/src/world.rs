@@ -5,6 +5,7 @@ use crate::dispatcher::Dispatcher;
 use crate::driver::Driver;
 use crate::manager::{Lead, Manager};
 use crate::mutant::Mutant;
+use crate::networks::Picture;
 use crate::queue::{Moment, Queue};
 use crate::raft::{Entry, Proposal, Proposer, Raft, Refused, brief};
 use crate::scenario::Scenario;
@@ -13,10 +14,10 @@ use crate::user::User;
 use crate::watch::Watch;
 use crate::wire::{ConnId, Wire};
 use skep_kit::Dice;
-use skep_store::Transaction;
+use skep_store::{Commit, Transaction};
 use skep_types::{
     Action, Annotations, Cluster, ClusterId, IpamConfig, IpamOptions, Membership, Network, NetworkId, NetworkSpec, Node, NodeId, Object,
-    TaskId,
+    TaskId, Version,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -71,6 +72,11 @@ pub enum Event {
         term: u64,
         node: NodeId,
     },
+    TellBackends {
+        manager: usize,
+        term: u64,
+        node: NodeId,
+    },
     Wire {
         conn: ConnId,
         lane: (bool, u8),
@@ -97,6 +103,8 @@ pub struct World {
     pub now: Moment,
     pub queue: Queue<Event>,
     pub dice: Dice,
+    /// For what nodes lead connections to: the rest of a run does not depend on how often it is thrown.
+    pub backend_dice: Dice,
     pub scenario: Scenario,
     pub raft: Raft,
     pub managers: Vec<Manager>,
@@ -106,6 +114,7 @@ pub struct World {
     /// How often a node of a number was removed.
     pub generations: BTreeMap<u8, u64>,
     pub watch: Watch,
+    pub pictures: BTreeMap<Version, Arc<Picture>>,
     pub mutant: Option<Mutant>,
     /// So many of a hundred operations on containers fail, until then.
     pub flaky: (u8, Moment),
@@ -131,6 +140,7 @@ impl World {
             now: Moment::ZERO,
             queue: Queue::default(),
             dice: Dice::of_seed(scenario.seed ^ 0x5eed),
+            backend_dice: Dice::of_seed(scenario.seed ^ 0xbac_0000),
             scenario: scenario.clone(),
             raft: Raft::default(),
             managers,
@@ -139,6 +149,7 @@ impl World {
             users: Vec::new(),
             generations: BTreeMap::new(),
             watch: Watch::new(scenario.is_calm()),
+            pictures: BTreeMap::new(),
             mutant,
             flaky: (0, Moment::ZERO),
             healed: false,
@@ -150,7 +161,7 @@ impl World {
         let now = this.managers[0].wall(Moment::ZERO);
         let actions = first_objects(&nodes, scenario.addresses());
         let by = Proposer::User { attempt: usize::MAX };
-        this.raft.commit(Entry { proposals: vec![Proposal { by, transaction: Transaction { now, actions } }] });
+        this.raft.commit(Entry { proposals: vec![Proposal { by, seen: Version::default(), transaction: Transaction { now, actions } }] });
         for manager in 0..this.managers.len() {
             this.catch_up(manager);
         }
@@ -193,7 +204,8 @@ impl World {
             Event::Expire { manager, term } if self.leads(manager, term) => self.expire(manager),
             Event::Tell { manager, term, node } if self.leads(manager, term) => self.tell(manager, &node),
             Event::TellNetworks { manager, term, node } if self.leads(manager, term) => self.tell_networks(manager, &node),
-            Event::Drive { .. } | Event::Expire { .. } | Event::Tell { .. } | Event::TellNetworks { .. } => {}
+            Event::TellBackends { manager, term, node } if self.leads(manager, term) => self.tell_backends(manager, &node),
+            Event::Drive { .. } | Event::Expire { .. } | Event::Tell { .. } | Event::TellNetworks { .. } | Event::TellBackends { .. } => {}
             Event::Wire { conn, lane } => self.arrive(conn, lane),
             Event::Agent { node, life, timer } => self.agent_due(&node, life, timer),
             Event::AgentUp { node } => {
@@ -211,14 +223,14 @@ impl World {
         self.managers[manager].lead.as_ref().is_some_and(|lead| lead.term == term)
     }
 
-    /// Something is to be written, by who believes to lead.
-    pub fn propose(&mut self, manager: usize, by: Proposer, actions: Vec<Action>) {
+    /// Something is to be written, by who believes to lead, decided on what it had `seen`.
+    pub fn propose(&mut self, manager: usize, by: Proposer, seen: Version, actions: Vec<Action>) {
         if self.raft.leader != Some(manager) {
             // Nobody answers a leader of old; it is told when it steps down.
             return;
         }
         let now = self.managers[manager].wall(self.now);
-        self.raft.waiting.push_back(Proposal { by, transaction: Transaction { now, actions } });
+        self.raft.waiting.push_back(Proposal { by, seen, transaction: Transaction { now, actions } });
         self.write_entry();
     }
 
@@ -290,19 +302,20 @@ impl World {
     pub fn catch_up(&mut self, manager: usize) {
         while self.managers[manager].applied < self.raft.log.len() {
             let index = self.managers[manager].applied;
-            let mut entry = self.raft.log[index].clone();
+            let mut entry = Arc::clone(&self.raft.log[index]);
             if let Some(mutant) = self.mutant {
                 mutant.spoil_apply(manager, index, &mut entry, &self.raft.log);
             }
             let forget = self.mutant == Some(Mutant::TrailGap) && index.is_multiple_of(5);
-            let applied = self.managers[manager].apply(&entry, forget);
-            self.compare(manager);
+            let applied = self.managers[manager].apply(&entry, forget, self.now);
+            self.compare(manager, index, &applied.commits);
             for commit in &applied.commits {
                 if let Some(lead) = &mut self.managers[manager].lead {
                     lead.driver.note(commit);
                 }
                 self.route(manager, commit);
                 self.route_networks(manager, commit);
+                self.route_backends(manager, commit);
             }
             if let Some(term) = self.managers[manager].lead.as_ref().map(|lead| lead.term)
                 && !applied.commits.is_empty()
@@ -321,17 +334,13 @@ impl World {
         }
     }
 
-    /// I20: after the same entries all managers have the same tables. They never grow together again by themselves, and the hash
-    /// is what costs most of a run: so not after each entry.
-    fn compare(&mut self, manager: usize) {
-        let host = &self.managers[manager];
-        if self.managers.len() == 1 || !host.applied.is_multiple_of(12) {
-            return;
-        }
-        let hash = host.tables.state_hash();
-        let first = *self.raft.hashes.entry(host.applied).or_insert(hash);
-        if first != hash {
-            let words = format!("manager {manager} has other tables than another one after {} entries", self.managers[manager].applied);
+    /// I20: after the same entries all managers have the same tables: each entry does with all what it did with the log's own, and now
+    /// and then everything is compared.
+    fn compare(&mut self, manager: usize, index: usize, commits: &[Arc<Commit>]) {
+        let Manager { applied, tables, .. } = &self.managers[manager];
+        let is_alike = self.raft.is_done_alike(index, commits.iter().map(|commit| &**commit));
+        if !is_alike || (applied.is_multiple_of(128) && !self.raft.is_state(tables)) {
+            let words = format!("manager {manager} has other tables than the log says after {applied} entries");
             self.watch.fail("I20", words);
         }
     }
@@ -354,7 +363,8 @@ impl World {
         self.trace(|| format!("manager {leader} leads in term {term}"));
         self.catch_up(leader);
         let (view, wall) = (self.managers[leader].view(), self.managers[leader].wall(self.now));
-        let driver = Driver::new(&view, wall, self.now);
+        let freed = self.managers[leader].freed.lately(self.now);
+        let driver = Driver::new(&view, wall, self.now, &freed);
         let dispatcher = Dispatcher::new(&view, self.base, self.now);
         self.managers[leader].lead = Some(Lead { term, driver, dispatcher });
         self.after(Duration::ZERO, Event::Drive { manager: leader, term, sleep: None });
@@ -433,7 +443,8 @@ impl World {
 
     fn manager_up(&mut self, manager: usize) {
         if !self.managers[manager].up {
-            self.managers[manager].restart();
+            let now = self.now;
+            self.managers[manager].restart(now);
             self.after(Duration::from_millis(20), Event::Apply { manager });
             // Alone it has nobody to lead it.
             self.after(Duration::from_millis(200), Event::Elect { wanted: None });
@@ -453,8 +464,9 @@ fn users_of(entry: &Entry) -> Vec<usize> {
 fn first_objects(nodes: &[NodeId], addresses: u64) -> Vec<Action> {
     let network = |number, name: &str, ingress| {
         let annotations = Annotations { name: name.into(), ..Annotations::default() };
-        // So small that addresses are given again.
-        let length = if addresses <= 30 { 27 } else { 26 };
+        // So small that addresses are given again: 30 or 62 of them, in large clusters as many as are needed.
+        let bits = (addresses + 2).next_power_of_two().trailing_zeros();
+        let length = 32 - bits.max(if addresses <= 30 { 5 } else { 6 });
         let subnet = IpamConfig { subnet: format!("10.{number}.0.0/{length}"), ..IpamConfig::default() };
         let ipam = Some(IpamOptions { configs: vec![subnet], ..IpamOptions::default() });
         let spec = NetworkSpec { annotations, ingress, ipam, ..NetworkSpec::default() };

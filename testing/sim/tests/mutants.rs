@@ -15,6 +15,7 @@ fn what_is_wrong_on_purpose_is_found_by_the_invariant_it_breaks() {
         (Mutant::EagerReaper, "I6"),
         (Mutant::AddressTwice, "I11"),
         (Mutant::EarlyRelease, "I4"),
+        (Mutant::ClearsEarly, "I13"),
         (Mutant::DeafToWishes, "I5"),
     ];
     for (mutant, name) in known {

@@ -1,5 +1,7 @@
 //! Some seeds, and every scenario that failed once.
 
+mod group; // managers and their disks
+
 use skep_sim::{Scenario, run};
 use std::sync::atomic::{AtomicU64, Ordering};
 

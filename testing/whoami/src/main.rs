@@ -4,6 +4,8 @@
 //! on IPv6 and IPv4. Paths:
 //!
 //! * `/` – one line: host name, task, client address
+//! * `/trace` – the same and what a test wants to know of whoever is led here: `told`, when `SIGTERM` came to `whoami graceful`, in
+//!   nanoseconds since 1970 (0: it did not), and `unchecked=yes` where the variable `EXPECT_CHECK` is set and `/health` was not asked yet
 //! * `/health` – 200, or 500 after `/fail` was asked for
 //! * `/fail` – turns `/health` bad
 //! * `/exit?CODE` – ends the process with that code
@@ -18,12 +20,15 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Connections that are being answered.
 static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
 static TOLD_TO_END: AtomicBool = AtomicBool::new(false);
+/// When, in nanoseconds since 1970; 0: not yet.
+static TOLD_AT: AtomicU64 = AtomicU64::new(0);
+static CHECKED: AtomicBool = AtomicBool::new(false);
 static HEALTHY: AtomicBool = AtomicBool::new(true);
 
 mod termination {
@@ -44,6 +49,9 @@ mod termination {
     extern "C" fn carry_on(_: i32) {}
 
     extern "C" fn note(_: i32) {
+        // clock_gettime(2) is async-signal-safe, too.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(1, |since| since.as_nanos() as u64);
+        super::TOLD_AT.store(now, super::Ordering::SeqCst);
         super::TOLD_TO_END.store(true, super::Ordering::SeqCst);
     }
 
@@ -201,7 +209,16 @@ fn respond(path: &str, query: &str, client: IpAddr) -> (&'static str, String) {
             let task = if task.is_empty() { String::new() } else { format!(" task={task}") };
             ("200 OK", format!("host={}{task} client={client}\n", host_name()))
         }
-        "/health" if HEALTHY.load(Ordering::Relaxed) => ("200 OK", "healthy\n".into()),
+        "/trace" => {
+            let is_unchecked = std::env::var_os("EXPECT_CHECK").is_some() && !CHECKED.load(Ordering::SeqCst);
+            let unchecked = if is_unchecked { " unchecked=yes" } else { "" };
+            let told = TOLD_AT.load(Ordering::SeqCst);
+            ("200 OK", format!("host={} client={client} told={told}{unchecked}\n", host_name()))
+        }
+        "/health" if HEALTHY.load(Ordering::Relaxed) => {
+            CHECKED.store(true, Ordering::SeqCst);
+            ("200 OK", "healthy\n".into())
+        }
         "/health" => ("500 Internal Server Error", "unhealthy\n".into()),
         "/fail" => {
             HEALTHY.store(false, Ordering::Relaxed);

@@ -134,6 +134,21 @@ impl Contender for Ctr {
         self.traces.wait_until_gone()?;
         Ok(vec![("gone", began.elapsed().as_secs_f64())])
     }
+
+    fn update(&mut self) -> Result<Option<Marks>> {
+        self.made += 1;
+        let old = std::mem::take(&mut self.running);
+        let began = Instant::now();
+        for (index, old) in old.iter().enumerate() {
+            self.remove_one(old)?;
+            let new = format!("t{}-{index}", self.made);
+            self.running.push(new.clone());
+            self.run_one(&new)?;
+        }
+        let updated = began.elapsed().as_secs_f64();
+        self.traces.note_shims();
+        Ok(Some(vec![("updated", updated)]))
+    }
 }
 
 impl Drop for Ctr {

@@ -233,4 +233,21 @@ impl Contender for Dockerd {
         self.traces.note_shims();
         Ok(Some(vec![("healed", healed)]))
     }
+
+    fn update(&mut self) -> Result<Option<Marks>> {
+        let before = self.running()?;
+        let service = self.service.clone().context("no service was made")?;
+        let found = self.http.json("GET", &format!("/services/{service}"), &Value::Null)?;
+        let mut spec = found["Spec"].clone();
+        spec["TaskTemplate"]["ForceUpdate"] = json!(spec["TaskTemplate"]["ForceUpdate"].as_u64().unwrap_or(0) + 1);
+        let began = Instant::now();
+        self.http.json("POST", &format!("/services/{service}/update?version={}", found["Version"]["Index"]), &spec)?;
+        poll("dockerd's tasks are new ones", || {
+            let now = self.running()?;
+            Ok(now.len() == before.len() && !now.iter().any(|id| before.contains(id)))
+        })?;
+        let updated = began.elapsed().as_secs_f64();
+        self.traces.note_shims();
+        Ok(Some(vec![("updated", updated)]))
+    }
 }

@@ -231,6 +231,25 @@ fn both(host: &Host, peer: &Dockerd, cases: &[Case], programs: &Path, dir: &Path
     Ok(compare(cases, here?, there?))
 }
 
+/// What one of the two saved is the same image for the other.
+fn exchange(host: &Host, peer: &Dockerd) -> Result<()> {
+    let id = |text: String| text.trim().to_owned();
+    let wanted = id(crate::support::ok(host, &["image", "inspect", "--format", "{{.Id}}", "box:1"])?);
+    let file = |name: &str| host.dir().join(name).to_string_lossy().into_owned();
+    crate::support::ok(host, &["tag", "box:1", "ours/box:1"])?;
+    crate::support::ok(host, &["save", "-o", &file("ours.tar"), "ours/box:1"])?;
+    peer.docker(&["load", "-i", &file("ours.tar")])?.success()?;
+    let there = id(peer.docker(&["image", "inspect", "--format", "{{.Id}}", "ours/box:1"])?.success()?);
+    ensure!(there == wanted, "ours is {there} for dockerd, not {wanted}");
+    peer.docker(&["tag", "box:1", "theirs/box:1"])?.success()?;
+    peer.docker(&["save", "-o", &file("theirs.tar"), "theirs/box:1"])?.success()?;
+    crate::support::ok(host, &["load", "-i", &file("theirs.tar")])?;
+    let here = id(crate::support::ok(host, &["image", "inspect", "--format", "{{.Id}}", "theirs/box:1"])?);
+    ensure!(here == wanted, "dockerd's is {here} for us, not {wanted}");
+    crate::support::ok(host, &["rmi", "ours/box:1", "theirs/box:1"])?;
+    peer.docker(&["rmi", "ours/box:1", "theirs/box:1"])?.success().map(|_| ())
+}
+
 #[test]
 fn the_whole_list_is_answered_as_by_a_genuine_dockerd() -> Result<()> {
     let name = "the list of command lines, beside dockerd";
@@ -244,6 +263,7 @@ fn the_whole_list_is_answered_as_by_a_genuine_dockerd() -> Result<()> {
         crate::support::ok(host, &["swarm", "init", "--advertise-addr", &cluster.address(0)])?;
         crate::box_image::load_as(host, &["box:1"], &["sh"], crate::box_image::Extra::default())?;
         peer.docker(&["load", "-q", "-i", &host.dir().join("box/box.tar").to_string_lossy()])?.success()?;
+        exchange(host, &peer)?;
         let dir = host.dir().join("list");
         files(&dir)?;
         let cases = list::read(include_str!("conformance.txt"))?;

@@ -137,6 +137,7 @@ fn entered(manager: &Host, far: &str) -> Result<()> {
     ensure!(run("timeout", &["300", "sh", "-c", &line])?.success()? == "question\nanswer\n");
     let refused = manager.ctl(&["task", "exec", "far.9", "true"])?;
     ensure!(refused.status == 3 && refused.stderr.contains("no such task"), "{refused:?}");
+    crate::task_commands::work(manager)?;
 
     let dir = manager.dir().join("copied");
     std::fs::create_dir_all(&dir)?;

@@ -114,6 +114,7 @@ impl World {
                 }
                 self.report(node);
             }
+            Down::Backends(changes) => self.backends_told(node, conn, *changes),
             Down::Networks { revision } => self.networks_told(node, revision),
             Down::Assigned(message) => self.assigned(node, conn, *message),
         }

@@ -1,6 +1,7 @@
 //! One task of a node: its machine, and the operations it asks for. `task/drive.rs` of the agent.
 
 use super::Timer;
+use super::leads::Held;
 use crate::container::Container;
 use crate::mutant::Mutant;
 use crate::world::World;
@@ -24,6 +25,8 @@ pub(super) struct Driven {
     pub unassigned: bool,
     /// Its container is being stopped.
     pub stops: bool,
+    /// It is to be stopped when nobody leads to it any more.
+    pub held: Option<Held>,
     /// The operation under way: what an earlier one brings is nobody's.
     pub op: u64,
 }
@@ -79,7 +82,7 @@ impl World {
                     let grace = self.agents[node].containers.get(id).map_or(1_000, |container| container.grace.as_millis() as u64);
                     let delay = self.takes(node, 10..grace);
                     let outcome = self.luck(Done::Stopped);
-                    self.operate(node, id, delay, outcome);
+                    self.hold_stop(node, id, delay, outcome);
                 }
                 Action::Release => {
                     let delay = self.takes(node, 5..100);
@@ -92,6 +95,7 @@ impl World {
                         agent.disk.remove(id);
                         agent.containers.remove(id);
                         agent.reports.forget(id);
+                        agent.leads.forget(id);
                     }
                 }
             }
@@ -105,12 +109,12 @@ impl World {
     }
 
     /// An operation begins, which ends so after `delay`.
-    fn operate(&mut self, node: &NodeId, id: &TaskId, delay: Duration, outcome: Done) {
+    pub(super) fn operate(&mut self, node: &NodeId, id: &TaskId, delay: Duration, outcome: Done) {
         let Some(agent) = self.agents.get_mut(node) else { return };
         agent.ops += 1;
         let op = agent.ops;
         if let Some(driven) = agent.tasks.get_mut(id) {
-            driven.op = op;
+            (driven.op, driven.held) = (op, None);
         }
         self.agent_after(node, delay, Timer::Task { task: id.clone(), op: Some(op), done: outcome });
     }
@@ -178,13 +182,19 @@ impl World {
                 Some(container) => {
                     (container.alive, container.since) = (true, self.now);
                     let (status, health) = (container.status(), container.health());
+                    if health.is_none() {
+                        self.watch.fit.insert(id.clone());
+                    }
                     self.container_starts(node, id);
                     Step::Started { container: status, health }
                 }
                 // What is not there cannot be started, and somebody says so.
                 None => Step::OperationFailed { temporary: false, words: "no such container".into() },
             },
-            Done::Healthy => Step::Healthy,
+            Done::Healthy => {
+                self.watch.fit.insert(id.clone());
+                Step::Healthy
+            }
             Done::Sick if self.mutant == Some(Mutant::IgnoresHealth) => return,
             Done::Sick => Step::Unhealthy("unhealthy".into()),
             Done::Ended => {

@@ -21,7 +21,7 @@ impl World {
         let found = agent.containers.get(&id).map_or(Recovered::Nothing, Container::found);
         let (machine, actions) = Machine::new(record.status.state, record.task.desired_state, found);
         agent.reports.remember(&id, record.status.clone());
-        agent.tasks.insert(id.clone(), Driven { record, machine, unassigned: false, stops: false, op: 0 });
+        agent.tasks.insert(id.clone(), Driven { record, machine, unassigned: false, stops: false, held: None, op: 0 });
         agent.save(&id);
         self.carry_out(node, &id, actions);
     }

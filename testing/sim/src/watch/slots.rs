@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 impl Watch {
     /// I4: whoever lets a task run, or makes one that is to run, has to be sure of those before it in its slot.
-    pub(super) fn releases(&mut self, commits: &[Commit], (before, after): (&View, &View), now: Moment) {
+    pub(super) fn releases(&mut self, commits: &[Commit], (seen, before, after): (&View, &View, &View), now: Moment) {
         for change in commits.iter().flat_map(|commit| &commit.changes) {
             let (task, is_new) = match change {
                 Change::Updated { old: Object::Task(old), new: Object::Task(new) }
@@ -29,8 +29,8 @@ impl Watch {
             let patience_over = !is_new && now + SLACK >= self.memory.born(&task.id).0 + MAX_STOP_WAIT;
             let same_place = |other: &&Arc<Task>| other.slot == task.slot && (task.slot != 0 || other.node_id == task.node_id);
             for other in before.tasks_of_service(service).filter(same_place).filter(|other| other.id != task.id) {
-                let is_down = |id: &NodeId| before.node(id).is_none_or(|node| node.status.state == NodeState::Down);
-                let silent = other.node_id.as_ref().is_none_or(|node| is_down(node) || self.memory.is_just_back(node, now));
+                let is_down = |id: &NodeId| seen.node(id).is_none_or(|node| node.status.state == NodeState::Down);
+                let silent = other.node_id.as_ref().is_none_or(is_down);
                 // Who does not satisfy its constraints any more is called rejected while it still stops, as in the original.
                 if after.task(&other.id).is_none_or(|other| other.status.state.is_terminal()) {
                     continue;
@@ -51,13 +51,16 @@ impl Watch {
     }
 
     /// I7: slots that an update begins in this commit, with those it has in work, are at most as many as it may have.
-    pub(super) fn update_steps(&mut self, commits: &[Commit], before: &View, after: &View) {
+    ///
+    /// A task that is stopped because its node takes none is not of the update. Whether it was so, who decided says: what has come
+    /// back while this was being written was still away for it.
+    pub(super) fn update_steps(&mut self, commits: &[Commit], (seen, before, after): (&View, &View, &View)) {
         let mut begun = BTreeMap::<&ServiceId, BTreeSet<(u64, Option<&NodeId>)>>::new();
         for change in commits.iter().flat_map(|commit| &commit.changes) {
             let Change::Updated { old: Object::Task(old), new: Object::Task(new) } = change else { continue };
             let Some(service) = new.service_id.as_ref().and_then(|id| after.service(id)) else { continue };
             let fine = |id: &NodeId| {
-                before.node(id).is_some_and(|node| {
+                seen.node(id).is_some_and(|node| {
                     node.status.state != NodeState::Down
                         && node.spec.availability != Availability::Drain
                         && Constraints::of(service.spec.task.placement.as_ref()).match_node(node)

@@ -1,0 +1,288 @@
+//! Where a node leads connections, and the wait before a task is stopped. A model of `network/` of the agent: `Picture::change`,
+//! `acknowledge` of `session/networks.rs`, `others_cleared` of `network/spanning.rs`.
+
+use super::session::Link;
+use super::{Agent, Done, Timer};
+use crate::backends::index_of;
+use crate::mutant::Mutant;
+use crate::queue::Moment;
+use crate::raft::short;
+use crate::wire::{ConnId, Up};
+use crate::world::World;
+use skep_proto::skep::NetworkChanges;
+use skep_proto::skep::network_endpoint::Readiness;
+use skep_types::{ClusterView as _, NetworkId, NodeId, NodeState, TaskId, TaskState, Version};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// `CLEARED_LIMIT` of the agent.
+const CLEARED_LIMIT: Duration = Duration::from_secs(20);
+/// After what could not be put in place.
+const RETRY: Duration = Duration::from_secs(1);
+/// The leader waits so long for a node that owes an acknowledgement, and for one that fails (`netstate/answering.rs`); messages under way are
+/// taken off the first.
+const OWING: Duration = Duration::from_secs(13);
+const FAILING: Duration = Duration::from_secs(5);
+/// A node that comes back has so long to catch up; what it has in place then it was asked to before.
+const SETTLING: Duration = Duration::from_secs(5);
+
+/// Tasks that connections are led to, by network.
+type Serving = BTreeSet<(NetworkId, TaskId)>;
+
+/// What a node knows of others and what it has done about it.
+#[derive(Default)]
+pub struct Leads {
+    known: BTreeMap<NetworkId, Known>,
+    revision: Version,
+    /// By the stream of this connection.
+    conn: ConnId,
+    cleared: BTreeSet<TaskId>,
+    /// Being put in place; what was said since then is put there afterwards.
+    programming: Option<(ConnId, Version, Serving)>,
+    stale: bool,
+    owing: Option<Moment>,
+    failing: Option<Moment>,
+    fails_until: Moment,
+    /// It was not waited for until then.
+    settles_until: Moment,
+    /// In the kernel.
+    serving: Serving,
+}
+
+/// One network. Tasks: whether connections may be led to them.
+#[derive(Default)]
+struct Known {
+    peers: BTreeSet<u32>,
+    tasks: BTreeMap<TaskId, bool>,
+}
+
+/// A stop that waits.
+#[derive(Debug)]
+pub struct Held {
+    delay: Duration,
+    outcome: Done,
+}
+
+impl Leads {
+    /// What is in the kernel and on the disk stays.
+    pub(super) fn process_dies(&mut self) {
+        self.programming = None;
+        self.cleared.clear();
+    }
+
+    pub(super) fn forget(&mut self, task: &TaskId) {
+        self.cleared.remove(task);
+    }
+
+    fn serving(&self) -> Serving {
+        let of = |(network, known): (&NetworkId, &Known)| {
+            let ready = known.tasks.iter().filter(|(_, ready)| **ready);
+            ready.map(|(task, _)| (network.clone(), task.clone())).collect::<Vec<_>>()
+        };
+        self.known.iter().flat_map(of).collect()
+    }
+
+    /// Whether another node may lead to the task (`Picture::is_known_elsewhere`).
+    fn is_known_elsewhere(&self, task: &TaskId, own: u32) -> bool {
+        self.known.values().any(|known| known.tasks.contains_key(task) && known.peers.iter().any(|peer| *peer != own))
+    }
+
+    /// The leader may have given it up, and goes on without it.
+    fn is_given_up(&self, now: Moment) -> bool {
+        let for_longer = |since: Option<Moment>, limit| since.is_some_and(|since| now >= since + limit);
+        now < self.settles_until || for_longer(self.owing, OWING) || for_longer(self.failing, FAILING)
+    }
+
+    /// Takes a message in; `false`: it tells of a part of what was not told before.
+    fn change(&mut self, changes: NetworkChanges, starting: bool) -> bool {
+        if changes.complete {
+            self.known.clear();
+        }
+        for delta in changes.networks {
+            let Ok(id) = delta.network_id.parse::<NetworkId>() else { return false };
+            if delta.removed {
+                self.known.remove(&id);
+                continue;
+            }
+            if changes.complete || delta.complete {
+                self.known.insert(id.clone(), Known::default());
+            }
+            let Some(known) = self.known.get_mut(&id) else { return false };
+            known.peers.retain(|peer| !delta.removed_peers.contains(peer));
+            known.peers.extend(delta.peers.iter().map(|peer| peer.node_index));
+            for task in delta.removed_endpoints.iter().filter_map(|task| task.parse::<TaskId>().ok()) {
+                known.tasks.remove(&task);
+            }
+            for endpoint in &delta.endpoints {
+                let Ok(task) = endpoint.task_id.parse() else { return false };
+                let readiness = endpoint.readiness();
+                known.tasks.insert(task, readiness == Readiness::Ready || (starting && readiness == Readiness::Starting));
+            }
+        }
+        self.revision = Version(changes.revision);
+        true
+    }
+}
+
+impl World {
+    /// A manager told of backends.
+    pub(super) fn backends_told(&mut self, node: &NodeId, conn: ConnId, changes: NetworkChanges) {
+        let (now, starting) = (self.now, self.mutant == Some(Mutant::LeadsToStarting));
+        let Some(agent) = self.agents.get_mut(node) else { return };
+        let (leads, tasks) = (&mut agent.leads, &agent.tasks);
+        let cleared = changes.cleared_tasks.iter().filter_map(|task| task.parse().ok());
+        leads.cleared.extend(cleared.filter(|task| tasks.contains_key(task)));
+        if !leads.change(changes, starting) {
+            let words = format!("node {} is told of a change in a network that it was not told of", short(node.as_str()));
+            return self.watch.fail("I13", words);
+        }
+        (leads.conn, leads.stale) = (conn, true);
+        leads.owing.get_or_insert(now);
+        if leads.programming.is_none() {
+            self.program(node, Duration::ZERO);
+        }
+        let held = self.agents[node].tasks.iter().filter(|(_, driven)| driven.held.is_some()).map(|(id, _)| id);
+        let ready: Vec<TaskId> = held.filter(|task| !self.others_may_lead_to(node, task)).cloned().collect();
+        for task in ready {
+            self.send_signal(node, &task, false);
+        }
+    }
+
+    /// Puts what is known now in place, which takes its time. Now and then a node is busy, or fails for a while.
+    fn program(&mut self, node: &NodeId, pause: Duration) {
+        let longest = if self.backend_dice.roll(12) == 0 { 2_000 } else { 80 };
+        let time = self.backend_dice.moment(5..longest);
+        let fails = !self.healed && self.backend_dice.roll(40) == 0;
+        let fails_for = self.backend_dice.moment(0..9_000);
+        let now = self.now;
+        let Some(agent) = self.agents.get_mut(node) else { return };
+        let (times, until) = agent.slow;
+        let time = if now < until { time * times } else { time };
+        let leads = &mut agent.leads;
+        if fails && now >= leads.fails_until {
+            leads.fails_until = now + fails_for;
+        }
+        leads.stale = false;
+        leads.programming = Some((leads.conn, leads.revision, leads.serving()));
+        self.agent_after(node, pause + time, Timer::Backends);
+    }
+
+    pub(super) fn backends_done(&mut self, node: &NodeId) {
+        let (now, healed) = (self.now, self.healed);
+        let Some(agent) = self.agents.get_mut(node) else { return };
+        let session = agent.session_up();
+        let leads = &mut agent.leads;
+        let Some((by, revision, serving)) = leads.programming.take() else { return };
+        let told = |session: Option<(ConnId, String)>| session.filter(|(conn, _)| *conn == by);
+        if now < leads.fails_until && !healed {
+            let is_news = leads.failing.is_none();
+            leads.failing.get_or_insert(now);
+            if let Some((conn, session)) = told(session).filter(|_| is_news) {
+                self.up(conn, Up::Backends { session, programmed: None });
+            }
+            return self.program(node, RETRY);
+        }
+        if leads.is_given_up(now) {
+            leads.settles_until = now + SETTLING;
+        }
+        let new: Vec<TaskId> = serving.difference(&leads.serving).map(|(_, task)| task.clone()).collect();
+        leads.serving = serving;
+        leads.failing = None;
+        leads.owing = leads.stale.then_some(now);
+        let again = leads.stale;
+        if let Some(task) = new.iter().find(|task| !self.watch.fit.contains(*task)) {
+            let words = format!("node {} leads to task {task}, which is not healthy yet", short(node.as_str()));
+            self.watch.fail("I13", words);
+        }
+        let late = new.iter().find(|task| self.watch.signalled.contains(*task)).filter(|_| self.is_waited_for(&self.agents[node]));
+        if let Some(task) = late {
+            let words = format!("node {} begins to lead to task {task}, which was sent SIGTERM", short(node.as_str()));
+            self.watch.fail("I13", words);
+        }
+        if let Some((conn, session)) = told(session) {
+            self.up(conn, Up::Backends { session, programmed: Some(revision) });
+        }
+        if again {
+            self.program(node, Duration::ZERO);
+        }
+    }
+
+    /// Whether the stop of a task waits for other nodes.
+    fn others_may_lead_to(&self, node: &NodeId, task: &TaskId) -> bool {
+        let Some(agent) = self.agents.get(node) else { return false };
+        self.watch.fit.contains(task) && !agent.leads.cleared.contains(task) && agent.leads.is_known_elsewhere(task, index_of(node))
+    }
+
+    /// A task is to be stopped: at once, or when nobody leads to it any more.
+    pub(super) fn hold_stop(&mut self, node: &NodeId, task: &TaskId, delay: Duration, outcome: Done) {
+        // The order counts: the operation before is nobody's from now on.
+        self.operate(node, task, delay, outcome.clone());
+        let may_lead = self.others_may_lead_to(node, task) && self.mutant != Some(Mutant::StopsUncleared);
+        let Some(agent) = self.agents.get_mut(node) else { return };
+        let follows = matches!(agent.link, Link::Up { .. });
+        let Some(driven) = agent.tasks.get_mut(task) else { return };
+        // One that fails or leaves with its node is nobody's to clear: no manager knows of it yet.
+        if driven.record.task.desired_state < TaskState::Shutdown || !follows {
+            return;
+        }
+        if !may_lead {
+            return self.check_signal(node, task);
+        }
+        agent.ops += 1;
+        let op = agent.ops;
+        (driven.op, driven.held) = (op, Some(Held { delay, outcome }));
+        self.agent_after(node, CLEARED_LIMIT, Timer::StopLimit { task: task.clone(), op });
+    }
+
+    pub(super) fn stop_limit(&mut self, node: &NodeId, task: &TaskId, op: u64) {
+        let driven = self.agents.get(node).and_then(|agent| agent.tasks.get(task));
+        if driven.is_some_and(|driven| driven.op == op && driven.held.is_some()) {
+            self.send_signal(node, task, true);
+        }
+    }
+
+    /// The wait is over. `too_long`: nobody said so.
+    fn send_signal(&mut self, node: &NodeId, task: &TaskId, too_long: bool) {
+        let driven = self.agents.get_mut(node).and_then(|agent| agent.tasks.get_mut(task));
+        let Some(Held { delay, outcome }) = driven.and_then(|driven| driven.held.take()) else { return };
+        if !too_long {
+            self.check_signal(node, task);
+        }
+        self.operate(node, task, delay, outcome);
+    }
+
+    /// I13: a task is sent SIGTERM while some node in touch leads to it.
+    fn check_signal(&mut self, node: &NodeId, task: &TaskId) {
+        // Who was called rejected while it runs is no endpoint any more for any manager.
+        let Some(stored) = self.raft.truth.task(task).filter(|task| task.status.state <= TaskState::Running) else { return };
+        let networks: Vec<NetworkId> = stored.networks.iter().map(|attached| attached.network.id.clone()).collect();
+        let leads_on = |agent: &Agent| {
+            let pair = |network: &NetworkId| (network.clone(), task.clone());
+            networks.iter().any(|network| agent.leads.serving.contains(&pair(network)) && self.has_interest(agent, network))
+        };
+        let mut others = self.agents.values().filter(|agent| agent.id != *node && self.is_waited_for(agent));
+        if let Some(other) = others.find(|agent| leads_on(agent)) {
+            let (node, other) = (short(node.as_str()), short(other.id.as_str()));
+            let words = format!("node {node} sends task {task} SIGTERM while node {other} leads to it");
+            return self.watch.fail("I13", words);
+        }
+        self.watch.signalled.insert(task.clone());
+    }
+
+    /// Whether a leader has to wait for the node: nothing disturbs it.
+    fn is_waited_for(&self, agent: &Agent) -> bool {
+        let is_up = self.raft.truth.node(&agent.id).is_some_and(|node| node.status.state != NodeState::Down);
+        is_up && self.watch.seconds_in_touch(&agent.id) > 5 && !agent.leads.is_given_up(self.now)
+    }
+
+    /// Whether connections can come from the node at all: from a task it has had for a while, or to a port that all nodes answer.
+    fn has_interest(&self, agent: &Agent, network: &NetworkId) -> bool {
+        let stands = |task: &TaskId| {
+            let stored = self.raft.truth.task(task).filter(|task| task.node_id.as_ref() == Some(&agent.id));
+            stored.is_some_and(|task| (TaskState::Assigned..=TaskState::Running).contains(&task.status.state))
+        };
+        let mut running = agent.containers.values().filter(|container| container.alive && self.now >= container.since + SETTLING);
+        self.raft.truth.network(network).is_some_and(|network| skep_plan::is_ingress(network))
+            || running.any(|container| container.addresses.iter().any(|(id, _)| id == network) && stands(&container.task))
+    }
+}
