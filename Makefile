@@ -54,11 +54,11 @@ unit: ## tests that need neither root nor daemons
 e2e: ## every scenario with real daemons, one host and many, genuine peers too; some with NAME=part (root)
 	scripts/test e2e $(NAME)
 
-sim: ## simulated clusters on virtual time: SEEDS=N of them, or SEED=n alone with all that happened
-	cargo run --release --quiet -p skep-sim -- $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
+sim: ## simulated clusters on virtual time: SEEDS=N of them, or SEED=n alone with all that happened; GROUP=1: groups of managers and their disks
+	cargo run --release --quiet -p skep-sim -- $(if $(GROUP),--group) $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),1000))
 
 sim-mutants: ## each fault put in on purpose must be found by one of SEEDS seeds
-	cargo run --release --quiet -p skep-sim -- --mutants --seeds $(or $(SEEDS),600)
+	cargo run --release --quiet -p skep-sim -- $(if $(GROUP),--group) --mutants --seeds $(or $(SEEDS),600)
 
 check: ## formatting, lints, crate arrows, pure crates stay pure
 	scripts/check
