@@ -2,6 +2,7 @@
 
 use super::audit::Depth;
 use super::gone::Gone;
+use super::ipvs::SomePorts;
 use super::overlay::remove_file_of_sandbox;
 use super::task::remove_namespace;
 use super::{Balancing, Known, Owner, Sandbox, refused};
@@ -25,8 +26,8 @@ impl Owner {
     /// returns all of them.
     pub(super) fn apply(&mut self, dirty: &Dirty) -> Result<(), NetlbError> {
         let Some(wanted) = self.wanted.clone() else { return Ok(()) };
-        if self.ipvs && !dirty.everything {
-            // What IPVS leads to is compared as a whole.
+        if self.ipvs && !dirty.everything && dirty.whole_networks() {
+            // Where the host leads ports depends on the sandbox that balances, which may be another one now.
             return self.apply(&Dirty::everything());
         }
         let mut errors = Vec::new();
@@ -42,10 +43,11 @@ impl Owner {
             for (id, part) in &dirty.networks {
                 match (wanted.networks.get(id), part) {
                     (Some(spread), Part::Whole) => self.apply_network(spread, &mut errors),
-                    (Some(spread), Part::Members(members)) => self.apply_members(spread, members, &mut errors),
+                    (Some(spread), Part::Members(members)) => self.apply_members(spread, members, &dirty.published, &mut errors),
                     (None, _) => errors.extend(self.join_nobody(id)),
                 }
             }
+            errors.extend(self.balance_ports(dirty).err());
         }
         if dirty.whole_networks() || dirty.host_routes {
             errors.extend(self.route_to_sandboxes().err());
@@ -84,15 +86,23 @@ impl Owner {
     }
 
     /// The same where only members differ; all of it if it is not known that the rest is in place.
-    fn apply_members(&mut self, spread: &Spread, members: &Members, errors: &mut Vec<NetlbError>) {
+    /// `ports` are those that may differ, for IPVS.
+    pub(super) fn apply_members(
+        &mut self,
+        spread: &Spread,
+        members: &Members,
+        ports: &BTreeSet<(Protocol, u16)>,
+        errors: &mut Vec<NetlbError>,
+    ) {
         let sandbox = self.sandboxes.get(&spread.network.id);
         if sandbox.is_none_or(|sandbox| sandbox.network != spread.network || !sandbox.is_settled()) {
             return self.apply_network(spread, errors);
         }
         errors.extend(self.join_members(spread, &members.addresses).err());
         failpoint!("netlb.apply.joined");
+        let ports = self.some_published_into(&spread.network, ports);
         if let Some(sandbox) = self.sandboxes.get_mut(&spread.network.id) {
-            errors.extend(sandbox.set_members(spread, members).err());
+            errors.extend(sandbox.set_members(spread, members, &ports).err());
         }
         failpoint!("netlb.apply.network");
     }
@@ -127,7 +137,7 @@ impl Owner {
             Some(which) => self.gone.led_by_host(which.iter().filter_map(|key| wanted.published.get(key)).flatten()),
             None => self.gone.led_by_host(wanted.ports()),
         }
-        let led = self.led_by_host(&wanted.published);
+        let led = self.led_by_host(&wanted.published, which);
         let published = led.as_ref().unwrap_or(&wanted.published);
         for (family, table, known) in &mut self.tables {
             if !needed && *known == Known::No {
@@ -233,12 +243,24 @@ impl Sandbox {
 
     /// Whether all that differs from what is wanted is what was not told yet.
     fn is_settled(&self) -> bool {
-        self.planned && self.told.as_ref().is_some_and(|told| told.is_done())
+        let balanced = self.balancing.as_ref().is_none_or(Balancing::is_known);
+        self.planned && balanced && self.told.as_ref().is_some_and(|told| told.is_done())
     }
 
-    /// The same for those members only, of a sandbox that is settled.
-    fn set_members(&mut self, wanted: &Spread, members: &Members) -> Result<(), NetlbError> {
-        self.tell_tables(|table, _| table.lead_members(wanted, members)).map(drop)
+    /// The same for those members and ports only, of a sandbox that is settled.
+    fn set_members(&mut self, wanted: &Spread, members: &Members, ports: &SomePorts) -> Result<(), NetlbError> {
+        self.planned = false;
+        let told = self.balance_some(wanted, &members.vips, ports)?;
+        self.tell_tables(|table, balancing| {
+            let addresses = told.addresses.iter().filter(|address| Family::of(**address) == table.table_family());
+            let marks = addresses.map(|address| (*address, balancing.and_then(|balancing| balancing.marks_served(*address))));
+            table.lead_members(wanted, members, &marks.collect())
+        })?;
+        self.planned = true;
+        if told.changed {
+            self.forget_led_elsewhere();
+        }
+        Ok(())
     }
 
     /// Whether anything was planned that was not told yet.

@@ -22,9 +22,11 @@ use std::net::IpAddr;
 /// The first of the marks. They mean something in a sandbox only, where nobody else has marks but the way back to nodes,
 /// which counts from 1; they come off before a packet leaves.
 const FIRST_MARK: u32 = 0x5000_0000;
+/// How many addresses can have marks.
+const NUMBERS: u32 = (u32::MAX - FIRST_MARK) / 2;
 
 /// The two marks of an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Marks(u32);
 
 impl Marks {
@@ -46,11 +48,17 @@ impl Marks {
     pub(crate) fn from_connections(mark: u32) -> Option<Self> {
         (mark >= FIRST_MARK && mark.is_multiple_of(2)).then_some(Self(mark))
     }
+
+    /// Those of which this is one.
+    fn containing(mark: u32) -> Option<Self> {
+        Self::from_connections(mark & !1)
+    }
 }
 
-/// What leads to tasks.
+/// What leads to tasks: all of it, or what may differ from before.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Leading<'a> {
+    /// One without backends is wanted no more.
     pub(crate) vips: &'a [Vip],
     pub(crate) published: &'a [PublishedPort],
     /// The sandbox's end of its link to the host, to which the host leads published ports. Empty for a network that has none.
@@ -61,6 +69,10 @@ pub(crate) struct Leading<'a> {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Balancer {
     marks: BTreeMap<IpAddr, Marks>,
+    /// The same the other way round.
+    by_mark: BTreeMap<(Family, Marks), IpAddr>,
+    /// Numbers below were given to an address of the family already: they are looked at again when there are no more.
+    next_number: BTreeMap<Family, u32>,
     /// The virtual addresses of which IPVS takes care; some only for what is still connected.
     served: BTreeSet<IpAddr>,
     wanted: BTreeMap<Asked, BTreeSet<Target>>,
@@ -71,19 +83,44 @@ pub(crate) struct Balancer {
 impl Balancer {
     /// One that goes on where an earlier run ended, with the marks that it had.
     pub(crate) fn with_marks(marks: BTreeMap<IpAddr, Marks>) -> Self {
-        Self { marks, ..Self::default() }
+        let by_mark = marks.iter().map(|(address, marks)| ((Family::of(*address), *marks), *address)).collect();
+        Self { marks, by_mark, ..Self::default() }
     }
 
-    /// Takes over what is wanted. `is` is what the kernel has: marks in use there stay with their address or with none.
-    pub(crate) fn want(&mut self, leading: Leading<'_>, is: &Services) {
-        let before = std::mem::take(&mut self.wanted);
+    /// Takes over all that is wanted. `is` is what the kernel has: marks in use there stay with their address or with none. Returns the
+    /// services that may differ: those that were wanted, that are, and that the kernel has.
+    pub(crate) fn want(&mut self, leading: Leading<'_>, is: &Services) -> BTreeSet<Asked> {
+        let known = self.marks.keys().filter_map(|address| self.services_of(*address)).flatten();
+        let mut wanted: BTreeMap<Asked, BTreeSet<Target>> =
+            self.wanted.keys().copied().chain(known).map(|asked| (asked, BTreeSet::new())).collect();
+        self.lead(leading, is, &mut wanted);
+        let every = wanted.keys().chain(is.keys()).copied().collect();
+        self.take_over(wanted);
+        every
+    }
+
+    /// The same where only these addresses and ports may differ; of the ports `published` has all that is left.
+    pub(crate) fn want_some(&mut self, leading: Leading<'_>, ports: &BTreeSet<(Protocol, u16)>, is: &Services) -> BTreeSet<Asked> {
+        let at = |entry: IpAddr| ports.iter().map(move |(protocol, port)| Asked::At { protocol: *protocol, address: entry, port: *port });
+        let mut wanted: BTreeMap<Asked, BTreeSet<Target>> =
+            leading.entries.iter().flat_map(|entry| at(*entry)).map(|asked| (asked, BTreeSet::new())).collect();
+        for asked in leading.vips.iter().filter_map(|vip| self.services_of(vip.address)).flatten() {
+            wanted.insert(asked, BTreeSet::new());
+        }
+        self.lead(leading, is, &mut wanted);
+        let touched = wanted.keys().copied().collect();
+        self.take_over(wanted);
+        touched
+    }
+
+    fn lead(&mut self, leading: Leading<'_>, is: &Services, wanted: &mut BTreeMap<Asked, BTreeSet<Target>>) {
         for Vip { address, backends } in leading.vips {
             let targets = backends.iter().filter(|backend| backend.is_ipv4() == address.is_ipv4());
             let targets: BTreeSet<Target> = targets.map(|backend| Target { address: *backend, port: 0 }).collect();
             if !targets.is_empty() {
                 let (family, marks) = (Family::of(*address), self.marks_of(*address, is));
                 for mark in [marks.connections(), marks.datagrams()] {
-                    self.wanted.entry(Asked::Marked { family, mark }).or_default().extend(&targets);
+                    wanted.entry(Asked::Marked { family, mark }).or_default().extend(&targets);
                 }
             }
         }
@@ -95,12 +132,29 @@ impl Balancer {
                     targets.map(|Backend { address, port }| Target { address: *address, port: *port }).collect();
                 if !targets.is_empty() {
                     let asked = Asked::At { protocol: *protocol, address: *entry, port: *port };
-                    self.wanted.entry(asked).or_default().extend(targets);
+                    wanted.entry(asked).or_default().extend(targets);
                 }
             }
         }
-        let gone = before.into_keys().filter(|asked| !self.wanted.contains_key(asked));
-        self.left = gone.filter_map(|asked| self.destination(asked)).collect();
+    }
+
+    /// Those without targets are wanted no more.
+    fn take_over(&mut self, wanted: BTreeMap<Asked, BTreeSet<Target>>) {
+        self.left.clear();
+        for (asked, targets) in wanted {
+            if !targets.is_empty() {
+                self.wanted.insert(asked, targets);
+            } else if self.wanted.remove(&asked).is_some() {
+                self.left.extend(self.destination(asked));
+            }
+        }
+    }
+
+    /// The services of a virtual address that has marks.
+    fn services_of(&self, address: IpAddr) -> Option<[Asked; 2]> {
+        let family = Family::of(address);
+        let marks = self.marks.get(&address)?;
+        Some([marks.connections(), marks.datagrams()].map(|mark| Asked::Marked { family, mark }))
     }
 
     fn marks_of(&mut self, address: IpAddr, is: &Services) -> Marks {
@@ -108,67 +162,82 @@ impl Balancer {
             return *marks;
         }
         let family = Family::of(address);
-        let same_family = self.marks.iter().filter(|(other, _)| Family::of(**other) == family);
-        let mut taken: BTreeSet<u32> = same_family.map(|(_, marks)| marks.0).collect();
-        taken.extend(is.keys().filter_map(|asked| match asked {
-            Asked::Marked { family: other, mark } if *other == family => Some(mark & !1),
-            Asked::Marked { .. } | Asked::At { .. } => None,
-        }));
-        let free = (0..).map(Marks::numbered).find(|marks| !taken.contains(&marks.0)).expect("there are fewer addresses than marks");
-        self.marks.insert(address, free);
-        free
+        let in_kernel = |mark| is.contains_key(&Asked::Marked { family, mark });
+        let is_free = |number: &u32| {
+            let marks = Marks::numbered(*number);
+            !self.by_mark.contains_key(&(family, marks)) && !in_kernel(marks.connections()) && !in_kernel(marks.datagrams())
+        };
+        let next = self.next_number.get(&family).copied().unwrap_or_default();
+        let mut numbers = (next..NUMBERS).chain(0..next);
+        let number = numbers.find(is_free).expect("there are fewer addresses than marks");
+        self.next_number.insert(family, (number + 1) % NUMBERS);
+        let marks = Marks::numbered(number);
+        self.marks.insert(address, marks);
+        self.by_mark.insert((family, marks), address);
+        marks
+    }
+
+    /// The virtual address that a service by mark is of.
+    pub(crate) fn address_of(&self, asked: Asked) -> Option<IpAddr> {
+        let Asked::Marked { family, mark } = asked else { return None };
+        self.by_mark.get(&(family, Marks::containing(mark)?)).copied()
     }
 
     /// Whom clients of a UDP service send to.
     fn destination(&self, asked: Asked) -> Option<(IpAddr, Option<u16>)> {
         match asked {
             Asked::At { protocol: Protocol::Udp, address, port } => Some((address, Some(port))),
-            Asked::At { .. } => None,
-            Asked::Marked { family, mark } => {
-                let mut of_family = self.marks.iter().filter(|(address, _)| Family::of(**address) == family);
-                of_family.find(|(_, marks)| marks.datagrams() == mark).map(|(address, _)| (*address, None))
-            }
+            Asked::Marked { .. } if is_of_datagrams(asked) => Some((self.address_of(asked)?, None)),
+            Asked::At { .. } | Asked::Marked { .. } => None,
         }
     }
 
-    /// What the kernel should have, given what it has. `exists` tells whether a task has that address.
-    pub(crate) fn services(&self, is: &Services, exists: impl Fn(IpAddr) -> bool) -> Services {
+    /// What the kernel should have of these services, given what it has. `exists` tells whether a task has that address.
+    pub(crate) fn services(&self, which: &BTreeSet<Asked>, is: &Services, exists: impl Fn(IpAddr) -> bool) -> Services {
         let open = TargetState { open: true, connections: 0 };
-        let mut services: Services =
-            self.wanted.iter().map(|(asked, targets)| (*asked, targets.iter().map(|target| (*target, open)).collect())).collect();
-        for (asked, targets) in is {
-            if is_of_datagrams(*asked) {
-                continue;
-            }
+        let mut services = Services::new();
+        for asked in which {
             let wanted = self.wanted.get(asked);
-            let leaving = targets.iter().filter(|(target, _)| !wanted.is_some_and(|wanted| wanted.contains(target)));
-            let staying = leaving.filter(|(target, state)| exists(target.address) && (state.open || state.connections > 0));
-            let closed: BTreeMap<Target, TargetState> =
-                staying.map(|(target, state)| (*target, TargetState { open: false, connections: state.connections })).collect();
-            if !closed.is_empty() {
-                services.entry(*asked).or_default().extend(closed);
+            let mut targets: BTreeMap<Target, TargetState> = wanted.into_iter().flatten().map(|target| (*target, open)).collect();
+            if !is_of_datagrams(*asked) {
+                let leaving = is.get(asked).into_iter().flatten();
+                let leaving = leaving.filter(|(target, _)| !wanted.is_some_and(|wanted| wanted.contains(target)));
+                let staying = leaving.filter(|(target, state)| exists(target.address) && (state.open || state.connections > 0));
+                targets.extend(staying.map(|(target, state)| (*target, TargetState { open: false, connections: state.connections })));
+            }
+            if !targets.is_empty() {
+                services.insert(*asked, targets);
             }
         }
         services
     }
 
-    /// Remembers what the kernel has now: which addresses are served, and the marks of those alone.
-    pub(crate) fn told(&mut self, services: &Services) {
-        let served = |address: &IpAddr, marks: &Marks| {
-            let family = Family::of(*address);
-            [marks.connections(), marks.datagrams()].into_iter().any(|mark| services.contains_key(&Asked::Marked { family, mark }))
-        };
-        self.marks.retain(|address, marks| served(address, marks));
-        self.served = self.marks.keys().copied().collect();
+    /// Remembers what the kernel has now of these services: which addresses are served, and the marks of those alone. Returns the virtual
+    /// addresses that they are of.
+    pub(crate) fn told(&mut self, which: &BTreeSet<Asked>, is: &Services) -> BTreeSet<IpAddr> {
+        let addresses: BTreeSet<IpAddr> = which.iter().filter_map(|asked| self.address_of(*asked)).collect();
+        for address in &addresses {
+            if self.services_of(*address).is_some_and(|services| services.iter().any(|asked| is.contains_key(asked))) {
+                self.served.insert(*address);
+                continue;
+            }
+            self.served.remove(address);
+            if let Some(marks) = self.marks.remove(address) {
+                self.by_mark.remove(&(Family::of(*address), marks));
+            }
+        }
+        addresses
+    }
+
+    /// The marks of that address, if it is served.
+    pub(crate) fn marks_served(&self, address: IpAddr) -> Option<Marks> {
+        self.served.contains(&address).then(|| self.marks.get(&address).copied()).flatten()
     }
 
     /// The virtual addresses of that family that are served, with their marks.
     pub(crate) fn marks(&self, family: Family) -> BTreeMap<IpAddr, Marks> {
-        self.marks
-            .iter()
-            .filter(|(address, _)| self.served.contains(*address) && Family::of(**address) == family)
-            .map(|(a, m)| (*a, *m))
-            .collect()
+        let of_family = self.served.iter().filter(|address| Family::of(**address) == family);
+        of_family.filter_map(|address| Some((*address, *self.marks.get(address)?))).collect()
     }
 
     /// Whether a UDP flow leads to none of the targets of what it was sent to.
@@ -192,9 +261,51 @@ fn is_of_datagrams(asked: Asked) -> bool {
     }
 }
 
-/// Those that still have targets which only keep what is connected: what is connected to them must be read before a step.
-pub(crate) fn closing(services: &Services) -> impl Iterator<Item = Asked> + '_ {
-    services.iter().filter(|(_, targets)| targets.values().any(|state| !state.open)).map(|(asked, _)| *asked)
+/// What the kernel has, and which services of it still have targets that only keep what is connected: what is connected to those must be
+/// read before a step.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Held {
+    services: Services,
+    closing: BTreeSet<Asked>,
+}
+
+impl From<Services> for Held {
+    fn from(services: Services) -> Self {
+        let closing = services.iter().filter(|(_, targets)| is_closing(targets)).map(|(asked, _)| *asked).collect();
+        Self { services, closing }
+    }
+}
+
+fn is_closing(targets: &BTreeMap<Target, TargetState>) -> bool {
+    targets.values().any(|state| !state.open)
+}
+
+impl Held {
+    pub(crate) fn services(&self) -> &Services {
+        &self.services
+    }
+
+    pub(crate) fn closing(&self) -> &BTreeSet<Asked> {
+        &self.closing
+    }
+
+    /// Those services of it.
+    pub(crate) fn some(&self, which: &BTreeSet<Asked>) -> Services {
+        which.iter().filter_map(|asked| Some((*asked, self.services.get(asked)?.clone()))).collect()
+    }
+
+    /// `None`: the service is there no more.
+    pub(crate) fn put(&mut self, asked: Asked, targets: Option<BTreeMap<Target, TargetState>>) {
+        if targets.as_ref().is_some_and(is_closing) {
+            self.closing.insert(asked);
+        } else {
+            self.closing.remove(&asked);
+        }
+        match targets {
+            Some(targets) => drop(self.services.insert(asked, targets)),
+            None => drop(self.services.remove(&asked)),
+        }
+    }
 }
 
 /// Whether IPVS spreads the port. It leads host-mode ports no better, knows them by number only, so one of several places would
@@ -243,17 +354,36 @@ mod tests {
         gone: BTreeSet<IpAddr>,
     }
 
+    const ENTRY: [u8; 4] = [169, 254, 64, 2];
+
     impl World {
         fn lead(&mut self, vips: &[Vip], published: &[PublishedPort]) -> Vec<ServiceChange> {
-            self.balancer.want(Leading { vips, published, entries: &[IpAddr::from([169, 254, 64, 2])] }, &self.kernel);
-            self.step()
+            let every = self.balancer.want(Leading { vips, published, entries: &[IpAddr::from(ENTRY)] }, &self.kernel);
+            self.step_of(every)
+        }
+
+        /// The same where only those may differ.
+        fn lead_some(&mut self, vips: &[Vip], published: &[PublishedPort], ports: &BTreeSet<(Protocol, u16)>) -> Vec<ServiceChange> {
+            let leading = Leading { vips, published, entries: &[IpAddr::from(ENTRY)] };
+            let mut touched = self.balancer.want_some(leading, ports, &self.kernel);
+            touched.extend(Held::from(self.kernel.clone()).closing());
+            self.step_of(touched)
         }
 
         fn step(&mut self) -> Vec<ServiceChange> {
-            let services = self.balancer.services(&self.kernel, |address| !self.gone.contains(&address));
-            let changes = difference(&self.kernel, &services);
-            self.kernel = services;
-            self.balancer.told(&self.kernel);
+            let every = self.balancer.wanted.keys().chain(self.kernel.keys()).copied().collect();
+            self.step_of(every)
+        }
+
+        fn step_of(&mut self, which: BTreeSet<Asked>) -> Vec<ServiceChange> {
+            let services = self.balancer.services(&which, &self.kernel, |address| !self.gone.contains(&address));
+            let mut held = Held::from(std::mem::take(&mut self.kernel));
+            let changes = difference(&held.some(&which), &services);
+            for asked in &which {
+                held.put(*asked, services.get(asked).cloned());
+            }
+            self.kernel = held.services;
+            self.balancer.told(&which, &self.kernel);
             changes
         }
 
@@ -383,6 +513,69 @@ mod tests {
         assert!(!stale(&world, flow((address(7), 53), (address(7), 53))), "of one task to another");
         world.lead(&[], &[]);
         assert!(stale(&world, flow(to_port, (address(2), 80))));
+    }
+
+    #[test]
+    fn of_many_services_only_what_is_named_or_leaving_is_looked_at() {
+        let mut world = World::default();
+        let many: Vec<Vip> = (0..200).map(|last| vip(last, &[1])).collect();
+        world.lead(&many, &[port(Protocol::Udp, &[1])]);
+        world.connect(1);
+        let mut touched = |vips: &[Vip], ports: &BTreeSet<(Protocol, u16)>| {
+            let leading = Leading { vips, published: &[], entries: &[IpAddr::from(ENTRY)] };
+            world.balancer.want_some(leading, ports, &world.kernel).len()
+        };
+        assert_eq!(touched(&[vip(7, &[2])], &BTreeSet::new()), 2);
+        assert_eq!(touched(&[], &[(Protocol::Udp, 8080), (Protocol::Tcp, 1)].into()), 2);
+        world.lead_some(&[vip(8, &[2])], &[], &BTreeSet::new());
+        assert_eq!(Held::from(world.kernel.clone()).closing().len(), 1, "its first backend keeps what is connected");
+    }
+
+    #[test]
+    fn changes_told_one_by_one_lead_where_all_of_it_leads() {
+        let mut random = 1u64;
+        let mut below = |most: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            u8::try_from((random >> 33) % most).unwrap()
+        };
+        let (mut some, mut all) = (World::default(), World::default());
+        let (mut vips, mut ports) = (BTreeMap::<u8, Vec<u8>>::new(), BTreeMap::<u16, Vec<u8>>::new());
+        let port_at = |number: u16, backends: &[u8]| PublishedPort { port: number, ..port(Protocol::Udp, backends) };
+        for round in 0..2_000 {
+            let backends: Vec<u8> = (0..below(4)).map(|_| 1 + below(9)).collect();
+            let (mut told_vips, mut told_ports, mut touched) = (Vec::new(), Vec::new(), BTreeSet::new());
+            if below(3) > 0 {
+                let last = 100 + below(6);
+                told_vips.push(vip(last, &backends));
+                vips.insert(last, backends);
+            } else {
+                let number = 8000 + u16::from(below(4));
+                touched.insert((Protocol::Udp, number));
+                told_ports.push(port_at(number, &backends));
+                ports.insert(number, backends);
+            }
+            let gone: BTreeSet<IpAddr> = (0..below(3)).map(|_| address(1 + below(9))).collect();
+            let connections = u32::from(below(2));
+            for world in [&mut some, &mut all] {
+                world.gone.clone_from(&gone);
+                world.connect(connections);
+            }
+            some.lead_some(&told_vips, &told_ports, &touched);
+            let vips: Vec<Vip> = vips.iter().map(|(last, backends)| vip(*last, backends)).collect();
+            let ports: Vec<PublishedPort> = ports.iter().map(|(number, backends)| port_at(*number, backends)).collect();
+            all.lead(&vips, &ports);
+            assert_eq!(
+                some.balancer.marks(Family::V4).keys().collect::<Vec<_>>(),
+                all.balancer.marks(Family::V4).keys().collect::<Vec<_>>()
+            );
+            assert!(
+                same(&some.kernel, &all.kernel) && same(&all.kernel, &some.kernel),
+                "round {round}: {:?} {:?}",
+                some.kernel,
+                all.kernel
+            );
+            assert_eq!(some.balancer.by_mark.len(), some.balancer.marks.len());
+        }
     }
 
     fn carry_out(kernel: &mut Services, change: ServiceChange) {

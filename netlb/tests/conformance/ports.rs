@@ -96,7 +96,7 @@ pub async fn a_port_that_is_published_no_more_refuses(mut scene: Scene) {
     }
     drop(kept);
     scene.cluster.ports.clear();
-    scene.cluster.tell(&scene.hosts).await;
+    scene.tell().await;
     scene.all_are_as_wanted().await;
 }
 

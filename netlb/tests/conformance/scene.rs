@@ -3,8 +3,11 @@
 use crate::hosts::*;
 use crate::support::*;
 use skep_netlb::*;
+use skep_types::TaskId;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
+use std::sync::Mutex;
 
 /// Runs one check of the list.
 pub fn run<F: Future<Output = ()>>(driver: LbDriver, name: &str, check: impl FnOnce(Scene) -> F) {
@@ -39,6 +42,8 @@ pub struct Scene {
     pub cluster: Cluster,
     /// `T1` and `T3` are on the first host, `T2` is on the second.
     pub tasks: Vec<PathBuf>,
+    /// What each host was told last.
+    told: Mutex<BTreeMap<u8, Wanted>>,
 }
 
 /// The virtual addresses, with what a client at `.99` and the gateway are called in that family.
@@ -47,7 +52,14 @@ pub const FAMILIES: [(&str, &str, &str); 2] =
 
 impl Scene {
     fn new(driver: LbDriver, world: World) -> Self {
-        Self { driver, _world: world, hosts: hosts_with(2, driver), cluster: Cluster::new(2, &[network(2, false)]), tasks: Vec::new() }
+        Self {
+            driver,
+            _world: world,
+            hosts: hosts_with(2, driver),
+            cluster: Cluster::new(2, &[network(2, false)]),
+            tasks: Vec::new(),
+            told: Mutex::default(),
+        }
     }
 
     /// Starts the three tasks on `network`.
@@ -86,7 +98,7 @@ impl Scene {
             Vip { address, backends }
         };
         self.cluster.vips = FAMILIES.map(|(vip, ..)| of(vip)).to_vec();
-        self.cluster.tell(&self.hosts).await;
+        self.tell().await;
     }
 
     /// Port 8080 of every host, TCP and UDP, leads to the tasks of these numbers from now on.
@@ -99,7 +111,22 @@ impl Scene {
         let backends: Vec<Backend> = self.addresses(numbers).map(|address| Backend { address, port: 80 }).collect();
         let port = |protocol| PublishedPort::new(protocol, 8080, PublishMode::Ingress { backends: backends.clone() });
         self.cluster.ports = vec![how(port(Protocol::Tcp)), how(port(Protocol::Udp))];
-        self.cluster.tell(&self.hosts).await;
+        self.tell().await;
+    }
+
+    /// Tells all hosts what differs from what they were told before, as a manager does, and waits until they are so.
+    pub async fn tell(&self) {
+        for host in &self.hosts {
+            let wanted = self.cluster.for_node(host.index);
+            let before = self.told.lock().unwrap().insert(host.index, wanted.clone());
+            match before.and_then(|before| difference(&before, &wanted)) {
+                Some(delta) => host.netlb.change(delta),
+                None => host.netlb.set_wanted(wanted),
+            };
+        }
+        for host in &self.hosts {
+            host.applied().await;
+        }
     }
 
     /// The task of that number has ended and everybody knows; what still talks to it is in this process, so its link goes by hand.
@@ -110,7 +137,7 @@ impl Scene {
         sh(&format!("nsenter --net={} ip link del eth0", self.tasks[usize::from(number) - 1].display()));
         let host = self.hosts.iter().find(|host| host.index == node).unwrap();
         host.netlb.remove_task(id).await.unwrap();
-        self.cluster.tell(&self.hosts).await;
+        self.tell().await;
     }
 
     fn addresses(&self, numbers: &[u8]) -> impl Iterator<Item = IpAddr> {
@@ -121,6 +148,7 @@ impl Scene {
 
     /// A host's daemon that begins anew.
     pub fn start(&self, index: u8) -> Host {
+        self.told.lock().unwrap().remove(&index);
         Host::balanced_by(index, self.driver)
     }
 
@@ -165,4 +193,37 @@ pub fn udp_client(netns: &std::path::Path, like: &str) -> UdpSocket {
 pub fn who(answer: Result<String, String>) -> String {
     let answer = answer.unwrap();
     answer.split(' ').next().unwrap().to_owned()
+}
+
+/// As a change; nothing if there are other networks than before.
+fn difference(before: &Wanted, now: &Wanted) -> Option<Delta> {
+    let spans = |wanted: &Wanted| wanted.networks.iter().map(|of| (of.network.clone(), of.overlay.clone())).collect::<Vec<_>>();
+    if spans(before) != spans(now) || before.encryption != now.encryption {
+        return None;
+    }
+    let mut delta = Delta::default();
+    for (old, new) in before.networks.iter().zip(&now.networks) {
+        let gone = old.endpoints.iter().map(|endpoint| (endpoint.task.clone(), None));
+        let come = new.endpoints.iter().filter(|endpoint| !old.endpoints.contains(endpoint));
+        let kept = |task: &TaskId| new.endpoints.iter().any(|endpoint| endpoint.task == *task);
+        let endpoints =
+            gone.filter(|(task, _)| !kept(task)).chain(come.map(|endpoint| (endpoint.task.clone(), Some(endpoint.clone())))).collect();
+        let dropped = old.vips.iter().filter(|vip| !new.vips.iter().any(|other| other.address == vip.address));
+        let told = new.vips.iter().filter(|vip| !old.vips.contains(vip));
+        let vips = dropped.map(|vip| (vip.address, None)).chain(told.map(|vip| (vip.address, Some(vip.backends.clone())))).collect();
+        delta.networks.insert(new.network.id.clone(), NetworkDelta::Members { endpoints, vips });
+    }
+    let ports = |wanted: &Wanted| {
+        let mut by_number: BTreeMap<(Protocol, u16), Vec<PublishedPort>> = BTreeMap::new();
+        wanted.published.iter().for_each(|port| by_number.entry((port.protocol, port.port)).or_default().push(port.clone()));
+        by_number
+    };
+    let (old, mut new) = (ports(before), ports(now));
+    for key in old.keys() {
+        new.entry(*key).or_default();
+    }
+    delta.published = new.into_iter().filter(|(key, ports)| old.get(key) != Some(ports)).collect();
+    let tasks = before.tasks.symmetric_difference(&now.tasks);
+    delta.tasks = tasks.map(|task| (task.clone(), now.tasks.contains(task))).collect();
+    Some(delta)
 }

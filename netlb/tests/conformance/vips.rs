@@ -128,7 +128,7 @@ pub async fn a_virtual_address_that_is_removed_keeps_what_is_connected(mut scene
     scene.lead_to(&[2]).await;
     let kept = keep(&client, 2);
     scene.cluster.vips.clear();
-    scene.cluster.tell(&scene.hosts).await;
+    scene.tell().await;
     for (vip, ..) in FAMILIES {
         refused(within(&client, || ask(vip, 80)));
     }
@@ -298,7 +298,7 @@ pub async fn nothing_is_left_of_what_is_removed(mut scene: Scene) {
     scene.cluster.vips.clear();
     // What is connected may go on: it ends when the tasks end.
     scene.cluster.tasks.retain(|(task, _)| task.task == skep_types::TaskId::for_test(9));
-    scene.cluster.tell(&scene.hosts).await;
+    scene.tell().await;
     assert_eq!(inside(&scene), before);
     for host in &scene.hosts {
         for number in [1, 2, 3, 9] {

@@ -39,8 +39,8 @@ pub(crate) struct SandboxTable {
 enum Vips {
     /// The table does it.
     Balanced(Balanced<IpAddr, IpAddr>),
-    /// Something else does it, by marks.
-    Marked(BTreeMap<IpAddr, Marks>),
+    /// Something else does it, by marks; backends are known all the same.
+    Marked { marks: BTreeMap<IpAddr, Marks>, backends: BTreeMap<IpAddr, BTreeSet<IpAddr>> },
 }
 
 /// What a sandbox's table is about.
@@ -59,7 +59,7 @@ impl SandboxTable {
         Self {
             family,
             gateway: gateways.find(|gateway| Family::of(*gateway) == family),
-            vips: if marks { Vips::Marked(BTreeMap::new()) } else { Vips::Balanced(balanced()) },
+            vips: if marks { Vips::marked() } else { Vips::Balanced(balanced()) },
             hairpin: BTreeSet::new(),
             uses: BTreeMap::new(),
             peers: BTreeMap::new(),
@@ -83,12 +83,12 @@ impl SandboxTable {
     /// Takes over what is wanted and says what that changes.
     pub(crate) fn lead(&mut self, InSandbox { spread, marks }: &InSandbox<'_>) -> Update {
         let mut update = Update::default();
-        if let Vips::Marked(known) = &mut self.vips {
-            update.changes = mark_anew(known, marks);
+        if let Vips::Marked { marks: known, .. } = &mut self.vips {
+            let every = known.keys().chain(marks.keys()).map(|address| (*address, marks.get(address).copied())).collect();
+            update.changes = mark_anew(known, &every);
         }
         update.flows_change = !update.changes.is_empty();
-        let known = self.vips.balanced().into_iter().flat_map(Balanced::keys);
-        let vips: BTreeSet<IpAddr> = known.chain(spread.vips.keys()).copied().collect();
+        let vips: BTreeSet<IpAddr> = self.vips.addresses().into_iter().chain(spread.vips.keys().copied()).collect();
         let mut moved: BTreeSet<IpAddr> = self.hairpin.iter().copied().collect();
         moved.extend(self.lead_vips(spread, &vips, &mut update));
         moved.extend(self.uses.keys());
@@ -109,9 +109,13 @@ impl SandboxTable {
         update
     }
 
-    /// The same where only these virtual addresses and tasks' addresses may differ; not where the table marks for another one.
-    pub(crate) fn lead_members(&mut self, spread: &Spread, members: &Members) -> Update {
+    /// The same where only these virtual addresses and tasks' addresses may differ, and those marks.
+    pub(crate) fn lead_members(&mut self, spread: &Spread, members: &Members, marks: &BTreeMap<IpAddr, Option<Marks>>) -> Update {
         let mut update = Update::default();
+        if let Vips::Marked { marks: known, .. } = &mut self.vips {
+            update.changes = mark_anew(known, marks);
+        }
+        update.flows_change = !update.changes.is_empty();
         let mut moved = self.lead_vips(spread, &members.vips, &mut update);
         moved.extend(&members.addresses);
         self.keep_apart(spread, moved, &mut update);
@@ -128,22 +132,27 @@ impl SandboxTable {
         };
         let mut moved = BTreeSet::new();
         let which = which.iter().filter(|vip| Family::of(**vip) == family);
-        let Vips::Balanced(vips) = &mut self.vips else {
-            self.uses.clear();
-            for backend in which.flat_map(wanted) {
-                *self.uses.entry(backend).or_default() += 1;
-            }
-            return moved;
-        };
         for vip in which {
-            let before: BTreeSet<IpAddr> = vips.get(vip).into_iter().flatten().copied().collect();
-            let changes = vips.set(vip, &wanted(vip));
-            if changes.is_empty() {
-                continue;
+            let before = self.vips.backends(vip);
+            match &mut self.vips {
+                Vips::Balanced(vips) => {
+                    let changes = vips.set(vip, &wanted(vip));
+                    if changes.is_empty() {
+                        continue;
+                    }
+                    update.changes.extend(changes);
+                    update.flows_change = true;
+                }
+                Vips::Marked { backends, .. } => {
+                    let wanted: BTreeSet<IpAddr> = wanted(vip).into_iter().collect();
+                    if wanted.is_empty() {
+                        backends.remove(vip);
+                    } else {
+                        backends.insert(*vip, wanted);
+                    }
+                }
             }
-            update.changes.extend(changes);
-            update.flows_change = true;
-            let after: BTreeSet<IpAddr> = vips.get(vip).into_iter().flatten().copied().collect();
+            let after = self.vips.backends(vip);
             for gone in before.difference(&after) {
                 if let Some(uses) = self.uses.get_mut(gone) {
                     *uses -= 1;
@@ -156,7 +165,7 @@ impl SandboxTable {
                 *self.uses.entry(*came).or_default() += 1;
             }
             moved.extend(before.symmetric_difference(&after));
-            let count = Some(after.len()).filter(|count| *count > 0);
+            let count = Some(after.len()).filter(|count| *count > 0 && self.vips.balanced().is_some());
             update.chains.extend(new_chain(&mut self.counts, count, |count| vip_chain(family, count)));
         }
         moved
@@ -214,7 +223,7 @@ impl SandboxTable {
             Set { name: "peers", key_kind: kind::ETHER, key_length: 6, holds: Holds::Data { kind: kind::MARK, length: 4 } },
         ]);
         let mut chains: Vec<Chain> = self.counts.iter().map(|count| vip_chain(family, *count)).collect();
-        let marked = matches!(self.vips, Vips::Marked(_));
+        let marked = matches!(self.vips, Vips::Marked { .. });
         chains.extend(if marked { marking_chains(family).to_vec() } else { vec![enter(family)] });
         chains.extend(sandbox_chains(family, self.gateway, marked));
         // What IPVS leads on is not forwarded but sent.
@@ -238,15 +247,34 @@ impl Vips {
     fn balanced(&self) -> Option<&Balanced<IpAddr, IpAddr>> {
         match self {
             Self::Balanced(vips) => Some(vips),
-            Self::Marked(_) => None,
+            Self::Marked { .. } => None,
+        }
+    }
+
+    fn marked() -> Self {
+        Self::Marked { marks: BTreeMap::new(), backends: BTreeMap::new() }
+    }
+
+    /// The virtual addresses that lead somewhere.
+    fn addresses(&self) -> BTreeSet<IpAddr> {
+        match self {
+            Self::Balanced(vips) => vips.keys().copied().collect(),
+            Self::Marked { backends, .. } => backends.keys().copied().collect(),
+        }
+    }
+
+    fn backends(&self, vip: &IpAddr) -> BTreeSet<IpAddr> {
+        match self {
+            Self::Balanced(vips) => vips.get(vip).into_iter().flatten().copied().collect(),
+            Self::Marked { backends, .. } => backends.get(vip).cloned().unwrap_or_default(),
         }
     }
 
     fn fill(&self, elements: &mut Elements) {
         match self {
             Self::Balanced(vips) => vips.fill(elements),
-            Self::Marked(known) => {
-                for (set, key, value) in known.iter().flat_map(|(address, of)| marked(*address, *of)) {
+            Self::Marked { marks, .. } => {
+                for (set, key, value) in marks.iter().flat_map(|(address, of)| marked(*address, *of)) {
                     elements.entry(set).or_default().insert(key, value);
                 }
             }
@@ -258,7 +286,7 @@ impl Vips {
         let mark = Holds::Data { kind: kind::MARK, length: 4 };
         let by_address = |name, holds| Set { name, key_kind: address, key_length: family.width(), holds };
         match self {
-            Self::Marked(_) => vec![by_address(CONNECTIONS, mark), by_address(DATAGRAMS, mark)],
+            Self::Marked { .. } => vec![by_address(CONNECTIONS, mark), by_address(DATAGRAMS, mark)],
             Self::Balanced(_) => vec![
                 by_address("vips", Holds::Verdicts),
                 Set {
@@ -272,13 +300,22 @@ impl Vips {
     }
 }
 
-fn mark_anew(known: &mut BTreeMap<IpAddr, Marks>, marks: &BTreeMap<IpAddr, Marks>) -> Vec<ElementChange> {
-    let gone = known.iter().filter(|(address, of)| marks.get(address) != Some(of)).flat_map(|(address, of)| marked(*address, *of));
-    let gone = gone.map(|(set, key, value)| ElementChange::Remove { set, key, value });
-    let came = marks.iter().filter(|(address, of)| known.get(address) != Some(of)).flat_map(|(address, of)| marked(*address, *of));
-    let changes = gone.chain(came.map(|(set, key, value)| ElementChange::Add { set, key, value })).collect();
-    known.clone_from(marks);
-    changes
+/// Takes over the marks of these addresses; `None`: it has none any more.
+fn mark_anew(known: &mut BTreeMap<IpAddr, Marks>, marks: &BTreeMap<IpAddr, Option<Marks>>) -> Vec<ElementChange> {
+    let (mut gone, mut came) = (Vec::new(), Vec::new());
+    for (address, now) in marks {
+        if known.get(address) == now.as_ref() {
+            continue;
+        }
+        let before = match now {
+            Some(now) => known.insert(*address, *now),
+            None => known.remove(address),
+        };
+        gone.extend(before.into_iter().flat_map(|of| marked(*address, of)));
+        came.extend(now.iter().flat_map(|of| marked(*address, *of)));
+    }
+    let gone = gone.into_iter().map(|(set, key, value)| ElementChange::Remove { set, key, value });
+    gone.chain(came.into_iter().map(|(set, key, value)| ElementChange::Add { set, key, value })).collect()
 }
 
 /// The map of the marks of connections, and that of datagrams.
@@ -508,18 +545,19 @@ mod tests {
         assert_eq!((update.chains.len(), update.changes.len()), (1, 4), "two slots, the verdict and the pair");
     }
 
+    fn members(addresses: &[u8], vips: &[u8]) -> Members {
+        let of = |last: &[u8]| last.iter().map(|last| IpAddr::from([10, 0, 0, *last])).collect();
+        Members { addresses: of(addresses), vips: of(vips) }
+    }
+
     #[test]
     fn of_many_only_what_is_named_is_looked_at() {
         let mut table = SandboxTable::new(Family::V4, &network(), false);
         table.lead(&inside(&spread(&[(100, &[1, 2]), (101, &[3])], &[1], &[])));
         let now = spread(&[(100, &[1, 4]), (101, &[])], &[4], &[]);
-        let members = |addresses: &[u8], vips: &[u8]| {
-            let set = |lasts: &[u8]| lasts.iter().map(|last| IpAddr::from([10, 0, 0, *last])).collect();
-            Members { addresses: set(addresses), vips: set(vips) }
-        };
-        let update = table.lead_members(&now, &members(&[], &[100]));
+        let update = table.lead_members(&now, &members(&[], &[100]), &BTreeMap::new());
         assert_eq!((update.changes.len(), update.flows_change), (3, true), "one slot for another, and a pair for who is here");
-        let update = table.lead_members(&now, &members(&[1, 4], &[]));
+        let update = table.lead_members(&now, &members(&[1, 4], &[]), &BTreeMap::new());
         assert_eq!((update.changes.len(), update.flows_change), (1, false), "one that is here no more");
         let update = table.lead(&inside(&now));
         assert_eq!(update.changes.len(), 2, "the other address, which was not named: {update:?}");
@@ -555,6 +593,27 @@ mod tests {
     }
 
     #[test]
+    fn tasks_behind_marked_addresses_are_kept_apart_change_by_change() {
+        let marks = Marks::from_connections(0x5000_0000);
+        let known: BTreeMap<IpAddr, Marks> = [(IpAddr::from([10, 0, 0, 100]), marks.unwrap())].into();
+        let mut table = SandboxTable::new(Family::V4, &network(), true);
+        table.lead(&InSandbox { spread: &spread(&[(100, &[1]), (101, &[1])], &[1, 2], &[]), marks: known });
+        let (one, two) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
+        assert_eq!(table.hairpin, [one].into());
+        let now = spread(&[(100, &[2]), (101, &[1])], &[1, 2], &[]);
+        table.lead_members(&now, &members(&[], &[100]), &[(IpAddr::from([10, 0, 0, 100]), marks)].into());
+        assert_eq!(table.hairpin, [one, two].into(), "it is behind the other one still");
+        let now = spread(&[(100, &[2])], &[1, 2], &[]);
+        let gone = [(IpAddr::from([10, 0, 0, 101]), None)].into();
+        let update = table.lead_members(&now, &members(&[], &[101]), &gone);
+        assert_eq!(table.hairpin, [two].into());
+        assert!(!update.flows_change, "{update:?}");
+        let gone = [(IpAddr::from([10, 0, 0, 100]), None)].into();
+        let update = table.lead_members(&spread(&[], &[1, 2], &[]), &members(&[], &[100]), &gone);
+        assert!(update.flows_change && table.hairpin.is_empty() && table.uses.is_empty(), "{update:?}");
+    }
+
+    #[test]
     fn whom_a_task_has_is_known_wherever_it_is_and_whether_or_not_a_way_leads_there() {
         let mut table = SandboxTable::new(Family::V4, &network(), false).resetting(true);
         let mut now = spread(&[(100, &[1])], &[1], &[]);
@@ -574,12 +633,15 @@ mod tests {
         let members = Members { addresses, vips: BTreeSet::new() };
         let key = vec![10, 0, 0, 9];
         put(&mut now, Some(&far));
-        let update = table.lead_members(&now, &members);
+        let update = table.lead_members(&now, &members, &BTreeMap::new());
         assert_eq!(update.changes, [ElementChange::Add { set: HERE, key: key.clone(), value: Value::Nothing }]);
         assert!(!update.flows_change);
         assert_eq!(table.table().elements[HERE].len(), 2);
         put(&mut now, None);
-        assert_eq!(table.lead_members(&now, &members).changes, [ElementChange::Remove { set: HERE, key, value: Value::Nothing }]);
+        assert_eq!(
+            table.lead_members(&now, &members, &BTreeMap::new()).changes,
+            [ElementChange::Remove { set: HERE, key, value: Value::Nothing }]
+        );
         assert_eq!(table.lead(&inside(&now)), Update::default());
     }
 
