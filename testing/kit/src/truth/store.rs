@@ -3,7 +3,7 @@ use crate::api::Api;
 use anyhow::{Result, bail};
 use skep_proto::v1::{self, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// All that networks follow from.
 #[derive(Debug, Clone, PartialEq)]
@@ -18,13 +18,29 @@ pub(super) struct Store {
 #[derive(Debug, Default)]
 pub(super) struct Expected {
     /// Virtual address and backend.
-    pub(super) backends: BTreeSet<(Ipv4Addr, Ipv4Addr)>,
+    pub(super) backends: BTreeSet<(IpAddr, IpAddr)>,
     /// Addresses that must be reached, and whether on this node.
-    pub(super) reached: BTreeMap<Ipv4Addr, bool>,
+    pub(super) reached: BTreeMap<IpAddr, bool>,
     /// Addresses that may be, in addition.
-    pub(super) may_be_reached: BTreeSet<Ipv4Addr>,
+    pub(super) may_be_reached: BTreeSet<IpAddr>,
     /// What names lead to, for a task of this node.
-    pub(super) names: BTreeMap<String, BTreeSet<Ipv4Addr>>,
+    pub(super) names: BTreeMap<String, BTreeSet<IpAddr>>,
+}
+
+impl Expected {
+    /// What of it is of IPv4, or of IPv6; without names.
+    pub(super) fn of(&self, v4: bool) -> Self {
+        Self {
+            backends: self.backends.iter().filter(|(vip, _)| vip.is_ipv4() == v4).copied().collect(),
+            reached: self.reached.iter().filter(|(address, _)| address.is_ipv4() == v4).map(|(address, here)| (*address, *here)).collect(),
+            may_be_reached: self.may_be_reached.iter().filter(|address| address.is_ipv4() == v4).copied().collect(),
+            names: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn names_addresses(&self) -> bool {
+        !self.reached.is_empty() || !self.may_be_reached.is_empty()
+    }
 }
 
 impl Store {
@@ -57,8 +73,7 @@ impl Store {
             }
             let Some(place) = nodes.get(&node.id).map(|number| &places[*number]) else { continue };
             for network in self.networks.iter().filter(|network| is_overlay(network)) {
-                let Some(inside) = self.tasks.iter().find(|task| task.node_id == node.id && runs(task) && address(task, network).is_some())
-                else {
+                let Some(inside) = self.tasks.iter().find(|task| task.node_id == node.id && runs(task) && is_on(task, network)) else {
                     continue;
                 };
                 let expected = self.expected(node, network, inside);
@@ -73,11 +88,13 @@ impl Store {
     fn expected(&self, node: &v1::Node, network: &v1::Network, inside: &v1::Task) -> Expected {
         let mut expected = Expected::default();
         for task in &self.tasks {
-            let Some(address) = address(task, network) else { continue };
+            let addresses = addresses(task, network);
             match state(task) {
-                TaskState::Starting | TaskState::Running => drop(expected.reached.insert(address, task.node_id == node.id)),
+                TaskState::Starting | TaskState::Running => {
+                    expected.reached.extend(addresses.map(|address| (address, task.node_id == node.id)));
+                }
                 TaskState::Assigned | TaskState::Accepted | TaskState::Preparing | TaskState::Ready => {
-                    expected.may_be_reached.insert(address);
+                    expected.may_be_reached.extend(addresses);
                 }
                 _ => {}
             }
@@ -85,26 +102,28 @@ impl Store {
         let is_ingress = network.spec.as_ref().is_some_and(|spec| spec.ingress);
         for service in &self.services {
             let tasks = || self.tasks.iter().filter(|task| task.service_id == service.id && runs(task));
-            let vips = |on: &v1::Network| -> Vec<Ipv4Addr> {
+            let vips = |on: &v1::Network| -> Vec<IpAddr> {
                 let all = service.endpoint.iter().flat_map(|endpoint| &endpoint.virtual_ips);
                 all.filter(|vip| vip.network_id == on.id).filter_map(|vip| bare(&vip.addr)).collect()
             };
             for vip in vips(network) {
-                expected.backends.extend(tasks().filter_map(|task| Some((vip, address(task, network)?))));
+                let backends = tasks().flat_map(|task| addresses(task, network)).filter(|address| address.is_ipv4() == vip.is_ipv4());
+                expected.backends.extend(backends.map(|address| (vip, address)));
             }
             let Some(name) = service.spec.as_ref().and_then(|spec| spec.annotations.as_ref()).map(|spec| spec.name.clone()) else {
                 continue;
             };
             // A task is answered from all networks that it is on.
-            let shared = self.networks.iter().filter(|other| {
-                is_overlay(other) && !other.spec.as_ref().is_some_and(|spec| spec.ingress) && address(inside, other).is_some()
-            });
+            let shared = self
+                .networks
+                .iter()
+                .filter(|other| is_overlay(other) && !other.spec.as_ref().is_some_and(|spec| spec.ingress) && is_on(inside, other));
             let shared: Vec<&v1::Network> = shared.collect();
-            let all: BTreeSet<Ipv4Addr> = tasks().flat_map(|task| shared.iter().filter_map(|on| address(task, on))).collect();
+            let all: BTreeSet<IpAddr> = tasks().flat_map(|task| shared.iter().flat_map(|on| addresses(task, on))).collect();
             if is_ingress || all.is_empty() || all.len() > look::MOST_ANSWERS {
                 continue;
             }
-            let virtual_ips: BTreeSet<Ipv4Addr> = shared.iter().flat_map(|on| vips(on)).collect();
+            let virtual_ips: BTreeSet<IpAddr> = shared.iter().flat_map(|on| vips(on)).collect();
             expected.names.insert(format!("tasks.{name}"), all.clone());
             expected.names.insert(name, if virtual_ips.is_empty() { all } else { virtual_ips });
         }
@@ -125,11 +144,15 @@ fn runs(task: &v1::Task) -> bool {
     state(task) == TaskState::Running && task.desired_state() == TaskState::Running
 }
 
-fn bare(text: &str) -> Option<Ipv4Addr> {
+fn bare(text: &str) -> Option<IpAddr> {
     text.split('/').next()?.parse().ok()
 }
 
-fn address(task: &v1::Task, network: &v1::Network) -> Option<Ipv4Addr> {
+fn addresses(task: &v1::Task, network: &v1::Network) -> impl Iterator<Item = IpAddr> {
     let on_it = |attachment: &&v1::NetworkAttachment| attachment.network.as_ref().is_some_and(|known| known.id == network.id);
-    task.networks.iter().find(on_it)?.addresses.iter().find_map(|text| bare(text))
+    task.networks.iter().find(on_it).into_iter().flat_map(|attachment| &attachment.addresses).filter_map(|text| bare(text))
+}
+
+fn is_on(task: &v1::Task, network: &v1::Network) -> bool {
+    addresses(task, network).next().is_some()
 }
