@@ -2,6 +2,8 @@
 
 #[path = "e2e_cluster_membership/drains.rs"]
 mod drains; // nodes that give their tasks up, and nodes that are lost
+#[path = "e2e_cluster_membership/zones.rs"]
+mod zones; // tasks spread over labels
 
 use anyhow::{Context, Result, ensure};
 use skep_kit::{Cluster, Dice, Journal, Scenario, eventually, fail_points, run};

@@ -1,5 +1,8 @@
 //! A service from `swarmctl service create` to answers on its port, and all that can be done with it.
 
+#[path = "e2e_service/policies.rs"]
+mod policies; // updates that roll back, restarts that end
+
 use anyhow::{Context, Result, ensure};
 use skep_kit::{Inventory, Lab, LabOptions, eventually, need_root};
 use std::collections::BTreeSet;

@@ -195,14 +195,18 @@ fn given_up(service: &Service, tasks: &[&Arc<Task>]) -> Option<Finding> {
         return None;
     }
     let policy = restart::policy(&service.spec.task);
+    let within = match policy.window {
+        Some(window) if !window.is_zero() => format!(" within its --restart-window of {}", about(window)),
+        _ => String::new(),
+    };
     let (why, cure) = match (policy.condition, policy.max_attempts) {
         (RestartCondition::Never, _) => ("--restart-condition is none".to_owned(), "--restart-condition any"),
         (RestartCondition::OnFailure, 0) => ("--restart-condition is on-failure, and it ended well".to_owned(), "--restart-condition any"),
         (RestartCondition::OnFailure, attempts) => {
-            (format!("its --restart-max-attempts {attempts} are used up, or it ended well"), "--restart-max-attempts 0")
+            (format!("its --restart-max-attempts {attempts} are used up{within}, or it ended well"), "--restart-max-attempts 0")
         }
         (RestartCondition::Any, attempts) if attempts > 0 => {
-            (format!("its --restart-max-attempts {attempts} are used up"), "--restart-max-attempts 0")
+            (format!("its --restart-max-attempts {attempts} are used up{within}"), "--restart-max-attempts 0")
         }
         (RestartCondition::Any, _) => return None,
     };
