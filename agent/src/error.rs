@@ -69,6 +69,10 @@ pub enum ExecError {
     CommandNotExecutable { command: String },
     #[error("mount source {path} does not exist on this node; make it or use a volume")]
     MountSourceMissing { path: String },
+    #[error("could not mount volume {volume} (type {kind}, device {device}){cure}")]
+    VolumeMount { volume: String, kind: String, device: String, cure: &'static str, source: io::Error },
+    #[error("volumes {volumes} could not be mounted within {seconds} s; is their server reachable from this node?")]
+    VolumeTimeout { volumes: String, seconds: u64 },
     #[error("user {user:?}: {reason}")]
     BadUser { user: String, reason: &'static str },
     #[error("working directory {dir:?} cannot be used: {reason}")]

@@ -70,6 +70,10 @@ impl ContainerdConfig {
         self.data_dir.join("agent/etc")
     }
 
+    pub(super) fn shelf(&self) -> super::volumes::Shelf {
+        super::volumes::Shelf { volumes: self.volumes_dir(), users: self.run_dir.join("volumes") }
+    }
+
     pub(super) fn volumes_dir(&self) -> PathBuf {
         self.data_dir.join("agent/volumes")
     }

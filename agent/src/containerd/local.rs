@@ -66,6 +66,7 @@ impl ContainerdExecutor {
         // As it will be, but for its addresses.
         let namespace = (!uses_host_network(task)).then(|| this.config.run_dir.join("netns").join(task.id.as_str()));
         let sandbox = Sandbox { namespace, ..Sandbox::default() };
+        this.mount_volumes(&task.id, spec(task)?).await?;
         let made = this.make_anew(task, &image, &sandbox, &mounts)?;
         let story = this.story_of(task, &image, &sandbox, &made);
         story.save(&this.config, &task.id).map_err(ExecError::io("note the parts of", task.id.as_str()))?;
@@ -89,7 +90,8 @@ impl ContainerdExecutor {
         this.remove_process(id).await?;
         failpoint!("agent.local.ended");
         let (container, network, logs) = tokio::join!(this.remove_container(id), this.network.detach(task), this.logs.finish(task));
-        container.and(network.map_err(ExecError::from)).and(logs)?;
+        let volumes = this.config.shelf().let_go(task);
+        container.and(network.map_err(ExecError::from)).and(logs).and(volumes)?;
         this.exits.untrack(id);
         this.prepared.lock().expect("no panic while held").remove(task);
         this.processes.lock().expect("no panic while held").remove(task);

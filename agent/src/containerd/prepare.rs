@@ -22,13 +22,16 @@ use prost::Message;
 use prost_types::Any;
 use skep_failpoint::failpoint;
 use skep_types::template;
-use skep_types::{ContainerSpec, HealthConfig, Task, TaskId};
+use skep_types::{ContainerSpec, HealthConfig, MountType, Task, TaskId};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// Keeps a snapshot from containerd's garbage collector while no container names it (dependencies 2a, pitfall 2).
 const GC_ROOT_LABEL: &str = "containerd.io/gc.root";
+/// A server that does not answer by then is a reason to try another node.
+const VOLUME_LIMIT: Duration = Duration::from_secs(60);
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// `containerd.runc.v1.Options`, as far as it is used.
@@ -110,6 +113,8 @@ impl Shared {
         mounts: Vec<RootMount>,
     ) -> Result<(), ExecError> {
         let log = LogOptions::of(task.log_driver.as_ref())?;
+        self.mount_volumes(&task.id, spec).await?;
+        failpoint!("agent.prepare.volumes");
         let (made, health) = self.make(task, spec, image, sandbox, payloads, &mounts)?;
         failpoint!("agent.prepare.files");
         self.logs.open(self.output_of(&task.id, spec.tty, log)).await?;
@@ -124,6 +129,22 @@ impl Shared {
         let stdin = made.stdin;
         self.prepared.lock().expect("no panic while held").insert(task.id.clone(), Prepared { mounts, terminal: spec.tty, stdin, health });
         Ok(())
+    }
+
+    /// Those that are mounts, by their driver's options. Their servers may be slow: nobody else waits for them.
+    pub(super) async fn mount_volumes(&self, task: &TaskId, spec: &ContainerSpec) -> Result<(), ExecError> {
+        let mounts: Vec<_> = spec.mounts.iter().filter(|mount| mount.kind == MountType::Volume).cloned().collect();
+        if mounts.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = spec.mounts.iter().map(|mount| mount.source.as_str()).collect();
+        let (shelf, task) = (self.config.shelf(), task.clone());
+        let work = tokio::task::spawn_blocking(move || volumes::mount_all(&mounts, &task, &shelf));
+        match tokio::time::timeout(VOLUME_LIMIT, work).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(ended)) => Err(ExecError::Runtime { step: "mount the volumes", reason: ended.to_string() }),
+            Err(_) => Err(ExecError::VolumeTimeout { volumes: names.join(", "), seconds: VOLUME_LIMIT.as_secs() }),
+        }
     }
 
     pub(super) fn story_of(&self, task: &Task, image: &ImageReady, sandbox: &Sandbox, made: &Made) -> Story {

@@ -105,7 +105,8 @@ impl Shared {
         failpoint!("agent.release.container");
         let snapshot = self.remove_snapshot(id, snapshotter).await;
         failpoint!("agent.release.snapshot");
-        let own = kept.map_or(Ok(()), |kept| volumes::remove_own(&self.config.volumes_dir(), &kept.own_volumes));
+        let remove_own = || kept.map_or(Ok(()), |kept| volumes::remove_own(&self.config.volumes_dir(), &kept.own_volumes));
+        let own = self.config.shelf().let_go(task).and_then(|()| remove_own());
         container.and(network.map_err(ExecError::from)).and(logs).and(snapshot).and(own)?;
         failpoint!("agent.release.volumes");
         self.config.task_etc(task).remove()?;

@@ -1,5 +1,8 @@
 //! Mounts of a service made ready: bind sources checked, volumes of the local driver made and filled, tmpfs options read.
 
+mod mounted; // volumes that are mounts: when, for whom
+mod options; // what their driver's options ask for; pure
+
 use super::copyup::{copy_tree, take_owner};
 use super::files::{PayloadFile, TaskDir, unix_mode};
 use super::rootfs;
@@ -9,11 +12,14 @@ use containerd_client::types::Mount as RootMount;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use skep_failpoint::failpoint;
-use skep_types::{ContainerSpec, Mount, MountPropagation, MountType, TaskId, VolumeOptions};
+use skep_types::{ContainerSpec, Driver, Mount, MountPropagation, MountType, TaskId};
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+
+pub use mounted::Shelf;
+pub(crate) use mounted::{options_of, unmount};
 
 /// What mounts are made from.
 pub struct Place<'a> {
@@ -66,10 +72,37 @@ pub fn make_ready(spec: &ContainerSpec, image_volumes: &[String], payloads: &[Pa
     Ok(ready)
 }
 
+/// Mounts the volumes that are mounts by their driver's options; before [`make_ready`]. May wait for servers.
+pub fn mount_all(mounts: &[Mount], task: &TaskId, shelf: &Shelf) -> Result<(), ExecError> {
+    let mut own = 0;
+    for mount in mounts.iter().filter(|mount| mount.kind == MountType::Volume) {
+        let driver = mount.volume.as_ref().and_then(|options| options.driver.as_ref());
+        check_driver(driver)?;
+        let name = match mount.source.as_str() {
+            "" => {
+                own += 1;
+                own_name(task, own - 1)
+            }
+            name => name.to_owned(),
+        };
+        shelf.take(&name, &driver.map(|driver| driver.options.clone()).unwrap_or_default(), task)?;
+    }
+    Ok(())
+}
+
+/// Of a volume that nobody gave a name.
+fn own_name(task: &TaskId, index: usize) -> String {
+    format!("{task}-{index}")
+}
+
 /// Removes the volumes that lived as long as their task.
 pub fn remove_own(volumes: &Path, names: &[String]) -> Result<(), ExecError> {
     for name in names {
         let path = volumes.join(name);
+        // What is mounted must never be emptied.
+        if options_of(&path).is_some() {
+            unmount(&path.join("_data"))?;
+        }
         match fs::remove_dir_all(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(ExecError::io("remove the volume", path)(error)),
             _ => {}
@@ -169,9 +202,9 @@ pub(crate) fn is_volume_name(name: &str) -> bool {
 /// A volume of the local driver: `<volumes>/<name>/_data`.
 fn volume(wish: &Mount, place: &Place<'_>, own: &mut Vec<String>) -> Result<ReadyMount, ExecError> {
     let options = wish.volume.clone().unwrap_or_default();
-    check_driver(&options)?;
+    check_driver(options.driver.as_ref())?;
     let name = if wish.source.is_empty() {
-        let name = format!("{}-{}", place.task, own.len());
+        let name = own_name(place.task, own.len());
         own.push(name.clone());
         name
     } else {
@@ -180,18 +213,23 @@ fn volume(wish: &Mount, place: &Place<'_>, own: &mut Vec<String>) -> Result<Read
     if !is_volume_name(&name) {
         return Err(bad(format!("{name:?} is not a volume name; use letters, digits, '_', '.' and '-'")));
     }
-    let data = place.volumes.join(&name).join("_data");
-    let new = !data.exists();
+    let dir = place.volumes.join(&name);
+    let data = dir.join("_data");
+    let is_mount = options_of(&dir).is_some();
+    let new = if is_mount { !dir.join("labels.json").exists() } else { !data.exists() };
     fs::create_dir_all(&data).map_err(ExecError::io("make the volume", &data))?;
     failpoint!("agent.volume.made");
     if new && !options.labels.is_empty() {
-        let path = place.volumes.join(&name).join("labels.json");
+        let path = dir.join("labels.json");
         let text = serde_json::to_vec(&options.labels).map_err(|error| ExecError::io("write", &path)(error.into()))?;
         fs::write(&path, text).map_err(ExecError::io("write", &path))?;
     }
     let source = if options.subpath.is_empty() {
-        if !options.no_copy {
-            fill_if_empty(&data, &wish.target, place)?;
+        match (is_mount, options.no_copy) {
+            // Whoever shares a directory or a server could lead the copy astray; nobody has seen a new memory file system.
+            (true, no_copy) => fill(&data, || mounted::take_fresh(&dir) && !no_copy, &wish.target, place, copy_tree)?,
+            (false, true) => {}
+            (false, false) => fill(&data, || true, &wish.target, place, copy_aside)?,
         }
         data
     } else {
@@ -203,14 +241,10 @@ fn volume(wish: &Mount, place: &Place<'_>, own: &mut Vec<String>) -> Result<Read
     Ok(ReadyMount { target: wish.target.clone(), kind: "bind", source, options: ["rbind", "rprivate", mode].map(str::to_owned).to_vec() })
 }
 
-fn check_driver(options: &VolumeOptions) -> Result<(), ExecError> {
-    match &options.driver {
+fn check_driver(driver: Option<&Driver>) -> Result<(), ExecError> {
+    match driver {
         Some(driver) if !matches!(driver.name.as_str(), "" | "local") => {
             Err(ExecError::Unsupported { what: format!("volume driver {}", driver.name), cure: "; use local" })
-        }
-        Some(driver) if !driver.options.is_empty() => {
-            let names: Vec<&str> = driver.options.keys().map(String::as_str).collect();
-            Err(ExecError::Unsupported { what: format!("option {} of volume driver local", names.join(", ")), cure: "; use a bind mount" })
         }
         _ => Ok(()),
     }
@@ -234,11 +268,20 @@ fn pin(inside: &fs::File, dir: &TaskDir) -> Result<PathBuf, ExecError> {
     Ok(at)
 }
 
-/// Copies what the image has at the target into an empty volume.
-fn fill_if_empty(data: &Path, target: &str, place: &Place<'_>) -> Result<(), ExecError> {
+/// Copies what the image has at the target into an empty volume, if that is wanted, by this way of copying.
+fn fill(
+    data: &Path,
+    is_wanted: impl FnOnce() -> bool,
+    target: &str,
+    place: &Place<'_>,
+    copy: fn(&Path, &Path) -> std::io::Result<()>,
+) -> Result<(), ExecError> {
     /// Two tasks may begin with the same volume.
     static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+    if !is_wanted() {
+        return Ok(());
+    }
     let empty = fs::read_dir(data).map_err(ExecError::io("read", data))?.next().is_none();
     // Most images have nothing there: then nothing needs to be mounted.
     if !empty || rootfs::open(&rootfs::layers(place.root), target).is_none() {
@@ -248,12 +291,12 @@ fn fill_if_empty(data: &Path, target: &str, place: &Place<'_>) -> Result<(), Exe
     fs::create_dir_all(&root).map_err(ExecError::io("make the directory", &root))?;
     mount_root(place.root, &root)?;
     failpoint!("agent.volume.root_mounted");
-    let copied = copy_target(&root, target, data);
+    let copied = copy_target(&root, target, data, copy);
     let unmounted = umount2(&root, MntFlags::MNT_DETACH).map_err(|errno| ExecError::io("unmount", &root)(errno.into()));
     copied.and(unmounted)
 }
 
-fn copy_target(root: &Path, target: &str, data: &Path) -> Result<(), ExecError> {
+fn copy_target(root: &Path, target: &str, data: &Path, copy: fn(&Path, &Path) -> std::io::Result<()>) -> Result<(), ExecError> {
     let dir = fs::File::open(root).map_err(ExecError::io("open", root))?;
     let how = OpenHow::new()
         .flags(OFlag::O_PATH | OFlag::O_CLOEXEC | OFlag::O_DIRECTORY)
@@ -261,16 +304,20 @@ fn copy_target(root: &Path, target: &str, data: &Path) -> Result<(), ExecError> 
     // A file, or a link that leads nowhere: nothing to copy.
     let Ok(inside) = openat2(&dir, Path::new(target.trim_start_matches('/')), how) else { return Ok(()) };
     let path = PathBuf::from(format!("/proc/self/fd/{}/", inside.as_raw_fd()));
-    // Beside the volume's files, where no container sees it: one that has the volume could put links in the way of the copy.
+    copy(&path, data).map_err(ExecError::io("fill the volume", data))
+}
+
+/// Copies beside the volume's files first, where no container sees it: one that has the volume could put links in the way of the copy.
+fn copy_aside(from: &Path, data: &Path) -> std::io::Result<()> {
     let aside = data.with_file_name("filling");
     let _ = fs::remove_dir_all(&aside); // of a copy that was cut short
-    fs::create_dir(&aside).map_err(ExecError::io("make the directory", &aside))?;
-    let copied = copy_tree(&path, &aside).and_then(|()| {
+    fs::create_dir(&aside)?;
+    let copied = copy_tree(from, &aside).and_then(|()| {
         failpoint!("agent.volume.copied");
         move_in(&aside, data)
     });
     let removed = fs::remove_dir_all(&aside);
-    copied.and(removed).map_err(ExecError::io("fill the volume", data))
+    copied.and(removed)
 }
 
 /// Moves the entries of one directory into another one, which takes over owner and mode. What is there already stays.
@@ -308,7 +355,7 @@ fn mount_root(mounts: &[RootMount], at: &Path) -> Result<(), ExecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use skep_types::{BindOptions, Driver, TmpfsOptions};
+    use skep_types::{BindOptions, TmpfsOptions, VolumeOptions};
 
     fn ready(mounts: Vec<Mount>, image: &[&str]) -> Result<Ready, ExecError> {
         let dir = tempfile::tempdir().unwrap();

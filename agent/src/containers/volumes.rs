@@ -1,7 +1,7 @@
 //! The volumes of this node, of its one driver `local`: `<data>/agent/volumes/<name>/_data`, labels beside it.
 
 use super::ContainersError;
-use crate::containerd::is_volume_name;
+use crate::containerd::{is_volume_name, options_of, unmount};
 use skep_types::{Labels, Timestamp};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -103,13 +103,17 @@ impl Volumes {
     pub fn remove(&self, name: &str) -> Result<(), ContainersError> {
         let volume = self.find(name).ok_or_else(|| ContainersError::NoSuchVolume { volume: name.to_owned() })?;
         let dir = self.0.join(volume.name);
+        // What is mounted must never be emptied.
+        if options_of(&dir).is_some() {
+            unmount(&dir.join("_data")).map_err(|error| ContainersError::io("unmount", &dir)(std::io::Error::other(error.words())))?;
+        }
         fs::remove_dir_all(&dir).map_err(ContainersError::io("remove the volume", dir))
     }
 
-    /// Bytes that its files take on the disk.
+    /// Bytes that its files take on the disk; 0 for one that is a mount, of a server perhaps.
     #[must_use]
     pub fn size(&self, name: &str) -> u64 {
-        self.find(name).map_or(0, |volume| size(&volume.mountpoint))
+        self.find(name).filter(|_| options_of(&self.0.join(name)).is_none()).map_or(0, |volume| size(&volume.mountpoint))
     }
 }
 

@@ -2,6 +2,8 @@
 
 #[path = "e2e_service/policies.rs"]
 mod policies; // updates that roll back, restarts that end
+#[path = "e2e_service/volumes.rs"]
+mod volumes; // volumes that are mounts
 
 use anyhow::{Context, Result, ensure};
 use skep_kit::{Inventory, Lab, LabOptions, eventually, need_root};
