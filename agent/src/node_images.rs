@@ -4,11 +4,11 @@ use crate::error::{ImageError, chain};
 use crate::executor::{ImageConfig, ImageReady, Images};
 use async_trait::async_trait;
 use futures_util::Stream;
-use skep_images::{Auth, Image, ImageStore, Phase, Progress, Reference};
+use skep_images::{Auth, Distribution, Image, ImageStore, Phase, Progress, Reference};
 use skep_proto::skep::local_images_server::LocalImages;
 use skep_proto::skep::{
-    Image as WireImage, ImageProgress, ListImagesRequest, ListImagesResponse, LoadImageChunk, LoadImageResponse, PullImageRequest,
-    RemoveImageRequest, RemoveImageResponse,
+    Image as WireImage, ImagePlatform, ImageProgress, ListImagesRequest, ListImagesResponse, LoadImageChunk, LoadImageResponse,
+    PullImageRequest, RemoveImageRequest, RemoveImageResponse, ResolveImageRequest, ResolveImageResponse,
 };
 use skep_types::HealthConfig;
 use std::io;
@@ -23,6 +23,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// Progress on its way to a client; what does not fit is left out, the next says more.
 const PROGRESS: usize = 32;
+
+/// How long a registry has to say what a name stands for: whoever creates a service waits for it.
+const RESOLVE_LIMIT: Duration = Duration::from_secs(4);
 
 /// Wraps the image store of this node. Cheap to clone.
 #[derive(Clone)]
@@ -155,6 +158,36 @@ fn progress(event: &Progress) -> ImageProgress {
     ImageProgress { layer, phase: phase.into(), done_bytes: event.done, total_bytes: event.total, image: None }
 }
 
+/// What a service is to have of what the registry said.
+fn resolved(reference: &Reference, found: Distribution) -> ResolveImageResponse {
+    let pinned = match reference.digest() {
+        Some(_) => reference.to_string(),
+        None => format!("{reference}@{}", found.digest),
+    };
+    let mut platforms: Vec<ImagePlatform> = Vec::new();
+    // Attestations stand in an index as images for an unknown system.
+    for one in found.platforms.into_iter().filter(|one| one.os != "unknown") {
+        let platform = ImagePlatform { os: one.os, architecture: one.architecture, variant: one.variant.unwrap_or_default() };
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    ResolveImageResponse { pinned, platforms, ..ResolveImageResponse::default() }
+}
+
+impl NodeImages {
+    async fn ask_registry(&self, reference: &Reference, auth: Option<&Auth>) -> ResolveImageResponse {
+        // If containerd does not answer, the registry may.
+        if reference.is_of_default_registry() && self.store.is_named_here(reference).await.unwrap_or(false) {
+            return ResolveImageResponse { local: true, ..ResolveImageResponse::default() };
+        }
+        match self.store.distribution(reference, auth).await {
+            Ok(found) => resolved(reference, found),
+            Err(error) => ResolveImageResponse { reason: chain(&error), ..ResolveImageResponse::default() },
+        }
+    }
+}
+
 type ProgressStream = Pin<Box<dyn Stream<Item = Result<ImageProgress, Status>> + Send>>;
 
 #[async_trait]
@@ -190,6 +223,18 @@ impl LocalImages for NodeImages {
         Ok(Response::new(LoadImageResponse { images: images.iter().map(wire).collect() }))
     }
 
+    async fn resolve(&self, request: Request<ResolveImageRequest>) -> Result<Response<ResolveImageResponse>, Status> {
+        let request = request.into_inner();
+        let reference = reference(&request.reference)?;
+        let auth = Auth::parse(&request.registry_auth).map_err(|error| Status::invalid_argument(format!("registry_auth: {error}")))?;
+        let asked = tokio::time::timeout(RESOLVE_LIMIT, self.ask_registry(&reference, auth.as_ref())).await;
+        let late = || ResolveImageResponse {
+            reason: format!("registry {} did not answer within {} s", reference.domain(), RESOLVE_LIMIT.as_secs()),
+            ..ResolveImageResponse::default()
+        };
+        Ok(Response::new(asked.unwrap_or_else(|_| late())))
+    }
+
     async fn remove(&self, request: Request<RemoveImageRequest>) -> Result<Response<RemoveImageResponse>, Status> {
         let text = request.into_inner().reference;
         match self.store.remove(&reference(&text)?).await {
@@ -203,4 +248,34 @@ impl LocalImages for NodeImages {
 /// A stream of the one value a future gives.
 fn async_stream<T: Send + 'static>(future: impl Future<Output = T> + Send + 'static) -> impl Stream<Item = T> + Send {
     futures_util::stream::once(future)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skep_images::Platform;
+
+    #[test]
+    fn a_service_gets_the_digest_and_each_platform_once() {
+        let platform = |os: &str, architecture: &str| Platform { os: os.into(), architecture: architecture.into(), variant: None };
+        let digest: skep_images::Digest = format!("sha256:{}", "a".repeat(64)).parse().unwrap();
+        let found = Distribution {
+            media_type: String::new(),
+            digest: digest.clone(),
+            size: 7,
+            platforms: vec![
+                platform("linux", "amd64"),
+                platform("unknown", "unknown"),
+                platform("linux", "amd64"),
+                platform("linux", "arm64"),
+            ],
+        };
+        let name = |text: &str| Reference::parse(text).unwrap();
+        let answer = resolved(&name("nginx"), found.clone());
+        assert_eq!(answer.pinned, format!("nginx:latest@{digest}"));
+        let architectures: Vec<&str> = answer.platforms.iter().map(|platform| platform.architecture.as_str()).collect();
+        assert_eq!(architectures, ["amd64", "arm64"]);
+        let pinned = format!("r.example/team/app:v1@sha256:{}", "b".repeat(64));
+        assert_eq!(resolved(&name(&pinned), found).pinned, pinned);
+    }
 }

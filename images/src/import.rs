@@ -22,7 +22,7 @@ use crate::image::Image;
 use crate::manifest::{Descriptor, MAX_CONFIG, MAX_MANIFEST};
 use crate::progress::Listeners;
 use crate::reference::Reference;
-use crate::store::{ImageStore, Lease, OpenBlob, StoreError};
+use crate::store::{ImageStore, Lease, OpenBlob, Origin, StoreError};
 
 pub use self::archive::Limits;
 pub use self::error::ArchiveError;
@@ -106,7 +106,7 @@ impl ImageStore {
         }
         self.unpack(lease, assembly.content(), &Listeners::default()).await?;
         failpoint!("images.load.unpacked");
-        let content = self.record(lease, &assembly, &found.names).await?;
+        let content = self.record(lease, &assembly, &found.names, Origin::Here).await?;
         Ok(found.names.into_iter().map(|name| Image::new(name, content.clone())).collect())
     }
 

@@ -1,6 +1,6 @@
 //! Container images: how a name becomes a root file system in containerd.
 //!
-//! What this crate does: parses references, pulls from registries and pushes to them, loads and saves archives, keeps images in containerd's
+//! What this crate does: parses references, asks registries, pulls from them and pushes to them, loads and saves archives, keeps images in containerd's
 //! content store, unpacks them by its snapshotter, prepares snapshots for containers, and makes small images.
 //! What it does not: it knows no tasks, starts no containers, and decides nothing about when to pull.
 //!
@@ -21,6 +21,7 @@ mod auth; // credentials
 mod backoff; // waiting between attempts
 mod build; // making small images
 mod digest; // sha256
+mod distribution; // what a registry says of an image
 mod error; // what a caller gets
 mod gates; // one at a time per key
 mod image; // what is known of an image
@@ -39,6 +40,7 @@ pub use containerd_client::types::Mount;
 pub use auth::{Auth, AuthError};
 pub use build::{BuildError, FileSource, ImageBuilder, ImageConfig, LayerFile, build_image_archive};
 pub use digest::{Digest, DigestError, Hasher, chain_id};
+pub use distribution::Distribution;
 pub use error::ImageError;
 pub use image::Image;
 pub use import::{ArchiveError, Limits};

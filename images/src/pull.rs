@@ -23,7 +23,7 @@ use crate::manifest::{Descriptor, MAX_CONFIG};
 use crate::progress::{Listeners, Phase, Progress};
 use crate::reference::Reference;
 use crate::registry::RegistryError;
-use crate::store::{ImageStore, Lease, StoreError};
+use crate::store::{ImageStore, Lease, Origin, StoreError};
 
 /// As Docker: more gains little on one line and is unkind to registries.
 const PARALLEL_LAYERS: usize = 3;
@@ -118,7 +118,7 @@ impl Job {
         self.fetch_and_unpack(lease, assembly.content()).await?;
         failpoint!("images.pull.unpacked");
         let names = [self.reference.clone()];
-        let content = self.store.record(lease, &assembly, &names).await?;
+        let content = self.store.record(lease, &assembly, &names, Origin::Registry).await?;
         failpoint!("images.pull.recorded");
         Ok(Image::new(self.reference.clone(), content))
     }

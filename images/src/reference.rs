@@ -81,6 +81,11 @@ impl Reference {
         Ok(Self { domain, path, tag, digest })
     }
 
+    /// Whether people need not write its registry.
+    pub fn is_of_default_registry(&self) -> bool {
+        self.domain == DEFAULT_DOMAIN
+    }
+
     /// The registry's host and port as written, `docker.io` for the default one.
     pub fn domain(&self) -> &str {
         &self.domain

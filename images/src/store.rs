@@ -19,6 +19,7 @@ use futures_util::stream::BoxStream;
 use self::client::Containerd;
 use self::content::Labels;
 use self::lease::ActiveLeases;
+pub(crate) use self::records::Origin;
 use self::snapshot::SNAPSHOTTER;
 use crate::assembly::{Assembly, Document, Next, Resolver};
 use crate::digest::{Digest, chain_id};
@@ -114,6 +115,13 @@ impl ImageStore {
         Ok(content.map(|content| Image::new(reference.clone(), content)))
     }
 
+    /// Whether this very name, without a digest, was given to an image on this node, by an archive or by [`tag`](Self::tag), so that no registry
+    /// need know it.
+    pub async fn is_named_here(&self, reference: &Reference) -> Result<bool, ImageError> {
+        let named = self.inner.containerd.named(&reference.local_name()).await?;
+        Ok(reference.digest().is_none() && named.is_some_and(|named| named.origin == Origin::Here))
+    }
+
     async fn find_target(&self, reference: &Reference) -> Result<Option<Descriptor>, ImageError> {
         let named = self.inner.containerd.named(&reference.local_name()).await?;
         let Some(digest) = reference.digest() else { return Ok(named.map(|named| named.target)) };
@@ -154,7 +162,7 @@ impl ImageStore {
     pub async fn tag(&self, image: &Image, reference: &Reference) -> Result<Image, ImageError> {
         let lease = self.lease("tag", image.target()).await?;
         let name = reference.local_name();
-        let named = self.inner.containerd.set_name(lease.id(), &name, &image.content().target).await;
+        let named = self.inner.containerd.set_name(lease.id(), &name, &image.content().target, Origin::Here).await;
         lease.release(&self.inner.containerd).await?;
         named?;
         Ok(Image::new(reference.clone(), Arc::clone(image.content())))
@@ -313,7 +321,13 @@ impl ImageStore {
     }
 
     /// Writes the documents of an image whose layers are stored and unpacked, and gives it its names.
-    pub(crate) async fn record(&self, lease: &Lease, assembly: &Assembly, names: &[Reference]) -> Result<Arc<ImageContent>, ImageError> {
+    pub(crate) async fn record(
+        &self,
+        lease: &Lease,
+        assembly: &Assembly,
+        names: &[Reference],
+        origin: Origin,
+    ) -> Result<Arc<ImageContent>, ImageError> {
         for document in assembly.documents(SNAPSHOTTER) {
             let labels: Labels = document.labels.into_iter().collect();
             self.inner.containerd.put_blob(lease.id(), &document.data, &document.digest, labels).await?;
@@ -321,7 +335,7 @@ impl ImageStore {
         }
         let content = Arc::clone(assembly.content());
         for name in names {
-            self.inner.containerd.set_name(lease.id(), &name.local_name(), &content.target).await?;
+            self.inner.containerd.set_name(lease.id(), &name.local_name(), &content.target, origin).await?;
         }
         if let Some(chain_id) = &content.chain_id {
             self.remember_unpacked(chain_id);

@@ -106,7 +106,7 @@ fn docker_backend(parts: &NodeParts, routes: &Routes, board: &Board, node: Local
         cluster: Arc::new(ClusterCalls::new(routes, board.clone())),
         node: Arc::new(ThisNode::new(Arc::clone(config), board.clone(), node)?),
         containers: Arc::new(NodeContainers::new(board.clone())),
-        images: Arc::new(NodeImages::new(parts.image_store().clone(), config.insecure_registries.clone(), told.clone())),
+        images: Arc::new(NodeImages::new(parts.image_store().clone(), told.clone())),
         volumes: Arc::new(NodeVolumes::new(&config.data_dir, board.clone(), told.clone())),
         happenings: Arc::new(NodeHappenings::new(board.clone(), told)),
     })

@@ -39,6 +39,7 @@ fn main() -> io::Result<()> {
             ".skep.v1.BackupRequest",
             ".skep.v1.RestoreStart",
             ".skep.v1.PullImageRequest",
+            ".skep.v1.ResolveImageRequest",
         ])
         .file_descriptor_set_path(&described)
         .compile_with_config(messages, &files, &["proto"])?;

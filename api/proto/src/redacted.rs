@@ -29,4 +29,5 @@ redacted!(
     crate::skep::BackupRequest,
     crate::skep::RestoreStart,
     crate::skep::PullImageRequest,
+    crate::skep::ResolveImageRequest,
 );

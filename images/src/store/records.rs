@@ -13,10 +13,22 @@ use super::error::{StoreError, found};
 use crate::digest::Digest;
 use crate::manifest::Descriptor;
 
+/// Marks a name that was given on this node; one that came from a registry has it not, or empty.
+const GIVEN_HERE: &str = "dev.skep.image-given-here";
+
+/// Where a name comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    Registry,
+    /// Loaded from an archive, or a further name of an image.
+    Here,
+}
+
 /// A name and what it points to.
 pub(super) struct Named {
     pub name: String,
     pub target: Descriptor,
+    pub origin: Origin,
 }
 
 impl Named {
@@ -25,7 +37,9 @@ impl Named {
         let target = record.target?;
         let digest: Digest = target.digest.parse().ok()?;
         let size = u64::try_from(target.size).ok()?;
-        Some(Self { name: record.name, target: Descriptor::new(&target.media_type, digest, size) })
+        let is_given = record.labels.get(GIVEN_HERE).is_some_and(|mark| !mark.is_empty());
+        let origin = if is_given { Origin::Here } else { Origin::Registry };
+        Some(Self { name: record.name, target: Descriptor::new(&target.media_type, digest, size), origin })
     }
 }
 
@@ -53,14 +67,15 @@ impl Containerd {
     }
 
     /// Lets `name` point to `target`, whatever it pointed to before.
-    pub async fn set_name(&self, lease: &str, name: &str, target: &Descriptor) -> Result<(), StoreError> {
+    pub async fn set_name(&self, lease: &str, name: &str, target: &Descriptor, origin: Origin) -> Result<(), StoreError> {
         let wire = WireDescriptor {
             media_type: target.media_type.clone(),
             digest: target.digest.to_string(),
             size: target.size,
             ..Default::default()
         };
-        let image = Some(Record { name: name.to_owned(), target: Some(wire), ..Default::default() });
+        let labels = (origin == Origin::Here).then(|| (GIVEN_HERE.to_owned(), "1".to_owned())).into_iter().collect();
+        let image = Some(Record { name: name.to_owned(), target: Some(wire), labels, ..Default::default() });
         let step = Step::new("naming image", &name).under(lease);
         let create = CreateImageRequest { image: image.clone(), ..Default::default() };
         let send = |request| {
@@ -70,7 +85,7 @@ impl Containerd {
         match self.call(step, create, send).await {
             Ok(_) => {}
             Err(error) if error.is_already_exists() => {
-                let update_mask = Some(FieldMask { paths: vec!["target".to_owned()] });
+                let update_mask = Some(FieldMask { paths: vec!["target".to_owned(), format!("labels.{GIVEN_HERE}")] });
                 let update = UpdateImageRequest { image, update_mask, ..Default::default() };
                 let send = |request| {
                     let mut client = service!(self, ImagesClient<_>);

@@ -9,10 +9,7 @@ use skep_docker_api::{
     ApiError, Distribution, ErrorKind, HistoryEntry, Image, ImagePlatform, ImageSettings, Images, PullNews, PullStep, PushNews, SavedImage,
     Tar,
 };
-use skep_images::{
-    Auth, HttpRegistry, ImageError, ImageStore, MAX_CONFIG, Manifest, Phase, Progress, PushProgress, PushStep, Reference, Registry as _,
-    RegistryConfig, RegistryError,
-};
+use skep_images::{Auth, ImageError, ImageStore, Phase, Progress, PushProgress, PushStep, Reference, RegistryError};
 use skep_types::{HealthConfig, Timestamp};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,13 +22,12 @@ const PROGRESS: usize = 32;
 /// Works on the image store directly, as the local socket's service does.
 pub struct NodeImages {
     store: ImageStore,
-    insecure: Vec<String>,
     told: Local,
 }
 
 impl NodeImages {
-    pub fn new(store: ImageStore, insecure: Vec<String>, told: Local) -> Self {
-        Self { store, insecure, told }
+    pub fn new(store: ImageStore, told: Local) -> Self {
+        Self { store, told }
     }
 }
 
@@ -273,48 +269,24 @@ impl Images for NodeImages {
     }
 
     async fn distribution(&self, name: &str, header: &str) -> Result<Distribution, ApiError> {
-        let (reference, auth) = (parse(name)?, auth(header));
-        let registry = HttpRegistry::new(RegistryConfig { insecure: self.insecure.clone() });
-        let refused = |error: RegistryError| match error {
-            RegistryError::AccessDenied { .. } => ApiError::forbidden(chain(&error)),
-            other => of_registry(&other, name),
+        let refused = |error: ImageError| match error {
+            ImageError::Registry(error @ RegistryError::AccessDenied { .. }) => ApiError::forbidden(chain(&error)),
+            ImageError::Registry(error) => of_registry(&error, name),
+            other => ApiError::internal(chain(&other)),
         };
-        let fetched = registry.manifest(&reference, reference.version(), auth.as_ref()).await.map_err(refused)?;
-        let broken = |error: &dyn std::error::Error| ApiError::internal(chain(error));
-        let manifest = Manifest::parse(&fetched.data, &fetched.digest, fetched.media_type.as_deref()).map_err(|error| broken(&error))?;
-        let platforms = match manifest {
-            Manifest::Index(index) => {
-                let platforms = index.manifests.into_iter().filter_map(|one| one.platform);
-                platforms
-                    .map(|one| ImagePlatform { architecture: one.architecture, os: one.os, variant: one.variant.unwrap_or_default() })
-                    .collect()
-            }
-            Manifest::Image(image) => {
-                let mut blob = registry.blob(&reference, &image.config.digest, 0, auth.as_ref()).await.map_err(refused)?;
-                let mut data = Vec::new();
-                while let Some(piece) = blob.bytes.next().await {
-                    data.extend_from_slice(&piece.map_err(|error| broken(&error))?);
-                    if data.len() as u64 > MAX_CONFIG {
-                        return Err(ApiError::internal(format!("the configuration of {name} is too long")));
-                    }
-                }
-                vec![platform_of(&data).ok_or_else(|| ApiError::internal(format!("the configuration of {name} cannot be read")))?]
-            }
+        let found = self.store.distribution(&parse(name)?, auth(header).as_ref()).await.map_err(refused)?;
+        let platform = |one: skep_images::Platform| ImagePlatform {
+            architecture: one.architecture,
+            os: one.os,
+            variant: one.variant.unwrap_or_default(),
         };
         Ok(Distribution {
-            media_type: fetched.media_type.unwrap_or_default(),
-            digest: fetched.digest.to_string(),
-            size: fetched.data.len() as u64,
-            platforms,
+            media_type: found.media_type,
+            digest: found.digest.to_string(),
+            size: found.size,
+            platforms: found.platforms.into_iter().map(platform).collect(),
         })
     }
-}
-
-/// Out of an image's configuration.
-fn platform_of(config: &[u8]) -> Option<ImagePlatform> {
-    let value: serde_json::Value = serde_json::from_slice(config).ok()?;
-    let text = |key: &str| value.get(key).and_then(|text| text.as_str()).unwrap_or_default().to_owned();
-    Some(ImagePlatform { architecture: text("architecture"), os: text("os"), variant: text("variant") })
 }
 
 #[cfg(test)]
@@ -325,12 +297,6 @@ mod tests {
     fn times_of_images_are_read() {
         assert_eq!(time("1970-01-01T00:00:01.5Z"), Some(Timestamp(1_500_000_000)));
         assert_eq!(time("yesterday"), None);
-    }
-
-    #[test]
-    fn a_platform_is_found_in_a_configuration() {
-        let found = platform_of(br#"{"architecture":"arm64","os":"linux","variant":"v8"}"#).unwrap();
-        assert_eq!((found.architecture.as_str(), found.os.as_str(), found.variant.as_str()), ("arm64", "linux", "v8"));
     }
 
     #[test]

@@ -12,6 +12,7 @@ pub mod logs;
 pub mod network;
 pub mod node;
 pub mod payload; // what secrets and configs share
+mod pin; // what registries say of images
 mod secret;
 pub mod service;
 pub mod task;

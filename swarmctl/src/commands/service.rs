@@ -1,6 +1,6 @@
 //! `swarmctl service …`
 
-use super::{InspectFlags, ListFlags, TRIES, each, explain, logs, short, task};
+use super::{InspectFlags, ListFlags, TRIES, each, explain, logs, pin, short, task};
 use crate::connect::Connection;
 use crate::credentials::Keychain;
 use crate::failure::{Exit, Failure};
@@ -142,6 +142,9 @@ async fn run_create(create: Create, connection: &Connection) -> Result<(), Failu
     let (mut spec, grants) = create.flags.spec(&create.image, &create.args, name, registry_auth).map_err(Failure::failed)?;
     give(&mut spec, grants, connection).await?;
     resolve_networks(&mut Arc::make_mut(&mut spec.task).networks, connection).await?;
+    if !create.flags.shared.no_resolve_image {
+        pin::pin(&mut spec, connection).await;
+    }
     if create.dry_run {
         return explain::dry_run(&spec, connection).await;
     }
@@ -216,6 +219,7 @@ async fn run_update(update: Update, connection: &Connection) -> Result<(), Failu
             .collect::<Vec<_>>();
         resolve_networks(&mut networks, connection).await?;
         let removed: Vec<String> = networks.into_iter().map(|network| network.target).collect();
+        let before = spec.task.container().map(|container| unpinned(&container.image).to_owned());
         let grants = update.flags.apply(spec).map_err(Failure::failed)?;
         let task = Arc::make_mut(&mut spec.task);
         // After the flags were applied: those of the new image's registry, if that is another.
@@ -226,6 +230,14 @@ async fn run_update(update: Update, connection: &Connection) -> Result<(), Failu
         }
         resolve_networks(&mut task.networks, connection).await?;
         task.networks.retain(|network| !removed.contains(&network.target));
+        if update.flags.image.is_some() {
+            if spec.task.container().map(|container| unpinned(&container.image)) != before.as_deref() {
+                pin::forget_platforms(spec);
+            }
+            if !update.flags.shared.no_resolve_image {
+                pin::pin(spec, connection).await;
+            }
+        }
         give(spec, grants, connection).await
     })
     .await?;
@@ -344,11 +356,16 @@ async fn list(flags: ListFlags, connection: &Connection) -> Result<(), Failure> 
             service.name().to_owned(),
             mode(&service.spec.mode).to_owned(),
             replicas(service, status),
-            image.split_once('@').map_or(image, |(name, _)| name).to_owned(),
+            unpinned(image).to_owned(),
             ports(service),
         ]);
     }
     table.print(&flags.format)
+}
+
+/// The image without the digest that pins it.
+pub fn unpinned(image: &str) -> &str {
+    image.split_once('@').map_or(image, |(name, _)| name)
 }
 
 fn mode(mode: &ServiceMode) -> &'static str {

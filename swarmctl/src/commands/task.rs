@@ -155,7 +155,7 @@ pub async fn print(found: Vec<v1::Task>, flags: &ListFlags, connection: &Connect
         table.row(vec![
             short(task.id.as_str(), flags.no_trunc),
             if older { format!(" \\_ {name}") } else { name },
-            image(task),
+            image(task, flags.no_trunc),
             node.map_or_else(|| task.node_id.as_ref().map(ToString::to_string).unwrap_or_default(), |node| node.display_name().to_owned()),
             title(&task.desired_state.to_string()),
             current_state(task, node, now),
@@ -171,10 +171,10 @@ fn title(word: &str) -> String {
     letters.next().map(|first| first.to_uppercase().to_string() + letters.as_str()).unwrap_or_default()
 }
 
-/// The image without the digest that pins it.
-fn image(task: &Task) -> String {
+/// The image, in full with the digest that pins it.
+fn image(task: &Task, in_full: bool) -> String {
     let image = task.spec.container().map(|container| container.image.as_str()).unwrap_or_default();
-    image.split_once('@').map_or(image, |(name, _)| name).to_owned()
+    if in_full { image.to_owned() } else { super::service::unpinned(image).to_owned() }
 }
 
 fn error(task: &Task, in_full: bool) -> String {

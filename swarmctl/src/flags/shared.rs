@@ -1,7 +1,7 @@
 //! The flags that `service create` and `service update` have in common.
 
 use super::grammar::{condition, endpoint_mode, failure_action, order, ratio, rollback_action, set, swap};
-use super::values::{bytes, duration, nano_cpus, pair, words};
+use super::values::{bytes, duration, host_name, nano_cpus, pair, words};
 use clap::Args;
 use skep_types::{
     ContainerSpec, Driver, FailureAction, HealthConfig, ResolutionMode, ResourceRequirements, RestartCondition, RestartPolicy, Runtime,
@@ -32,7 +32,7 @@ pub struct SharedFlags {
     #[arg(long, short = 'u', value_name = "USER")]
     user: Option<String>,
     /// Host name of the container (may be a template)
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
     hostname: Option<String>,
     /// Mount the root file system read-only
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
@@ -158,6 +158,10 @@ pub struct SharedFlags {
     /// an update without it keeps what the service has
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     with_registry_auth: Option<bool>,
+    /// Do not ask the image's registry for its digest and platforms. They are written into the service, so that all nodes run the same and only
+    /// nodes that can. Never asked is for a name without a registry that this node's image has from an archive (`image load`)
+    #[arg(long)]
+    pub no_resolve_image: bool,
 }
 
 impl SharedFlags {

@@ -19,7 +19,7 @@ pub struct UpdateFlags {
     pub shared: SharedFlags,
     /// New image
     #[arg(long, value_name = "IMAGE")]
-    image: Option<String>,
+    pub image: Option<String>,
     /// New arguments of the command, split as a shell does
     #[arg(long, value_name = "COMMAND")]
     args: Option<String>,
@@ -27,7 +27,7 @@ pub struct UpdateFlags {
     #[arg(long)]
     force: bool,
     /// Go back to the spec before the last update
-    #[arg(long, conflicts_with = "with_registry_auth")]
+    #[arg(long, conflicts_with_all = ["with_registry_auth", "no_resolve_image"])]
     pub rollback: bool,
     #[arg(long, value_name = "KEY=VALUE", value_parser = pair)]
     label_add: Vec<(String, String)>,

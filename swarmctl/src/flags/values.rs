@@ -33,6 +33,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(seconds).map_err(|_| wrong())
 }
 
+/// What the kernel and the hosts file can have, before placeholders are filled in: nothing that nobody can see, as the Docker API refuses it.
+pub fn host_name(text: &str) -> Result<String, String> {
+    match text.chars().find(|character| character.is_control()) {
+        None => Ok(text.to_owned()),
+        Some(character) => Err(format!("it has the character {character:?}; give a name without it")),
+    }
+}
+
 /// `512m`, `2g`, `1048576`, `64MiB`, `0`; binary units, as Docker's. Result in bytes.
 pub fn bytes(text: &str) -> Result<i64, String> {
     let wrong = || format!("{text:?} is not a size; write for example 512m, 2g or a number of bytes");
@@ -145,6 +153,17 @@ pub fn words(text: &str) -> Result<Vec<String>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn host_names_have_no_control_characters() {
+        for good in ["", "web", "{{.Node.Hostname}}-{{.Task.Slot}}", "é"] {
+            assert_eq!(host_name(good).unwrap(), good);
+        }
+        for (bad, named) in [("a\nb", "'\\n'"), ("a\0", "'\\0'"), ("\u{7f}x", "'\\u{7f}'")] {
+            let error = host_name(bad).unwrap_err();
+            assert!(error.contains(named), "{error}");
+        }
+    }
 
     #[test]
     fn durations_read_as_in_go() {

@@ -1,5 +1,7 @@
 //! A service from `swarmctl service create` to answers on its port, and all that can be done with it.
 
+#[path = "e2e_service/images.rs"]
+mod images; // digests and platforms
 #[path = "e2e_service/policies.rs"]
 mod policies; // updates that roll back, restarts that end
 #[path = "e2e_service/volumes.rs"]
