@@ -33,4 +33,4 @@ pub(crate) use rootfs::{layers, open as open_in_layers};
 pub use run::ContainerdExecutor;
 pub(crate) use signal::signal_number;
 pub use story::{Story, StoryMount};
-pub(crate) use volumes::{is_volume_name, options_of, unmount};
+pub(crate) use volumes::{check_options, is_volume_name, keep_options, options_of, unmount};

@@ -33,7 +33,13 @@ async fn agent_process() {
     container(&mut task, |spec| {
         spec.stop_grace_period = Some(std::time::Duration::from_millis(200));
         let volume = Mount { kind: MountType::Volume, target: "/data".into(), ..Mount::default() };
-        spec.mounts = vec![volume];
+        // One that is a mount, by options of its driver.
+        let options = [("type", "tmpfs"), ("device", "tmpfs"), ("o", "size=64k")];
+        let options = options.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        let driver = Some(skep_types::Driver { name: "local".into(), options });
+        let volume_options = Some(skep_types::VolumeOptions { driver, ..Default::default() });
+        let mounted = Mount { kind: MountType::Volume, target: "/small".into(), volume: volume_options, ..Mount::default() };
+        spec.mounts = vec![volume, mounted];
         let target = skep_types::FileTarget { name: "s".into(), mode: 0o444, ..Default::default() };
         spec.secrets = vec![SecretReference { secret_id: "secret1".parse().unwrap(), secret_name: "s".into(), file: Some(target) }];
     });

@@ -19,7 +19,8 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 pub use mounted::Shelf;
-pub(crate) use mounted::{options_of, unmount};
+pub(crate) use mounted::{keep_options, options_of, unmount};
+pub(crate) use options::check as check_options;
 
 /// What mounts are made from.
 pub struct Place<'a> {

@@ -45,6 +45,10 @@ pub enum ContainersError {
     OnHostNetwork { container: String },
     #[error("configured logging driver does not support reading")]
     NoLogs,
+    #[error("{problem}")]
+    BadVolumeOptions { problem: String },
+    #[error("volume {volume} exists with other driver options; remove it first, or use another name")]
+    OtherVolumeOptions { volume: String },
     #[error("get {volume}: no such volume")]
     NoSuchVolume { volume: String },
     #[error(

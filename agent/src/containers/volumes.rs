@@ -1,7 +1,7 @@
 //! The volumes of this node, of its one driver `local`: `<data>/agent/volumes/<name>/_data`, labels beside it.
 
 use super::ContainersError;
-use crate::containerd::{is_volume_name, options_of, unmount};
+use crate::containerd::{check_options, is_volume_name, keep_options, options_of, unmount};
 use skep_types::{Labels, Timestamp};
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -19,6 +19,8 @@ pub struct Volume {
     pub mountpoint: PathBuf,
     pub created_at: Timestamp,
     pub labels: Labels,
+    /// Of its driver: what is mounted while somebody uses it.
+    pub options: Labels,
     pub is_anonymous: bool,
 }
 
@@ -64,14 +66,16 @@ impl Volumes {
         // Those of tasks are named by them: `<task>-<number>`.
         let of_task = |name: &str| name.rsplit_once('-').is_some_and(|(task, number)| task.len() == 25 && number.parse::<u32>().is_ok());
         let is_anonymous = labels.contains_key(ANONYMOUS_LABEL) || of_task(name);
-        Some(Volume { name: name.to_owned(), mountpoint, created_at, labels, is_anonymous })
+        let options = options_of(&dir).unwrap_or_default();
+        Some(Volume { name: name.to_owned(), mountpoint, created_at, labels, options, is_anonymous })
     }
 
     /// Makes it unless it is there; an empty name makes an anonymous one.
     ///
     /// # Errors
-    /// For a name that is none, and of the file system.
-    pub fn create(&self, name: &str, mut labels: Labels) -> Result<Volume, ContainersError> {
+    /// For a name that is none, options that cannot be mounted or that an existing one has not, and of the file system.
+    pub fn create(&self, name: &str, mut labels: Labels, options: &Labels) -> Result<Volume, ContainersError> {
+        check_options(options).map_err(|error| ContainersError::BadVolumeOptions { problem: error.to_string() })?;
         let name = match name {
             "" => {
                 labels.insert(ANONYMOUS_LABEL.to_owned(), String::new());
@@ -83,11 +87,16 @@ impl Volumes {
         if !is_volume_name(&name) {
             return Err(ContainersError::BadVolumeName { volume: name });
         }
-        if let Some(volume) = self.find(&name) {
-            return Ok(volume);
+        match self.find(&name) {
+            Some(volume) if options.is_empty() || volume.options == *options => return Ok(volume),
+            Some(_) => return Err(ContainersError::OtherVolumeOptions { volume: name }),
+            None => {}
         }
         let dir = self.0.join(&name);
         fs::create_dir_all(dir.join("_data")).map_err(ContainersError::io("make the volume", &dir))?;
+        if !options.is_empty() {
+            keep_options(&dir, options).map_err(ContainersError::io("note the options of", &dir))?;
+        }
         if !labels.is_empty() {
             let path = dir.join(LABELS);
             let text = serde_json::to_vec(&labels).map_err(|error| ContainersError::io("write", &path)(error.into()))?;
@@ -131,16 +140,34 @@ mod tests {
     use super::*;
 
     #[test]
+    fn options_of_the_driver_are_kept_and_never_changed_by_the_way() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = Volumes::new(dir.path());
+        let options = |pairs: &[(&str, &str)]| -> Labels { pairs.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect() };
+        let nfs = options(&[("type", "nfs"), ("device", ":/export"), ("o", "addr=nas")]);
+        assert_eq!(volumes.create("share", Labels::new(), &nfs).unwrap().options, nfs);
+        for same in [&nfs, &Labels::new()] {
+            assert_eq!(volumes.create("share", Labels::new(), same).unwrap().options, nfs);
+        }
+        let other = options(&[("type", "tmpfs"), ("device", "tmpfs")]);
+        assert!(matches!(volumes.create("share", Labels::new(), &other), Err(ContainersError::OtherVolumeOptions { .. })));
+        let odd = volumes.create("odd", Labels::new(), &options(&[("typ", "nfs")])).unwrap_err();
+        assert!(matches!(&odd, ContainersError::BadVolumeOptions { problem } if problem.contains("\"typ\"")), "{odd}");
+        assert!(volumes.find("odd").is_none());
+        volumes.remove("share").unwrap();
+    }
+
+    #[test]
     fn volumes_are_made_listed_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let volumes = Volumes::new(dir.path());
         assert_eq!(volumes.list().unwrap(), []);
         let labels = Labels::from([("a".to_owned(), "b".to_owned())]);
-        let made = volumes.create("db", labels.clone()).unwrap();
+        let made = volumes.create("db", labels.clone(), &Labels::new()).unwrap();
         assert_eq!((made.labels, made.is_anonymous, made.mountpoint), (labels, false, dir.path().join("agent/volumes/db/_data")));
         // Again, and it is the same.
-        assert_eq!(volumes.create("db", Labels::new()).unwrap().labels.len(), 1);
-        let nameless = volumes.create("", Labels::new()).unwrap();
+        assert_eq!(volumes.create("db", Labels::new(), &Labels::new()).unwrap().labels.len(), 1);
+        let nameless = volumes.create("", Labels::new(), &Labels::new()).unwrap();
         assert!(nameless.is_anonymous && nameless.name.len() == 64);
         fs::write(made_path(&volumes).join("x"), vec![1; 5000]).unwrap();
         assert!(volumes.size("db") >= 5000);
@@ -148,7 +175,7 @@ mod tests {
         assert!(matches!(volumes.remove("db"), Err(ContainersError::NoSuchVolume { .. })));
         assert_eq!(volumes.list().unwrap(), [nameless]);
         for bad in ["../x", ".x", "a/b", "a b"] {
-            assert!(matches!(volumes.create(bad, Labels::new()), Err(ContainersError::BadVolumeName { .. })), "{bad}");
+            assert!(matches!(volumes.create(bad, Labels::new(), &Labels::new()), Err(ContainersError::BadVolumeName { .. })), "{bad}");
             assert!(volumes.remove(bad).is_err(), "{bad}");
         }
     }

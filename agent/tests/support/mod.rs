@@ -141,7 +141,7 @@ impl Containerd {
         let here = self.dir.path().to_str().unwrap();
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
         left.extend(mounts.lines().filter(|line| line.contains(here)).map(|line| format!("mount {line}")));
-        for dir in ["run/tasks", "data/agent/tasks", "data/agent/etc", "data/agent/logs"] {
+        for dir in ["run/tasks", "run/volumes", "data/agent/tasks", "data/agent/etc", "data/agent/logs"] {
             if let Ok(entries) = std::fs::read_dir(self.path(dir)) {
                 left.extend(entries.map(|entry| format!("file {}", entry.unwrap().path().display())));
             }

@@ -31,7 +31,7 @@ pub(crate) fn json(volume: &Volume, size: Option<u64>) -> Value {
         "Labels": if volume.labels.is_empty() { Value::Null } else { json!(volume.labels) },
         "Mountpoint": volume.mountpoint,
         "Name": volume.name,
-        "Options": null,
+        "Options": if volume.options.is_empty() { Value::Null } else { json!(volume.options) },
         "Scope": "local",
     });
     if let Some(size) = size {
@@ -80,14 +80,7 @@ async fn create(State(backend): State<Backend>, OptionalJson(wish): OptionalJson
         let driver = &wish.driver;
         return Err(ApiError::not_found(format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found")));
     }
-    if !wish.driver_opts.is_empty() {
-        let names: Vec<&str> = wish.driver_opts.keys().map(String::as_str).collect();
-        let names = names.join(", ");
-        return Err(ApiError::unimplemented(format!(
-            "option {names} of volume driver local is not supported; mount it on the host and use a bind mount"
-        )));
-    }
-    let made = backend.volumes.create(&wish.name, wish.labels).await?;
+    let made = backend.volumes.create(&wish.name, wish.labels, wish.driver_opts).await?;
     Ok(with_status(StatusCode::CREATED, &json(&made, None)))
 }
 

@@ -37,6 +37,7 @@ impl NodeVolumes {
             mountpoint: volume.mountpoint.display().to_string(),
             created_at: volume.created_at,
             labels: volume.labels,
+            options: volume.options,
             is_anonymous: volume.is_anonymous,
         }
     }
@@ -49,9 +50,9 @@ impl Volumes for NodeVolumes {
         Ok(all.into_iter().map(|volume| self.shown(volume)).collect())
     }
 
-    async fn create(&self, name: &str, labels: Labels) -> Result<Volume, ApiError> {
+    async fn create(&self, name: &str, labels: Labels, options: Labels) -> Result<Volume, ApiError> {
         let is_new = name.is_empty() || self.directory.find(name).is_none();
-        let made = self.shown(self.directory.create(name, labels).map_err(refusal)?);
+        let made = self.shown(self.directory.create(name, labels, &options).map_err(refusal)?);
         if is_new {
             self.told.tell("volume", "create", &made.name, [("driver", "local")]);
         }

@@ -66,12 +66,19 @@ fn warning(image: &str, reason: &str) -> String {
 mod tests {
     use super::*;
     use skep_proto::skep::ImagePlatform;
-    use skep_types::{ContainerSpec, TaskSpec};
+    use skep_types::{ContainerSpec, ServiceMode, TaskSpec};
 
     fn spec(image: &str) -> ServiceSpec {
         let container = ContainerSpec { image: image.to_owned(), ..ContainerSpec::default() };
-        let task = TaskSpec { runtime: Runtime::Container(container), ..TaskSpec::default() };
-        ServiceSpec { task: Arc::new(task), ..ServiceSpec::default() }
+        ServiceSpec {
+            annotations: Default::default(),
+            task: Arc::new(TaskSpec::new(container)),
+            mode: ServiceMode::Global,
+            update: None,
+            rollback: None,
+            networks: Vec::new(),
+            endpoint: None,
+        }
     }
 
     fn image(spec: &ServiceSpec) -> &str {

@@ -139,10 +139,18 @@ fn agree(name: &str, dir: &Path, wanted: &Labels, others: usize) -> Result<Label
         }
         _ => {}
     }
-    let (path, part) = (dir.join(OPTIONS), dir.join("options.part"));
-    let text = serde_json::to_vec(wanted).map_err(|error| ExecError::io("write", &path)(error.into()))?;
-    write_private(&part, &text).and_then(|()| fs::rename(&part, &path)).map_err(ExecError::io("write", &path))?;
+    keep_options(dir, wanted).map_err(ExecError::io("write", dir.join(OPTIONS)))?;
     Ok(wanted.clone())
+}
+
+/// Makes the volume in this directory one that is a mount by these options.
+///
+/// # Errors
+/// Of the file system.
+pub(crate) fn keep_options(dir: &Path, options: &Labels) -> io::Result<()> {
+    let part = dir.join("options.part");
+    write_private(&part, &serde_json::to_vec(options)?)?;
+    fs::rename(&part, dir.join(OPTIONS))
 }
 
 /// There may be passwords in it.

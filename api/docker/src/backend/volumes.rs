@@ -11,6 +11,8 @@ pub struct Volume {
     pub mountpoint: String,
     pub created_at: Timestamp,
     pub labels: Labels,
+    /// Of its driver.
+    pub options: Labels,
     /// Nobody gave it its name.
     pub is_anonymous: bool,
     /// Tasks of this node that have it, or are about to.
@@ -23,7 +25,7 @@ pub trait Volumes: Send + Sync + 'static {
     async fn list(&self) -> Result<Vec<Volume>, ApiError>;
 
     /// Makes it; the same again is the same. An empty name: an anonymous one.
-    async fn create(&self, name: &str, labels: Labels) -> Result<Volume, ApiError>;
+    async fn create(&self, name: &str, labels: Labels, options: Labels) -> Result<Volume, ApiError>;
 
     /// Removes it with all that is in it, unless somebody uses it.
     async fn remove(&self, name: &str) -> Result<(), ApiError>;

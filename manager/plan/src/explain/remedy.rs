@@ -1,17 +1,25 @@
 //! What helps against what nodes and managers say of tasks that cannot be, by what is in their words.
 
 /// Words, and the cure. The first that is found counts, so the more exact ones come first.
-const KNOWN: [(&str, &str); 17] = [
+const KNOWN: [(&str, &str); 19] = [
     ("has no variant for", "an image that has the nodes' platform, or `--constraint-add node.platform.arch==…` for nodes of the image's"),
-    ("credentials", "nodes have no logins of their own: `docker service update --with-registry-auth` hands on that of `docker login`"),
-    ("authentication", "nodes have no logins of their own: `docker service update --with-registry-auth` hands on that of `docker login`"),
+    (
+        "credentials",
+        "nodes have no logins of their own: `swarmctl service update --with-registry-auth`, or docker's, hands on that of `docker login`",
+    ),
+    (
+        "authentication",
+        "nodes have no logins of their own: `swarmctl service update --with-registry-auth`, or docker's, hands on that of `docker login`",
+    ),
     ("cannot connect to registry", "see to the way from the node to that registry, or name another one by `--image`"),
     ("no such host: registry", "is the registry's name right, and can the node resolve it? `--image` names another one"),
     ("timeout: registry", "see to the way from the node to that registry, or name another one by `--image`"),
     (
         "no such image",
-        "is the name right, and is the tag there? `--image` names another one; a private one wants `docker service update --with-registry-auth`",
+        "is the name right, and is the tag there? `--image` names another one; a private one wants `swarmctl service update --with-registry-auth`, or docker's",
     ),
+    ("could not mount volume", "see to its device or server from that node, or give the volume other `volume-opt`s under another name"),
+    ("in use on this node with other driver options", "give the volume another name, or the same options to all services that use it"),
     (
         "mount source",
         "make the directory on every node where its tasks may go, keep them to nodes that have it by `--constraint-add`, or mount a volume",

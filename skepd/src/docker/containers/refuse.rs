@@ -31,8 +31,10 @@ pub fn refusal(error: E) -> ApiError {
         }
         E::OnHostNetwork { container } => ApiError::invalid(E::OnHostNetwork { container: called(&container) }.to_string()),
         E::NoSuchExec { .. } | E::NoSuchVolume { .. } => ApiError::not_found(words),
-        E::AlreadyRun { .. } | E::TooManyExecs { .. } | E::NoTerminal { .. } => ApiError::conflict(words),
-        E::NoCommand | E::BadSignal { .. } | E::BadFile { .. } | E::BadVolumeName { .. } => ApiError::invalid(words),
+        E::AlreadyRun { .. } | E::TooManyExecs { .. } | E::NoTerminal { .. } | E::OtherVolumeOptions { .. } => ApiError::conflict(words),
+        E::NoCommand | E::BadSignal { .. } | E::BadFile { .. } | E::BadVolumeName { .. } | E::BadVolumeOptions { .. } => {
+            ApiError::invalid(words)
+        }
         E::NoLogs => ApiError::unimplemented(words),
         E::Executor(
             ExecError::CommandNotFound { .. }

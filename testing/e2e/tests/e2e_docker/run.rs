@@ -87,6 +87,15 @@ fn a_container_is_run_by_hand() -> Result<()> {
     ensure!(ok(&lab, &["run", "--rm", "--network", "none", "box:1", "ls", "/sys/class/net"])?.trim() == "lo");
     let own = ok(&lab, &["run", "--rm", "--network", "bridge", "box:1", "ls", "/sys/class/net"])?;
     ensure!(own.contains("eth0"), "{own}");
+    // A volume that is a mount, for as long as somebody uses it.
+    ok(&lab, &["volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "-o", "o=size=1m", "small"])?;
+    let refused = docker(&lab, &["volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "small"])?;
+    ensure!(refused.status == 1 && refused.stderr.contains("exists with other driver options"), "{refused:?}");
+    let options = ok(&lab, &["volume", "inspect", "-f", "{{.Options.o}}", "small"])?;
+    ensure!(options == "size=1m\n", "{options}");
+    let seen = ok(&lab, &["run", "--rm", "-v", "small:/d", "box:1", "cat", "/proc/mounts"])?;
+    ensure!(seen.lines().any(|line| line.contains(" /d tmpfs ") && line.contains("size=1024k")), "{seen}");
+    eventually(SOON, "nobody uses it", || ok(&lab, &["volume", "rm", "small"]).map(drop))?;
     for (arguments, words) in [
         (&["run", "--privileged", "box:1", "true"][..], "HostConfig.Privileged is not supported"),
         (&["run", "--cpu-shares", "5", "box:1", "true"], "HostConfig.CpuShares is not supported"),
