@@ -3,8 +3,9 @@
 use super::log::{Log, Number};
 use super::need::Fixed;
 use super::node::Place;
+use super::order::Order;
 use crate::constraint::Constraints;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 const NONE: u32 = u32::MAX;
 
@@ -36,7 +37,7 @@ impl Branch {
 pub(crate) struct Leaf {
     pub branch: usize,
     /// (active tasks, node)
-    pub nodes: BTreeSet<(u32, Number)>,
+    pub nodes: Order<(u32, Number)>,
 }
 
 #[derive(Debug)]
@@ -113,7 +114,7 @@ impl Class {
         members.resize_with(self.leaves.len(), Vec::new);
         for (leaf, mut nodes) in self.leaves.iter_mut().zip(members) {
             nodes.sort_unstable();
-            leaf.nodes = nodes.into_iter().collect();
+            leaf.nodes.refill(nodes);
         }
     }
 
@@ -155,7 +156,7 @@ impl Class {
         }
         let leaves = &mut self.leaves;
         *self.branches[branch].leaf.get_or_insert_with(|| {
-            leaves.push(Leaf { branch, nodes: BTreeSet::new() });
+            leaves.push(Leaf { branch, nodes: Order::default() });
             leaves.len() - 1
         })
     }

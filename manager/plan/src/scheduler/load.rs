@@ -4,8 +4,9 @@ use super::class::Class;
 use super::hash::ByNumber;
 use super::log::{Log, Number};
 use super::node::Place;
+use super::order::Order;
 use skep_types::{Timestamp, Version};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::time::Duration;
 
 /// A node with this many failures in [`FAILURE_WINDOW`] comes last (`SK/manager/scheduler/scheduler.go`).
@@ -86,21 +87,29 @@ impl Load {
         failing
     }
 
-    /// The nodes that have tasks of the service, in order. To be given back by [`Load::put_standing`].
-    pub fn take_standing(&mut self, class_id: usize, class: &Class, places: &[Place], log: &Log) -> Standing {
-        let moved = std::mem::take(&mut self.moved);
+    /// The nodes that have tasks of the service, in order. To be given back by [`Load::put_standing`]. `spare` is made into it if there is
+    /// none.
+    pub fn take_standing(&mut self, class_id: usize, class: &Class, places: &[Place], log: &Log, spare: &mut Standing) -> Standing {
         match self.standing.take().filter(|(of, _)| *of == class_id) {
             Some((_, mut standing)) => {
-                standing.catch_up(class, places, &self.here, log, &moved);
+                standing.catch_up(class, places, &self.here, log, &mut self.moved);
+                self.moved.clear();
                 standing
             }
-            None => Standing::build(class, places, &self.here, log),
+            None => {
+                self.moved.clear();
+                let mut standing = std::mem::take(spare);
+                standing.build(class, places, &self.here, log);
+                standing
+            }
         }
     }
 
-    pub fn put_standing(&mut self, class_id: usize, standing: Standing) {
+    pub fn put_standing(&mut self, class_id: usize, standing: Standing, spare: &mut Standing) {
         if self.here.len() >= WORTH_KEEPING {
             self.standing = Some((class_id, standing));
+        } else {
+            *spare = standing;
         }
     }
 
@@ -127,41 +136,44 @@ struct Known {
 pub(crate) struct Standing {
     known: ByNumber<Known>,
     /// Per leaf: (tasks of the service, all tasks, node).
-    pub leaves: Vec<BTreeSet<(u32, u32, Number)>>,
+    pub leaves: Vec<Order<(u32, u32, Number)>>,
     /// Per leaf: all tasks of the service there, also on nodes that take no new ones.
     pub totals: Vec<u64>,
     position: u64,
 }
 
 impl Standing {
-    fn build(class: &Class, places: &[Place], here: &ByNumber<u32>, log: &Log) -> Self {
-        let mut this = Self { position: log.end(), ..Self::default() };
-        this.grow(class);
+    /// Anew, whatever it was of.
+    fn build(&mut self, class: &Class, places: &[Place], here: &ByNumber<u32>, log: &Log) {
+        self.known.clear();
+        self.leaves.iter_mut().for_each(Order::clear);
+        self.leaves.truncate(class.leaves.len());
+        self.totals.clear();
+        self.position = log.end();
+        self.grow(class);
         for number in here.keys() {
-            this.refresh(*number, class, places, here);
+            self.refresh(*number, class, places, here);
         }
-        this
     }
 
     fn grow(&mut self, class: &Class) {
-        self.leaves.resize_with(class.leaves.len(), BTreeSet::new);
+        self.leaves.resize_with(class.leaves.len(), Order::default);
         self.totals.resize(class.leaves.len(), 0);
     }
 
     /// Nodes where something ended may stand too far back, and so may those where the service itself came or went; a node that does not
     /// suit any more, or does again, is logged as one that gained.
-    fn catch_up(&mut self, class: &Class, places: &[Place], here: &ByNumber<u32>, log: &Log, moved: &[Number]) {
+    fn catch_up(&mut self, class: &Class, places: &[Place], here: &ByNumber<u32>, log: &Log, moved: &mut Vec<Number>) {
         let gained = log.since(self.position).map(|news| news.filter(|(_, gained)| *gained).map(|(number, _)| number));
-        match gained.map(|gained| gained.chain(moved.iter().copied()).collect::<Vec<_>>()) {
-            Some(stale) if stale.len() <= here.len() => {
-                self.grow(class);
-                for number in stale {
-                    self.refresh(number, class, places, here);
-                }
-                self.position = log.end();
-            }
-            _ => *self = Self::build(class, places, here, log),
+        let is_known = gained.map(|gained| moved.extend(gained)).is_some();
+        if !is_known || moved.len() > here.len() {
+            return self.build(class, places, here, log);
         }
+        self.grow(class);
+        for number in moved.iter() {
+            self.refresh(*number, class, places, here);
+        }
+        self.position = log.end();
     }
 
     /// Whether a node stands where it should.

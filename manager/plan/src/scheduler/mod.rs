@@ -14,6 +14,7 @@ mod log; // which nodes changed
 mod need; // what a task needs
 mod node; // what is left of a node
 mod observe; // taking changes into account
+mod order; // sorted keys that ask for no memory
 mod pass; // placing one group
 
 pub(crate) use explain::protocol;
@@ -27,14 +28,16 @@ use crate::orphan::set_state;
 use class::Class;
 use hash::ById;
 use leaving::Leaving;
-use load::Load;
+use load::{Load, Standing};
 use log::{Log, Number};
 use need::{Fixed, Need};
 use node::Place;
-use pass::Pass;
+use order::Order;
+use pass::{Notes, Pass};
 use skep_types::{
     Action, Change, ClusterView, GenericResource, NodeId, Object, ServiceId, Task, TaskId, TaskState, TaskStatus, Timestamp, Version,
 };
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,8 +51,11 @@ const CLASSES: usize = 256;
 /// Tasks placed in one plan at most; more are left for the next one, which [`Plan::wake_at`] asks for at once.
 const TASKS_PER_PLAN: usize = 10_000;
 
+/// Groups that became empty and are kept for the next ones.
+const SPARE_GROUPS: usize = 64;
+
 /// Tasks that are placed together.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum GroupKey {
     /// With what [`need::differences`] tells of them: a task that was made while its service was being rolled back has the version of the
     /// spec before, and the ports of the one after.
@@ -57,15 +63,63 @@ enum GroupKey {
     Single(TaskId),
 }
 
+/// A pending task. By slot, so that low ones are placed first, and by id.
+#[derive(Debug)]
+struct Waiting(u64, Arc<Task>);
+
+impl Waiting {
+    fn compare(&self, slot: u64, id: &TaskId) -> Ordering {
+        self.0.cmp(&slot).then_with(|| self.1.id.cmp(id))
+    }
+}
+
+impl PartialEq for Waiting {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Waiting {}
+
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.compare(other.0, &other.1.id)
+    }
+}
+
 #[derive(Debug, Default)]
 struct Group {
-    /// By slot, so that low ones are placed first.
-    tasks: BTreeMap<(u64, TaskId), Arc<Task>>,
+    tasks: Order<Waiting>,
     /// Why the last attempt left tasks over, and up to where in the log it looked.
     refusal: Option<(Arc<str>, u64)>,
     explained: Timestamp,
     /// Tasks whose status does not say so yet.
     untold: BTreeSet<(u64, TaskId)>,
+}
+
+/// Memory that every plan needs and none keeps.
+#[derive(Debug, Default)]
+struct Scratch {
+    fresh: Order<GroupKey>,
+    chosen: Vec<(Arc<Task>, Number, Vec<GenericResource>)>,
+    careful: Vec<Arc<Task>>,
+    notes: Notes,
+    standing: Standing,
+    groups: Vec<Group>,
+}
+
+impl Group {
+    /// As it was when it was new, but for its memory.
+    fn emptied(mut self) -> Self {
+        self.tasks.clear();
+        Self { tasks: self.tasks, ..Self::default() }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -79,9 +133,9 @@ pub struct Scheduler {
     log: Log,
     passes: u64,
 
-    groups: BTreeMap<GroupKey, Group>,
+    groups: ById<GroupKey, Group>,
     /// Groups worth an attempt: new tasks in them. Others wait for a node to gain.
-    fresh: BTreeSet<GroupKey>,
+    fresh: Order<GroupKey>,
     waiting: BTreeSet<GroupKey>,
     /// Pending tasks that have their node already, such as those of global services.
     bound: BTreeMap<TaskId, Arc<Task>>,
@@ -92,6 +146,7 @@ pub struct Scheduler {
     /// Placed by the last plan, not yet seen in a commit.
     tentative: ById<TaskId, Arc<Task>>,
     leaving: Leaving,
+    scratch: Scratch,
 }
 
 impl Scheduler {
@@ -140,14 +195,17 @@ impl Scheduler {
         self.schedule_bound(now, &mut plan);
         self.wake_waiting();
         let mut left = TASKS_PER_PLAN;
-        for key in std::mem::take(&mut self.fresh) {
+        let mut fresh = std::mem::replace(&mut self.fresh, std::mem::take(&mut self.scratch.fresh));
+        for key in fresh.iter() {
             if left == 0 {
-                self.fresh.insert(key);
+                self.fresh.insert(key.clone());
                 plan.wake(now);
                 continue;
             }
             left -= self.schedule_group(key, left, now, &mut plan);
         }
+        fresh.clear();
+        self.scratch.fresh = fresh;
         self.explain_waiting(now, &mut plan);
         self.log.trim(2 * self.places.len() + 1024);
         if self.tentative.capacity() > 64 * self.tentative.len().max(16) {
@@ -222,62 +280,61 @@ impl Scheduler {
     }
 
     /// Places up to `limit` tasks of a group; returns how many it looked at.
-    fn schedule_group(&mut self, key: GroupKey, limit: usize, now: Timestamp, plan: &mut Plan) -> usize {
-        let Some(group) = self.groups.get(&key) else { return 0 };
-        let Some(first) = group.tasks.values().next() else { return 0 };
+    fn schedule_group(&mut self, key: &GroupKey, limit: usize, now: Timestamp, plan: &mut Plan) -> usize {
+        let Some(group) = self.groups.get(key) else { return 0 };
+        let Some(Waiting(_, first)) = group.tasks.first() else { return 0 };
         let need = Need::of(first);
         let (service, version) = (first.service_id.clone(), first.spec_version);
         let class_id = self.class_for(&need.fixed);
         let class = self.class[class_id].take().expect("class_for made it");
         let mut load = service.as_ref().and_then(|service| self.loads.remove(service)).unwrap_or_default();
-        let mut standing = load.take_standing(class_id, &class, &self.places, &self.log);
+        let Scratch { chosen, careful, notes, standing: spare, .. } = &mut self.scratch;
+        let mut standing = load.take_standing(class_id, &class, &self.places, &self.log, spare);
         let failing = load.failing_nodes(version, now);
-        let group = self.groups.get_mut(&key).expect("looked up above");
+        let group = self.groups.get(key).expect("looked up above");
         let leaving = &self.leaving;
-        let mut careful = Vec::new();
-        let mut chosen = Vec::with_capacity(group.tasks.len().min(limit));
         let (mut is_full, mut is_held_up) = (false, false);
-        let mut pass = Pass::new(&mut self.places, &mut load, &class, &mut standing, &need, &mut self.log, &failing);
-        for task in group.tasks.values().take(limit) {
+        let mut pass = Pass::new(&mut self.places, &mut load, &class, &mut standing, &need, &mut self.log, &failing, notes);
+        for Waiting(_, task) in group.tasks.iter().take(limit) {
             if leaving.concerns(task) {
-                careful.push(task);
+                careful.push(Arc::clone(task));
                 continue;
             }
             let Some((number, given)) = pass.next() else {
                 is_full = true;
                 break;
             };
-            chosen.push((task, number, given));
+            chosen.push((Arc::clone(task), number, given));
         }
         // Few: each looks for itself, because not every node will do.
-        for task in careful {
-            let need = Need { avoid: leaving.nodes(task).cloned().collect(), ..need.clone() };
-            match Pass::new(&mut self.places, &mut load, &class, &mut standing, &need, &mut self.log, &failing).next() {
+        for task in careful.drain(..) {
+            let need = Need { avoid: leaving.nodes(&task).cloned().collect(), ..need.clone() };
+            match Pass::new(&mut self.places, &mut load, &class, &mut standing, &need, &mut self.log, &failing, notes).next() {
                 Some((number, given)) => chosen.push((task, number, given)),
                 None => is_held_up = true,
             }
         }
         let placed = chosen.len();
-        load.put_standing(class_id, standing);
+        load.put_standing(class_id, standing, spare);
         self.class[class_id] = Some(class);
         if let Some(service) = service.filter(|_| !load.is_idle()) {
             self.loads.insert(service, load);
         }
         plan.changes.reserve(chosen.len());
         self.tentative.reserve(chosen.len());
-        for (task, number, given) in chosen {
+        for (task, number, given) in chosen.drain(..) {
             let node = self.places[number as usize].id.clone();
-            let task = Arc::new(assigned(task, node, given, now));
+            let task = Arc::new(assigned(&task, node, given, now));
             plan.changes.push(Action::Update(Object::Task(Arc::clone(&task))));
             self.tentative.insert(task.id.clone(), task);
         }
         if is_full {
-            self.waiting.insert(key);
-        } else if self.groups.get(&key).is_some_and(|group| group.tasks.len() > limit) {
-            self.fresh.insert(key);
+            self.waiting.insert(key.clone());
+        } else if self.groups.get(key).is_some_and(|group| group.tasks.len() > limit) {
+            self.fresh.insert(key.clone());
             plan.wake(now);
         } else if is_held_up {
-            self.waiting.insert(key);
+            self.waiting.insert(key.clone());
         }
         placed.max(1).min(limit)
     }
@@ -307,7 +364,7 @@ impl Scheduler {
         if gained.is_empty() {
             return false;
         }
-        let Some(first) = self.groups.get(key).and_then(|group| group.tasks.values().next()) else { return false };
+        let Some(first) = self.groups.get(key).and_then(|group| group.tasks.first()).map(|Waiting(_, first)| first) else { return false };
         let need = Need::of(first);
         let service = first.service_id.clone();
         let class_id = self.class_for(&need.fixed);
@@ -324,7 +381,8 @@ impl Scheduler {
         for key in keys {
             let end = self.log.end();
             let Some(group) = self.groups.get(&key) else { continue };
-            let Some(first) = group.tasks.values().find(|task| !self.tentative.contains_key(&task.id)) else { continue };
+            let first = group.tasks.iter().find(|Waiting(_, task)| !self.tentative.contains_key(&task.id));
+            let Some(Waiting(_, first)) = first else { continue };
             let due = group.explained + EXPLAIN_PERIOD;
             let reason = match &group.refusal {
                 Some((reason, position)) if *position == end || now < due => {
@@ -337,8 +395,8 @@ impl Scheduler {
                     let reason: Arc<str> = self.refusal_of(&Arc::clone(first)).to_string().into();
                     let group = self.groups.get_mut(&key).expect("looked up above");
                     if group.refusal.as_ref().is_none_or(|(known, _)| *known != reason) {
-                        let differs = |(_, task): &(&(u64, TaskId), &Arc<Task>)| task.status.err != *reason;
-                        group.untold = group.tasks.iter().filter(differs).map(|(place, _)| place.clone()).collect();
+                        let differs = |Waiting(_, task): &&Waiting| task.status.err != *reason;
+                        group.untold = group.tasks.iter().filter(differs).map(|Waiting(slot, task)| (*slot, task.id.clone())).collect();
                     }
                     group.refusal = Some((Arc::clone(&reason), end));
                     group.explained = now;
@@ -346,8 +404,12 @@ impl Scheduler {
                 }
             };
             let group = self.groups.get(&key).expect("looked up above");
-            let untold = group.untold.iter().filter(|(_, id)| !self.tentative.contains_key(id)).filter_map(|place| group.tasks.get(place));
-            plan.changes.extend(untold.map(|task| set_state(task, TaskState::Pending, &task.status.message, &reason, now)));
+            let untold = group
+                .untold
+                .iter()
+                .filter(|(_, id)| !self.tentative.contains_key(id))
+                .filter_map(|(slot, id)| group.tasks.get(|other| other.compare(*slot, id)));
+            plan.changes.extend(untold.map(|Waiting(_, task)| set_state(task, TaskState::Pending, &task.status.message, &reason, now)));
         }
     }
 

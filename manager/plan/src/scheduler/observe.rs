@@ -2,7 +2,7 @@
 
 use super::log::Number;
 use super::node::{Place, is_active, takes_room};
-use super::{Scheduler, group_key};
+use super::{Group, SPARE_GROUPS, Scheduler, Waiting, group_key};
 use skep_types::{Node, NodeId, Object, Task, TaskState};
 use std::sync::Arc;
 
@@ -92,7 +92,11 @@ impl Scheduler {
         }
         let known = match self.bound.get_mut(&task.id) {
             Some(known) => Some(known),
-            None => self.groups.get_mut(&group_key(task)).and_then(|group| group.tasks.get_mut(&(task.slot, task.id.clone()))),
+            None => {
+                let group = self.groups.get_mut(&group_key(task));
+                let waiting = group.and_then(|group| group.tasks.get_mut(|other| other.compare(task.slot, &task.id)));
+                waiting.map(|Waiting(_, known)| known)
+            }
         };
         if let Some(known) = known {
             *known = Arc::clone(task);
@@ -143,7 +147,8 @@ impl Scheduler {
             }
         } else {
             let key = group_key(task);
-            let group = self.groups.entry(key.clone()).or_default();
+            let spare = &mut self.scratch.groups;
+            let group = self.groups.entry(key.clone()).or_insert_with(|| spare.pop().unwrap_or_default());
             let place = (task.slot, task.id.clone());
             match &group.refusal {
                 Some((reason, _)) if **reason == *task.status.err => drop(group.untold.remove(&place)),
@@ -151,7 +156,7 @@ impl Scheduler {
                 // Most are placed at once; an attempt that leaves some over notes who is to be told.
                 None => {}
             }
-            group.tasks.insert(place, Arc::clone(task));
+            group.tasks.insert(Waiting(task.slot, Arc::clone(task)));
             if is_news || group.refusal.is_none() {
                 self.fresh.insert(key);
             } else {
@@ -176,10 +181,12 @@ impl Scheduler {
         let key = group_key(task);
         if let Some(group) = self.groups.get_mut(&key) {
             let place = (task.slot, task.id.clone());
-            group.tasks.remove(&place);
+            group.tasks.take(|other| other.compare(task.slot, &task.id));
             group.untold.remove(&place);
             if group.tasks.is_empty() {
-                self.groups.remove(&key);
+                let group = self.groups.remove(&key);
+                self.scratch.groups.extend(group.map(Group::emptied));
+                self.scratch.groups.truncate(SPARE_GROUPS);
                 self.fresh.remove(&key);
                 self.waiting.remove(&key);
             }

@@ -1,14 +1,13 @@
 //! Placing the tasks of one group: which node is next.
 
-use super::class::{Class, Leaf};
+use super::class::Class;
 use super::hash::ByNumber;
 use super::load::{Load, Standing};
 use super::log::{Log, Number};
 use super::need::Need;
 use super::node::Place;
+use super::order::{Cursor, Order};
 use skep_types::GenericResource;
-use std::collections::{BTreeSet, btree_set};
-use std::ops::Bound;
 
 /// One run over the candidates of a group. All its tasks need the same, so a node that has no room for one is not asked again.
 pub(crate) struct Pass<'a> {
@@ -19,15 +18,22 @@ pub(crate) struct Pass<'a> {
     need: &'a Need,
     log: &'a mut Log,
     failing: &'a ByNumber<usize>,
-    leaves: Vec<LeafPass<'a>>,
-    /// Per branch: its open children by tasks of the service.
-    tree: Vec<BTreeSet<(u64, usize)>>,
+    notes: &'a mut Notes,
+}
+
+/// What a pass remembers; it is passed on to the next one for its memory.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    leaves: Vec<LeafPass>,
+    /// Per branch: its open children by tasks of the service. None if there is one branch only.
+    tree: Vec<Order<(u64, usize)>>,
     totals: Vec<u64>,
 }
 
-struct LeafPass<'a> {
+#[derive(Debug)]
+struct LeafPass {
     /// Nodes without tasks of the service come from here, in order.
-    empty: Option<btree_set::Iter<'a, (u32, Number)>>,
+    empty: Option<Cursor>,
     /// How far the nodes with tasks of the service have been refused.
     refused: Option<(u32, u32, Number)>,
     /// Nodes where the service fails a lot, the best one last; `None` = not asked yet.
@@ -43,14 +49,17 @@ impl<'a> Pass<'a> {
         need: &'a Need,
         log: &'a mut Log,
         failing: &'a ByNumber<usize>,
+        notes: &'a mut Notes,
     ) -> Self {
-        let of_leaf = |(leaf, standing): (&'a Leaf, &BTreeSet<_>)| {
+        notes.leaves.clear();
+        notes.leaves.extend(class.leaves.iter().zip(&standing.leaves).map(|(leaf, standing)| {
             // If every candidate has a task of the service, there is nothing to find among the empty ones.
-            let empty = (standing.len() < leaf.nodes.len()).then(|| leaf.nodes.iter());
+            let empty = (standing.len() < leaf.nodes.len()).then(Cursor::default);
             LeafPass { empty, refused: None, last_resort: None }
-        };
-        let leaves = class.leaves.iter().zip(&standing.leaves).map(of_leaf).collect();
-        let mut this = Self { places, load, class, standing, need, log, failing, leaves, tree: Vec::new(), totals: Vec::new() };
+        }));
+        notes.tree.iter_mut().for_each(Order::clear);
+        notes.totals.clear();
+        let mut this = Self { places, load, class, standing, need, log, failing, notes };
         if class.branches.len() > 1 {
             this.plant();
         }
@@ -64,7 +73,7 @@ impl<'a> Pass<'a> {
         self.load.add(number);
         self.standing.refresh(number, self.class, self.places, &self.load.here);
         self.log.push(number, false);
-        if !self.tree.is_empty() {
+        if self.class.branches.len() > 1 {
             self.count(self.class.leaves[leaf].branch);
         }
         Some((number, given))
@@ -75,15 +84,17 @@ impl<'a> Pass<'a> {
     }
 
     fn next_in(&mut self, leaf: usize) -> Option<Number> {
-        if self.leaves.get(leaf)?.last_resort.is_none() {
-            while let Some((_, number)) = self.leaves[leaf].empty.as_mut().and_then(Iterator::next) {
+        if self.notes.leaves.get(leaf)?.last_resort.is_none() {
+            let nodes = &self.class.leaves[leaf].nodes;
+            while let Some((_, number)) = self.notes.leaves[leaf].empty.as_mut().and_then(|cursor| nodes.next(cursor)) {
                 if self.load.count(*number) == 0 && !self.failing.contains_key(number) && self.has_room(*number, 0) {
                     return Some(*number);
                 }
             }
             loop {
-                let from = self.leaves[leaf].refused.map_or(Bound::Unbounded, Bound::Excluded);
-                let Some(key) = self.standing.leaves[leaf].range((from, Bound::Unbounded)).next().copied() else { break };
+                let standing = &self.standing.leaves[leaf];
+                let key = self.notes.leaves[leaf].refused.map_or_else(|| standing.first(), |refused| standing.after(&refused));
+                let Some(key) = key.copied() else { break };
                 if !self.standing.is_right(key, self.places) {
                     self.standing.refresh(key.2, self.class, self.places, &self.load.here);
                     continue;
@@ -91,43 +102,49 @@ impl<'a> Pass<'a> {
                 if !self.failing.contains_key(&key.2) && self.has_room(key.2, key.0) {
                     return Some(key.2);
                 }
-                self.leaves[leaf].refused = Some(key);
+                self.notes.leaves[leaf].refused = Some(key);
             }
             let class = self.class;
             let failing = self.failing.keys().copied().filter(|number| class.is_member(*number) && class.leaf_of(*number) == Some(leaf));
-            self.leaves[leaf].last_resort = Some(failing.collect());
+            self.notes.leaves[leaf].last_resort = Some(failing.collect());
         }
         self.last_resort(leaf)
     }
 
     /// Where the service failed a lot: fewest failures first, then as always. Few nodes, so they are simply searched.
     fn last_resort(&self, leaf: usize) -> Option<Number> {
-        let nodes = self.leaves[leaf].last_resort.iter().flatten().copied();
+        let nodes = self.notes.leaves[leaf].last_resort.iter().flatten().copied();
         let with_room = nodes.filter(|number| self.has_room(*number, self.load.count(*number)));
         with_room.min_by_key(|number| (self.failing[number], self.load.count(*number), self.places[*number as usize].active, *number))
     }
 
     fn plant(&mut self) {
         let branches = &self.class.branches;
-        self.totals = vec![0; branches.len()];
+        let Notes { tree, totals, .. } = &mut *self.notes;
+        totals.resize(branches.len(), 0);
         for (leaf, total) in self.class.leaves.iter().zip(&self.standing.totals) {
             let mut branch = leaf.branch;
             loop {
-                self.totals[branch] += total;
+                totals[branch] += total;
                 if branch == 0 {
                     break;
                 }
                 branch = branches[branch].parent;
             }
         }
-        self.tree = branches.iter().map(|branch| branch.children().map(|child| (self.totals[child], child)).collect()).collect();
+        tree.resize_with(branches.len(), Order::default);
+        for (open, branch) in tree.iter_mut().zip(branches) {
+            for child in branch.children() {
+                open.insert((totals[child], child));
+            }
+        }
     }
 
     /// Down the branches with the fewest tasks of the service; a branch without room is taken out.
     fn descend(&mut self) -> Option<(usize, Number)> {
         loop {
             let mut branch = 0;
-            while let Some((_, child)) = self.tree[branch].first() {
+            while let Some((_, child)) = self.notes.tree[branch].first() {
                 branch = *child;
             }
             if let Some(leaf) = self.class.branches[branch].leaf
@@ -139,8 +156,8 @@ impl<'a> Pass<'a> {
                 return None;
             }
             let parent = self.class.branches[branch].parent;
-            let total = self.totals[branch];
-            self.tree[parent].remove(&(total, branch));
+            let total = self.notes.totals[branch];
+            self.notes.tree[parent].remove(&(total, branch));
         }
     }
 
@@ -148,11 +165,11 @@ impl<'a> Pass<'a> {
     fn count(&mut self, mut branch: usize) {
         while branch != 0 {
             let parent = self.class.branches[branch].parent;
-            let total = self.totals[branch];
-            if self.tree[parent].remove(&(total, branch)) {
-                self.tree[parent].insert((total + 1, branch));
+            let Notes { tree, totals, .. } = &mut *self.notes;
+            if tree[parent].remove(&(totals[branch], branch)) {
+                tree[parent].insert((totals[branch] + 1, branch));
             }
-            self.totals[branch] += 1;
+            totals[branch] += 1;
             branch = parent;
         }
     }
