@@ -10,6 +10,8 @@ use tokio::sync::mpsc;
 const IN_FLIGHT: usize = 4;
 /// When the agent ends, for what is there to be sent.
 const LAST_LINES: Duration = Duration::from_secs(1);
+/// Behind the end of a container, whose output is in its files by then unless the log writer is slow.
+const LATE_LINES: Duration = Duration::from_millis(100);
 
 impl Containers {
     /// Lines until there are no more: of a followed container until it has ended. Dropping the receiver ends the reading.
@@ -33,7 +35,7 @@ impl Containers {
                     match following {
                         Some(mut local) => {
                             let _ = local.wait_for(|local| local.is_gone || !local.is_running() && !local.is_restarting).await;
-                            tokio::time::sleep(LAST_LINES).await;
+                            tokio::time::sleep(LATE_LINES).await;
                         }
                         None => engine.output_ended(&id).await,
                     }

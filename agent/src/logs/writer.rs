@@ -4,7 +4,7 @@
 //! returns, and whatever is written waits in the pipe. A task's fifos are closed when the agent says that it ended. The
 //! process ends by itself when there is nothing to read and no agent.
 
-use super::line::{LogStream, Splitter, encode};
+use super::line::{LogStream, Splitter, Stamp, encode};
 use super::protocol::{Answer, Open, Request};
 use super::rotate::Rotating;
 use super::tap::{self, Taps};
@@ -15,7 +15,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
-use time::OffsetDateTime;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe;
 use tokio::net::{UnixListener, UnixStream};
@@ -26,6 +25,10 @@ use tokio_util::sync::CancellationToken;
 const IDLE_LIMIT: Duration = Duration::from_secs(20);
 /// Read at once; a fifo holds 64 KiB.
 const READ: usize = 64 * 1024;
+/// What a fifo may hold of a container that filled it: who writes and who reads it wait for each other less often.
+const LARGE_PIPE: i32 = 1 << 20;
+/// Room for entries that is kept from one read to the next: what is read, quoted.
+const ENTRIES: usize = 4 * READ;
 
 /// Reads of one stream before it is another one's turn.
 const TURNS: usize = 8;
@@ -218,6 +221,7 @@ struct Reading {
 async fn copy(reading: Reading, file: Option<Rc<RefCell<Rotating>>>, finish: CancellationToken) {
     let Reading { receiver, stream, task, taps } = reading;
     let mut splitter = Splitter::default();
+    let mut is_large = false;
     loop {
         let last = tokio::select! {
             biased;
@@ -228,8 +232,13 @@ async fn copy(reading: Reading, file: Option<Rc<RefCell<Rotating>>>, finish: Can
         let turns = if last { LAST_TURNS } else { TURNS };
         for _ in 0..turns {
             let mut heard = taps.are_on(&task).then(bytes::Bytes::new);
-            if !copy_once(&receiver, stream, file.as_deref(), &mut splitter, heard.as_mut()) {
+            let count = copy_once(&receiver, stream, file.as_deref(), &mut splitter, heard.as_mut());
+            if count == 0 {
                 break;
+            }
+            if count == READ && !std::mem::replace(&mut is_large, true) {
+                // Only an advantage: one that may not be larger stays as it is.
+                let _ = nix::fcntl::fcntl(&receiver, nix::fcntl::FcntlArg::F_SETPIPE_SZ(LARGE_PIPE));
             }
             if let Some(data) = heard.filter(|data| !data.is_empty()) {
                 taps.tell(&task, (stream, data), &finish).await;
@@ -242,32 +251,32 @@ async fn copy(reading: Reading, file: Option<Rc<RefCell<Rotating>>>, finish: Can
     }
     if let Some(file) = file {
         let mut entries = Vec::new();
-        splitter.finish(|line| encode(&mut entries, stream, line, OffsetDateTime::now_utc()));
+        splitter.finish(|line| encode(&mut entries, stream, line, &Stamp::now()));
         let _ = file.borrow_mut().write(&entries); // nobody is left to be told
     }
 }
 
-/// Whether there was something. `heard`: whether somebody wants it, and what it was.
+/// How much there was. `heard`: whether somebody wants it, and what it was.
 fn copy_once(
     receiver: &pipe::Receiver,
     stream: LogStream,
     file: Option<&RefCell<Rotating>>,
     splitter: &mut Splitter,
     heard: Option<&mut bytes::Bytes>,
-) -> bool {
+) -> usize {
     SCRATCH.with_borrow_mut(|(buffer, entries)| {
-        let Ok(count) = receiver.try_read(buffer) else { return false };
+        let Ok(count) = receiver.try_read(buffer) else { return 0 };
         if let Some(heard) = heard {
             *heard = bytes::Bytes::copy_from_slice(&buffer[..count]);
         }
         if let Some(file) = file {
             entries.clear();
-            let now = OffsetDateTime::now_utc();
-            splitter.feed(&buffer[..count], |line| encode(entries, stream, line, now));
+            let now = Stamp::now();
+            splitter.feed(&buffer[..count], |line| encode(entries, stream, line, &now));
             // A full disk costs log lines, never the container.
             let _ = file.borrow_mut().write(entries);
-            entries.shrink_to(READ);
+            entries.shrink_to(ENTRIES);
         }
-        count > 0
+        count
     })
 }

@@ -151,7 +151,7 @@ impl Source {
                 LogStream::Stdout => v1::LogStream::Stdout as i32,
                 LogStream::Stderr => v1::LogStream::Stderr as i32,
             },
-            data: line.data,
+            data: line.data.into(),
             attrs: Vec::new(),
         };
         v1::PublishLogsMessage {
@@ -239,7 +239,7 @@ mod tests {
         let (lines, batches) = mpsc::channel(4);
         let (messages, queue) = mpsc::channel(1);
         drop(queue);
-        let line = LogLine { time: Timestamp(0), stream: LogStream::Stdout, data: b"x\n".to_vec() };
+        let line = LogLine { time: Timestamp(0), stream: LogStream::Stdout, data: "x\n".into() };
         lines.send(vec![line]).await.unwrap();
         // Both are still here, as they are where they run together.
         let reading = async { lines.closed().await };

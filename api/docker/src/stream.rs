@@ -25,12 +25,20 @@ pub(crate) const RAW: &str = "application/vnd.docker.raw-stream";
 /// One byte of kind, three of zero, four of length (big-endian), the payload.
 #[must_use]
 pub fn frame(kind: FrameKind, payload: &[u8]) -> Bytes {
-    let mut out = BytesMut::with_capacity(8 + payload.len());
-    out.put_u8(kind as u8);
-    out.put_bytes(0, 3);
-    out.put_u32(u32::try_from(payload.len()).unwrap_or(u32::MAX));
+    let mut out = BytesMut::with_capacity(FRAME_HEAD + payload.len());
+    put_frame_head(&mut out, kind, payload.len());
     out.extend_from_slice(payload);
     out.freeze()
+}
+
+/// Bytes of a frame before its payload.
+pub(crate) const FRAME_HEAD: usize = 8;
+
+/// For many frames in one piece of memory: `length` bytes of payload must follow.
+pub(crate) fn put_frame_head(out: &mut BytesMut, kind: FrameKind, length: usize) {
+    out.put_u8(kind as u8);
+    out.put_bytes(0, 3);
+    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
 }
 
 /// Before API 1.42 the type did not tell whether a stream has frames.

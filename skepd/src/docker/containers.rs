@@ -123,7 +123,7 @@ impl Containers for NodeContainers {
         let (agent, task) = self.of(id)?;
         let LinesWanted { stdout, stderr, since, tail, follow } = wanted;
         let query = LogQuery { stdout, stderr, since, tail: tail.map_or(Tail::All, Tail::Last), follow };
-        let line = |line: skep_agent::LogLine| ContainerLine { time: line.time, stream: std_stream(line.stream), data: line.data.into() };
+        let line = |line: skep_agent::LogLine| ContainerLine { time: line.time, stream: std_stream(line.stream), data: line.data };
         let lines = agent.lines(&task, query).map_err(refusal)?;
         Ok(items(lines).map(move |batch| batch.into_iter().map(line).collect()).boxed())
     }

@@ -11,6 +11,9 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use skep_types::Timestamp;
 
+/// Bytes of a time and the space behind it.
+const STAMP: usize = 31;
+
 /// How lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Look {
@@ -52,25 +55,23 @@ pub(super) async fn logs(
 
 /// Whether a line is past the end that is wanted: lines come in the order of their times.
 fn written(batch: &[ContainerLine], look: Look, until: Option<Timestamp>) -> (Bytes, bool) {
-    let mut out = BytesMut::new();
+    let bytes: usize = batch.iter().map(|line| line.data.len()).sum();
+    let stamps = if look.timestamps { STAMP } else { 0 };
+    let mut out = BytesMut::with_capacity(bytes + batch.len() * (stream::FRAME_HEAD + stamps + usize::from(look.details)));
     for line in batch {
         if until.is_some_and(|until| line.time > until) {
             return (out.freeze(), true);
         }
-        let mut head = BytesMut::new();
-        if look.timestamps {
-            head.put_slice(stamp(line.time).as_bytes());
-            head.put_u8(b' ');
+        let time = look.timestamps.then(|| stamp(line.time) + " ").unwrap_or_default();
+        if !look.is_tty {
+            let length = time.len() + usize::from(look.details) + line.data.len();
+            stream::put_frame_head(&mut out, frame_kind(line.stream), length);
         }
+        out.put_slice(time.as_bytes());
         if look.details {
-            head.put_u8(b' ');
+            out.put_u8(b' ');
         }
-        head.put_slice(&line.data);
-        if look.is_tty {
-            out.put_slice(&head);
-        } else {
-            out.put_slice(&stream::frame(frame_kind(line.stream), &head));
-        }
+        out.put_slice(&line.data);
     }
     (out.freeze(), false)
 }
