@@ -5,6 +5,7 @@
 
 use crate::dispatcher::FULL;
 use crate::mutant::Mutant;
+use crate::numbered::ByNode;
 use crate::queue::Moment;
 use crate::wire::{ConnId, Down};
 use crate::world::{Event, World};
@@ -12,14 +13,13 @@ use skep_manager::pure::{Barrier, Dirty, Touch, quiet_after};
 use skep_proto::skep::{NetworkChanges, NetworkDelta};
 use skep_store::{Commit, Tables, View};
 use skep_types::{Change, ClusterView as _, Node, NodeId, NodeOverlay, Object, Version};
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::time::Instant;
 
 /// While a manager leads.
 pub struct Backends {
     barrier: Barrier,
-    followers: BTreeMap<NodeId, Follower>,
+    followers: ByNode<Follower>,
 }
 
 /// A node's stream.
@@ -43,17 +43,19 @@ impl Backends {
         let tasks = view.tasks().map(|task| Object::Task(Arc::clone(task)));
         let all: Vec<Change> = networks.chain(nodes).chain(services).chain(tasks).map(|object| Change::Created(spanning(object))).collect();
         barrier.observe(view.version(), &all, &mut |_, _| {});
-        Self { barrier, followers: BTreeMap::new() }
+        Self { barrier, followers: ByNode::default() }
     }
 
     /// Something that puts into dirty sets; who has to be looked at is returned.
-    fn touch(&mut self, act: impl FnOnce(&mut Barrier, &mut dyn FnMut(&NodeId, Touch))) -> BTreeSet<NodeId> {
-        let mut woken = BTreeSet::new();
+    fn touch(&mut self, act: impl FnOnce(&mut Barrier, &mut dyn FnMut(&NodeId, Touch))) -> ByNode<()> {
+        let mut woken = ByNode::default();
         let followers = &mut self.followers;
         act(&mut self.barrier, &mut |node, touch| {
             if let Some(follower) = followers.get_mut(node) {
                 follower.dirty.put(touch);
-                woken.insert(node.clone());
+                if !woken.contains_key(node) {
+                    woken.insert(node.clone(), ());
+                }
             }
         });
         woken
@@ -89,7 +91,7 @@ impl World {
         let fresh = Follower { conn, dirty: Dirty::everything(), quiet_until: self.now, told: Version::default(), due: None };
         backends.followers.insert(node.clone(), fresh);
         let mut woken = backends.touch(|barrier, out| barrier.opened(node, at, out));
-        woken.insert(node.clone());
+        woken.insert(node.clone(), ());
         self.wake_backends(leader, woken);
     }
 
@@ -109,17 +111,17 @@ impl World {
     }
 
     /// Looks at streams when it is time to say something by them (`netstate/stream.rs`).
-    fn wake_backends(&mut self, manager: usize, nodes: BTreeSet<NodeId>) {
+    fn wake_backends(&mut self, manager: usize, nodes: ByNode<()>) {
         let now = self.now;
-        for node in nodes {
+        for node in nodes.keys() {
             let delay = self.backend_dice.moment(0..3);
             let Some(lead) = &mut self.managers[manager].lead else { return };
-            let Some(follower) = lead.dispatcher.backends.followers.get_mut(&node) else { continue };
+            let Some(follower) = lead.dispatcher.backends.followers.get_mut(node) else { continue };
             let at = if follower.dirty.is_pressing(FULL) { now + delay } else { (now + delay).max(follower.quiet_until) };
             if follower.due.is_none_or(|due| at < due) {
                 follower.due = Some(at);
                 let term = lead.term;
-                self.queue.put(at, Event::TellBackends { manager, term, node });
+                self.queue.put(at, Event::TellBackends { manager, term, node: node.clone() });
             }
         }
     }

@@ -71,7 +71,7 @@ fn left_over(world: &World, view: &View) -> Option<String> {
     if let Some(task) = view.tasks().find(|task| task.desired_state == TaskState::Remove) {
         return Some(format!("task {} is {} and should be deleted", task.id, task.status.state));
     }
-    for (node, agent) in &world.agents {
+    for (node, agent) in world.agents.iter() {
         if let Some(sick) = agent.containers.values().find(|container| container.alive && container.sick) {
             return Some(format!("task {} is unhealthy and runs on", sick.task));
         }

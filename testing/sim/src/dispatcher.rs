@@ -6,6 +6,7 @@
 use crate::backends::Backends;
 use crate::mutant::Mutant;
 use crate::networks::Networks;
+use crate::numbered::ByNode;
 use crate::queue::Moment;
 use crate::raft::{Answer, Proposer, Refused};
 use crate::wire::{ConnId, Down, Up};
@@ -17,7 +18,7 @@ use skep_manager::pure::{
 use skep_proto::v1;
 use skep_store::{Commit, MAX_TRANSACTION_CHANGES, View};
 use skep_types::{Action, Change as StoreChange, ClusterView as _, NodeDescription, NodeId, NodeState, Object, TaskId, TaskState, Version};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -49,7 +50,7 @@ struct Registering {
 }
 
 pub struct Dispatcher {
-    sessions: BTreeMap<NodeId, Session>,
+    sessions: ByNode<Session>,
     pending: Pending,
     beats: Deadlines,
     unknown_at: Option<Moment>,
@@ -65,7 +66,7 @@ impl Dispatcher {
     #[must_use]
     pub fn new(view: &View, base: Instant, now: Moment) -> Self {
         let mut this = Self {
-            sessions: BTreeMap::new(),
+            sessions: ByNode::default(),
             pending: Pending::default(),
             beats: Deadlines::default(),
             unknown_at: Some(now + PERIOD),

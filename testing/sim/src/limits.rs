@@ -7,7 +7,7 @@ use crate::watch::Watch;
 use skep_plan::DEFAULT_DELAY;
 use skep_store::{Commit, View};
 use skep_types::{
-    Availability, Change, ClusterView as _, FailureAction, NodeId, NodeState, Object, Service, ServiceId, ServiceMode, Task, TaskId,
+    Availability, Change, ClusterView as _, FailureAction, Node, NodeId, NodeState, Object, Service, ServiceId, ServiceMode, Task, TaskId,
     TaskState, UpdateState,
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -103,7 +103,7 @@ pub fn place(task: &Task) -> Place {
 
 impl Watch {
     /// After a commit of the leader's loop.
-    pub fn limits(&mut self, by: Proposer, commits: &[Commit], before: &View, after: &View, now: Moment) {
+    pub fn limits(&mut self, by: Proposer, commits: &[Commit], (seen, before, after): (&View, &View, &View), now: Moment) {
         if !matches!(by, Proposer::Driver { .. }) {
             return;
         }
@@ -116,7 +116,7 @@ impl Watch {
                         self.not_too_soon(new, before, now);
                     }
                     if old.status.state < TaskState::Assigned && new.status.state == TaskState::Assigned {
-                        self.has_place(new, before, after);
+                        self.has_place(new, (seen, before, after));
                     }
                 }
                 Change::Updated { old: Object::Service(old), new: Object::Service(new) } => self.ends_well(old, new, before, now),
@@ -178,11 +178,11 @@ impl Watch {
         }
     }
 
-    /// I6: the scheduler keeps what a node and its users ask for. A node that changed a moment ago may have suited.
-    fn has_place(&mut self, task: &Task, before: &View, after: &View) {
+    /// I6: the scheduler keeps what a node and its users ask for, as they were when it decided.
+    fn has_place(&mut self, task: &Task, (seen, before, after): (&View, &View, &View)) {
         let Some(node) = task.node_id.as_ref().and_then(|id| before.node(id)) else { return };
-        let changed_lately = node.meta.version.0 + 25 > before.version().0;
-        if !changed_lately && (node.spec.availability != Availability::Active || node.status.state != NodeState::Ready) {
+        let is_closed = |node: &Node| node.spec.availability != Availability::Active || node.status.state != NodeState::Ready;
+        if seen.node(&node.id).is_some_and(|node| is_closed(node)) {
             return self.fail("I6", format!("task {} was put on node {}, which takes none", task.id, short(node.id.as_str())));
         }
         let limit = task.spec.placement.as_ref().map_or(0, |placement| placement.max_replicas);

@@ -84,6 +84,8 @@ mutants! {
     JobTooMany,
     /// Tasks stay on a drained node.
     DrainIgnored,
+    /// A drain that starts first stops tasks before others run in their place.
+    DrainStopsFirst,
     /// A wish that a task stops is not written.
     LostWish,
     /// An automatic rollback restores another spec than the one before.

@@ -3,12 +3,13 @@
 
 use crate::agent::{Agent, Timer};
 use crate::mutant::Mutant;
+use crate::numbered::ByNode;
 use crate::raft::short;
 use crate::wire::{ConnId, Down, Up};
 use crate::world::{Event, World};
 use skep_store::{Commit, View};
 use skep_types::{Change, ClusterView as _, NetworkId, NodeId, NodeState, Object, Task, TaskId, TaskState, Version};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +23,10 @@ pub type Picture = BTreeMap<(NetworkId, String), TaskId>;
 #[derive(Default)]
 pub struct Networks {
     /// Nodes that are told.
-    followers: BTreeMap<NodeId, ConnId>,
+    followers: ByNode<ConnId>,
     /// They are about to be told.
-    waiting: BTreeSet<NodeId>,
-    programmed: BTreeMap<NodeId, Version>,
+    waiting: ByNode<()>,
+    programmed: ByNode<Version>,
 }
 
 fn has_addresses(task: &Task) -> bool {
@@ -81,8 +82,10 @@ impl World {
         let Some(lead) = &mut self.managers[manager].lead else { return };
         let (term, networks) = (lead.term, &mut lead.dispatcher.networks);
         let told = networks.followers.keys().filter(|node| only.is_none_or(|only| only == *node));
-        let told: Vec<NodeId> = told.filter(|node| !networks.waiting.contains(*node)).cloned().collect();
-        networks.waiting.extend(told.iter().cloned());
+        let told: Vec<NodeId> = told.filter(|node| !networks.waiting.contains_key(node)).cloned().collect();
+        for node in &told {
+            networks.waiting.insert(node.clone(), ());
+        }
         for node in told {
             let delay = self.dice.moment(0..20);
             self.after(delay, Event::TellNetworks { manager, term, node });
@@ -129,8 +132,8 @@ impl World {
     pub fn networks_acknowledged(&mut self, leader: usize, node: &NodeId, revision: Version) {
         let Some(lead) = &mut self.managers[leader].lead else { return };
         // The deciders ask when they look, which somebody who waits for an address makes them do four times a second.
-        let known = lead.dispatcher.networks.programmed.entry(node.clone()).or_default();
-        *known = revision.max(*known);
+        let known = lead.dispatcher.networks.programmed.get(node).copied().unwrap_or_default();
+        lead.dispatcher.networks.programmed.insert(node.clone(), revision.max(known));
     }
 
     /// I11: a container takes an address that some node in touch still knows as another task's.

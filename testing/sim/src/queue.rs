@@ -1,6 +1,7 @@
 //! Virtual time: what is to happen next.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::time::Duration;
 
 /// Time since the run began. It never jumps; clocks of managers do.
@@ -9,29 +10,40 @@ pub type Moment = Duration;
 /// Events by their time; of two at the same time the one that was put in first comes first.
 #[derive(Debug)]
 pub struct Queue<E> {
-    events: BTreeMap<(Moment, u64), E>,
+    /// When, in which order, and where the event is: what moves in the heap is small.
+    due: BinaryHeap<Reverse<(Moment, u64, usize)>>,
+    events: Vec<Option<E>>,
+    free: Vec<usize>,
     count: u64,
 }
 
 impl<E> Default for Queue<E> {
     fn default() -> Self {
-        Self { events: BTreeMap::new(), count: 0 }
+        Self { due: BinaryHeap::new(), events: Vec::new(), free: Vec::new(), count: 0 }
     }
 }
 
 impl<E> Queue<E> {
     pub fn put(&mut self, at: Moment, event: E) {
         self.count += 1;
-        self.events.insert((at, self.count), event);
+        let place = self.free.pop().unwrap_or(self.events.len());
+        if place == self.events.len() {
+            self.events.push(Some(event));
+        } else {
+            self.events[place] = Some(event);
+        }
+        self.due.push(Reverse((at, self.count, place)));
     }
 
     pub fn take(&mut self) -> Option<(Moment, E)> {
-        self.events.pop_first().map(|((at, _), event)| (at, event))
+        let Reverse((at, _, place)) = self.due.pop()?;
+        self.free.push(place);
+        self.events[place].take().map(|event| (at, event))
     }
 
     #[must_use]
     pub fn next(&self) -> Option<Moment> {
-        self.events.first_key_value().map(|((at, _), _)| *at)
+        self.due.peek().map(|Reverse((at, ..))| *at)
     }
 }
 

@@ -37,6 +37,8 @@ const LAST_FAULTS: Duration = Duration::from_secs(20);
 /// with their delays.
 const PATIENCE: Duration = Duration::from_secs(400);
 const LOOK: Duration = Duration::from_secs(2);
+/// A node that is drained then is empty so soon.
+const EMPTIED: Duration = Duration::from_secs(120);
 /// A run with more events for each node does not come to rest.
 const MOST_EVENTS: u64 = 100_000;
 /// How often users begin an update anew that was paused.
@@ -87,7 +89,9 @@ fn play(world: &mut World) -> Duration {
         }
         if good == 3 {
             world.watch.check_acknowledged();
-            return world.now - begin;
+            let recovery = world.now - begin;
+            drain(world);
+            return recovery;
         }
         let paused: Vec<String> =
             world.raft.view().services().filter(|service| is_paused(service)).map(|service| service.name().to_owned()).collect();
@@ -101,6 +105,30 @@ fn play(world: &mut World) -> Duration {
     }
     world.watch.fail("I5", format!("{} s after faults stopped: {last}", PATIENCE.as_secs()));
     PATIENCE
+}
+
+/// Drains a node in place when nothing else happens: who serves is missed by nobody, and the node is empty soon.
+fn drain(world: &mut World) {
+    let nodes = world.scenario.nodes;
+    if nodes < 2 {
+        return;
+    }
+    let number = u8::try_from(world.scenario.seed % u64::from(nodes)).expect("below a u8");
+    let node = world.id_of(number);
+    world.watch.drain_begins();
+    world.do_op(Op::DrainInPlace { node: number });
+    let begin = world.now;
+    let mut left = None;
+    while world.now < begin + EMPTIED {
+        if !until(world, world.now + LOOK) {
+            return;
+        }
+        left = world.left_on(&node);
+        if left.is_none() {
+            return;
+        }
+    }
+    world.watch.fail("I5", format!("{} s after a node was drained: {}", EMPTIED.as_secs(), left.unwrap_or_default()));
 }
 
 /// Lets everything happen that comes before `moment`; false if something did not hold.

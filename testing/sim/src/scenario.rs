@@ -40,6 +40,10 @@ pub enum Op {
     Drain {
         node: u8,
     },
+    /// Drains the node; what starts first serves there until others do.
+    DrainInPlace {
+        node: u8,
+    },
     /// Moves the node to the other zone; constraints of services ask for zones.
     Zone {
         node: u8,
@@ -256,7 +260,8 @@ impl Scenario {
             10 => Op::Force { service },
             11 => Op::Rollback { service },
             12 => Op::Remove { service },
-            13 | 14 => Op::Drain { node },
+            13 => Op::Drain { node },
+            14 => Op::DrainInPlace { node },
             15 => Op::Pause { node },
             16 | 17 => Op::Active { node },
             18 => Op::Zone { node, zone: one_below(dice, 2) },

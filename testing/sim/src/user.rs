@@ -8,6 +8,7 @@ use crate::world::{Event, World, new_node};
 use skep_store::View;
 use skep_types::{
     Action, Availability, ClusterView as _, Kind, Node, NodeId, NodeState, Object, Service, ServiceId, ServiceMode, TaskId, Timestamp,
+    UpdateOrder,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -284,6 +285,9 @@ fn actions_of(op: &Op, view: &View, now: Timestamp, id_of: &dyn Fn(u8) -> NodeId
         change(&mut node);
         Some(vec![Action::Update(Object::Node(Arc::new(node)))])
     };
+    let available = |number: &u8, availability: Availability, order: UpdateOrder| {
+        node(number, &|node| (node.spec.availability, node.spec.drain_order) = (availability, order))
+    };
     match op {
         Op::Create { service: number, wish } => {
             let id = ServiceId::for_test(10_000 * (view.version().0 + 1) + u64::from(*number));
@@ -323,9 +327,10 @@ fn actions_of(op: &Op, view: &View, now: Timestamp, id_of: &dyn Fn(u8) -> NodeId
             let id = service(number)?.id.to_string();
             Some(vec![Action::Remove { kind: Kind::Service, id, version: None }])
         }
-        Op::Active { node: number } => node(number, &|node| node.spec.availability = Availability::Active),
-        Op::Pause { node: number } => node(number, &|node| node.spec.availability = Availability::Pause),
-        Op::Drain { node: number } => node(number, &|node| node.spec.availability = Availability::Drain),
+        Op::Active { node: number } => available(number, Availability::Active, UpdateOrder::StopFirst),
+        Op::Pause { node: number } => available(number, Availability::Pause, UpdateOrder::StopFirst),
+        Op::Drain { node: number } => available(number, Availability::Drain, UpdateOrder::StopFirst),
+        Op::DrainInPlace { node: number } => available(number, Availability::Drain, UpdateOrder::StartFirst),
         Op::Zone { node: number, zone } => node(number, &|node| {
             node.spec.annotations.labels.insert("zone".into(), zone.to_string());
         }),

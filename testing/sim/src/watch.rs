@@ -8,7 +8,8 @@
 //! | | two that are in touch |
 //! | I5 | once faults stop, the cluster gets as it should be ([`desired`](mod@crate::desired)); silent nodes are called down, drained ones emptied |
 //! | I6 | observed states move along the table of transitions, wishes never back, nor before their delay; nodes suit what is put on them |
-//! | I7 | an update begins no more slots at once than it may, and there are no more slots than replicas; a rollback goes to the spec before |
+//! | I7 | an update begins no more slots at once than it may, and there are no more slots than replicas; a rollback goes to the spec before; |
+//! | | a drain that starts first stops nothing before another one of its slot serves |
 //! | I8 | after a message of revision r an agent knows exactly what the store had for it at r |
 //! | I11 | no address and no port is given twice, in the store or among containers that run; none is given again while a node in touch has it
 //! | | as another task's |
@@ -17,16 +18,21 @@
 //! | I18 | clocks that jump, elections and late followers alone stop no task and take no node down |
 //! | I20 | after the same entries all managers have the same tables |
 
+mod drains; // what serves on drained nodes
 mod leader; // what one who leads comes to do
 mod nodes; // what really runs
+mod owners; // who has which address and port
 mod slots; // whose turn it is
 mod stored; // what is written, told, acknowledged
 
 use crate::limits::Memory;
+use crate::numbered::ByNode;
 use crate::queue::Moment;
 use crate::raft::{Done, Proposer, short};
 use crate::transitions::{allows, may_be_born, may_be_deleted};
+pub use drains::outstays;
 pub use leader::Patience;
+use owners::Owners;
 use skep_plan::Constraints;
 use skep_store::View;
 use skep_types::{
@@ -42,6 +48,8 @@ pub struct Watch {
     /// The first thing that did not hold, and how.
     pub violation: Option<(&'static str, String)>,
     calm: bool,
+    /// Nothing happens any more but what a drain does.
+    undisturbed: bool,
     /// Services whose tasks may overlap by the wish of a user.
     start_first: BTreeSet<ServiceId>,
     /// Services with their spec versions that were ever in the log, and what users were told is there.
@@ -50,9 +58,10 @@ pub struct Watch {
     overlaps: BTreeMap<(ServiceId, u64), u32>,
     /// Tasks that were healthy once, or run without a check: connections may be led to them.
     pub fit: BTreeSet<TaskId>,
-    /// Tasks that were sent SIGTERM when nobody led to them.
-    pub signalled: BTreeSet<TaskId>,
-    in_touch: BTreeMap<NodeId, u32>,
+    /// Tasks that were sent SIGTERM when nobody led to them, and where.
+    pub signalled: BTreeMap<TaskId, NodeId>,
+    in_touch: ByNode<u32>,
+    owners: Owners,
     pub memory: Memory,
     pub patience: Patience,
 }
@@ -63,13 +72,15 @@ impl Watch {
         Self {
             violation: None,
             calm,
+            undisturbed: false,
             start_first: BTreeSet::new(),
             written: BTreeSet::new(),
             acknowledged: BTreeSet::new(),
             overlaps: BTreeMap::new(),
             fit: BTreeSet::new(),
-            signalled: BTreeSet::new(),
-            in_touch: BTreeMap::new(),
+            signalled: BTreeMap::new(),
+            in_touch: ByNode::default(),
+            owners: Owners::default(),
             memory: Memory::default(),
             patience: Patience::default(),
         }
@@ -79,9 +90,13 @@ impl Watch {
         self.violation.get_or_insert((name, words));
     }
 
+    /// What the log said last is gone.
+    pub fn rewound(&mut self, view: &View) {
+        self.owners = Owners::of(view);
+    }
+
     /// An entry was committed: `done` by whom, between two views of the log.
     pub fn committed(&mut self, done: &[Done], before: &View, after: &View, now: Moment) {
-        let mut addresses = false;
         for Done { by, seen, commits } in done {
             let first = self.memory.count();
             for change in commits.iter().flat_map(|commit| &commit.changes) {
@@ -106,18 +121,19 @@ impl Watch {
                     }
                     _ => {}
                 }
-                addresses |= matches!(change, Change::Created(Object::Task(_) | Object::Service(_)) | Change::Updated { .. });
+                self.owners.note(change);
+            }
+            let seen = seen.as_ref().unwrap_or(before);
+            if matches!(by, Proposer::Driver { .. }) {
+                commits.iter().for_each(|commit| self.drains(&commit.changes, (seen, after)));
             }
             if matches!(by, Proposer::Driver { .. }) && done.len() == 1 {
-                let seen = seen.as_ref().unwrap_or(before);
                 self.releases(commits, (seen, before, after), now);
                 self.update_steps(commits, (seen, before, after));
-                self.limits(*by, commits, before, after, now);
+                self.limits(*by, commits, (seen, before, after), now);
             }
         }
-        if addresses {
-            self.unique(after);
-        }
+        self.unique();
     }
 
     fn born(&mut self, task: &Task, by: Proposer) {

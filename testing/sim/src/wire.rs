@@ -3,6 +3,7 @@
 //! As over TCP: within a stream of a connection messages come in order and each at most once; streams overtake each other; what is
 //! under way when a connection ends is lost, whether the other end knows that it ended or not. While a link is cut nothing passes.
 
+use crate::numbered::ByNode;
 use crate::queue::Moment;
 use crate::world::{Event, World};
 use skep_proto::skep::NetworkChanges;
@@ -103,7 +104,7 @@ pub struct Wire {
     conns: BTreeMap<ConnId, Conn>,
     count: ConnId,
     /// Until when a node reaches no manager.
-    cut: BTreeMap<NodeId, Moment>,
+    cut: ByNode<Moment>,
     /// Until when a node does not reach one manager.
     cut_from: BTreeMap<(NodeId, usize), Moment>,
     /// Until when a manager reaches nobody.
@@ -163,12 +164,14 @@ impl Wire {
     #[must_use]
     pub fn passes(&self, node: &NodeId, manager: usize, now: Moment) -> bool {
         let over = |until: Option<&Moment>| until.is_none_or(|until| now >= *until);
-        !self.is_isolated(manager, now) && over(self.cut.get(node)) && over(self.cut_from.get(&(node.clone(), manager)))
+        !self.is_isolated(manager, now)
+            && over(self.cut.get(node))
+            && (self.cut_from.is_empty() || over(self.cut_from.get(&(node.clone(), manager))))
     }
 
     /// Everything passes again.
     pub fn heal(&mut self) {
-        self.cut.clear();
+        self.cut = ByNode::default();
         self.cut_from.clear();
         self.isolated.clear();
     }

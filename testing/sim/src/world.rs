@@ -6,6 +6,7 @@ use crate::driver::Driver;
 use crate::manager::{Lead, Manager};
 use crate::mutant::Mutant;
 use crate::networks::Picture;
+use crate::numbered::ByNode;
 use crate::queue::{Moment, Queue};
 use crate::raft::{Entry, Proposal, Proposer, Raft, Refused, brief};
 use crate::scenario::Scenario;
@@ -108,7 +109,7 @@ pub struct World {
     pub scenario: Scenario,
     pub raft: Raft,
     pub managers: Vec<Manager>,
-    pub agents: BTreeMap<NodeId, Agent>,
+    pub agents: ByNode<Agent>,
     pub wire: Wire,
     pub users: Vec<User>,
     /// How often a node of a number was removed.
@@ -134,7 +135,7 @@ impl World {
     #[must_use]
     pub fn new(scenario: &Scenario, mutant: Option<Mutant>, traced: bool) -> Self {
         let managers = (0..usize::from(scenario.managers.max(1))).map(Manager::new).collect();
-        let agents: BTreeMap<_, _> =
+        let agents: ByNode<_> =
             (1..=u64::from(scenario.nodes.max(1))).map(NodeId::for_test).map(Agent::new).map(|agent| (agent.id.clone(), agent)).collect();
         let mut this = Self {
             now: Moment::ZERO,
@@ -422,6 +423,7 @@ impl World {
         }
         if self.mutant == Some(Mutant::LostTail) && self.raft.leader == Some(manager) {
             self.raft.lose_tail();
+            self.watch.rewound(&self.raft.view());
         }
         self.managers[manager].lead = None;
         for conn in self.wire.of(None, Some(manager)) {

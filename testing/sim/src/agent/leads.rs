@@ -29,6 +29,9 @@ const SETTLING: Duration = Duration::from_secs(5);
 /// Tasks that connections are led to, by network.
 type Serving = BTreeSet<(NetworkId, TaskId)>;
 
+/// Whether connections are to be led there from now on.
+type Changed = BTreeMap<(NetworkId, TaskId), bool>;
+
 /// What a node knows of others and what it has done about it.
 #[derive(Default)]
 pub struct Leads {
@@ -38,7 +41,10 @@ pub struct Leads {
     conn: ConnId,
     cleared: BTreeSet<TaskId>,
     /// Being put in place; what was said since then is put there afterwards.
-    programming: Option<(ConnId, Version, Serving)>,
+    programming: Option<(ConnId, Version)>,
+    /// What that changes of what is in the kernel, and what changed since.
+    underway: Changed,
+    changed: Changed,
     stale: bool,
     owing: Option<Moment>,
     failing: Option<Moment>,
@@ -74,12 +80,31 @@ impl Leads {
         self.cleared.remove(task);
     }
 
-    fn serving(&self) -> Serving {
-        let of = |(network, known): (&NetworkId, &Known)| {
-            let ready = known.tasks.iter().filter(|(_, ready)| **ready);
-            ready.map(|(task, _)| (network.clone(), task.clone())).collect::<Vec<_>>()
-        };
-        self.known.iter().flat_map(of).collect()
+    /// Begins to put what is known in place, with what could not be put there before.
+    fn begin(&mut self) {
+        self.programming = Some((self.conn, self.revision));
+        self.underway.append(&mut self.changed);
+    }
+
+    /// It is in the kernel now. Returns the tasks that connections are led to from now on.
+    fn settle(&mut self) -> Vec<TaskId> {
+        let mut new = Vec::new();
+        for (place, ready) in std::mem::take(&mut self.underway) {
+            if !ready {
+                self.serving.remove(&place);
+            } else if !self.serving.contains(&place) {
+                new.push(place.1.clone());
+                self.serving.insert(place);
+            }
+        }
+        new
+    }
+
+    /// What was known of a network does not count any more.
+    fn drop_network(&mut self, id: &NetworkId) {
+        for task in self.known.remove(id).into_iter().flat_map(|known| known.tasks.into_keys()) {
+            self.changed.insert((id.clone(), task), false);
+        }
     }
 
     /// Whether another node may lead to the task (`Picture::is_known_elsewhere`).
@@ -96,27 +121,33 @@ impl Leads {
     /// Takes a message in; `false`: it tells of a part of what was not told before.
     fn change(&mut self, changes: NetworkChanges, starting: bool) -> bool {
         if changes.complete {
-            self.known.clear();
+            let all: Vec<NetworkId> = self.known.keys().cloned().collect();
+            all.iter().for_each(|id| self.drop_network(id));
         }
         for delta in changes.networks {
             let Ok(id) = delta.network_id.parse::<NetworkId>() else { return false };
             if delta.removed {
-                self.known.remove(&id);
+                self.drop_network(&id);
                 continue;
             }
             if changes.complete || delta.complete {
+                self.drop_network(&id);
                 self.known.insert(id.clone(), Known::default());
             }
             let Some(known) = self.known.get_mut(&id) else { return false };
             known.peers.retain(|peer| !delta.removed_peers.contains(peer));
             known.peers.extend(delta.peers.iter().map(|peer| peer.node_index));
             for task in delta.removed_endpoints.iter().filter_map(|task| task.parse::<TaskId>().ok()) {
-                known.tasks.remove(&task);
+                if known.tasks.remove(&task).is_some() {
+                    self.changed.insert((id.clone(), task), false);
+                }
             }
             for endpoint in &delta.endpoints {
-                let Ok(task) = endpoint.task_id.parse() else { return false };
+                let Ok(task) = endpoint.task_id.parse::<TaskId>() else { return false };
                 let readiness = endpoint.readiness();
-                known.tasks.insert(task, readiness == Readiness::Ready || (starting && readiness == Readiness::Starting));
+                let ready = readiness == Readiness::Ready || (starting && readiness == Readiness::Starting);
+                known.tasks.insert(task.clone(), ready);
+                self.changed.insert((id.clone(), task), ready);
             }
         }
         self.revision = Version(changes.revision);
@@ -163,7 +194,7 @@ impl World {
             leads.fails_until = now + fails_for;
         }
         leads.stale = false;
-        leads.programming = Some((leads.conn, leads.revision, leads.serving()));
+        leads.begin();
         self.agent_after(node, pause + time, Timer::Backends);
     }
 
@@ -172,7 +203,7 @@ impl World {
         let Some(agent) = self.agents.get_mut(node) else { return };
         let session = agent.session_up();
         let leads = &mut agent.leads;
-        let Some((by, revision, serving)) = leads.programming.take() else { return };
+        let Some((by, revision)) = leads.programming.take() else { return };
         let told = |session: Option<(ConnId, String)>| session.filter(|(conn, _)| *conn == by);
         if now < leads.fails_until && !healed {
             let is_news = leads.failing.is_none();
@@ -185,8 +216,7 @@ impl World {
         if leads.is_given_up(now) {
             leads.settles_until = now + SETTLING;
         }
-        let new: Vec<TaskId> = serving.difference(&leads.serving).map(|(_, task)| task.clone()).collect();
-        leads.serving = serving;
+        let new = leads.settle();
         leads.failing = None;
         leads.owing = leads.stale.then_some(now);
         let again = leads.stale;
@@ -194,7 +224,9 @@ impl World {
             let words = format!("node {} leads to task {task}, which is not healthy yet", short(node.as_str()));
             self.watch.fail("I13", words);
         }
-        let late = new.iter().find(|task| self.watch.signalled.contains(*task)).filter(|_| self.is_waited_for(&self.agents[node]));
+        // What it does with its own tasks nobody waits for.
+        let elsewhere = |task: &&TaskId| self.watch.signalled.get(*task).is_some_and(|at| at != node);
+        let late = new.iter().find(elsewhere).filter(|_| self.is_waited_for(&self.agents[node]));
         if let Some(task) = late {
             let words = format!("node {} begins to lead to task {task}, which was sent SIGTERM", short(node.as_str()));
             self.watch.fail("I13", words);
@@ -266,7 +298,7 @@ impl World {
             let words = format!("node {node} sends task {task} SIGTERM while node {other} leads to it");
             return self.watch.fail("I13", words);
         }
-        self.watch.signalled.insert(task.clone());
+        self.watch.signalled.insert(task.clone(), node.clone());
     }
 
     /// Whether a leader has to wait for the node: nothing disturbs it.

@@ -1,6 +1,7 @@
 //! Spoils what the deciders propose.
 
 use super::Mutant;
+use crate::watch::outstays;
 use skep_kit::Dice;
 use skep_store::View;
 use skep_types::{
@@ -55,6 +56,7 @@ impl Mutant {
                 let node = view.task(task).and_then(|task| view.node(task.node_id.as_ref()?));
                 node.is_none_or(|node| node.spec.availability != Availability::Drain)
             }),
+            Self::DrainStopsFirst => stop_drained(actions, view),
             Self::LostWish => actions.retain(|action| !matches!(action, Action::SetTaskDesired { .. }) || dice.roll(4) > 0),
             Self::WrongRollback => services(actions, |service| {
                 if rolls_back(service, view) {
@@ -92,6 +94,17 @@ impl Mutant {
             _ => {}
         }
     }
+}
+
+/// Tells tasks on nodes drained in place to stop as soon as others are made.
+fn stop_drained(actions: &mut Vec<Action>, view: &View) {
+    let mut stopped = Vec::new();
+    for action in &*actions {
+        let Action::Create(Object::Task(new)) = action else { continue };
+        let slot = new.service_id.iter().flat_map(|service| view.tasks_of_service(service)).filter(|task| task.slot == new.slot);
+        stopped.extend(slot.filter(|task| outstays(view, task)).map(|task| task.id.clone()));
+    }
+    actions.extend(stopped.into_iter().map(|task| Action::SetTaskDesired { task, desired: TaskState::Shutdown }));
 }
 
 fn state(service: &Service) -> UpdateState {

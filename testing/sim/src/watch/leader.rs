@@ -1,6 +1,7 @@
 //! I5: what a leader comes to do that nobody disturbs, and how soon. Looked at once a second.
 
 use super::Watch;
+use super::drains::{is_stuck, outstays};
 use crate::limits::SLACK;
 use crate::queue::Moment;
 use crate::raft::short;
@@ -8,7 +9,7 @@ use crate::transitions::may_run;
 use crate::world::World;
 use skep_plan::DEFAULT_DELAY;
 use skep_store::View;
-use skep_types::{Availability, ClusterView as _, NodeId, NodeState, Task, TaskId, TaskState};
+use skep_types::{Availability, ClusterView as _, NodeId, NodeState, Task, TaskId, TaskState, UpdateOrder};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,8 @@ const SILENT: u32 = 40;
 const DRAINING: u32 = 60;
 /// A task that nothing holds back any more is let run within so many seconds.
 const RIPE: u32 = 4;
+/// A task goes so many seconds after another one took its place on another node, and somebody is to do that as soon.
+const OUTSTAYED: u32 = 10;
 /// A policy's delay or what slows tasks down that cannot start, whichever is longer.
 const BRAKE: Duration = Duration::from_secs(2);
 
@@ -29,6 +32,7 @@ pub struct Patience {
     silent: BTreeMap<NodeId, u32>,
     drained: BTreeMap<NodeId, u32>,
     ripe: BTreeMap<TaskId, u32>,
+    stuck: BTreeMap<TaskId, u32>,
     /// One manager has led, with a majority.
     led: u32,
     term: u64,
@@ -66,11 +70,20 @@ impl World {
                 found = Some(format!("node {} says nothing for {silent} s and is {:?}", short(node.id.as_str()), node.status.state));
             }
             let drained = Patience::count(&mut patience.drained, &node.id, node.spec.availability == Availability::Drain);
-            let stays = |task: &&Arc<Task>| is_wanted(task) && !task.status.state.is_terminal() && task.service_id.is_some();
+            let is_there = |task: &Task| is_wanted(task) && !task.status.state.is_terminal() && task.service_id.is_some();
+            let stays = |task: &&Arc<Task>| is_there(task) && !outstays(&view, task);
             if drained.min(patience.led) > DRAINING
                 && let Some(task) = view.tasks_on_node(&node.id).find(stays)
             {
                 found = Some(format!("task {} is wanted on node {}, which is drained", task.id, short(node.id.as_str())));
+            }
+            if node.spec.availability == Availability::Drain && node.spec.drain_order == UpdateOrder::StartFirst {
+                for task in view.tasks_on_node(&node.id).filter(|task| outstays(&view, task)) {
+                    let stuck = Patience::count(&mut patience.stuck, &task.id, is_stuck(&view, task)).min(patience.led);
+                    if stuck > OUTSTAYED {
+                        found = Some(format!("nobody sees to the place of task {} on a drained node for {stuck} s", task.id));
+                    }
+                }
             }
         }
         let found = found.or_else(|| self.watch.overripe(&view, now));

@@ -17,7 +17,7 @@ impl World {
     /// A container is started: what else runs?
     pub fn check_start(&mut self, node: &NodeId, new: &Container) {
         let mut found = None;
-        for (other_node, agent) in &self.agents {
+        for (other_node, agent) in self.agents.iter() {
             let here = other_node == node;
             for other in agent.containers.values().filter(|other| other.alive && other.task != new.task) {
                 let mode = new.service.as_ref().and_then(|id| self.raft.truth.service(id)).map(|service| &service.spec.mode);
@@ -51,7 +51,7 @@ impl World {
         self.raft.truth.task(task).is_some_and(|task| task.status.state == TaskState::Rejected)
     }
 
-    /// I3, I18: an agent stops a task.
+    /// I3, I7, I18: an agent stops a task.
     pub fn check_stop(&mut self, node: &NodeId, id: &TaskId) {
         let Some(agent) = self.agents.get(node) else { return };
         let Some((_, _, unassigned)) = agent.task(id) else { return };
@@ -63,6 +63,7 @@ impl World {
         if !sick && !asked_for {
             self.watch.fail("I3", format!("node {} stops task {id}, which nobody asked for", short(node.as_str())));
         }
+        self.check_served(node, id);
         if self.watch.calm {
             self.watch.fail("I18", format!("task {id} is stopped in a run without faults"));
         }
@@ -71,10 +72,10 @@ impl World {
     /// What takes its time to be wrong.
     pub fn check_slowly(&mut self) {
         let mut running = BTreeMap::<(ServiceId, u64), u32>::new();
-        for (node, agent) in &self.agents {
+        for (node, agent) in self.agents.iter() {
             let in_touch = agent.is_in_touch() && (0..self.managers.len()).all(|manager| self.wire.passes(node, manager, self.now));
-            let seconds = self.watch.in_touch.entry(node.clone()).or_default();
-            *seconds = if in_touch { *seconds + 1 } else { 0 };
+            let seconds = if in_touch { self.watch.seconds_in_touch(node) + 1 } else { 0 };
+            self.watch.in_touch.insert(node.clone(), seconds);
             if !in_touch {
                 continue;
             }

@@ -2,45 +2,16 @@
 
 use super::Watch;
 use crate::raft::short;
-use crate::transitions::may_run;
 use skep_manager::pure::same_but_status;
 use skep_store::View;
-use skep_types::{Action, ClusterView as _, NodeId, Object, PublishMode, ServiceId, Task, TaskId, TaskState, Version};
+use skep_types::{Action, ClusterView as _, NodeId, Object, Task, TaskId, TaskState, Version};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 impl Watch {
-    /// I11 among what is stored.
-    pub(super) fn unique(&mut self, view: &View) {
-        let mut addresses = BTreeMap::<(String, String), String>::new();
-        let mut ports = BTreeMap::<(NodeId, u32), TaskId>::new();
-        let mut ingress = BTreeMap::<u32, ServiceId>::new();
-        let mut found = None;
-        for service in view.services() {
-            let endpoint = service.endpoint.iter();
-            for vip in endpoint.clone().flat_map(|endpoint| &endpoint.virtual_ips) {
-                let owner = addresses.insert((vip.network_id.to_string(), bare(&vip.addr)), format!("service {}", service.name()));
-                found = found.or(owner.map(|owner| format!("{} is an address of {owner} and of service {}", vip.addr, service.name())));
-            }
-            for port in endpoint.flat_map(|endpoint| &endpoint.ports).filter(|port| port.publish_mode == PublishMode::Ingress) {
-                let owner = ingress.insert(port.published_port, service.id.clone()).filter(|owner| *owner != service.id);
-                found = found.or(owner.map(|_| format!("port {} belongs to two services", port.published_port)));
-            }
-        }
-        for task in view.tasks().filter(|task| task.status.state <= TaskState::Running) {
-            for attached in &task.networks {
-                for address in attached.addresses.iter().filter(|address| !address.is_empty()) {
-                    let owner = addresses.insert((attached.network.id.to_string(), bare(address)), format!("task {}", task.id));
-                    found = found.or(owner.map(|owner| format!("{address} is an address of {owner} and of task {}", task.id)));
-                }
-            }
-            let Some(node) = task.node_id.as_ref().filter(|_| may_run(task.status.state)) else { continue };
-            for port in host_ports(task) {
-                let owner = ports.insert((node.clone(), port), task.id.clone());
-                found = found.or(owner.map(|owner| format!("port {port} of a node belongs to task {owner} and to task {}", task.id)));
-            }
-        }
-        if let Some(words) = found {
+    /// I11 among what is stored: what this commit gave.
+    pub(super) fn unique(&mut self) {
+        if let Some(words) = self.owners.twice() {
             self.fail("I11", words);
         }
     }
@@ -89,14 +60,4 @@ fn as_heard(task: &Task) -> Task {
         Arc::make_mut(&mut attached.network).meta.created = Version::default();
     }
     heard
-}
-
-/// Without the length of the prefix.
-fn bare(address: &str) -> String {
-    address.split('/').next().unwrap_or_default().to_owned()
-}
-
-fn host_ports(task: &Task) -> impl Iterator<Item = u32> + '_ {
-    let ports = task.endpoint.iter().flat_map(|endpoint| &endpoint.spec.ports);
-    ports.filter(|port| port.publish_mode == PublishMode::Host && port.published_port > 0).map(|port| port.published_port)
 }
