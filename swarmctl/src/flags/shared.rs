@@ -159,7 +159,7 @@ pub struct SharedFlags {
     #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     with_registry_auth: Option<bool>,
     /// Do not ask the image's registry for its digest and platforms. They are written into the service, so that all nodes run the same and only
-    /// nodes that can. Never asked is for a name without a registry that this node's image has from an archive (`image load`)
+    /// nodes that can. A name without a registry that an image of this node got from an archive (`image load`) or a tag is left as it is
     #[arg(long)]
     pub no_resolve_image: bool,
 }
