@@ -1,7 +1,7 @@
 //! Reads a task's log files: all, the last lines, or since a time; and follows them over rotations.
 
 use super::line::{LONGEST_ENTRY, Lines, LogLine, LogStream};
-use super::rotate::{CURRENT, path_of};
+use super::rotate::{CURRENT, Following, path_of};
 use memchr::memchr;
 use skep_types::Timestamp;
 use std::collections::VecDeque;
@@ -26,7 +26,8 @@ const BLOCK: std::ops::RangeInclusive<usize> = 16 << 10..=256 << 10;
 /// More rotated files than this are not looked for.
 const MAX_FILES: u32 = 1000;
 /// Newer files that a reader holds open, so that it loses nothing if they are removed before it comes to them: so many, and so many bytes.
-/// A reader that is behind further loses what is removed; a task never waits for its readers.
+/// Files are kept for it for a while ([`Following`]). A reader that is behind further loses what is removed; a task never waits for its
+/// readers.
 const HELD: usize = 16;
 const HELD_BYTES: u64 = 256 << 20;
 /// Looks at the files when they are renamed between finding and opening one.
@@ -78,6 +79,8 @@ struct Cursor {
     /// Bytes to read next.
     block: usize,
     lines: Lines,
+    /// While it follows.
+    following: Option<Following>,
 }
 
 /// The files there are, oldest first, with their inodes; only those that are newer than one with the inode `after`, if it is there.
@@ -119,6 +122,7 @@ impl Cursor {
             is_overlong: false,
             block: *BLOCK.start(),
             lines: Lines::default(),
+            following: None,
         }
     }
 
@@ -305,7 +309,14 @@ pub async fn read_logs(dir: PathBuf, query: LogQuery, lines: mpsc::Sender<Vec<Lo
             Tail::All => CHUNK,
         };
         let this_tail = std::mem::replace(&mut tail, Tail::All);
-        let (back, (left, found)) = aside(cursor, move |cursor| cursor.find(&query, this_tail, budget)).await?;
+        let find = move |cursor: &mut Cursor| {
+            if query.follow {
+                cursor.following = cursor.following.take().or_else(|| Following::begin(&cursor.dir));
+                cursor.hold()?;
+            }
+            cursor.find(&query, this_tail, budget)
+        };
+        let (back, (left, found)) = aside(cursor, find).await?;
         if !found.is_empty() {
             pause = FOLLOW_SOON;
         }

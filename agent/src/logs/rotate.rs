@@ -1,16 +1,61 @@
 //! The files of one task's output: `current.log`, and before it `current.log.1`, `current.log.2` and so on, older ones last.
 
 use super::options::LogOptions;
+use nix::fcntl::{Flock, FlockArg};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub const CURRENT: &str = "current.log";
+/// Files that are kept beyond the number asked for while somebody follows, who may not have come to them yet. A task writes its files
+/// full in a few hundredths of a second if it likes; a follower may not even have the processor for so long.
+const KEPT_FOR_FOLLOWERS: u32 = 16;
+/// How many files there are to be, for the last follower to remove those beyond. It is there if there are any.
+const BEYOND: &str = "beyond";
 
 /// The path of the `age`th file; 0 is the current one.
 pub fn path_of(dir: &Path, age: u32) -> PathBuf {
     if age == 0 { dir.join(CURRENT) } else { dir.join(format!("{CURRENT}.{age}")) }
+}
+
+/// As long as somebody has it, files that are rotated away stay there for a while. The last one to give it back removes them.
+#[derive(Debug)]
+pub struct Following {
+    dir: PathBuf,
+    lock: Option<Flock<File>>,
+}
+
+impl Following {
+    /// `None` if there is no such directory (yet).
+    pub fn begin(dir: &Path) -> Option<Self> {
+        let lock = Flock::lock(File::open(dir).ok()?, FlockArg::LockSharedNonblock).ok()?;
+        Some(Self { dir: dir.to_owned(), lock: Some(lock) })
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        drop(self.lock.take());
+        if let Some(_alone) = alone(&self.dir) {
+            remove_beyond(&self.dir);
+        }
+    }
+}
+
+/// A lock that nobody has who follows.
+fn alone(dir: &Path) -> Option<Flock<File>> {
+    Flock::lock(File::open(dir).ok()?, FlockArg::LockExclusiveNonblock).ok()
+}
+
+/// Removes files beyond the number asked for, if there are any. What cannot be removed now is when the next one is.
+fn remove_beyond(dir: &Path) {
+    let mark = dir.join(BEYOND);
+    let Some(first) = fs::read_to_string(&mark).ok().and_then(|text| text.parse::<u32>().ok()) else { return };
+    for age in first.max(1)..=first.saturating_add(KEPT_FOR_FOLLOWERS) {
+        let _ = fs::remove_file(path_of(dir, age));
+    }
+    let _ = fs::remove_file(mark);
 }
 
 /// The file that is being written.
@@ -65,7 +110,18 @@ impl Rotating {
     }
 
     fn rotate(&mut self) -> io::Result<()> {
-        let last = self.options.max_file - 1;
+        // Nobody begins to follow while this is held.
+        let alone = alone(&self.dir);
+        let last = match alone {
+            Some(_) => {
+                remove_beyond(&self.dir);
+                self.options.max_file - 1
+            }
+            None => self.options.max_file - 1 + KEPT_FOR_FOLLOWERS,
+        };
+        if alone.is_none() && path_of(&self.dir, self.options.max_file - 1).exists() {
+            fs::write(self.dir.join(BEYOND), self.options.max_file.to_string())?;
+        }
         if last == 0 {
             // A reader that follows sees a new file, not one that shrinks.
             fs::remove_file(path_of(&self.dir, 0))?;
@@ -103,6 +159,45 @@ mod tests {
             log.write(entry.as_bytes()).unwrap();
         }
         assert_eq!(sizes(dir.path()), [Some(3), Some(10), Some(9), None]);
+    }
+
+    #[test]
+    fn files_beyond_the_number_stay_as_long_as_somebody_follows() {
+        let dir = tempfile::tempdir().unwrap();
+        let count = || fs::read_dir(dir.path()).unwrap().filter(|entry| entry.as_ref().unwrap().file_name() != BEYOND).count();
+        let mut log = Rotating::open(dir.path(), LogOptions { max_size: 4, max_file: 2, discard: false }).unwrap();
+        let (one, two) = (Following::begin(dir.path()).unwrap(), Following::begin(dir.path()).unwrap());
+        for number in 10..20 {
+            log.write(format!("{number}\n").as_bytes()).unwrap();
+        }
+        assert_eq!(count(), 10);
+        drop(one);
+        assert_eq!(count(), 10);
+        for number in 20..50 {
+            log.write(format!("{number}\n").as_bytes()).unwrap();
+        }
+        assert_eq!(count(), 2 + KEPT_FOR_FOLLOWERS as usize);
+        drop(two);
+        assert_eq!(count(), 2);
+        assert!(!dir.path().join(BEYOND).exists());
+        log.write(b"50\n").unwrap();
+        assert_eq!(fs::read_to_string(path_of(dir.path(), 1)).unwrap(), "49\n");
+    }
+
+    #[test]
+    fn what_a_follower_that_died_left_is_removed_with_the_next_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = Rotating::open(dir.path(), LogOptions { max_size: 4, max_file: 1, discard: false }).unwrap();
+        let mut follower = Following::begin(dir.path()).unwrap();
+        for number in 10..15 {
+            log.write(format!("{number}\n").as_bytes()).unwrap();
+        }
+        assert!(path_of(dir.path(), 4).exists());
+        // Its lock is gone, and it did nothing any more.
+        drop(follower.lock.take());
+        std::mem::forget(follower);
+        log.write(b"15\n").unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
