@@ -290,11 +290,11 @@ impl Scheduler {
         let mut load = service.as_ref().and_then(|service| self.loads.remove(service)).unwrap_or_default();
         let Scratch { chosen, careful, notes, standing: spare, .. } = &mut self.scratch;
         let mut standing = load.take_standing(class_id, &class, &self.places, &self.log, spare);
-        let failing = load.failing_nodes(version, now);
+        notes.failing = load.failing_nodes(version, now);
         let group = self.groups.get(key).expect("looked up above");
         let leaving = &self.leaving;
         let (mut is_full, mut is_held_up) = (false, false);
-        let mut pass = Pass::new(&mut self.places, &mut load, &class, &mut standing, &need, &mut self.log, &failing, notes);
+        let mut pass = Pass::new(&mut self.places, &mut load, &class, &mut standing, &need, &mut self.log, notes);
         for Waiting(_, task) in group.tasks.iter().take(limit) {
             if leaving.concerns(task) {
                 careful.push(Arc::clone(task));
@@ -309,7 +309,7 @@ impl Scheduler {
         // Few: each looks for itself, because not every node will do.
         for task in careful.drain(..) {
             let need = Need { avoid: leaving.nodes(&task).cloned().collect(), ..need.clone() };
-            match Pass::new(&mut self.places, &mut load, &class, &mut standing, &need, &mut self.log, &failing, notes).next() {
+            match Pass::new(&mut self.places, &mut load, &class, &mut standing, &need, &mut self.log, notes).next() {
                 Some((number, given)) => chosen.push((task, number, given)),
                 None => is_held_up = true,
             }

@@ -17,13 +17,14 @@ pub(crate) struct Pass<'a> {
     standing: &'a mut Standing,
     need: &'a Need,
     log: &'a mut Log,
-    failing: &'a ByNumber<usize>,
     notes: &'a mut Notes,
 }
 
 /// What a pass remembers; it is passed on to the next one for its memory.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
+    /// Nodes that come last, and how often tasks failed there lately; to be set before the pass.
+    pub failing: ByNumber<usize>,
     leaves: Vec<LeafPass>,
     /// Per branch: its open children by tasks of the service. None if there is one branch only.
     tree: Vec<Order<(u64, usize)>>,
@@ -48,7 +49,6 @@ impl<'a> Pass<'a> {
         standing: &'a mut Standing,
         need: &'a Need,
         log: &'a mut Log,
-        failing: &'a ByNumber<usize>,
         notes: &'a mut Notes,
     ) -> Self {
         notes.leaves.clear();
@@ -59,7 +59,7 @@ impl<'a> Pass<'a> {
         }));
         notes.tree.iter_mut().for_each(Order::clear);
         notes.totals.clear();
-        let mut this = Self { places, load, class, standing, need, log, failing, notes };
+        let mut this = Self { places, load, class, standing, need, log, notes };
         if class.branches.len() > 1 {
             this.plant();
         }
@@ -87,7 +87,7 @@ impl<'a> Pass<'a> {
         if self.notes.leaves.get(leaf)?.last_resort.is_none() {
             let nodes = &self.class.leaves[leaf].nodes;
             while let Some((_, number)) = self.notes.leaves[leaf].empty.as_mut().and_then(|cursor| nodes.next(cursor)) {
-                if self.load.count(*number) == 0 && !self.failing.contains_key(number) && self.has_room(*number, 0) {
+                if self.load.count(*number) == 0 && !self.notes.failing.contains_key(number) && self.has_room(*number, 0) {
                     return Some(*number);
                 }
             }
@@ -99,14 +99,15 @@ impl<'a> Pass<'a> {
                     self.standing.refresh(key.2, self.class, self.places, &self.load.here);
                     continue;
                 }
-                if !self.failing.contains_key(&key.2) && self.has_room(key.2, key.0) {
+                if !self.notes.failing.contains_key(&key.2) && self.has_room(key.2, key.0) {
                     return Some(key.2);
                 }
                 self.notes.leaves[leaf].refused = Some(key);
             }
             let class = self.class;
-            let failing = self.failing.keys().copied().filter(|number| class.is_member(*number) && class.leaf_of(*number) == Some(leaf));
-            self.notes.leaves[leaf].last_resort = Some(failing.collect());
+            let here = |number: &Number| class.is_member(*number) && class.leaf_of(*number) == Some(leaf);
+            let failing = self.notes.failing.keys().copied().filter(here).collect();
+            self.notes.leaves[leaf].last_resort = Some(failing);
         }
         self.last_resort(leaf)
     }
@@ -115,7 +116,7 @@ impl<'a> Pass<'a> {
     fn last_resort(&self, leaf: usize) -> Option<Number> {
         let nodes = self.notes.leaves[leaf].last_resort.iter().flatten().copied();
         let with_room = nodes.filter(|number| self.has_room(*number, self.load.count(*number)));
-        with_room.min_by_key(|number| (self.failing[number], self.load.count(*number), self.places[*number as usize].active, *number))
+        with_room.min_by_key(|number| (self.notes.failing[number], self.load.count(*number), self.places[*number as usize].active, *number))
     }
 
     fn plant(&mut self) {
