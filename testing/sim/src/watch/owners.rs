@@ -144,3 +144,23 @@ fn things(object: &Object) -> Vec<Thing> {
 fn bare(address: &str) -> String {
     address.split('/').next().unwrap_or_default().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Owners;
+    use crate::scenario::Scenario;
+    use crate::world::World;
+
+    #[test]
+    fn what_commits_left_is_what_a_look_at_everything_finds() {
+        for seed in 0..6 {
+            let mut world = World::new(&Scenario::of_seed(seed), None, false);
+            for event in 1..3_000 {
+                assert!(world.happen(), "seed {seed}: {:?}", world.watch.violation);
+                if event % 100 == 0 {
+                    assert_eq!(world.watch.owners, Owners::of(&world.raft.view()), "seed {seed}");
+                }
+            }
+        }
+    }
+}
