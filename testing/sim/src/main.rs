@@ -75,7 +75,7 @@ const ALLOCATOR: (&str, &str) =
 fn main() -> anyhow::Result<ExitCode> {
     if std::env::var_os(ALLOCATOR.0).is_none() {
         // If that fails, everything is as right and slower.
-        let _ = Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).env(ALLOCATOR.0, ALLOCATOR.1).exec();
+        let _ = Command::new("/proc/self/exe").arg0("skep-sim").args(std::env::args_os().skip(1)).env(ALLOCATOR.0, ALLOCATOR.1).exec();
     }
     let args = Args::parse();
     if args.group {
