@@ -86,14 +86,14 @@ impl Leads {
         self.underway.append(&mut self.changed);
     }
 
-    /// It is in the kernel now. Returns the tasks that connections are led to from now on.
-    fn settle(&mut self) -> Vec<TaskId> {
+    /// It is in the kernel now. Returns where connections are led to from now on.
+    fn settle(&mut self) -> Vec<(NetworkId, TaskId)> {
         let mut new = Vec::new();
         for (place, ready) in std::mem::take(&mut self.underway) {
             if !ready {
                 self.serving.remove(&place);
             } else if !self.serving.contains(&place) {
-                new.push(place.1.clone());
+                new.push(place.clone());
                 self.serving.insert(place);
             }
         }
@@ -220,14 +220,17 @@ impl World {
         leads.failing = None;
         leads.owing = leads.stale.then_some(now);
         let again = leads.stale;
-        if let Some(task) = new.iter().find(|task| !self.watch.fit.contains(*task)) {
+        if let Some((_, task)) = new.iter().find(|(_, task)| !self.watch.fit.contains(task)) {
             let words = format!("node {} leads to task {task}, which is not healthy yet", short(node.as_str()));
             self.watch.fail("I13", words);
         }
-        // What it does with its own tasks nobody waits for.
-        let elsewhere = |task: &&TaskId| self.watch.signalled.get(*task).is_some_and(|at| at != node);
-        let late = new.iter().find(elsewhere).filter(|_| self.is_waited_for(&self.agents[node]));
-        if let Some(task) = late {
+        // What it does with its own tasks nobody waits for, nor for a node from which no connection can come.
+        let agent = &self.agents[node];
+        let counts = |(network, task): &&(NetworkId, TaskId)| {
+            self.watch.signalled.get(task).is_some_and(|at| at != node) && self.has_interest(agent, network)
+        };
+        let late = new.iter().find(counts).filter(|_| self.is_waited_for(agent));
+        if let Some((_, task)) = late {
             let words = format!("node {} begins to lead to task {task}, which was sent SIGTERM", short(node.as_str()));
             self.watch.fail("I13", words);
         }
