@@ -32,6 +32,11 @@ pub enum ImageError {
 pub enum NetworkError {
     #[error("port {port}/{protocol} of this node is already taken by {holder}")]
     PortTaken { port: u32, protocol: &'static str, holder: String },
+    #[error(
+        "no port of the range {first}-{last}/{protocol} of this node is free; the last is taken by {holder}; publish another range, or end \
+         what holds one of them"
+    )]
+    RangeTaken { first: u32, last: u32, protocol: &'static str, holder: String },
     #[error("network {network} cannot be joined: {reason}")]
     BadNetwork { network: String, reason: String },
     #[error("DNS server {resolver:?} of the service is not an IP address; update the service with one that is")]

@@ -9,6 +9,7 @@
 
 mod life; // starting, ending, starting again
 mod policy; // when it is started again
+mod ports; // one of a range
 mod record; // what is remembered
 
 pub use policy::{RestartWish, Restarts};
@@ -51,7 +52,7 @@ struct Inner {
 
 struct Entry {
     /// One operation after the other.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
     state: watch::Sender<Local>,
     /// Cancelled: it is not started again.
     again: Mutex<CancellationToken>,
@@ -61,12 +62,7 @@ struct Entry {
 
 impl Entry {
     fn new(local: Local) -> Arc<Self> {
-        Arc::new(Self {
-            turn: tokio::sync::Mutex::default(),
-            state: watch::Sender::new(local),
-            again: Mutex::default(),
-            watching: Mutex::default(),
-        })
+        Arc::new(Self { turn: Arc::default(), state: watch::Sender::new(local), again: Mutex::default(), watching: Mutex::default() })
     }
 
     fn local(&self) -> Local {
@@ -217,6 +213,27 @@ impl Locals {
         entry.state.send_modify(|local| local.is_gone = true);
         self.0.board.forget(&task);
         Ok(())
+    }
+
+    /// Keeps one that does not run as it is for as long as the guard lives: nobody starts or removes it. Nothing of an earlier life is
+    /// left then. `None`: it runs.
+    ///
+    /// # Errors
+    /// If there is no such container.
+    pub async fn hold(&self, id: &TaskId) -> Result<Option<tokio::sync::OwnedMutexGuard<()>>, ContainersError> {
+        let entry = self.entry(id)?;
+        let turn = Arc::clone(&entry.turn).lock_owned().await;
+        let local = entry.local();
+        if local.is_gone || local.image.is_none() {
+            return Err(ContainersError::NotFound { container: id.to_string() });
+        }
+        if local.is_running() {
+            return Ok(None);
+        }
+        if local.has_remains {
+            self.retire(&entry).await;
+        }
+        Ok(Some(turn))
     }
 
     /// Gives it another name.

@@ -1,10 +1,11 @@
 //! The server's side of one connection.
 
 use crate::authority::AuthorityFilter;
+use crate::guest::{GuestIdentity, client_of_chain};
 use crate::manners::{Manners, Unruly};
 use crate::peer::{BadSubject, PeerIdentity};
 use crate::refused::Reason;
-use crate::security::{RemoteServers, SecurityConfig, SecurityError};
+use crate::security::{Era, RemoteServers, SecurityConfig, SecurityError};
 use crate::turns::{Turn, Turns};
 use std::io;
 use std::pin::Pin;
@@ -41,12 +42,14 @@ pub enum AcceptError {
     Unruly(#[from] Unruly),
 }
 
-/// Which of a node's two doors a connection came through.
+/// Which of a node's doors a connection came through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Door {
     /// The TCP port. A client that asks for a manager by its server name must give a certificate of the cluster; others may come
     /// without, to join. What is given is verified.
     Remote,
+    /// The Docker API on TCP: everybody must show a certificate of the cluster, of a client or of a node.
+    Docker,
     /// The local socket: no client certificates; server names that are none are tolerated, and HTTP/2 authorities that are none
     /// are made acceptable (see the module `sni` for why).
     Local,
@@ -97,10 +100,22 @@ impl Acceptor {
     where
         IO: AsyncRead + AsyncWrite + Unpin,
     {
+        let mut era = None;
         let stream = match self.door {
             Door::Remote => {
                 let servers = self.security.remote_servers()?;
                 shake_by_name(servers, Replay { first: Vec::new(), read: 0, io }, turn).await
+            }
+            Door::Docker => {
+                let server = self.security.docker_server()?;
+                era = Some(server.era);
+                let lane = turn.lane(true);
+                lane.enter().await?;
+                let accept = RustlsAcceptor::from(server.config).accept(Replay { first: Vec::new(), read: 0, io });
+                turn.take(accept).await.map_err(|error| {
+                    lane.failed();
+                    AcceptError::Handshake(error)
+                })
             }
             Door::Local => {
                 let mut first = first_record(&mut io).await.map_err(AcceptError::Handshake)?;
@@ -112,6 +127,13 @@ impl Acceptor {
             }
         };
         let stream = stream?;
+        let guest = match self.door {
+            Door::Docker => stream.get_ref().1.peer_certificates().and_then(client_of_chain).map(Arc::new),
+            Door::Remote | Door::Local => None,
+        };
+        if guest.is_some() {
+            return Ok(TlsConnection { stream, peer: None, guest, era, mended: None });
+        }
         let peer = match stream.get_ref().1.peer_certificates() {
             Some(chain) => Some(Arc::new(PeerIdentity::of_chain(chain)?)),
             None => None,
@@ -127,7 +149,7 @@ impl Acceptor {
             return Err(unruly.into());
         }
         let mended = (self.door == Door::Local).then(|| Box::new(Mended::new()));
-        Ok(TlsConnection { stream, peer, mended })
+        Ok(TlsConnection { stream, peer, guest, era, mended })
     }
 }
 
@@ -165,6 +187,8 @@ async fn first_record(io: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> 
 pub struct TlsConnection<IO> {
     stream: TlsStream<Replay<IO>>,
     peer: Option<Arc<PeerIdentity>>,
+    guest: Option<Arc<GuestIdentity>>,
+    era: Option<Era>,
     /// What is read goes through this; `None` on the TCP port.
     mended: Option<Box<Mended>>,
 }
@@ -210,6 +234,18 @@ impl<IO> TlsConnection<IO> {
     #[must_use]
     pub fn peer(&self) -> Option<&Arc<PeerIdentity>> {
         self.peer.as_ref()
+    }
+
+    /// Which client of the Docker API it is, on its door; `None` for nodes.
+    #[must_use]
+    pub fn guest(&self) -> Option<&Arc<GuestIdentity>> {
+        self.guest.as_ref()
+    }
+
+    /// On the door of the Docker API: lasts as long as the roots that the client was verified under, and the node's role.
+    #[must_use]
+    pub fn era(&self) -> Option<Era> {
+        self.era.clone()
     }
 
     /// What is below TLS, for addresses and credentials.

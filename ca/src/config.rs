@@ -71,6 +71,25 @@ pub(crate) fn local_server(chain: Vec<CertificateDer<'static>>, key: PrivateKeyD
     Ok(config)
 }
 
+/// For the Docker API on TCP: a client certificate that verifies under the cluster's roots is required; who it is for is looked at
+/// afterwards. TLS 1.3 and HTTP/1.1 only; no resumption, so that no session outlives the roots it was begun under.
+pub(crate) fn docker_server(
+    roots: &RootBundle,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, rustls::Error> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots.store(), provider()).build();
+    let verifier = verifier.map_err(|error| rustls::Error::General(error.to_string()))?;
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
 /// A certificate that proves nothing, for the local socket of a node that has no identity yet.
 pub(crate) fn ephemeral() -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>), rustls::Error> {
     let general = |error: String| rustls::Error::General(error);

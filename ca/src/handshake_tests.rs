@@ -330,3 +330,107 @@ async fn what_is_not_tls_is_refused() {
         assert!(matches!(Acceptor::new(&security, door).accept(far).await, Err(AcceptError::Handshake(_))));
     }
 }
+
+/// A certificate that is no node's, as a client shows it.
+fn guest(root: &RootCa, guest: &Guest, lifetime: Duration, now: SystemTime) -> (NodeKey, String) {
+    let key = NodeKey::generate().unwrap();
+    let request = key.request().unwrap();
+    let issued = root.issue_guest(request.as_bytes(), guest, &ClusterId::for_test(9), lifetime, now).unwrap();
+    (key, issued.chain_pem)
+}
+
+/// What the server makes of a client with this certificate, which asks for a name.
+async fn shown(
+    acceptor: &Acceptor,
+    root: &RootCa,
+    (key, chain): &(NodeKey, String),
+    name: &str,
+) -> Result<TlsConnection<DuplexStream>, AcceptError> {
+    use rustls_pki_types::pem::PemObject as _;
+    let chain = rustls::pki_types::CertificateDer::pem_slice_iter(chain.as_bytes()).map(Result::unwrap).collect();
+    let config = rustls::ClientConfig::builder_with_provider(crate::provider::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(root.bundle().store())
+        .with_client_auth_cert(chain, key.for_rustls())
+        .unwrap();
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let name = rustls::pki_types::ServerName::try_from(name.to_owned()).unwrap();
+    let (server, _client) = tokio::join!(acceptor.accept(far), connector.connect(name, near));
+    server
+}
+
+fn with_docker(root: &RootCa, names: &[&str]) -> SecurityConfig {
+    let security = secured(root, 1, NodeRole::Manager);
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let (key, chain) = guest(root, &Guest::server(&names).unwrap(), DEFAULT_LIFETIME, SystemTime::now());
+    security.install_docker_server(&key, &chain, SystemTime::now()).unwrap();
+    security
+}
+
+#[tokio::test]
+async fn a_client_of_the_docker_api_enters_by_its_door_and_by_no_other() {
+    let root = root();
+    let security = with_docker(&root, &["box.example", "192.0.2.7"]);
+    let client = guest(&root, &Guest::client("ann").unwrap(), CLIENT_LIFETIME, SystemTime::now());
+    let docker = Acceptor::new(&security, Door::Docker);
+    for name in ["box.example", "192.0.2.7"] {
+        let connection = shown(&docker, &root, &client, name).await.unwrap();
+        assert_eq!((connection.guest().unwrap().name.as_str(), connection.peer().is_none()), ("ann", true));
+        assert_eq!(connection.protocol(), Some(rustls::ProtocolVersion::TLSv1_3));
+    }
+    // The client finds out that the host is another one.
+    assert!(shown(&docker, &root, &client, "other.example").await.is_err());
+    let refused = shown(&remote(&security), &root, &client, MANAGER_NAME).await.unwrap_err();
+    assert!(matches!(&refused, AcceptError::Subject(BadSubject::Guest(unit)) if unit == CLIENT_UNIT), "{refused}");
+    // A node is known by its certificate, to be judged by others.
+    let worker = identity(&root, 2, NodeRole::Worker);
+    let worker = (worker.key().clone(), worker.chain_pem());
+    assert!(shown(&docker, &root, &worker, "box.example").await.unwrap().peer().unwrap().has_role(NodeRole::Worker));
+}
+
+#[tokio::test]
+async fn strangers_do_not_enter_by_the_door_of_the_docker_api() {
+    let (other, root) = (root(), root());
+    let security = with_docker(&root, &["box.example"]);
+    let docker = Acceptor::new(&security, Door::Docker);
+    let handshake = |outcome: Result<TlsConnection<DuplexStream>, AcceptError>| matches!(outcome, Err(AcceptError::Handshake(_)));
+    let now = SystemTime::now();
+    let name = Guest::client("ann").unwrap();
+    assert!(handshake(shown(&docker, &root, &guest(&other, &name, CLIENT_LIFETIME, now), "box.example").await), "another cluster");
+    let old = guest(&root, &name, Duration::from_secs(3600), now - Duration::from_secs(8000));
+    assert!(handshake(shown(&docker, &root, &old, "box.example").await), "expired");
+    let server = guest(&root, &Guest::server(&["box.example".into()]).unwrap(), DEFAULT_LIFETIME, now);
+    assert!(handshake(shown(&docker, &root, &server, "box.example").await), "a server's");
+    let seen = meet(&docker, &Connector::bootstrap(root.bundle()).unwrap()).await;
+    assert!(handshake(seen.server), "no certificate");
+}
+
+#[tokio::test]
+async fn the_docker_api_has_no_certificate_before_it_gets_one_and_after_the_roots_change() {
+    let (old, new) = (root(), root());
+    let security = secured(&old, 1, NodeRole::Manager);
+    let client = guest(&old, &Guest::client("ann").unwrap(), CLIENT_LIFETIME, SystemTime::now());
+    let docker = Acceptor::new(&security, Door::Docker);
+    assert!(matches!(shown(&docker, &old, &client, "x").await, Err(AcceptError::Security(SecurityError::NoDockerServer))));
+    let install = |root: &RootCa| {
+        let (key, chain) = guest(root, &Guest::server(&["x".into()]).unwrap(), DEFAULT_LIFETIME, SystemTime::now());
+        security.install_docker_server(&key, &chain, SystemTime::now())
+    };
+    assert!(install(&new).is_err(), "of other roots");
+    install(&old).unwrap();
+    let standing = shown(&docker, &old, &client, "x").await.unwrap();
+    let mut era = standing.era().unwrap();
+    // A renewal under the same roots leaves it, other roots do not.
+    security.install(identity(&old, 1, NodeRole::Manager)).unwrap();
+    install(&old).unwrap();
+    assert!(security.has_docker_server() && tokio::time::timeout(Duration::from_millis(5), era.over()).await.is_err());
+    security.install(identity(&new, 1, NodeRole::Manager)).unwrap();
+    assert!(!security.has_docker_server());
+    era.over().await;
+    install(&new).unwrap();
+    assert!(matches!(shown(&docker, &new, &client, "x").await, Err(AcceptError::Handshake(_))), "a client of the old root");
+    security.install(identity(&new, 1, NodeRole::Worker)).unwrap();
+    assert!(!security.has_docker_server(), "a worker has none");
+}

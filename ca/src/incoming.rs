@@ -282,6 +282,13 @@ pub fn serve_remote(listener: TcpListener, security: &crate::SecurityConfig) -> 
     TlsIncoming::new(listener, Acceptor::new(security, Door::Remote))
 }
 
+/// The connections to the Docker API on TCP. As long as the node has no certificate for it
+/// ([`SecurityConfig::install_docker_server`](crate::SecurityConfig::install_docker_server)) they are closed at once.
+#[must_use]
+pub fn serve_docker(listener: TcpListener, security: &crate::SecurityConfig) -> TlsIncoming<TcpStream> {
+    TlsIncoming::new(listener, Acceptor::new(security, Door::Docker))
+}
+
 /// The local socket's connections.
 ///
 /// TLS without client certificates. Works before the node has an identity. A genuine `swarmctl` under an absolute socket path sends

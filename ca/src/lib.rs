@@ -16,6 +16,7 @@ mod config; // the rustls configurations
 mod connect; // the client's side
 mod der; // pieces of DER and PEM
 pub mod files; // the identity on disk
+mod guest; // certificates that are no node's
 mod identity; // key, certificate and roots of a node
 mod incoming; // a listener that shakes hands
 mod key; // private keys and certificate requests
@@ -44,8 +45,11 @@ pub use bind::{BindError, bind_local};
 pub use config::unverified_client;
 pub use connect::{CONNECT_TIMEOUT, ConnectError, Connector, connect_outside};
 pub use files::FileError;
+pub use guest::{
+    BadGuest, CLIENT_LIFETIME, CLIENT_UNIT, Guest, GuestIdentity, LONGEST_CLIENT_LIFETIME, SERVER_UNIT, check_server_name, client_lifetime,
+};
 pub use identity::{BadIdentity, Expected, FirstManager, Identity, TlsInfo, renewal_moment};
-pub use incoming::{Listener, TlsIncoming, serve_local, serve_remote};
+pub use incoming::{Listener, TlsIncoming, serve_docker, serve_local, serve_remote};
 pub use key::{BadCsr, BadKey, MAX_CSR, NodeKey, check_request, key_of_request};
 pub use manners::{Manners, Unruly};
 pub use peer::{BadSubject, PeerIdentity};
@@ -57,6 +61,6 @@ pub use root::{
 };
 pub use roots::{BadIssue, BadRoots, IssuerId, RootBundle, Untrusted};
 pub use secret::{Secret, equal_in_constant_time};
-pub use security::{SecurityConfig, SecurityError};
+pub use security::{BadDockerServer, Era, SecurityConfig, SecurityError};
 pub use skep_types::{NodeRole, UnlockKey};
 pub use token::{BadToken, JoinToken, role_of_token};

@@ -1,6 +1,7 @@
 //! Who is at the other end, as its certificate says.
 
 use crate::NodeRole;
+use crate::guest::{CLIENT_UNIT, SERVER_UNIT};
 use crate::root::{MANAGER_NAME, WORKER_NAME};
 use rustls::pki_types::CertificateDer;
 use skep_types::{BadId, ClusterId, NodeId};
@@ -15,6 +16,8 @@ pub enum BadSubject {
     Parse,
     #[error("the certificate's subject has no {0}; it was not made by a swarm")]
     Missing(&'static str),
+    #[error("the certificate is of the unit {0}: it is for the Docker API over TCP and for nothing else")]
+    Guest(String),
     #[error("the certificate's {field} is not usable")]
     Id { field: &'static str, source: BadId },
 }
@@ -35,7 +38,7 @@ pub struct PeerIdentity {
 }
 
 impl PeerIdentity {
-    /// Reads the leaf of a chain. OU, O and CN must be there (spec wire-behaviour 4.4).
+    /// Reads the leaf of a chain. OU, O and CN must be there (spec wire-behaviour 4.4), and it must not be one of the Docker API's.
     pub fn of_chain(chain: &[CertificateDer<'_>]) -> Result<Self, BadSubject> {
         let leaf = chain.first().ok_or(BadSubject::Parse)?;
         let (_, certificate) = X509Certificate::from_der(leaf).map_err(|_| BadSubject::Parse)?;
@@ -43,6 +46,9 @@ impl PeerIdentity {
         let units = texts(subject.iter_organizational_unit());
         if units.is_empty() {
             return Err(BadSubject::Missing("organisational unit (the role)"));
+        }
+        if let Some(unit) = units.iter().find(|unit| matches!(unit.as_str(), CLIENT_UNIT | SERVER_UNIT)) {
+            return Err(BadSubject::Guest(unit.clone()));
         }
         let first = |field, mut texts: Vec<String>| match texts.is_empty() {
             true => Err(BadSubject::Missing(field)),

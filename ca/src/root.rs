@@ -165,14 +165,8 @@ impl RootCa {
     /// Of `request` only the public key is taken. `lifetime` below [`MIN_LIFETIME`] becomes [`DEFAULT_LIFETIME`]. The
     /// certificate begins an hour before `now` (rounded to the minute) and ends `lifetime` after it.
     pub fn issue(&self, request: &[u8], subject: &Subject, lifetime: Duration, now: SystemTime) -> Result<Issued, CaError> {
-        let public_key = public_key_of_request(request)?;
-        let lifetime = if lifetime < MIN_LIFETIME { DEFAULT_LIFETIME } else { lifetime };
-        let now = to_the_minute(now);
-        let mut params = CertificateParams::default();
         let unit = role_name(subject.role);
-        params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::OrganizationName, subject.cluster.as_str());
-        params.distinguished_name.push(DnType::OrganizationalUnitName, unit);
+        let mut params = self.leaf(&subject.cluster, unit);
         params.distinguished_name.push(DnType::CommonName, subject.node.as_str());
         let mut names = vec![unit, subject.node.as_str()];
         if subject.role == NodeRole::Manager {
@@ -183,11 +177,34 @@ impl RootCa {
             .map(|name| name.try_into().map(SanType::DnsName))
             .collect::<Result<_, _>>()
             .map_err(|error: rcgen::Error| CaError::Sign(error.to_string()))?;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let lifetime = if lifetime < MIN_LIFETIME { DEFAULT_LIFETIME } else { lifetime };
+        self.sign_leaf(params, request, lifetime, now)
+    }
+
+    /// What all leaves of a cluster have, but for the common name, the key's uses and the dates.
+    pub(crate) fn leaf(&self, cluster: &ClusterId, unit: &str) -> CertificateParams {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::OrganizationName, cluster.as_str());
+        params.distinguished_name.push(DnType::OrganizationalUnitName, unit);
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
         params.is_ca = IsCa::ExplicitNoCa; // writes the subject key id too
         params.use_authority_key_identifier_extension = true;
         params.serial_number = Some(random_serial());
+        params
+    }
+
+    /// Dates and signs it for the key of `request`.
+    pub(crate) fn sign_leaf(
+        &self,
+        mut params: CertificateParams,
+        request: &[u8],
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<Issued, CaError> {
+        let public_key = public_key_of_request(request)?;
+        let now = to_the_minute(now);
         params.not_before = date(Some(now), Shift::Earlier(BACKDATE))?;
         params.not_after = date(Some(now), Shift::Later(lifetime))?;
 

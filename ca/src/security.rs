@@ -2,14 +2,18 @@
 
 use crate::config;
 use crate::identity::{Identity, TlsInfo};
+use crate::key::NodeKey;
 use crate::refused::{Counters, Reason, Refused};
 use crate::root::MANAGER_NAME;
 use crate::roots::{RootBundle, Untrusted};
 use arc_swap::ArcSwap;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::pem::PemObject as _;
+use skep_types::NodeRole;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
 /// Why configurations cannot be built.
@@ -21,8 +25,21 @@ pub enum SecurityError {
     NoRandom,
     #[error("this node has no identity yet; initialise a cluster or join one first")]
     NoIdentity,
+    #[error("the Docker API has no certificate to show yet; managers give it one as soon as they can")]
+    NoDockerServer,
+    #[error("the certificate for the Docker API cannot be used")]
+    DockerServer(#[from] BadDockerServer),
     #[error("the new roots were refused, for this node's own certificate does not verify under them")]
     Untrusted(#[from] Untrusted),
+}
+
+/// Why a certificate is not the one that the Docker API asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum BadDockerServer {
+    #[error("it is not PEM text with certificates")]
+    NotPem,
+    #[error("it does not verify under the roots that this node trusts now: {0}")]
+    Untrusted(rustls::Error),
 }
 
 /// A handle to the present identity and the TLS configurations made of it. Clones share it.
@@ -36,6 +53,8 @@ struct Shared {
     now: ArcSwap<State>,
     /// Held while a new state is made of the old one.
     change: Mutex<()>,
+    /// Of the connections to the Docker API; dropped at its end. Replaced under `change`.
+    era: Mutex<watch::Sender<()>>,
     generation: watch::Sender<u64>,
     refused: Counters,
 }
@@ -46,10 +65,32 @@ struct State {
     local_server: Arc<ServerConfig>,
 }
 
+#[derive(Clone)]
 struct Node {
     identity: Arc<Identity>,
     servers: RemoteServers,
     client: Arc<ClientConfig>,
+    /// For the Docker API on TCP; `None` until [`SecurityConfig::install_docker_server`].
+    docker: Option<DockerServer>,
+}
+
+/// What the Docker API shows its clients, and what ends the connections that were let in by it.
+#[derive(Clone)]
+pub(crate) struct DockerServer {
+    pub(crate) config: Arc<ServerConfig>,
+    /// Sent again (closed) when the roots that clients were verified under, or the node's role, are no more.
+    pub(crate) era: Era,
+}
+
+/// Lasts as long as what a connection was let in by.
+#[derive(Debug, Clone)]
+pub struct Era(watch::Receiver<()>);
+
+impl Era {
+    /// Returns when it is over.
+    pub async fn over(&mut self) {
+        while self.0.changed().await.is_ok() {}
+    }
 }
 
 /// The two sides of the TCP port. Which one a client meets is told by the server name it asks for.
@@ -88,6 +129,7 @@ impl SecurityConfig {
         Ok(Self(Arc::new(Shared {
             now: ArcSwap::from_pointee(state),
             change: Mutex::new(()),
+            era: Mutex::new(watch::Sender::new(())),
             generation: watch::Sender::new(0),
             refused: Counters::default(),
         })))
@@ -121,6 +163,35 @@ impl SecurityConfig {
     pub fn clear(&self) -> Result<(), SecurityError> {
         let _change = self.0.change.lock().unwrap_or_else(PoisonError::into_inner);
         self.store(State { node: None, local_server: Arc::new(ephemeral_local()?) });
+        self.end_era();
+        Ok(())
+    }
+
+    /// After what it was made by is gone: nobody is let in by that from here on.
+    fn end_era(&self) {
+        *self.0.era.lock().unwrap_or_else(PoisonError::into_inner) = watch::Sender::new(());
+    }
+
+    /// What the Docker API on TCP shows its clients from now on. It is forgotten when the roots change or the node is no manager any
+    /// more; [`Self::changes`] tells of that, not of this.
+    ///
+    /// # Errors
+    /// If the certificate is not good under the present roots, or belongs to another key.
+    pub fn install_docker_server(&self, key: &NodeKey, chain_pem: &str, now: SystemTime) -> Result<(), SecurityError> {
+        let _change = self.0.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.0.now.load();
+        let node = before.node.as_ref().ok_or(SecurityError::NoIdentity)?;
+        let roots = node.identity.roots();
+        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain_pem.as_bytes())
+            .collect::<Result<_, _>>()
+            .ok()
+            .filter(|chain: &Vec<_>| !chain.is_empty())
+            .ok_or(BadDockerServer::NotPem)?;
+        verify_as_server(roots, &chain, now).map_err(BadDockerServer::Untrusted)?;
+        let config = config::docker_server(roots, chain, key.for_rustls()).map_err(tls("Docker API's server"))?;
+        let era = Era(self.0.era.lock().unwrap_or_else(PoisonError::into_inner).subscribe());
+        let node = Node { docker: Some(DockerServer { config: Arc::new(config), era }), ..node.clone() };
+        self.0.now.store(Arc::new(State { node: Some(node), local_server: before.local_server.clone() }));
         Ok(())
     }
 
@@ -136,8 +207,15 @@ impl SecurityConfig {
         let local_server = config::local_server(identity.chain().to_vec(), identity.key().for_rustls()).map_err(tls("local server"))?;
         let client = config::node_client(&identity).map_err(tls("client"))?;
         let servers = RemoteServers { member: Arc::new(member), joining: Arc::new(joining) };
-        let node = Node { identity: Arc::new(identity), servers, client: Arc::new(client) };
+        // Made under the roots of its moment.
+        let is_same = |node: &&Node| node.identity.roots() == identity.roots() && identity.role() == NodeRole::Manager;
+        let docker = before.node.as_ref().filter(is_same).and_then(|node| node.docker.clone());
+        let is_over = docker.is_none();
+        let node = Node { identity: Arc::new(identity), servers, client: Arc::new(client), docker };
         self.store(State { node: Some(node), local_server: Arc::new(local_server) });
+        if is_over {
+            self.end_era();
+        }
         Ok(())
     }
 
@@ -178,6 +256,17 @@ impl SecurityConfig {
         self.with_node(|node| node.servers.clone())
     }
 
+    /// For the next connection to the Docker API on TCP.
+    pub(crate) fn docker_server(&self) -> Result<DockerServer, SecurityError> {
+        self.with_node(|node| node.docker.clone())?.ok_or(SecurityError::NoDockerServer)
+    }
+
+    /// Whether the Docker API on TCP can shake hands now.
+    #[must_use]
+    pub fn has_docker_server(&self) -> bool {
+        self.docker_server().is_ok()
+    }
+
     /// For the next connection on the local socket; there is always one.
     #[must_use]
     pub fn local_server(&self) -> Arc<ServerConfig> {
@@ -192,6 +281,15 @@ impl SecurityConfig {
     fn with_node<T>(&self, get: impl FnOnce(&Node) -> T) -> Result<T, SecurityError> {
         self.0.now.load().node.as_ref().map(get).ok_or(SecurityError::NoIdentity)
     }
+}
+
+/// Whether a chain (leaf first) is a server's under these roots.
+fn verify_as_server(roots: &RootBundle, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<(), rustls::Error> {
+    let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+    let leaf = rustls::server::ParsedCertificate::try_from(leaf)?;
+    let now = UnixTime::since_unix_epoch(now.duration_since(UNIX_EPOCH).unwrap_or_default());
+    let algorithms = crate::provider::provider().signature_verification_algorithms.all;
+    rustls::client::verify_server_cert_signed_by_trust_anchor(&leaf, &roots.store(), intermediates, now, algorithms)
 }
 
 fn ephemeral_local() -> Result<ServerConfig, SecurityError> {

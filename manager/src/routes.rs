@@ -2,7 +2,7 @@
 
 use crate::authorize::revoke::Revocations;
 use crate::authorize::{Authorized, Door, Facts, Guard};
-use crate::ca::CaService;
+use crate::ca::{CaService, CertificatesService};
 use crate::control::{ControlService, ExplanationsService, NetworkSettingsService};
 use crate::dispatcher::{Dispatcher, DispatcherService};
 use crate::forward::{Forwarded, Forwarder};
@@ -14,6 +14,7 @@ use crate::resource::ResourceService;
 use crate::shared::Shared;
 use crate::tunnels::TunnelService;
 use crate::watch::WatchService;
+use skep_proto::skep::certificates_server::CertificatesServer;
 use skep_proto::skep::explanations_server::ExplanationsServer;
 use skep_proto::skep::network_settings_server::NetworkSettingsServer;
 use skep_proto::skep::network_state_server::NetworkStateServer;
@@ -73,6 +74,10 @@ pub(crate) fn routes(
     leader!(ExplanationsServer::new(ExplanationsService::new(shared())));
     here!(v1::watch_server::WatchServer::new(WatchService::new(shared())));
     here!(v1::health_server::HealthServer::new(health));
+    if door == Door::Local {
+        // Whoever comes this way may: it has no rule and no other door.
+        routes.add_service(CertificatesServer::new(CertificatesService::new(shared())).max_decoding_message_size(MAX_REQUEST));
+    }
     if door == Door::Remote {
         leader!(MembershipServer::new(MembershipService::new(shared())));
         let raft = RaftServer::new(RaftService::new(shared()));

@@ -72,6 +72,17 @@ pub struct Flags {
     /// the run directory, which is root's alone; --docker-cluster-socket is the group's too if it is outside
     #[arg(long, value_name = "GROUP")]
     pub docker_group: Option<String>,
+    /// On a manager: where the Docker API answers on TCP, by TLS 1.3, to clients with a certificate from `swarmctl cluster client-cert` and
+    /// to managers; usually port 2376 [default: off]
+    #[arg(long, value_name = "IP:PORT")]
+    pub docker_tls_listen: Option<SocketAddr>,
+    /// Host name or IP address that clients of --docker-tls-listen call this node by, besides its host name, localhost, the address that it
+    /// listens on and the one it advertises; others are refused
+    #[arg(long, value_name = "NAME")]
+    pub docker_tls_name: Vec<String>,
+    /// What --docker-tls-listen shows: node, or cluster, which is what --docker-cluster-socket shows [default: node]
+    #[arg(long, value_name = "NAME")]
+    pub docker_tls_view: Option<DockerView>,
     /// Label of this node's engine, for constraints on engine.labels
     #[arg(long, value_name = "KEY=VALUE")]
     pub label: Vec<String>,
@@ -93,6 +104,15 @@ pub enum LogFormat {
     Auto,
     Journald,
     Text,
+}
+
+/// Whose containers the Docker API is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DockerView {
+    #[default]
+    Node,
+    Cluster,
 }
 
 /// By what packets are encrypted, if by anything.
@@ -126,6 +146,9 @@ struct File {
     docker_socket: Option<PathBuf>,
     docker_cluster_socket: Option<PathBuf>,
     docker_group: Option<String>,
+    docker_tls_listen: Option<SocketAddr>,
+    docker_tls_names: Vec<String>,
+    docker_tls_view: Option<DockerView>,
     labels: std::collections::BTreeMap<String, String>,
     generic_resources: Vec<String>,
     log_level: Option<String>,
@@ -181,6 +204,10 @@ pub struct Config {
     /// The same for the cluster as one host.
     pub docker_cluster_socket: Option<PathBuf>,
     pub docker_group: Option<String>,
+    /// `None`: no TCP.
+    pub docker_tls_listen: Option<SocketAddr>,
+    pub docker_tls_names: Vec<String>,
+    pub docker_tls_view: DockerView,
     pub labels: std::collections::BTreeMap<String, String>,
     pub generic_resources: Vec<GenericResource>,
     pub log_level: String,
@@ -219,6 +246,9 @@ impl Config {
             docker_socket,
             docker_cluster_socket,
             docker_group: flags.docker_group.or(file.docker_group).filter(|name| !name.is_empty()),
+            docker_tls_listen: flags.docker_tls_listen.or(file.docker_tls_listen),
+            docker_tls_names: flags.docker_tls_name.into_iter().chain(file.docker_tls_names).collect(),
+            docker_tls_view: flags.docker_tls_view.or(file.docker_tls_view).unwrap_or_default(),
             run_dir,
             containerd: flags.containerd.or(file.containerd).unwrap_or_else(|| "/run/containerd/containerd.sock".into()),
             containerd_namespace: flags.containerd_namespace.or(file.containerd_namespace).unwrap_or_else(|| "skep".into()),
@@ -279,6 +309,17 @@ impl Config {
                 "docker_cluster_socket: {} is docker_socket too; they differ in what they answer",
                 socket.display()
             );
+        }
+        if let Some(address) = self.docker_tls_listen {
+            ensure!(address.port() != 0, "docker_tls_listen: port 0 would change with every start; choose a port, such as 2376");
+            ensure!(
+                address.port() != self.listen().port(),
+                "docker_tls_listen: port {} is the cluster port; choose another",
+                address.port()
+            );
+        }
+        for name in &self.docker_tls_names {
+            skep_ca::check_server_name(name).map_err(|error| anyhow!("docker_tls_names: {error}"))?;
         }
         ensure!(self.listen().port() != 0, "listen_addr: port 0 would change with every start; choose a port");
         if let Some(asked) = &self.advertise_addr {
@@ -371,6 +412,10 @@ mod tests {
             (Flags { docker_group: Some("docker".into()), ..Flags::default() }, "docker_group"),
             (Flags { docker_cluster_socket: Some("x.sock".into()), ..Flags::default() }, "docker_cluster_socket"),
             (Flags { docker_cluster_socket: Some("/run/skep/docker.sock".into()), ..Flags::default() }, "docker_cluster_socket"),
+            (Flags { docker_tls_listen: Some(SocketAddr::from(([0, 0, 0, 0], 0))), ..Flags::default() }, "docker_tls_listen"),
+            (Flags { docker_tls_listen: Some(SocketAddr::from(([0, 0, 0, 0], 2377))), ..Flags::default() }, "docker_tls_listen"),
+            (Flags { docker_tls_name: vec!["swarm-manager".into()], ..Flags::default() }, "docker_tls_names"),
+            (Flags { docker_tls_name: vec!["box:2376".into()], ..Flags::default() }, "docker_tls_names"),
             (Flags { label: vec!["x".into()], ..Flags::default() }, "--label"),
             (Flags { generic_resource: vec!["gpu".into()], ..Flags::default() }, "--generic-resource gpu"),
             (Flags { generic_resource: vec!["gpu=-1".into()], ..Flags::default() }, "--generic-resource gpu=-1"),

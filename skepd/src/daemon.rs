@@ -7,7 +7,7 @@ mod orders; // what the local socket's callers ask for
 
 use crate::config::Config;
 use crate::docker::{
-    ClusterCalls, DockerApi, Local, NodeContainers, NodeHappenings, NodeImages, NodeVolumes, ThisNode, Visits, remember_cluster,
+    ClusterCalls, DockerApi, Local, NodeContainers, NodeHappenings, NodeImages, NodeVolumes, Outside, ThisNode, Visits, remember_cluster,
 };
 use crate::local::{LocalNodeService, Order};
 use crate::parts::NodeParts;
@@ -22,7 +22,7 @@ use skep_ca::SecurityConfig;
 use skep_docker_api::Backend;
 use skep_proto::skep::local_images_server::LocalImagesServer;
 use skep_proto::skep::local_node_server::LocalNodeServer;
-use skep_systemd::{Notifier, watchdog, watchdog_period};
+use skep_systemd::{Notifier, PassedSockets, watchdog, watchdog_period};
 use std::fs::{DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::sync::Arc;
@@ -48,6 +48,8 @@ const MAX_REQUEST: usize = 4 << 20;
 /// # Errors
 /// If the node cannot do its work: directories, sockets, a damaged store. The text says what to do.
 pub async fn run(config: Config) -> Result<()> {
+    // Before files are opened that could be mistaken for them.
+    let passed = PassedSockets::from_env();
     let _lock = take_directories(&config)?;
     let stop = CancellationToken::new();
     let _stop_on_drop = stop.clone().drop_guard();
@@ -72,7 +74,8 @@ pub async fn run(config: Config) -> Result<()> {
     let backend = docker_backend(&parts, &routes, &board, node, told.clone())?;
     parts.tunnels = Some(Arc::new(Visits::new(backend.clone(), &stop)));
     let reach = Arc::new(ClusterCalls::new(&routes, board.clone()));
-    let mut docker = DockerApi::start(&config, backend, reach, &stop)?;
+    let outside = Outside::new(&config, &security, &routes, &board);
+    let mut docker = DockerApi::start(&config, (backend, reach), &outside, passed, &stop)?;
     docker.spawn(remember_cluster(board.clone(), told, stop.clone()));
     let pulse = Arc::new(AtomicBool::new(true));
     let turning = Arc::clone(&pulse);

@@ -1,9 +1,11 @@
 //! Listeners passed by the service manager.
 
 use listenfd::ListenFd;
+use nix::sys::socket::{getsockopt, sockopt::AcceptConn};
 use std::env;
 use std::fmt;
 use std::io;
+use std::os::fd::AsFd;
 use tokio::net::{TcpListener, UnixListener};
 
 /// Why a passed socket cannot be used.
@@ -41,7 +43,7 @@ impl PassedSockets {
     /// All Unix listeners of this name.
     pub fn take_unix(&mut self, name: &str) -> Result<Vec<UnixListener>, SocketError> {
         self.take(name, "Unix", |fds, index| {
-            let listener = fds.take_unix_listener(index)?;
+            let listener = fds.take_unix_listener(index)?.map(listening).transpose()?;
             listener.map(|listener| listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener))).transpose()
         })
     }
@@ -49,7 +51,7 @@ impl PassedSockets {
     /// All TCP listeners of this name.
     pub fn take_tcp(&mut self, name: &str) -> Result<Vec<TcpListener>, SocketError> {
         self.take(name, "TCP", |fds, index| {
-            let listener = fds.take_tcp_listener(index)?;
+            let listener = fds.take_tcp_listener(index)?.map(listening).transpose()?;
             listener.map(|listener| listener.set_nonblocking(true).and_then(|()| TcpListener::from_std(listener))).transpose()
         })
     }
@@ -73,6 +75,14 @@ impl PassedSockets {
             *slot = None;
         }
         Ok(taken)
+    }
+}
+
+/// A connection looks like a listener until somebody accepts from it (`Accept=yes` in the unit passes one).
+fn listening<T: AsFd>(socket: T) -> io::Result<T> {
+    match getsockopt(&socket, AcceptConn)? {
+        true => Ok(socket),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen; the unit must not say Accept=yes")),
     }
 }
 
@@ -103,6 +113,14 @@ mod tests {
         let mut none = PassedSockets { fds: ListenFd::empty(), names: names_of("local", 0) };
         assert!(none.take_unix("local").unwrap().is_empty());
         assert!(none.unclaimed().is_empty());
+    }
+
+    #[test]
+    fn a_connection_is_no_listener() {
+        let (near, _far) = UnixStream::pair().unwrap();
+        assert!(listening(near).unwrap_err().to_string().contains("does not listen"));
+        let dir = tempfile::tempdir().unwrap();
+        listening(std::os::unix::net::UnixListener::bind(dir.path().join("x")).unwrap()).unwrap();
     }
 
     /// The daemon of the next test: takes its socket, answers one client, ends.

@@ -1,13 +1,15 @@
-//! Files out of a running container and into it, as tar archives.
+//! Files out of a container and into it, as tar archives: of one that runs, or of one that is no task and does not run.
 //!
 //! A container's processes may change its files while we look: every step goes by descriptors from the container's own root, so that no
 //! link of theirs leads to the host's files ([`inside`]).
 
+mod asleep; // the files of one that does not run
 mod inside; // names to descriptors, never out of the root
 mod pack; // files to an archive
 mod unpack; // an archive to files
 
 use super::{Containers, ContainersError};
+use asleep::Asleep;
 use bytes::Bytes;
 use inside::Root;
 use skep_types::{TaskId, Timestamp};
@@ -88,38 +90,78 @@ fn turns() -> &'static Arc<Semaphore> {
     TURNS.get_or_init(|| Arc::new(Semaphore::new(AT_ONCE)))
 }
 
+/// Where a container's files are.
+enum Files {
+    /// With its process.
+    Running(Root),
+    /// Nowhere, until somebody looks. The container is held meanwhile.
+    Asleep(Asleep, tokio::sync::OwnedMutexGuard<()>),
+}
+
+impl Files {
+    /// What `work` makes of them, on a thread that may wait.
+    async fn with<T: Send + 'static>(self, work: impl FnOnce(&Root) -> T + Send + 'static) -> Result<T, ContainersError> {
+        match self {
+            Self::Running(root) => tokio::task::spawn_blocking(move || work(&root)).await.map_err(|_| ContainersError::Ending),
+            Self::Asleep(asleep, held) => {
+                let place = asleep.place.clone();
+                // Held until the thread is done, whoever is gone by then.
+                let work = move |root: &Root| {
+                    let made = work(root);
+                    drop(held);
+                    made
+                };
+                asleep.with(work).await.map_err(ContainersError::io("mount the files of a container on", place))
+            }
+        }
+    }
+}
+
 impl Containers {
-    fn root(&self, id: &TaskId) -> Result<Root, ContainersError> {
-        let facts = self.running(id)?;
-        let pid = facts.status.container.map_or(0, |container| container.pid);
-        Root::of(pid, id).ok_or_else(|| ContainersError::NotRunning { container: id.to_string() })
+    async fn files(&self, id: &TaskId) -> Result<Files, ContainersError> {
+        let facts = self.facts(id)?;
+        let not_running = || ContainersError::NotRunning { container: id.to_string() };
+        if !facts.is_running && facts.local.is_some() {
+            if let Some(held) = self.0.locals.hold(id).await? {
+                let layers = self.0.executor.root_mounts(id).await?;
+                let mounts = facts.story.map(|story| story.mounts).unwrap_or_default();
+                let place = self.0.executor.config().run_dir.join("files");
+                return Ok(Files::Asleep(Asleep { layers, mounts, place }, held));
+            }
+        }
+        let pid = self.running(id)?.status.container.map_or(0, |container| container.pid);
+        Root::of(pid, id).map(Files::Running).ok_or_else(not_running)
     }
 
     /// What is at a path, links in its last part not followed.
     ///
     /// # Errors
-    /// If the container does not run or has no such file.
+    /// If the container is a task's and does not run, or has no such file.
     pub async fn file(&self, id: &TaskId, path: &str) -> Result<FileFacts, ContainersError> {
-        let (root, path, id) = (self.root(id)?, path.to_owned(), id.clone());
-        let found = tokio::task::spawn_blocking(move || pack::facts(&root, &path).map_err(|error| not_found(error, &id, &path))).await;
-        found.map_err(|_| ContainersError::Ending)?
+        let (files, path, id) = (self.files(id).await?, path.to_owned(), id.clone());
+        files.with(move |root| pack::facts(root, &path).map_err(|error| not_found(error, &id, &path))).await?
     }
 
     /// The file, or the directory with everything in it, as an archive whose first name is the path's last.
     ///
     /// # Errors
-    /// If the container does not run or has no such file.
+    /// If the container is a task's and does not run, or has no such file.
     pub async fn read_archive(&self, id: &TaskId, path: &str) -> Result<(FileFacts, Outgoing), ContainersError> {
         let facts = self.file(id, path).await?;
-        let root = self.root(id)?;
         let turn = Arc::clone(turns()).acquire_owned().await.map_err(|_| ContainersError::Ending)?;
+        let files = self.files(id).await?;
         let (sender, outgoing) = mpsc::channel(IN_FLIGHT);
-        let path = path.to_owned();
-        self.0.work.spawn_blocking(move || {
-            let _turn = turn;
-            let mut pieces = Pieces { sender, buffer: Vec::new() };
-            if let Err(error) = pack::pack(&root, &path, &mut pieces).and_then(|()| pieces.flush()) {
-                let _ = pieces.sender.blocking_send(Err(error)); // a client that is gone needs no reason
+        let (path, failed) = (path.to_owned(), sender.clone());
+        self.0.work.spawn(async move {
+            let packing = files.with(move |root| {
+                let _turn = turn;
+                let mut pieces = Pieces { sender, buffer: Vec::new() };
+                if let Err(error) = pack::pack(root, &path, &mut pieces).and_then(|()| pieces.flush()) {
+                    let _ = pieces.sender.blocking_send(Err(error)); // a client that is gone needs no reason
+                }
+            });
+            if let Err(error) = packing.await {
+                let _ = failed.send(Err(io::Error::other(error.words()))).await;
             }
         });
         Ok((facts, outgoing))
@@ -128,18 +170,19 @@ impl Containers {
     /// Unpacks an archive into the directory at a path. `keep_kind`: what is a directory stays one, and what is none, none.
     ///
     /// # Errors
-    /// If the container does not run, there is no such directory, or something cannot be written; what was written stays.
+    /// If the container is a task's and does not run, there is no such directory, or something cannot be written; what was written stays.
     pub async fn write_archive(&self, id: &TaskId, path: &str, keep_kind: bool, archive: Incoming) -> Result<(), ContainersError> {
-        let root = self.root(id)?;
         let facts = self.file(id, &format!("{}/.", path.trim_end_matches('/'))).await?;
         if facts.mode & libc::S_IFMT != libc::S_IFDIR {
             return Err(ContainersError::BadFile { path: path.to_owned(), problem: "extraction point is not a directory".into() });
         }
-        let _turn = Arc::clone(turns()).acquire_owned().await.map_err(|_| ContainersError::Ending)?;
-        let to = path.to_owned();
-        let work =
-            self.0.work.spawn_blocking(move || unpack::unpack(&root, &to, keep_kind, Arriving { receiver: archive, rest: Bytes::new() }));
-        let unpacked = work.await.map_err(|_| ContainersError::Ending)?;
+        let turn = Arc::clone(turns()).acquire_owned().await.map_err(|_| ContainersError::Ending)?;
+        let (files, to) = (self.files(id).await?, path.to_owned());
+        let work = self.0.work.spawn(files.with(move |root| {
+            let _turn = turn;
+            unpack::unpack(root, &to, keep_kind, Arriving { receiver: archive, rest: Bytes::new() })
+        }));
+        let unpacked = work.await.map_err(|_| ContainersError::Ending)??;
         unpacked.map_err(|error| ContainersError::BadFile { path: path.to_owned(), problem: error.to_string() })
     }
 }

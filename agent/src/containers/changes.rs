@@ -51,9 +51,11 @@ fn collect(upper: &Path, below: &[PathBuf], inside: &str, changes: &mut Vec<Chan
 
 impl Containers {
     /// # Errors
-    /// If it does not run: its files are there only as long as its process.
+    /// If it is a task's and does not run: its files are there only as long as its process.
     pub async fn changes(&self, id: &TaskId) -> Result<Vec<Change>, ContainersError> {
-        self.running(id)?;
+        if self.facts(id)?.local.is_none() {
+            self.running(id)?;
+        }
         let layers = layers(&self.0.executor.root_mounts(id).await?);
         let looked = tokio::task::spawn_blocking(move || {
             let Some((upper, below)) = layers.split_first() else { return Ok(Vec::new()) };

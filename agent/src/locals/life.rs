@@ -1,15 +1,16 @@
 //! The lives of a container that is no task: started, watched, ended, started again, removed.
 
 use super::policy::{End, Next, Restarts};
+use super::ports::{Taken, choose};
 use super::{Entry, Local, Locals};
 use crate::containers::ContainersError;
 use crate::error::ExecError;
-use crate::executor::{Executor, Found, Started};
+use crate::executor::{Executor, Found, ImageReady, Started};
 use crate::health::{self, HealthCheck};
 use crate::task::drive::now;
 use crate::task::{Event, Outcome};
 use skep_failpoint::failpoint;
-use skep_types::{ContainerStatus, HealthConfig, TaskId, TaskState, TaskStatus};
+use skep_types::{ContainerStatus, HealthConfig, Task, TaskId, TaskState, TaskStatus};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -106,9 +107,9 @@ impl Locals {
             self.retire(entry).await;
         }
         let starting = async {
-            self.0.executor.prepare_local(&local.task, image).await?;
+            let task = self.prepare(entry, &local, image).await?;
             failpoint!("agent.local.prepared");
-            self.0.executor.start(&local.task).await
+            self.0.executor.start(&task).await
         };
         match starting.await {
             Ok(started) => {
@@ -129,6 +130,31 @@ impl Locals {
                     self.clear_somehow(entry, true).await;
                 }
                 Err(error.into())
+            }
+        }
+    }
+
+    /// Prepares it, with the first free port of each range that it has; others may take one between the look and the grasp.
+    async fn prepare(&self, entry: &Arc<Entry>, local: &Local, image: &ImageReady) -> Result<Arc<Task>, ExecError> {
+        let wish = local.task.endpoint.as_ref().map(|endpoint| endpoint.spec.ports.clone()).unwrap_or_default();
+        let mut taken = Taken::default();
+        loop {
+            let mut task = Arc::clone(&local.task);
+            if !local.ranges.is_empty() {
+                let ports = choose(&wish, &local.ranges, &taken)?;
+                if let Some(endpoint) = &mut Arc::make_mut(&mut task).endpoint {
+                    endpoint.ports = ports;
+                }
+            }
+            match self.0.executor.prepare_local(&task, image).await {
+                Err(ExecError::Network(error)) if taken.note(&error, &wish, &local.ranges) => {}
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    if !local.ranges.is_empty() {
+                        self.change(entry, |local| local.task = Arc::clone(&task));
+                    }
+                    return Ok(task);
+                }
             }
         }
     }
@@ -239,7 +265,7 @@ impl Locals {
     }
 
     /// Removes what the last life left, but for what the next goes on with.
-    async fn retire(&self, entry: &Entry) {
+    pub(super) async fn retire(&self, entry: &Entry) {
         let id = entry.state.borrow().task.id.clone();
         for attempt in 1..=RETRIES {
             match self.0.executor.retire(&id).await {

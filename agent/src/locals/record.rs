@@ -6,6 +6,7 @@ use crate::records::Recorded;
 use serde::{Deserialize, Serialize};
 use skep_types::{Annotations, ContainerSpec, Driver, Meta, NetworkAttachment, PortConfig, ResourceRequirements, Timestamp};
 use skep_types::{Endpoint, EndpointSpec, Task, TaskId, TaskSpec, TaskState, TaskStatus};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// A container that somebody wants.
@@ -17,6 +18,8 @@ pub struct LocalWish {
     pub resources: Option<ResourceRequirements>,
     /// Of this node.
     pub ports: Vec<PortConfig>,
+    /// Of those the node chooses one number of a range for, by their place among the ports: the last number; the first is the port's.
+    pub ranges: BTreeMap<usize, u32>,
     /// Empty = this node's own network.
     pub networks: Vec<NetworkAttachment>,
     pub log_driver: Option<Driver>,
@@ -40,6 +43,9 @@ pub struct Local {
     pub status: TaskStatus,
     #[serde(default)]
     pub started_at: Option<Timestamp>,
+    /// See [`LocalWish::ranges`]; what was asked for is in the endpoint's `spec`, what was chosen for this life beside it.
+    #[serde(default)]
+    pub ranges: BTreeMap<usize, u32>,
     pub restart: RestartWish,
     pub auto_remove: bool,
     #[serde(default)]
@@ -101,6 +107,7 @@ impl Local {
             image: None,
             status: TaskStatus { timestamp: now, state: TaskState::Ready, ..TaskStatus::default() },
             started_at: None,
+            ranges: wish.ranges,
             restart: wish.restart,
             auto_remove: wish.auto_remove,
             stdin_once: wish.stdin_once,

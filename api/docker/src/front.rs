@@ -86,14 +86,24 @@ impl Front {
 
     /// Answers one request.
     pub async fn call(self, request: Request<Body>) -> Response {
-        let mut response = match self.admitted(request).await {
+        let response = match self.admitted(request).await {
             Ok(request) if request.method() == Method::OPTIONS => StatusCode::OK.into_response(),
-            Ok(request) => match self.routes.oneshot(request).await {
+            Ok(request) => match self.routes.clone().oneshot(request).await {
                 Ok(response) => response,
                 Err(never) => match never {},
             },
             Err(refusal) => refusal.into_response(),
         };
+        self.signed(response)
+    }
+
+    /// Answers a request that is not let in.
+    pub(crate) fn refuse(self, refusal: ApiError) -> Response {
+        self.signed(refusal.into_response())
+    }
+
+    /// With the headers of every answer.
+    fn signed(self, mut response: Response) -> Response {
         let headers = response.headers_mut();
         headers.insert(header::SERVER, self.server);
         let version = HeaderValue::from_str(&ApiVersion::MAX.to_string()).unwrap_or_else(|_| HeaderValue::from_static("1.50"));

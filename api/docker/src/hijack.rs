@@ -48,6 +48,12 @@ impl Sessions {
         });
     }
 
+    /// Ends all.
+    pub async fn cut(&self) {
+        self.stop.cancel();
+        self.ended().await;
+    }
+
     /// Returns when all have ended. Call it after `stop`.
     pub async fn ended(&self) {
         self.tasks.close();

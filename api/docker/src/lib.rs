@@ -27,6 +27,7 @@ mod logs; // logs of services and tasks
 mod lookup; // full id, name, beginning of an id
 mod network; // /networks
 mod node; // /nodes
+mod outside; // requests over a network
 mod query; // booleans and numbers of a query
 mod secret; // /secrets
 mod server; // listeners, connections
@@ -47,5 +48,6 @@ pub use container_id::{container_id, task_of_container, task_of_exec};
 pub use error::{ApiError, ErrorKind};
 pub use everywhere::task_labels;
 pub use front::Front;
-pub use server::{Listener, answer, serve};
+pub use outside::Gate;
+pub use server::{Incoming, Listener, answer, serve};
 pub use version::ApiVersion;

@@ -1,16 +1,19 @@
 //! Listeners and connections.
 
 use crate::hijack::Sessions;
+use crate::outside::{self, Gate};
 use crate::{Connection, Front};
 use axum::body::Body;
 use http::Request;
-use hyper::body::Incoming;
+
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -24,13 +27,27 @@ const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// Before the next try when the process has no file descriptors left.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Where clients connect.
+/// Where clients of this machine connect.
 pub type Listener = UnixListener;
 
+/// Where connections come from.
+pub trait Incoming: Send {
+    type Io: Connection + 'static;
+    /// The next one, and who lets its requests in; `None` where all of them may. Cancel safe.
+    fn next(&mut self) -> impl Future<Output = io::Result<(Self::Io, Option<Arc<dyn Gate>>)>> + Send;
+}
+
+impl Incoming for Listener {
+    type Io = UnixStream;
+    async fn next(&mut self) -> io::Result<(UnixStream, Option<Arc<dyn Gate>>)> {
+        Ok((self.accept().await?.0, None))
+    }
+}
+
 /// Serves until `stop`; requests under way are then answered or broken off within a second. One task per connection, owned here.
-pub async fn serve(listener: Listener, front: Front, stop: CancellationToken) {
+pub async fn serve(mut incoming: impl Incoming, front: Front, stop: CancellationToken) {
     let sessions = Sessions::new(stop.child_token());
-    let places = std::sync::Arc::new(Semaphore::new(CONNECTIONS));
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
         let place = tokio::select! {
@@ -38,10 +55,10 @@ pub async fn serve(listener: Listener, front: Front, stop: CancellationToken) {
             Some(_) = connections.join_next() => continue,
             Ok(place) = places.clone().acquire_owned() => place,
         };
-        let stream = tokio::select! {
+        let (stream, gate) = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+            accepted = incoming.next() => match accepted {
+                Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot take a connection to the Docker API");
                     tokio::time::sleep(PAUSE).await;
@@ -51,7 +68,10 @@ pub async fn serve(listener: Listener, front: Front, stop: CancellationToken) {
         };
         let (front, sessions, stop) = (front.clone(), sessions.clone(), stop.clone());
         connections.spawn(async move {
-            connection(stream, front, sessions, stop).await;
+            match gate {
+                None => connection(stream, front, None, sessions, stop).await,
+                Some(gate) => guarded(stream, front, gate, stop).await,
+            }
             drop(place);
         });
     }
@@ -64,18 +84,47 @@ pub async fn serve(listener: Listener, front: Front, stop: CancellationToken) {
 /// Answers on one connection that came by another way, until its end or `stop`, streams included.
 pub async fn answer(stream: impl Connection + 'static, front: Front, stop: CancellationToken) {
     let sessions = Sessions::new(stop.child_token());
-    connection(stream, front, sessions.clone(), stop).await;
+    connection(stream, front, None, sessions.clone(), stop).await;
     sessions.ended().await;
 }
 
-async fn connection<IO>(stream: IO, front: Front, sessions: Sessions, stop: CancellationToken)
+/// The same behind a gate, which can end everything at once. A stream that outlives its request keeps the connection's place.
+async fn guarded(stream: impl Connection + 'static, front: Front, gate: Arc<dyn Gate>, stop: CancellationToken) {
+    let watching = Arc::clone(&gate);
+    let sessions = Sessions::new(stop.child_token());
+    let serving = async {
+        connection(stream, front, Some(gate), sessions.clone(), stop.clone()).await;
+        sessions.ended().await;
+    };
+    let is_cut = tokio::select! {
+        () = serving => false,
+        () = watching.cut() => true,
+    };
+    if is_cut {
+        sessions.cut().await;
+    }
+}
+
+async fn connection<IO>(stream: IO, front: Front, gate: Option<Arc<dyn Gate>>, sessions: Sessions, stop: CancellationToken)
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(sessions.clone());
-        let front = front.clone();
-        async move { Ok::<_, Infallible>(front.call(request.map(Body::new)).await) }
+        let (front, gate) = (front.clone(), gate.clone());
+        async move {
+            if let Some(gate) = gate {
+                let named = outside::check(request.uri(), request.headers(), &gate.names());
+                let admitted = match named {
+                    Ok(()) => gate.admit().await,
+                    Err(refusal) => Err(refusal),
+                };
+                if let Err(refusal) = admitted {
+                    return Ok(front.refuse(refusal));
+                }
+            }
+            Ok::<_, Infallible>(front.call(request.map(Body::new)).await)
+        }
     });
     let mut http = hyper::server::conn::http1::Builder::new();
     // Some clients look for names as Go writes them.

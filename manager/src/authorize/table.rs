@@ -137,6 +137,7 @@ mod tests {
         assert_eq!(rule_for("/docker.swarmkit.v1.CA/GetRootCACertificateX"), None);
         assert_eq!(rule_for("/skep.v1.LocalNode/Init"), None);
         assert_eq!(rule_for("/skep.v1.LocalImages/List"), None);
+        assert_eq!(rule_for("/skep.v1.Certificates/IssueClient"), None);
         assert_eq!(rule_for("/skep.v1.Explanations/GetPlacement"), Some(Rule::Manager));
         assert_eq!(rule_for("/skep.v1.Raft/Call"), Some(Rule::Peer));
         assert_eq!(rule_for("/skep.v1.Membership/Join"), Some(Rule::Manager));

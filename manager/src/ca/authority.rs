@@ -76,6 +76,19 @@ impl Authority {
         }
     }
 
+    /// The root with its key; `None`: somebody outside signs.
+    pub(super) fn own(&self) -> Option<&RootCa> {
+        match &self.means {
+            Means::Own(root) => Some(root),
+            Means::Outside(_) => None,
+        }
+    }
+
+    /// What nodes' certificates live.
+    pub(super) fn lifetime(&self) -> Duration {
+        if self.lifetime < skep_ca::MIN_LIFETIME { skep_ca::DEFAULT_LIFETIME } else { self.lifetime }
+    }
+
     /// The node's certificate record with its decision: issued, or failed for good. An error may pass; `None`: somebody outside has
     /// to be asked. Takes a quarter of a millisecond of computing.
     pub(super) fn certify(&self, node: &Node, now: Timestamp) -> Option<Result<Certificate, CaError>> {

@@ -4,6 +4,7 @@ mod admission; // new nodes, many at a time
 mod authority; // what signs at this moment
 mod external; // a CA outside the cluster
 mod ghosts; // who was let in and never came
+mod guests; // certificates that are no node's
 mod root; // which root the cluster shall have
 mod rotate; // moving to a new root
 mod signer; // what waits for a certificate
@@ -11,6 +12,7 @@ mod throttle; // wrong tokens per address
 mod unheard; // who asks again
 
 pub(crate) use external::{check_entries, check_signs, cross_sign, pin_entries};
+pub(crate) use guests::CertificatesService;
 pub(crate) use root::{WantedRoot, check_lifetime, requires_external, wanted_root};
 
 use crate::authorize::{Caller, caller};

@@ -5,6 +5,7 @@ use crate::router::Routes;
 use axum::Router;
 use skep_docker_api::{ApiError, CALL_LIMIT, ErrorKind};
 use skep_proto::FromWire;
+use skep_proto::skep::certificates_client::CertificatesClient;
 use skep_proto::skep::tunnels_client::TunnelsClient;
 use skep_proto::v1::ca_client::CaClient;
 use skep_proto::v1::control_client::ControlClient;
@@ -30,6 +31,10 @@ impl Manager {
 
     pub fn ca(&self) -> CaClient<Router> {
         CaClient::new(self.0.clone())
+    }
+
+    pub fn certificates(&self) -> CertificatesClient<Router> {
+        CertificatesClient::new(self.0.clone())
     }
 
     pub fn tunnels(&self) -> TunnelsClient<Router> {

@@ -1,4 +1,4 @@
-//! The Docker Engine API of this node, on a Unix socket: starting and stopping it, and what its endpoints are answered from.
+//! The Docker Engine API of this node, on Unix sockets and by mutual TLS: starting and stopping it, and what its endpoints are answered from.
 //!
 //! The translator is `skep-docker-api`; here are its traits: [`ClusterCalls`] over the services that the manager of this node
 //! offers on the local socket, and [`ThisNode`] over `skep.v1.LocalNode`. Both go the way that `swarmctl` goes, so that the two can
@@ -13,6 +13,7 @@ mod images; // of this node, and what registries say
 mod login; // do credentials work
 mod manager; // asked within this process
 mod node; // beginning, joining, leaving
+mod outside; // on TCP
 mod place; // addresses by interface
 mod state; // membership in dockerd's words
 mod visits; // from other hosts
@@ -23,10 +24,11 @@ pub use containers::NodeContainers;
 pub use happenings::{Local, NodeHappenings, remember_cluster};
 pub use images::NodeImages;
 pub use node::ThisNode;
+pub use outside::Outside;
 pub use visits::Visits;
 pub use volumes::NodeVolumes;
 
-use crate::config::Config;
+use crate::config::{Config, DockerView};
 use anyhow::{Context, Result};
 use skep_docker_api::{Backend, Front, Listener, Reach};
 use skep_systemd::PassedSockets;
@@ -38,6 +40,8 @@ use tokio_util::sync::CancellationToken;
 
 /// `FileDescriptorName=` of a socket that systemd opened for this.
 const PASSED: &str = "docker";
+/// The same for the TCP port, which is served with TLS like the one of `docker_tls_listen`.
+const PASSED_TLS: &str = "docker-tls";
 
 /// What lets the group in besides root.
 const MODE: u32 = 0o660;
@@ -49,18 +53,48 @@ pub struct DockerApi {
 }
 
 impl DockerApi {
-    /// Opens the sockets, of this node and of the cluster as one host; they answer from now on, and so do those that systemd opened.
-    /// Nothing is opened if the configuration says `off`.
+    /// Opens the sockets, of this node and of the cluster as one host, and the TCP port; they answer from now on, and so do those that
+    /// systemd opened. Nothing is opened if the configuration says `off`.
     ///
     /// # Errors
-    /// If the socket cannot be opened or given to the group; says what to do.
-    pub fn start(config: &Config, backend: Backend, reach: Arc<dyn Reach>, stop: &CancellationToken) -> Result<Self> {
+    /// If a socket cannot be opened or given to the group, or systemd passed one that is not what it should be; says what to do.
+    pub fn start(
+        config: &Config,
+        (backend, reach): (Backend, Arc<dyn Reach>),
+        outside: &Outside,
+        mut passed: PassedSockets,
+        stop: &CancellationToken,
+    ) -> Result<Self> {
         let mut servers = JoinSet::new();
         let (front, of_cluster) = (Front::new(backend.clone()), Front::of_cluster(backend, reach));
-        let mut listeners = PassedSockets::from_env().take_unix(PASSED)?;
+        let (mut listeners, mut ports) = (passed.take_unix(PASSED)?, passed.take_tcp(PASSED_TLS)?);
+        for name in passed.unclaimed() {
+            tracing::warn!(
+                name,
+                "a socket passed by the service manager is not used; FileDescriptorName= is {PASSED} for the Docker API's Unix socket and \
+                 {PASSED_TLS} for its TCP port"
+            );
+        }
+        if !listeners.is_empty() {
+            tracing::info!(sockets = listeners.len(), "the Docker API answers on sockets of the service manager");
+        }
         if let Some(path) = &config.docker_socket {
             listeners.push(bind(path, config.docker_group.as_deref())?);
             tracing::info!(socket = %path.display(), "the Docker API answers");
+        }
+        if let Some(address) = config.docker_tls_listen {
+            ports.push(outside::bind(address)?);
+            tracing::info!(%address, "the Docker API listens for TLS");
+        }
+        if !ports.is_empty() {
+            servers.spawn(outside.clone().keep(stop.child_token()));
+        }
+        for port in ports {
+            let front = match config.docker_tls_view {
+                DockerView::Node => front.clone(),
+                DockerView::Cluster => of_cluster.clone(),
+            };
+            servers.spawn(skep_docker_api::serve(outside.listen(port), front, stop.child_token()));
         }
         if let Some(path) = &config.docker_cluster_socket {
             // The run directory is root's alone.

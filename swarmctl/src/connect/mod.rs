@@ -6,6 +6,7 @@ use crate::failure::Failure;
 use hyper_util::rt::TokioIo;
 pub use patient::NOTHING_CHANGED;
 pub use patient::Patient;
+use skep_proto::skep::certificates_client::CertificatesClient;
 use skep_proto::skep::explanations_client::ExplanationsClient;
 use skep_proto::skep::local_images_client::LocalImagesClient;
 use skep_proto::skep::local_node_client::LocalNodeClient;
@@ -63,6 +64,10 @@ impl Connection {
 
     pub fn ca(&self) -> CaClient<Patient<Channel>> {
         CaClient::new(self.channel.clone())
+    }
+
+    pub fn certificates(&self) -> CertificatesClient<Patient<Channel>> {
+        CertificatesClient::new(self.channel.clone())
     }
 
     pub fn network_settings(&self) -> NetworkSettingsClient<Patient<Channel>> {

@@ -1,5 +1,7 @@
 //! The genuine docker command line against our socket: `DOCKER_HOST=unix://…/docker.sock`, and what it shows is what there is.
 
+#[path = "e2e_docker/activation.rs"]
+mod activation; // sockets of systemd
 #[path = "e2e_docker/box_image.rs"]
 mod box_image; // an image with a shell
 #[path = "e2e_docker/clients.rs"]
@@ -22,6 +24,8 @@ mod likeness; // the same specs to us and to a genuine dockerd
 mod nodes; // docker swarm …, docker node … of several hosts
 #[path = "e2e_docker/objects.rs"]
 mod objects; // docker secret …, docker config …, docker network …
+#[path = "e2e_docker/plain.rs"]
+mod plain; // docker run -p with ranges, docker cp of what does not run
 #[path = "e2e_docker/run.rs"]
 mod run; // docker run …
 #[path = "e2e_docker/services.rs"]
@@ -34,6 +38,8 @@ mod support; // a host, the client
 mod swarms; // docker swarm …, docker info of one host
 #[path = "e2e_docker/task_commands.rs"]
 mod task_commands; // swarmctl task cp, top, port-forward
+#[path = "e2e_docker/tls.rs"]
+mod tls; // tcp://, with certificates
 #[path = "e2e_docker/tutorial.rs"]
 mod tutorial; // Docker's own tutorial, as docs/swarm-tutorial.md has it
 #[path = "e2e_docker/whole_cluster.rs"]

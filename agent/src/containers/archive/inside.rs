@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
-/// The root directory of a running container, as its processes see it: with its volumes.
+/// The root directory of a container, as its processes see it: with its volumes.
 #[derive(Debug)]
 pub struct Root(OwnedFd);
 
@@ -20,9 +20,9 @@ impl Root {
         cgroups.lines().any(|line| line.split(['/', ':']).any(|part| part == task.as_str())).then_some(Self(root))
     }
 
-    #[cfg(test)]
-    pub fn at(path: &Path) -> Self {
-        Self(open_dir(path).unwrap())
+    /// A directory with the files of a container that has no process.
+    pub fn at(path: &Path) -> io::Result<Self> {
+        Ok(Self(open_dir(path)?))
     }
 
     /// Opens what is at a path, links followed inside the root.
@@ -75,7 +75,7 @@ mod tests {
         for (link, target) in [("absolute", "/etc"), ("up", "../../../../../../etc")] {
             std::os::unix::fs::symlink(target, dir.path().join(link)).unwrap();
         }
-        let root = Root::at(dir.path());
+        let root = Root::at(dir.path()).unwrap();
         for path in ["/absolute/name", "up/name", "/../etc/name"] {
             let (parent, name) = root.parent(path).unwrap();
             assert_eq!(name, "name");

@@ -134,7 +134,7 @@ mod tests {
         std::fs::create_dir_all(dir.path().join("srv/app/empty")).unwrap();
         std::fs::write(dir.path().join("srv/app/file"), "text").unwrap();
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("srv/app/link")).unwrap();
-        let root = Root::at(dir.path());
+        let root = Root::at(dir.path()).unwrap();
         let packed = |path: &str| {
             let mut out = Vec::new();
             pack(&root, path, &mut out).unwrap();

@@ -168,9 +168,9 @@ mod tests {
         std::fs::set_permissions(from.path().join("app/sub/file"), std::fs::Permissions::from_mode(0o640)).unwrap();
         std::os::unix::fs::symlink("sub/file", from.path().join("app/link")).unwrap();
         let mut archive = Vec::new();
-        pack(&Root::at(from.path()), "/app", &mut archive).unwrap();
+        pack(&Root::at(from.path()).unwrap(), "/app", &mut archive).unwrap();
         std::fs::create_dir(to.path().join("srv")).unwrap();
-        let root = Root::at(to.path());
+        let root = Root::at(to.path()).unwrap();
         for _ in 0..2 {
             unpack(&root, "/srv", false, archive.as_slice()).unwrap();
         }
@@ -207,7 +207,7 @@ mod tests {
         builder.append_data(&mut file, "away/x", &b"x"[..]).unwrap();
         let archive = builder.into_inner().unwrap();
         // The link leads to a directory of that name inside, which there is not.
-        let unpacked = unpack(&Root::at(inside.path()), "/", false, archive.as_slice());
+        let unpacked = unpack(&Root::at(inside.path()).unwrap(), "/", false, archive.as_slice());
         assert!(!outside.path().join("x").exists(), "{unpacked:?}");
     }
 }

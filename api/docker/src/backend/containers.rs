@@ -173,6 +173,14 @@ pub enum NetworkWish {
     None,
 }
 
+/// A port that this node publishes for a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostPort {
+    pub port: PortConfig,
+    /// The last of those the node may choose from; the first is the port's own. `None`: there is no choice but that one.
+    pub last: Option<u16>,
+}
+
 /// A container that is to be made.
 #[derive(Debug, Clone, Default)]
 pub struct NewContainer {
@@ -181,7 +189,7 @@ pub struct NewContainer {
     pub spec: ContainerSpec,
     pub resources: ResourceRequirements,
     pub network: NetworkWish,
-    pub ports: Vec<PortConfig>,
+    pub ports: Vec<HostPort>,
     pub log_driver: Option<Driver>,
     /// A name of the image on this node: what the user wrote may be an id.
     pub reference: String,

@@ -50,7 +50,8 @@ pub fn local_wish(wish: NewContainer) -> LocalWish {
         name,
         spec,
         resources: (resources != ResourceRequirements::default()).then_some(resources),
-        ports,
+        ranges: ports.iter().enumerate().filter_map(|(index, port)| Some((index, port.last?.into()))).collect(),
+        ports: ports.into_iter().map(|port| port.port).collect(),
         networks: match network {
             NetworkWish::Own => Vec::new(),
             NetworkWish::Host => vec![predefined("host", "host")],

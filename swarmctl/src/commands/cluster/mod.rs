@@ -2,6 +2,7 @@
 
 mod backup; // backup, restore, recover
 mod ca; // the root certificate
+mod client_cert; // for the Docker API on TCP
 mod edit; // reading and changing the cluster object
 mod join; // init, join, tokens
 mod lock; // unlock, unlock-key
@@ -36,6 +37,8 @@ pub enum Command {
     UnlockKey(lock::UnlockKeyFlags),
     /// Print the root certificate, or replace it
     Ca(ca::Ca),
+    /// Make a certificate for the docker command on another machine (see skepd --docker-tls-listen)
+    ClientCert(client_cert::ClientCert),
     /// Change the cluster's settings
     Update(ClusterFlags),
     /// Show the cluster's settings
@@ -62,6 +65,7 @@ pub async fn run(command: Command, connection: &Connection) -> Result<(), Failur
         Command::Unlock(flags) => lock::unlock(&flags, connection).await,
         Command::UnlockKey(flags) => lock::unlock_key(&flags, connection).await,
         Command::Ca(flags) => ca::run(&flags, connection).await,
+        Command::ClientCert(flags) => client_cert::run(&flags, connection).await,
         Command::Update(flags) => update(&flags, connection).await,
         Command::Inspect(flags) => {
             let cluster = skep_types::Cluster::from_wire(edit::cluster(connection).await?)?;

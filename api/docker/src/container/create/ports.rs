@@ -1,11 +1,11 @@
 //! Ports that this node publishes for a container.
 
 use crate::types::create::Binding;
-use crate::{ApiError, NetworkWish};
+use crate::{ApiError, HostPort, NetworkWish};
 use skep_types::{PortConfig, Protocol, PublishMode, PublishPlace};
 use std::collections::BTreeMap;
 
-fn one(key: &str, binding: &Binding) -> Result<PortConfig, ApiError> {
+fn one(key: &str, binding: &Binding) -> Result<HostPort, ApiError> {
     let bad = || ApiError::invalid(format!("invalid port specification: {key:?} to {:?}", binding.host_port));
     let (number, protocol) = key.split_once('/').unwrap_or((key, "tcp"));
     let protocol = match protocol.to_ascii_lowercase().as_str() {
@@ -14,25 +14,29 @@ fn one(key: &str, binding: &Binding) -> Result<PortConfig, ApiError> {
         "sctp" => Protocol::Sctp,
         other => return Err(ApiError::invalid(format!("invalid proto: {other}"))),
     };
-    if binding.host_port.contains('-') {
-        return Err(ApiError::unimplemented(format!(
-            "HostConfig.PortBindings: a range of ports to choose from ({}) is not supported by this node; name one, or none for any",
-            binding.host_port
-        )));
-    }
     let target_port = number.parse().ok().filter(|port| (1..=65_535).contains(port)).ok_or_else(bad)?;
-    let published_port = match binding.host_port.as_str() {
-        "" => 0,
-        text => text.parse().ok().filter(|port| *port <= 65_535).ok_or_else(bad)?,
+    let number = |text: &str| text.parse::<u16>().map_err(|_| bad());
+    let (published_port, last) = match binding.host_port.split_once('-') {
+        None if binding.host_port.is_empty() => (0, None),
+        None => (number(&binding.host_port)?, None),
+        Some((first, last)) => match (number(first)?, number(last)?) {
+            (0, _) => return Err(bad()),
+            (first, last) if first > last => {
+                return Err(ApiError::invalid(format!("invalid port range: {}; write the lower port first", binding.host_port)));
+            }
+            (first, last) => (first, (first < last).then_some(last)),
+        },
     };
     let place = match binding.host_ip.as_str() {
         "" | "0.0.0.0" | "::" => PublishPlace::Everywhere,
         text => PublishPlace::Address(text.parse().map_err(|_| ApiError::invalid(format!("invalid IP address: {text}")))?),
     };
-    Ok(PortConfig { protocol, target_port, published_port, publish_mode: PublishMode::Host, place, ..PortConfig::default() })
+    let published_port = published_port.into();
+    let port = PortConfig { protocol, target_port, published_port, publish_mode: PublishMode::Host, place, ..PortConfig::default() };
+    Ok(HostPort { port, last })
 }
 
-pub(super) fn ports(bindings: &BTreeMap<String, Vec<Binding>>, network: NetworkWish) -> Result<Vec<PortConfig>, ApiError> {
+pub(super) fn ports(bindings: &BTreeMap<String, Vec<Binding>>, network: NetworkWish) -> Result<Vec<HostPort>, ApiError> {
     if network != NetworkWish::Own {
         // As dockerd, which says so in a warning: with the host's network each port is the host's, with none there is no way in.
         return Ok(Vec::new());
@@ -42,7 +46,7 @@ pub(super) fn ports(bindings: &BTreeMap<String, Vec<Binding>>, network: NetworkW
         let list = if list.is_empty() { &any[..] } else { list };
         list.iter().map(|binding| one(key, binding)).collect::<Vec<_>>()
     });
-    let mut ports: Vec<PortConfig> = Vec::new();
+    let mut ports: Vec<HostPort> = Vec::new();
     for port in all {
         let port = port?;
         // Clients ask for IPv4 and IPv6 apart; here everywhere is both.
@@ -61,11 +65,18 @@ mod tests {
     fn bindings_are_ports_of_this_node() {
         let binding = |ip: &str, port: &str| Binding { host_ip: ip.into(), host_port: port.into() };
         let of = |key: &str, list: Vec<Binding>| ports(&BTreeMap::from([(key.to_owned(), list)]), NetworkWish::Own);
-        let port = &of("80/tcp", vec![binding("", "8080"), binding("::", "8080")]).unwrap()[..];
-        assert_eq!((port.len(), port[0].target_port, port[0].published_port, port[0].publish_mode), (1, 80, 8080, PublishMode::Host));
-        assert_eq!(of("53/udp", Vec::new()).unwrap()[0].protocol, Protocol::Udp);
-        assert_eq!(of("80", vec![binding("192.0.2.1", "")]).unwrap()[0].place, PublishPlace::Address([192, 0, 2, 1].into()));
-        assert_eq!(of("80/tcp", vec![binding("", "1-9")]).unwrap_err().status(), 501);
+        let ports = &of("80/tcp", vec![binding("", "8080"), binding("::", "8080")]).unwrap()[..];
+        let port = &ports[0].port;
+        assert_eq!((ports.len(), port.target_port, port.published_port, port.publish_mode), (1, 80, 8080, PublishMode::Host));
+        assert_eq!(of("53/udp", Vec::new()).unwrap()[0].port.protocol, Protocol::Udp);
+        assert_eq!(of("80", vec![binding("192.0.2.1", "")]).unwrap()[0].port.place, PublishPlace::Address([192, 0, 2, 1].into()));
+        for (text, range) in [("8000-8010", (8000, Some(8010))), ("8000-8000", (8000, None)), ("8000", (8000, None))] {
+            let one = of("80/tcp", vec![binding("", text)]).unwrap().remove(0);
+            assert_eq!((one.port.published_port, one.last), range, "{text}");
+        }
+        for text in ["9-1", "0-9", "1-", "-9", "1-2-3", "1-99999", "65536"] {
+            assert_eq!(of("80/tcp", vec![binding("", text)]).unwrap_err().status(), 400, "{text}");
+        }
         for (key, binding) in [("0/tcp", binding("", "")), ("80/x", binding("", "")), ("80", binding("", "x")), ("80", binding("x", ""))] {
             assert_eq!(of(key, vec![binding]).unwrap_err().status(), 400, "{key}");
         }

@@ -103,7 +103,7 @@ fn limits_mounts_and_ports_are_taken_over() {
     let (bind, volume, tmpfs) = (MountType::Bind, MountType::Volume, MountType::Tmpfs);
     assert_eq!(kinds, [(bind, "/b"), (volume, "/c"), (tmpfs, "/run"), (tmpfs, "/dev/shm"), (volume, "/d")]);
     assert_eq!((made.resources.limits.nano_cpus, made.resources.swap_bytes), (500_000_000, Some(-1)));
-    assert_eq!((made.ports[0].published_port, made.spec.pids_limit), (8080, 9));
+    assert_eq!((made.ports[0].port.published_port, made.spec.pids_limit), (8080, 9));
     assert_eq!(made.restart, RestartWish::OnFailure { at_most: 3 });
     assert_eq!((made.spec.hosts[0].as_str(), made.log_driver.unwrap().name.as_str()), ("1.2.3.4 x", "none"));
     assert_eq!(made.spec.stop_grace_period, Some(Duration::from_secs(3)));
