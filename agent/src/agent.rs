@@ -9,6 +9,7 @@ use crate::error::AgentError;
 use crate::executor::{Executor, Images, Network};
 use crate::locals::Locals;
 use crate::logs::{LogWriter, LogWriterCommand};
+use crate::places::{Allocator, ManagerAllocator, Places};
 use crate::session::{Answer, Describe, Dial, Farewell, ManagerAddress, Session, SessionConfig, SessionState};
 use crate::worker::Assign;
 use std::net::IpAddr;
@@ -89,9 +90,12 @@ impl Agent {
             "network"
         });
         let board = Board::default();
-        let locals = Locals::open(&data_dir, executor.clone(), Arc::clone(&deps.network), board.clone(), stop.clone())?;
+        let (places, allocator) = (Places::default(), Arc::new(ManagerAllocator::new(Arc::clone(&deps.dial))));
+        let asking: Arc<dyn Allocator> = Arc::clone(&allocator) as _;
+        let locals =
+            Locals::open(&data_dir, executor.clone(), Arc::clone(&deps.network), board.clone(), (places.clone(), asking), stop.clone())?;
         let runner = Arc::new(executor.clone());
-        let erased: Arc<dyn Executor> = Arc::new(Attachments::new(runner, Arc::clone(&deps.network), &data_dir, &run_dir));
+        let erased: Arc<dyn Executor> = Arc::new(Attachments::new(runner, Arc::clone(&deps.network), &data_dir, &run_dir, places));
         let (engine, run) = Engine::start_with(&data_dir, &node_id, erased, deps.network, board, stop.clone()).await?;
         work.spawn(async move {
             run.await;
@@ -121,6 +125,7 @@ impl Agent {
         let (local_manager, local) = watch::channel(config.local_manager);
         let (farewell, going) = watch::channel(None);
         let (session, state) = Session::new(session, local, engine.clone(), going);
+        allocator.follow(state.clone());
         let token = stop.clone();
         work.spawn(async move {
             session.run(token).await;

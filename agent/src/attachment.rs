@@ -1,9 +1,11 @@
-//! Containers that somebody else started, on networks of the cluster. To managers each is a task of this node
-//! (`SK/manager/resourceapi/allocator.go`); here it is a network namespace that gets a link, until it is detached or gone.
+//! Containers that no service started, on networks of the cluster. To managers each is a task of this node
+//! (`SK/manager/resourceapi/allocator.go`); here it is a network namespace of somebody else's that gets a link, until it is detached or
+//! gone, or a place for one of our own containers, which has its network by itself ([`crate::places`]).
 
 use crate::error::{ExecError, NetworkError};
 use crate::executor::{Executor, Found, Network, Probe, Started};
 use crate::payloads::Payloads;
+use crate::places::Places;
 use crate::task::Outcome;
 use async_trait::async_trait;
 use skep_failpoint::failpoint;
@@ -31,6 +33,8 @@ pub enum Target {
     Process(u32),
     /// `netns:<path>`, a file that a namespace is mounted on.
     Namespace(PathBuf),
+    /// `container:<id>`, one of this agent's that is no task.
+    Container(TaskId),
 }
 
 /// The container id is of a kind that this node knows nothing of.
@@ -45,6 +49,7 @@ impl FromStr for Target {
         let target = match text.split_once(':') {
             Some(("pid", number)) => number.parse().ok().filter(|pid| *pid != 0).map(Self::Process),
             Some(("netns", path)) => Some(PathBuf::from(path)).filter(|path| path.is_absolute()).map(Self::Namespace),
+            Some((CONTAINER, id)) => id.parse().ok().map(Self::Container),
             _ => None,
         };
         target.ok_or_else(|| NoTarget(text.to_owned()))
@@ -52,14 +57,22 @@ impl FromStr for Target {
 }
 
 impl Target {
-    /// Where its namespace is.
+    /// Where its namespace is; `None`: nobody but its container has to do with it.
     #[must_use]
-    pub fn path(&self) -> PathBuf {
+    pub fn path(&self) -> Option<PathBuf> {
         match self {
-            Self::Process(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
-            Self::Namespace(path) => path.clone(),
+            Self::Process(pid) => Some(PathBuf::from(format!("/proc/{pid}/ns/net"))),
+            Self::Namespace(path) => Some(path.clone()),
+            Self::Container(_) => None,
         }
     }
+}
+
+const CONTAINER: &str = "container";
+
+/// A container of this agent's that is no task, as a target.
+pub fn of_container(container: &TaskId) -> String {
+    format!("{CONTAINER}:{container}")
 }
 
 fn container_id(task: &Task) -> Option<&str> {
@@ -91,12 +104,13 @@ pub struct Attachments {
     /// Where the network mounts the namespaces of tasks.
     namespaces: PathBuf,
     watched: Mutex<BTreeMap<TaskId, AbortOnDropHandle<()>>>,
+    places: Places,
 }
 
 impl Attachments {
-    pub fn new(containers: Arc<dyn Executor>, network: Arc<dyn Network>, data_dir: &Path, run_dir: &Path) -> Self {
+    pub(crate) fn new(containers: Arc<dyn Executor>, network: Arc<dyn Network>, data_dir: &Path, run_dir: &Path, places: Places) -> Self {
         let (notes, namespaces) = (data_dir.join("agent/attachments"), run_dir.join("netns"));
-        Self { containers, network, notes, namespaces, watched: Mutex::default() }
+        Self { containers, network, notes, namespaces, watched: Mutex::default(), places }
     }
 
     fn note(&self, task: &TaskId) -> PathBuf {
@@ -109,12 +123,25 @@ impl Attachments {
     }
 
     fn is_there(&self, task: &TaskId, target: &Target) -> bool {
-        are_same(&target.path(), &self.namespaces.join(task.as_str()))
+        match target.path() {
+            Some(path) => are_same(&path, &self.namespaces.join(task.as_str())),
+            None => self.places.is_held(task),
+        }
     }
 }
 
 fn started(target: String) -> Started {
     Started { container: ContainerStatus { container_id: target, pid: 0, exit_code: 0 }, health: None }
+}
+
+/// Returns when the target does not lead to the namespace mounted at `ours` any more.
+async fn gone_from(target: &Target, ours: &Path) {
+    let mut misses = 0;
+    while misses < MISSES {
+        tokio::time::sleep(LOOK).await;
+        let is_there = target.path().is_some_and(|theirs| are_same(&theirs, ours));
+        misses = if is_there { 0 } else { misses + 1 };
+    }
 }
 
 /// An attachment ends when nobody is there any more; that is no failure.
@@ -145,10 +172,14 @@ impl Executor for Attachments {
 
     async fn prepare(&self, task: &Task, payloads: &Payloads, cancel: &CancellationToken) -> Result<(), ExecError> {
         let Some(text) = container_id(task) else { return self.containers.prepare(task, payloads, cancel).await };
-        target(task).map_err(|error| NetworkError::NotAttached(error.to_string()))?;
+        let target = target(task).map_err(|error| NetworkError::NotAttached(error.to_string()))?;
         std::fs::create_dir_all(&self.notes).map_err(ExecError::io("make", &self.notes))?;
         std::fs::write(self.note(&task.id), text).map_err(ExecError::io("write", self.note(&task.id)))?;
         failpoint!("agent.attachment.noted");
+        if let Some(Target::Container(container)) = target {
+            self.places.offer(&container, task);
+            return Ok(());
+        }
         self.network.attach(task).await?;
         failpoint!("agent.attachment.attached");
         Ok(())
@@ -164,12 +195,11 @@ impl Executor for Attachments {
     fn ended(&self, task: &TaskId) -> oneshot::Receiver<Outcome> {
         let Some(target) = self.noted(task).and_then(|text| text.parse::<Target>().ok()) else { return self.containers.ended(task) };
         let (sender, receiver) = oneshot::channel();
-        let (theirs, ours) = (target.path(), self.namespaces.join(task.as_str()));
+        let (id, ours, places) = (task.clone(), self.namespaces.join(task.as_str()), self.places.clone());
         let watch = tokio::spawn(async move {
-            let mut misses = 0;
-            while misses < MISSES {
-                tokio::time::sleep(LOOK).await;
-                misses = if are_same(&theirs, &ours) { 0 } else { misses + 1 };
+            match &target {
+                Target::Container(container) => places.unwanted(&id, container).await,
+                Target::Process(_) | Target::Namespace(_) => gone_from(&target, &ours).await,
             }
             let _ = sender.send(gone()); // nobody waits any more: it is being detached
         });
@@ -195,7 +225,10 @@ impl Executor for Attachments {
             return self.containers.release(task).await;
         }
         self.watched.lock().expect("no panic while held").remove(task);
-        self.network.detach(task).await?;
+        match self.noted(task).map(|text| text.parse()) {
+            Some(Ok(Target::Container(_))) => self.places.lose(task).await,
+            _ => self.network.detach(task).await?,
+        }
         failpoint!("agent.attachment.detached");
         match std::fs::remove_file(self.note(task)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(ExecError::io("remove", self.note(task))(error)),
@@ -219,9 +252,10 @@ mod tests {
     #[test]
     fn a_target_is_a_process_or_a_path() {
         let path = |text: &str| text.parse::<Target>().map(|target| target.path());
-        assert_eq!(path("pid:12"), Ok("/proc/12/ns/net".into()));
-        assert_eq!(path("netns:/run/netns/a:b"), Ok("/run/netns/a:b".into()));
-        for text in ["", "pid:", "pid:0", "pid:-1", "netns:relative", "4d2f9c", "docker:4d2f9c"] {
+        assert_eq!(path("pid:12"), Ok(Some("/proc/12/ns/net".into())));
+        assert_eq!(path("netns:/run/netns/a:b"), Ok(Some("/run/netns/a:b".into())));
+        assert_eq!(path(&of_container(&TaskId::for_test(7))), Ok(None));
+        for text in ["", "pid:", "pid:0", "pid:-1", "netns:relative", "container:", "4d2f9c", "docker:4d2f9c"] {
             assert!(path(text).unwrap_err().to_string().contains("netns:<absolute path>"), "{text}");
         }
     }

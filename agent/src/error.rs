@@ -63,6 +63,8 @@ pub enum ExecError {
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
+    Place(#[from] crate::places::PlaceError),
+    #[error(transparent)]
     Template(#[from] skep_types::template::TemplateError),
     #[error("this task is not a container")]
     NotAContainer,

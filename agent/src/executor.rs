@@ -142,6 +142,11 @@ pub trait Network: Send + Sync + 'static {
     /// more, as far as anybody can say so; bounded in time.
     async fn cleared(&self, _task: &TaskId) {}
 
+    /// A task whose network exists is on one network more or less; its namespace and what is connected otherwise stay.
+    async fn change(&self, _task: &Task) -> Result<Sandbox, NetworkError> {
+        Err(NetworkError::Kernel { step: "change", reason: "this node's network cannot be changed while it is in use".into() })
+    }
+
     /// Removes the task's namespace and whatever was made for it.
     async fn detach(&self, task: &TaskId) -> Result<(), NetworkError>;
 

@@ -28,6 +28,7 @@ mod logs; // output of containers: the writer process, rotation, reading
 mod network; // tasks as the network sees them
 mod node_images; // images for the executor and for the local socket
 mod payloads; // secrets and configs, in memory
+mod places; // on networks of the cluster, of containers that are no tasks
 mod reach; // whether a manager can be reached
 mod records; // tasks on this node's disk
 mod report; // what this node tells of itself
@@ -48,14 +49,16 @@ pub use containers::{
 pub use engine::Engine;
 pub use error::{AgentError, ExecError, ImageError, NetworkError};
 pub use executor::{Executor, Found, ImageConfig, ImageReady, Images, Network, Probe, Sandbox, Started};
-pub use locals::{Local, LocalWish, RestartWish, Restarts};
+pub use locals::{Local, LocalWish, Place, RestartWish, Restarts};
 pub use logs::{LogLine, LogOptions, LogQuery, LogStream, LogWriter, LogWriterCommand, LogWriterError, Tail, read_logs, run_log_writer};
-pub use network::{Changes as NetworkChanges, Following, NO_NETWORK, NetlbNetwork, TunnelEnds};
+pub use network::{Changes as NetworkChanges, Following, NO_NETWORK, NetlbNetwork, OWN_NETWORK, TunnelEnds};
 pub use node_images::NodeImages;
 pub use payloads::Payloads;
+pub use places::{PlaceError, PlaceWish};
 pub use report::{NodeSettings, machine_architecture, machine_hostname, machine_resources, node_description};
 pub use reports::Reports;
 pub use session::{Answer, Backoff, Describe, Dial, DialError, ManagerAddress, SessionState, TlsDial};
+pub use skep_netlb::task_mac;
 pub use skep_types::template::{NodeFacts, TemplateError};
 pub use task::Outcome;
 pub use worker::{Assign, TaskList};

@@ -8,18 +8,20 @@
 //! that goes away leaves nothing half done; all end with the agent, which leaves the containers running.
 
 mod life; // starting, ending, starting again
+mod places; // on networks of the cluster
 mod policy; // when it is started again
 mod ports; // one of a range
 mod record; // what is remembered
 
 pub use policy::{RestartWish, Restarts};
-pub use record::{Local, LocalWish};
+pub use record::{Local, LocalWish, Place};
 
 use crate::board::{Board, What};
 use crate::containerd::ContainerdExecutor;
 use crate::containers::ContainersError;
 use crate::error::AgentError;
 use crate::executor::{Executor as _, Network};
+use crate::places::{Allocator, Places};
 use crate::records::RecordDir;
 use crate::task::Event;
 use crate::task::drive::now;
@@ -44,6 +46,8 @@ struct Inner {
     executor: ContainerdExecutor,
     network: Arc<dyn Network>,
     board: Board,
+    places: Places,
+    allocator: Arc<dyn Allocator>,
     records: RecordDir<Local>,
     table: Mutex<BTreeMap<TaskId, Arc<Entry>>>,
     work: TaskTracker,
@@ -86,14 +90,19 @@ impl Locals {
         executor: ContainerdExecutor,
         network: Arc<dyn Network>,
         board: Board,
+        (places, allocator): (Places, Arc<dyn Allocator>),
         stop: CancellationToken,
     ) -> Result<Self, AgentError> {
         let records = RecordDir::<Local>::open(&data_dir.join("agent/containers"))?;
         let all = records.load()?;
         // With the ports that were chosen for it.
         executor.know_locals(all.iter().map(|local| Task { status: local.status.clone(), ..(*local.task).clone() }));
+        for local in &all {
+            places.hold(&local.task.id, local.attachments().cloned());
+        }
         let table = all.into_iter().map(|local| (local.task.id.clone(), Entry::new(local))).collect();
-        Ok(Self(Arc::new(Inner { executor, network, board, records, table: Mutex::new(table), work: TaskTracker::new(), stop })))
+        let table = Mutex::new(table);
+        Ok(Self(Arc::new(Inner { executor, network, board, places, allocator, records, table, work: TaskTracker::new(), stop })))
     }
 
     fn with<R>(&self, act: impl FnOnce(&mut BTreeMap<TaskId, Arc<Entry>>) -> R) -> R {
@@ -208,6 +217,7 @@ impl Locals {
         self.0.executor.remove_local(&task.id, with_volumes).await?;
         self.0.executor.forget(&task.id).await?;
         failpoint!("agent.local.cleared");
+        self.0.places.release(&task.id, None);
         self.0.records.remove(&task.id).map_err(ContainersError::io("remove the record of", task.id.as_str()))?;
         self.with(|table| table.remove(&task.id));
         entry.state.send_modify(|local| local.is_gone = true);
@@ -244,6 +254,9 @@ impl Locals {
         let (this, entry, name) = (self.clone(), self.entry(id)?, name.to_owned());
         self.owned(async move {
             let _turn = entry.turn.lock().await;
+            if entry.state.borrow().attachments().next().is_some() {
+                return Err(ContainersError::NamedOnNetworks { container: entry.state.borrow().task.id.to_string() });
+            }
             let old = this.with(|table| {
                 let id = entry.state.borrow().task.id.clone();
                 check_name(table, &name, Some(&id))?;
@@ -286,7 +299,10 @@ impl Locals {
 
     /// Waits for the agent's end, and for what is under way then.
     pub async fn keep(self) {
-        self.0.stop.cancelled().await;
+        tokio::select! {
+            () = self.0.stop.cancelled() => {}
+            () = self.follow_losses() => {}
+        }
         self.0.work.close();
         if tokio::time::timeout(LAST_WORK, self.0.work.wait()).await.is_err() {
             tracing::warn!("what is under way with a container takes too long to end; going on without it");

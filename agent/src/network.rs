@@ -24,7 +24,10 @@ mod wanted; // what netlb is asked for
 mod ways; // how large packets to other nodes may be
 mod wire; // a manager's message, parsed
 
-pub use convert::{NO_NETWORK, uses_host_network};
+pub use bridge::ID as OWN_NETWORK;
+#[cfg(test)]
+pub(crate) use convert::wants_bridge as is_on_bridge;
+pub use convert::{NO_NETWORK, is_lan, uses_host_network, with_link};
 pub use picture::Changes;
 pub use secure::Ends as TunnelEnds;
 pub use spanning::Following;
@@ -33,8 +36,8 @@ pub use wire::changes as read_changes;
 use crate::error::{NetworkError, chain};
 use crate::executor::{Network, Sandbox};
 use async_trait::async_trait;
-use bridge::Bridge;
-use convert::{joined, task_network, uses_no_network};
+use bridge::{Bridge, both_families};
+use convert::{is_place, joined, task_network, uses_no_network, wants_bridge};
 use follow::{Follower, Tell};
 use held::{Held, Phase, host_ports};
 use ipnet::IpNet;
@@ -112,6 +115,14 @@ fn sized(mut network: TaskNetwork, picture: &Picture) -> TaskNetwork {
 
 fn kernel(step: &'static str) -> impl FnOnce(NetlbError) -> NetworkError {
     move |error| NetworkError::Kernel { step, reason: chain(&error) }
+}
+
+/// What the task's own name leads to: not the bridge's IPv6, which a host may not have.
+fn own_addresses(network: &TaskNetwork, bridge: Option<IpNet>) -> Vec<IpAddr> {
+    let on_lans = network.lans.iter().flat_map(|lan| &lan.addresses);
+    let every = network.attachments.iter().flat_map(|attachment| &attachment.addresses).chain(on_lans);
+    let is_left_out = |address: &IpNet| bridge.is_some_and(|bridge| both_families(bridge)[1..].contains(address));
+    every.filter(|address| !is_left_out(address)).map(IpNet::addr).collect()
 }
 
 /// A namespace of others that cannot be attached, or a host that has no link to a network, is no matter of time.
@@ -271,18 +282,14 @@ impl Network for NetlbNetwork {
         let (network, bridge) = self.with(|State { held, picture, .. }| {
             let host_ports = host_ports(task, held, skep_netlb::port_is_taken)?;
             held.remove(&task.id);
-            let wants_bridge = joined(task).next().is_none() && !uses_no_network(task);
-            let bridge = if wants_bridge { Some(self.bridge.take(&task.id, held)?) } else { None };
+            let bridge = if wants_bridge(task) { Some(self.bridge.take(&task.id, held)?) } else { None };
             let network = sized(task_network(task, bridge)?, picture);
             let hostname = wanted_hostname(task, &self.facts);
             let one = Held { task: Arc::new(task.clone()), phase: Phase::Attached, host_ports, hostname, bridge };
             held.insert(task.id.clone(), one);
             Ok::<_, NetworkError>((network, bridge))
         })?;
-        let on_lans = network.lans.iter().flat_map(|lan| &lan.addresses);
-        let every = network.attachments.iter().flat_map(|attachment| &attachment.addresses).chain(on_lans).map(IpNet::addr);
-        // The task's name does not lead to the bridge's IPv6, which a host may not have.
-        let addresses = every.filter(|address| bridge.is_none_or(|bridge| *address == bridge.addr())).collect();
+        let addresses = own_addresses(&network, bridge);
         failpoint!("agent.network.held");
         let made = self.netlb.ensure_task(network.clone()).await.map_err(not_made)?;
         let nameservers = self.answer_names(task, &network, &made.path).await?;
@@ -331,6 +338,47 @@ impl Network for NetlbNetwork {
         self.others_cleared(task).await;
     }
 
+    async fn change(&self, task: &Task) -> Result<Sandbox, NetworkError> {
+        let (network, bridge, comes) = self.with(|State { held, picture, .. }| {
+            let one = held.get(&task.id).ok_or_else(|| NetworkError::Kernel { step: "change", reason: "it is not there".into() })?;
+            let bridge = match (wants_bridge(task), one.bridge) {
+                (true, None) => Some(self.bridge.take(&task.id, held)?),
+                (true, known) => known,
+                (false, _) => None,
+            };
+            let comes = task.networks.len() > one.task.networks.len();
+            Ok::<_, NetworkError>((sized(task_network(task, bridge)?, picture), bridge, comes))
+        })?;
+        let know = || {
+            self.tell_of(&task.id, |state| {
+                if let Some(one) = state.held.get_mut(&task.id) {
+                    (one.task, one.bridge) = (Arc::new(task.clone()), bridge);
+                }
+            });
+        };
+        // Nobody is led where no link is.
+        if !comes {
+            know();
+        }
+        let made = self.netlb.ensure_task(network.clone()).await.map_err(not_made)?;
+        failpoint!("agent.network.changed");
+        let nameservers = self.answer_names(task, &network, &made.path).await?;
+        if nameservers.is_empty() {
+            self.dns.stop(&task.id).await;
+        }
+        if comes {
+            self.told_of(task).await;
+            know();
+        }
+        if bridge.is_none() {
+            self.bridge.free(&task.id);
+        }
+        if let Err(error) = self.applied("change").await {
+            tracing::warn!(task = %task.id, error = %chain(&error), "a container may not reach others yet");
+        }
+        Ok(Sandbox { namespace: Some(made.path), addresses: own_addresses(&network, bridge), nameservers })
+    }
+
     async fn detach(&self, task: &TaskId) -> Result<(), NetworkError> {
         // Its sockets would keep the namespace alive.
         self.dns.stop(task).await;
@@ -360,12 +408,12 @@ impl Network for NetlbNetwork {
             state.ways.look(&mut state.picture, false);
         });
         self.resolvers.lock().expect("no panic while held").refresh(&self.dns);
-        for (task, _) in tasks.iter().filter(|(task, running)| *running && !uses_host_network(task)) {
+        for (task, _) in tasks.iter().filter(|(task, running)| *running && !uses_host_network(task) && !is_place(task)) {
             let host_ports = self.with(|state| host_ports(task, &state.held, |_, _, _| false)).unwrap_or_default();
             // Ports that the node had chosen are told in the task's status.
             let chosen = &task.status.ports;
             let host_ports = if chosen.is_empty() { host_ports } else { chosen.clone() };
-            let bridge = self.bridge.kept(&task.id).filter(|_| joined(task).next().is_none());
+            let bridge = self.bridge.kept(&task.id).filter(|_| wants_bridge(task));
             match self.find(task, bridge).await {
                 Ok((network, path)) => found.push((task, network, path)),
                 Err(error) => failed = failed.and(Err(error)),

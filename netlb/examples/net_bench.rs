@@ -91,7 +91,7 @@ fn address(high: u16, last: u16) -> IpAddr {
 
 fn task(number: u8, network: &Network) -> TaskNetwork {
     let address = format!("10.0.0.{}/14", 10 + number).parse().expect("an address");
-    let attachment = Attachment { network: network.clone(), addresses: vec![address], mac: None };
+    let attachment = Attachment { network: network.clone(), addresses: vec![address], mac: None, link: None };
     TaskNetwork { task: TaskId::for_test(u64::from(number)), attachments: vec![attachment], lans: vec![], foreign: None }
 }
 

@@ -39,6 +39,7 @@ pub use error::NetlbError;
 pub use handle::{Audit, Config, EncryptionStatus, Generation, Netlb, PeerStatus, TaskNetns};
 pub use lb::{LbDriver, NoSuchDriver};
 pub use local::local_prefixes;
+pub use names::task_mac;
 pub use owner::Oversight;
 pub use paths::{Paths, network_mtu};
 pub use port::port_is_taken;

@@ -90,7 +90,8 @@ pub(crate) fn is_sandbox_file(file: &str) -> bool {
 }
 
 /// A task's hardware address where the manager gave none: locally administered, the same after every restart.
-pub(crate) fn task_mac(task: &TaskId, network: &NetworkId) -> Mac {
+#[must_use]
+pub fn task_mac(task: &TaskId, network: &NetworkId) -> Mac {
     let [_, b, c, d, e, f, ..] = hash(&[task.as_str().as_bytes(), network.as_str().as_bytes()]).to_be_bytes();
     Mac([0x02, b, c, d, e, f])
 }

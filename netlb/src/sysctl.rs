@@ -30,8 +30,13 @@ const SANDBOX_V6: &[(&str, &str)] = &[
     ("ipv6/conf/default/addr_gen_mode", "1"),
 ];
 /// A task takes addresses from nobody but us, and waits for no duplicate detection.
-const TASK_V6: &[(&str, &str)] =
-    &[("ipv6/conf/default/accept_ra", "0"), ("ipv6/conf/default/accept_dad", "0"), ("ipv6/conf/default/router_solicitations", "0")];
+const TASK_V6: &[(&str, &str)] = &[
+    // It may have been without, and be on a network with IPv6 from now on.
+    ("ipv6/conf/default/disable_ipv6", "0"),
+    ("ipv6/conf/default/accept_ra", "0"),
+    ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/default/router_solicitations", "0"),
+];
 /// Without an IPv6 address a task's links speak none; loopback was up before and keeps `::1`.
 const TASK_NO_V6: &[(&str, &str)] = &[("ipv6/conf/default/disable_ipv6", "1")];
 

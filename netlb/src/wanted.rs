@@ -54,7 +54,7 @@ pub struct Subnet {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskNetwork {
     pub task: TaskId,
-    /// `eth0`, `eth1` and so on, in this order. May be empty: the task then has loopback only.
+    /// `eth0`, `eth1` and so on, in this order unless they say otherwise. May be empty: the task then has loopback only.
     pub attachments: Vec<Attachment>,
     /// On the hosts' own networks. Their links follow those of the attachments. Not in somebody else's namespace.
     pub lans: Vec<Lan>,
@@ -71,6 +71,8 @@ pub struct Attachment {
     pub addresses: Vec<IpNet>,
     /// Made from the task's id if absent; never from the address, which is used again.
     pub mac: Option<Mac>,
+    /// The number of its link, no other's of the task: of a task whose networks come and go while it runs. `None`: as it is placed.
+    pub link: Option<u32>,
 }
 
 /// A task's place on a network that this host is on itself: a link of its own (`macvlan`) on one of the host's, with nothing of ours in

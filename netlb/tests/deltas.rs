@@ -241,7 +241,7 @@ fn five_hundred_networks_are_made_and_leave_nothing() {
         let on = |number: u16| {
             let [high, low] = number.to_be_bytes();
             let address = format!("10.{high}.{low}.9/24").parse().unwrap();
-            let attachment = Attachment { network: numbered(number), addresses: vec![address], mac: None };
+            let attachment = Attachment { network: numbered(number), addresses: vec![address], mac: None, link: None };
             TaskNetwork { task: TaskId::for_test(u64::from(number)), attachments: vec![attachment], lans: vec![], foreign: None }
         };
         let tasks: Vec<TaskNetwork> = (0..COUNT).map(on).collect();

@@ -12,6 +12,7 @@ use skep_failpoint::failpoint;
 use skep_types::template;
 use skep_types::{ConfigTarget, ContainerSpec, FileTarget, HealthConfig, Task};
 use std::fs;
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -181,6 +182,14 @@ pub fn resolv_conf(spec: &ContainerSpec, sandbox: &Sandbox) -> String {
     text
 }
 
+/// The text of `hosts` of a container whose own addresses are others now; what else is in it stays.
+pub fn other_addresses(text: &str, hostname: &str, before: &[IpAddr], now: &[IpAddr]) -> String {
+    let own = |address: &IpAddr| format!("{address}\t{hostname}");
+    let old: Vec<String> = before.iter().map(own).collect();
+    let kept = text.lines().filter(|line| !old.iter().any(|own| own == line)).map(str::to_owned);
+    kept.chain(now.iter().map(own)).map(|line| line + "\n").collect()
+}
+
 /// The text of `hosts`.
 pub fn hosts(spec: &ContainerSpec, hostname: &str, sandbox: &Sandbox) -> Result<String, ExecError> {
     let mut text = String::from(
@@ -323,6 +332,14 @@ mod tests {
         assert!(text.ends_with("10.0.0.9\tdb db.local\n10.0.0.5\tweb1\n"), "{text}");
         let spec = ContainerSpec { hosts: vec!["db 10.0.0.9".into()], ..ContainerSpec::default() };
         assert!(hosts(&spec, "web1", &sandbox).is_err());
+    }
+
+    #[test]
+    fn hosts_of_a_container_that_changes_networks_keep_what_is_not_its_own() {
+        let address = |text: &str| text.parse().unwrap();
+        let text = "127.0.0.1\tlocalhost\n10.0.0.5\tweb1\n10.0.0.9\tweb1 db\n";
+        let new = other_addresses(text, "web1", &[address("10.0.0.5")], &[address("10.0.0.5"), address("10.0.1.5")]);
+        assert_eq!(new, "127.0.0.1\tlocalhost\n10.0.0.9\tweb1 db\n10.0.0.5\tweb1\n10.0.1.5\tweb1\n");
     }
 
     #[test]

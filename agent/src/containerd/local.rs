@@ -2,8 +2,10 @@
 //! volumes stay from one life to the next.
 
 use super::client::CALL_LIMIT;
+use super::files;
 use super::prepare::Made;
 use super::run::{ContainerdExecutor, Shared};
+use super::story::Story;
 use super::volumes;
 use crate::error::ExecError;
 use crate::executor::{Found, ImageReady, Sandbox};
@@ -82,6 +84,22 @@ impl ContainerdExecutor {
         let (mounts, sandbox) = (mounts?, sandbox?);
         this.config.task_dir(&task.id).remove()?;
         this.put_together(task, spec(task)?, image, &sandbox, &Payloads::default(), mounts).await
+    }
+
+    /// It runs, and is on other networks than before: what its files and those who look at it are told.
+    pub(crate) fn rewrite_names(&self, task: &Task, sandbox: &Sandbox) -> Result<(), ExecError> {
+        let this = &self.0;
+        let (spec, etc) = (spec(task)?, this.config.task_etc(&task.id));
+        // In place: the container has these very files.
+        etc.write("resolv.conf", files::resolv_conf(spec, sandbox))?;
+        let hostname = files::hostname(spec, task, sandbox, &this.config.node);
+        let path = etc.join("hosts");
+        let text = std::fs::read_to_string(&path).map_err(ExecError::io("read", &path))?;
+        // Which of the addresses in there are its own is noted with its parts.
+        let mut story = Story::load(&this.config, &task.id).unwrap_or_default();
+        etc.write("hosts", files::other_addresses(&text, &hostname, &story.addresses, &sandbox.addresses))?;
+        story.addresses.clone_from(&sandbox.addresses);
+        story.save(&this.config, &task.id).map_err(ExecError::io("note the parts of", task.id.as_str()))
     }
 
     /// After its process ended, or instead of it: no process, no network; what it wrote stays.

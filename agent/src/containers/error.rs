@@ -55,6 +55,18 @@ pub enum ContainersError {
         "{volume:?} includes invalid characters for a local volume name; use letters, digits, '_', '.' and '-', and begin with one of the first two"
     )]
     BadVolumeName { volume: String },
+    #[error("container {container} runs on networks that know it by its name; stop it before it is renamed")]
+    NamedOnNetworks { container: String },
+    #[error("endpoint with name {name} already exists in network {network}")]
+    OnNetwork { name: String, network: String },
+    #[error("container {container} is not connected to network {network}")]
+    NotOnNetwork { container: String, network: String },
+    #[error("container cannot be disconnected from host network or connected to host network")]
+    HostNetwork,
+    #[error("container cannot be connected to multiple networks with one of the networks in private (none) mode")]
+    NoNetwork,
+    #[error("network {network} is the hosts' own (macvlan): a container is put on it or taken off while it does not run; stop it first")]
+    HostsOwnNetwork { network: String },
     #[error(transparent)]
     Executor(#[from] ExecError),
     #[error("could not {step} {path}")]

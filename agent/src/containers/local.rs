@@ -2,6 +2,7 @@
 
 use super::{Containers, ContainersError};
 use crate::locals::{Local, LocalWish};
+use crate::places::PlaceWish;
 use skep_types::TaskId;
 use tokio::sync::watch;
 
@@ -63,6 +64,24 @@ impl Containers {
     pub async fn rename(&self, id: &TaskId, name: &str) -> Result<(), ContainersError> {
         self.local(id)?;
         self.0.locals.rename(id, name).await
+    }
+
+    /// Puts it on one more network.
+    ///
+    /// # Errors
+    /// If it is there, cannot be, or is a task's.
+    pub async fn connect(&self, id: &TaskId, wish: PlaceWish) -> Result<(), ContainersError> {
+        self.local(id)?;
+        self.0.locals.connect(id, wish).await
+    }
+
+    /// Takes it off a network.
+    ///
+    /// # Errors
+    /// If it is not there, cannot be taken off, or is a task's.
+    pub async fn disconnect(&self, id: &TaskId, network: &str) -> Result<(), ContainersError> {
+        self.local(id)?;
+        self.0.locals.disconnect(id, network).await
     }
 
     /// Changes limits, the wish for restarts, and what is kept of what was asked for.

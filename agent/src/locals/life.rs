@@ -107,7 +107,9 @@ impl Locals {
             self.retire(entry).await;
         }
         let starting = async {
-            let task = self.prepare(entry, &local, image).await?;
+            let task = self.join(entry).await?;
+            failpoint!("agent.local.joined");
+            let task = self.prepare(entry, &local, &task, image).await?;
             failpoint!("agent.local.prepared");
             self.0.executor.start(&task).await
         };
@@ -134,12 +136,12 @@ impl Locals {
         }
     }
 
-    /// Prepares it, with the first free port of each range that it has; others may take one between the look and the grasp.
-    async fn prepare(&self, entry: &Arc<Entry>, local: &Local, image: &ImageReady) -> Result<Arc<Task>, ExecError> {
-        let wish = local.task.endpoint.as_ref().map(|endpoint| endpoint.spec.ports.clone()).unwrap_or_default();
+    /// Prepares it as `joined` has it, with the first free port of each range that it has; others may take one between the look and the grasp.
+    async fn prepare(&self, entry: &Arc<Entry>, local: &Local, joined: &Arc<Task>, image: &ImageReady) -> Result<Arc<Task>, ExecError> {
+        let wish = joined.endpoint.as_ref().map(|endpoint| endpoint.spec.ports.clone()).unwrap_or_default();
         let mut taken = Taken::default();
         loop {
-            let mut task = Arc::clone(&local.task);
+            let mut task = Arc::clone(joined);
             if !local.ranges.is_empty() {
                 let ports = choose(&wish, &local.ranges, &taken)?;
                 if let Some(endpoint) = &mut Arc::make_mut(&mut task).endpoint {
@@ -220,11 +222,13 @@ impl Locals {
     }
 
     async fn open_ports(&self, entry: &Arc<Entry>) {
-        let task = Arc::clone(&entry.state.borrow().task);
-        if task.endpoint.as_ref().is_none_or(|endpoint| endpoint.ports.is_empty()) {
+        let local = entry.local();
+        let task = &local.task;
+        let has_ports = task.endpoint.as_ref().is_some_and(|endpoint| !endpoint.ports.is_empty());
+        if !has_ports && local.places.is_none() {
             return;
         }
-        match self.0.network.serve(&task).await {
+        match self.0.network.serve(task).await {
             Ok(ports) => drop(self.change(entry, |local| local.status.ports = ports)),
             Err(error) => tracing::warn!(container = %task.id, %error, "the ports of a container are not open yet"),
         }
@@ -269,13 +273,17 @@ impl Locals {
         let id = entry.state.borrow().task.id.clone();
         for attempt in 1..=RETRIES {
             match self.0.executor.retire(&id).await {
-                Ok(()) => return entry.state.send_modify(|local| local.has_remains = false),
+                Ok(()) => {
+                    entry.state.send_modify(|local| local.has_remains = false);
+                    break;
+                }
                 Err(error) if attempt == RETRIES || self.0.stop.is_cancelled() => {
                     tracing::warn!(container = %id, error = %error.words(), "could not remove what a process left; its next start tries again");
                 }
                 Err(_) => tokio::time::sleep(RETRY).await,
             }
         }
+        self.let_go(entry);
     }
 
     /// Nobody waits for it to succeed.

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex};
 
 /// Beyond those of overlays, which the allocator gives from 4096 upwards.
 const VNI: u32 = 0x00FF_FFFF;
+/// The id of the node's own network.
+pub const ID: &str = "node-bridge";
 /// Unless configured: beyond what dockerd takes first.
 const SUBNET: &str = "172.31.240.0/20";
 /// In IPv6: the /64 behind the one that netlb numbers its links from, out of its unique local range.
@@ -29,7 +31,7 @@ pub fn bridge_network(address: IpNet) -> skep_netlb::Network {
         IpNet::new(range.hosts().next().unwrap_or_else(|| range.addr()), range.prefix_len()).expect("the prefix of the same family");
     let ranges = both_families(gateway).into_iter();
     skep_netlb::Network {
-        id: "node-bridge".parse().expect("letters and a dash make an id"),
+        id: ID.parse().expect("letters and a dash make an id"),
         name: "bridge".into(),
         vni: VNI,
         subnets: ranges.map(|gateway| Subnet { range: gateway.trunc(), gateway: gateway.addr() }).collect(),

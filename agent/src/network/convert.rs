@@ -1,7 +1,7 @@
 //! The cluster's networks and a task's place on them, in netlb's words. Pure.
 
-use super::bridge::{both_families, bridge_network};
-use crate::attachment::target;
+use super::bridge::{self, both_families, bridge_network};
+use crate::attachment::{Target, target};
 use crate::error::NetworkError;
 use ipnet::IpNet;
 use skep_netlb::{Attachment, Lan, LanMode, Protocol, Subnet, TaskNetwork, encrypted_sizes};
@@ -124,21 +124,54 @@ pub fn uses_no_network(task: &Task) -> bool {
     task.networks.iter().any(|attachment| attachment.network.is_predefined() && attachment.network.driver_name() == NO_NETWORK)
 }
 
+/// Whether the task is on the node's own network: by itself, or because nothing else is said.
+pub fn wants_bridge(task: &Task) -> bool {
+    let is_named = task.networks.iter().any(|attachment| attachment.network.id.as_str() == bridge::ID);
+    is_named || joined(task).next().is_none() && !uses_no_network(task)
+}
+
+/// Says of a container's place which number its link has. Never seen by managers.
+const LINK: &str = "skep.link";
+
+/// The place with a link of that number.
+pub fn with_link(mut attachment: NetworkAttachment, number: u32) -> NetworkAttachment {
+    attachment.driver_attachment_opts.insert(LINK.into(), number.to_string());
+    attachment
+}
+
+fn link_of(attachment: &NetworkAttachment) -> Option<u32> {
+    attachment.driver_attachment_opts.get(LINK)?.parse().ok()
+}
+
+/// Whether the task only stands for the place of a container of this node.
+pub fn is_place(task: &Task) -> bool {
+    matches!(target(task), Ok(Some(Target::Container(_))))
+}
+
 /// The network of one task.
 ///
 /// # Errors
 /// An attachment that is incomplete, by the network's name.
 pub fn task_network(task: &Task, bridge: Option<IpNet>) -> Result<TaskNetwork, NetworkError> {
     let attach = |attachment: &NetworkAttachment| {
-        Ok(Attachment { network: network(&attachment.network, false)?, addresses: addresses(attachment)?, mac: None })
+        let link = link_of(attachment);
+        Ok(Attachment { network: network(&attachment.network, false)?, addresses: addresses(attachment)?, mac: None, link })
     };
     // The ingress network last: `eth0` and the default route are those of the user's own network.
     let mut list: Vec<&NetworkAttachment> = overlays(task).collect();
     list.sort_by_key(|attachment| attachment.network.spec.ingress);
     let mut attachments = list.into_iter().map(attach).collect::<Result<Vec<_>, NetworkError>>()?;
-    attachments.extend(bridge.map(|address| Attachment { network: bridge_network(address), addresses: both_families(address), mac: None }));
+    let named = task.networks.iter().find(|attachment| attachment.network.id.as_str() == bridge::ID);
+    attachments.extend(bridge.map(|address| Attachment {
+        network: bridge_network(address),
+        addresses: both_families(address),
+        mac: None,
+        link: named.and_then(link_of),
+    }));
+    // Where links have numbers, the way out is by the first of them.
+    attachments.sort_by_key(|attachment| attachment.link);
     let lans = joined(task).filter(|attachment| is_lan(&attachment.network)).map(lan).collect::<Result<_, _>>()?;
-    let foreign = target(task).map_err(|error| NetworkError::NotAttached(error.to_string()))?.map(|target| target.path());
+    let foreign = target(task).map_err(|error| NetworkError::NotAttached(error.to_string()))?.and_then(|target| target.path());
     Ok(TaskNetwork { task: task.id.clone(), attachments, lans, foreign })
 }
 

@@ -1,6 +1,6 @@
 //! The tasks of this node whose network exists, and what is to become of each. Pure.
 
-use super::convert::{bad, joined, overlays, port, protocol};
+use super::convert::{bad, joined, overlays, port, protocol, wants_bridge};
 use crate::error::NetworkError;
 use ipnet::IpNet;
 use skep_netlb::Protocol;
@@ -31,7 +31,7 @@ pub struct Held {
     pub host_ports: Vec<PortConfig>,
     /// The host name that its service wishes, as this node fills it in.
     pub hostname: Option<String>,
-    /// Its address on this node's bridge, if it is on no network of the cluster.
+    /// Its address on this node's bridge, if it is on that.
     pub bridge: Option<IpNet>,
 }
 
@@ -58,12 +58,13 @@ pub fn host_ports(
     };
     let wish = task.endpoint.iter().flat_map(|endpoint| if endpoint.ports.is_empty() { &endpoint.spec.ports } else { &endpoint.ports });
     let mut ports: Vec<PortConfig> = wish.filter(|config| config.publish_mode == WireMode::Host).cloned().collect();
-    if let (false, Some(lan), None) = (ports.is_empty(), joined(task).next(), overlays(task).next()) {
+    if let (false, false, Some(lan), None) = (ports.is_empty(), wants_bridge(task), joined(task).next(), overlays(task).next()) {
         let reason = "a host-mode port of this node cannot lead into it: its tasks answer at their own addresses; \
                       publish nothing, or add another network";
         return Err(bad(&lan.network, reason));
     }
-    if let (false, Some(internal)) = (ports.is_empty(), overlays(task).find(|attachment| attachment.network.spec.internal))
+    if let (false, false, Some(internal)) =
+        (ports.is_empty(), wants_bridge(task), overlays(task).find(|attachment| attachment.network.spec.internal))
         && overlays(task).all(|attachment| attachment.network.spec.internal)
     {
         return Err(bad(&internal.network, "it is internal, so no port of this node can lead into it; add another network"));

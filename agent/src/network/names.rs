@@ -208,7 +208,7 @@ fn reach(virtual_ips: Vec<std::net::IpAddr>) -> Reach {
 /// As its service wishes. A container that others started has the names that it was attached with.
 fn hostnames(one: &Held, attachment: &NetworkAttachment) -> Vec<String> {
     let own = if one.task.service_id.is_none() { attachment.aliases.clone() } else { Vec::new() };
-    one.hostname.iter().cloned().chain(own).collect()
+    one.hostname.iter().filter(|_| one.task.service_id.is_some()).cloned().chain(own).collect()
 }
 
 #[cfg(test)]

@@ -257,11 +257,12 @@ impl Ports {
 
 /// Where a task's host-mode ports are reached: on the network through which this host gets to it.
 fn entry(task: &Task, bridge: Option<IpNet>) -> Option<(NetworkId, Vec<IpAddr>)> {
+    if let Some(address) = bridge {
+        return Some((bridge_network(address).id, both_families(address).iter().map(IpNet::addr).collect()));
+    }
     let ingress = overlays(task).find(|attachment| attachment.network.spec.ingress);
     let attachment = ingress.or_else(|| overlays(task).find(|attachment| !attachment.network.spec.internal));
-    let overlay = attachment.map(|attachment| (attachment.network.id.clone(), bare(attachment)));
-    let on_bridge = |address| both_families(address).iter().map(IpNet::addr).collect();
-    overlay.or_else(|| bridge.map(|address| (bridge_network(address).id, on_bridge(address))))
+    attachment.map(|attachment| (attachment.network.id.clone(), bare(attachment)))
 }
 
 #[cfg(test)]

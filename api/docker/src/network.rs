@@ -3,8 +3,10 @@
 mod detail; // who is on a network
 
 use crate::body::{Json, with_status};
+use crate::container::{find as find_container, place};
 use crate::filters::Filters;
 use crate::query::Query;
+use crate::types::create::EndpointConfig;
 use crate::types::network::{CreateRequest, Created, Network, is_predefined_name, predefined};
 use crate::{ApiError, ApiVersion, Backend, ErrorKind, Select, SwarmState, lookup, when};
 use axum::Router;
@@ -12,7 +14,7 @@ use axum::extract::{Path, State};
 use axum::response::Response;
 use axum::routing::{get, post};
 use http::StatusCode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use skep_types::Network as ClusterNetwork;
 
 pub(crate) fn routes() -> Router<Backend> {
@@ -22,7 +24,7 @@ pub(crate) fn routes() -> Router<Backend> {
         .route("/networks/prune", post(prune))
         .route("/networks/{id}", get(inspect).delete(remove))
         .route("/networks/{id}/connect", post(connect))
-        .route("/networks/{id}/disconnect", post(connect))
+        .route("/networks/{id}/disconnect", post(disconnect))
 }
 
 const FILTERS: &[&str] = &["id", "name", "driver", "scope", "type", "label", "dangling"];
@@ -201,17 +203,66 @@ async fn prune(State(backend): State<Backend>, query: Query) -> Result<Json<Prun
     Ok(Json(Pruned { deleted: (!deleted.is_empty()).then_some(deleted) }))
 }
 
-async fn connect(State(backend): State<Backend>, Path(id): Path<String>) -> Result<(), ApiError> {
-    let networks: Vec<Network> = predefined().into_iter().chain(of_cluster(&backend).await?.iter().map(Network::from)).collect();
-    let network = lookup::pick(&networks, &id)?;
-    if network.scope == "swarm" && !network.attachable {
+/// A container and its place on the network.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct ConnectRequest {
+    container: String,
+    endpoint_config: Option<EndpointConfig>,
+}
+
+/// `Force` also takes off what is only remembered: here nothing is remembered that is not there.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct DisconnectRequest {
+    container: String,
+}
+
+/// The network as containers name it: by its name, where this node can know it. On a worker it shows when managers are asked.
+async fn for_containers(backend: &Backend, wanted: &str, is_new: bool) -> Result<String, ApiError> {
+    let networks: Vec<Network> = predefined().into_iter().chain(of_cluster(backend).await?.iter().map(Network::from)).collect();
+    let network = match lookup::pick(&networks, wanted) {
+        Err(error) if error.kind == ErrorKind::NotFound && !backend.node.swarm().await.is_manager => return Ok(wanted.to_owned()),
+        found => found?,
+    };
+    if is_new && network.scope == "swarm" && !network.attachable {
         return Err(ApiError::forbidden(format!(
-            "Could not attach to network {}: rpc error: code = PermissionDenied desc = network {} not manually attachable",
-            network.name, network.id
+            "Could not attach to network {wanted}: rpc error: code = PermissionDenied desc = network {wanted} not manually attachable"
         )));
     }
-    Err(ApiError::unimplemented(
-        "containers cannot be put on networks or taken off by this call; services are by `docker service update --network-add`, \
-         containers of others by `swarmctl network attach`",
-    ))
+    match network.name.as_str() {
+        "host" => Err(ApiError::forbidden("container cannot be disconnected from host network or connected to host network")),
+        "none" if is_new => {
+            Err(ApiError::forbidden("container cannot be connected to multiple networks with one of the networks in private (none) mode"))
+        }
+        name => Ok(name.to_owned()),
+    }
+}
+
+/// The container that is meant, which must not be a task's: its networks are its service's.
+async fn plain_container(backend: &Backend, wanted: &str) -> Result<String, ApiError> {
+    let container = find_container(backend, wanted).await?;
+    match container.is_task {
+        false => Ok(container.id),
+        true => Err(ApiError::unimplemented(
+            "the networks of a task's container are its service's: `docker service update --network-add` and `--network-rm`",
+        )),
+    }
+}
+
+async fn connect(State(backend): State<Backend>, Path(id): Path<String>, Json(request): Json<ConnectRequest>) -> Result<(), ApiError> {
+    let network = for_containers(&backend, &id, true).await?;
+    let wish = place(&network, &request.endpoint_config.unwrap_or_default())?;
+    let container = plain_container(&backend, &request.container).await?;
+    backend.containers.connect(&container, wish).await
+}
+
+async fn disconnect(
+    State(backend): State<Backend>,
+    Path(id): Path<String>,
+    Json(request): Json<DisconnectRequest>,
+) -> Result<(), ApiError> {
+    let network = for_containers(&backend, &id, false).await?;
+    let container = plain_container(&backend, &request.container).await?;
+    backend.containers.disconnect(&container, &network).await
 }

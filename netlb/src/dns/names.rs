@@ -143,6 +143,7 @@ mod tests {
             },
             addresses: vec![],
             mac: None,
+            link: None,
         };
         let asker = Asker::on(&TaskNetwork {
             task: TaskId::for_test(1),

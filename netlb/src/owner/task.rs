@@ -11,7 +11,7 @@ use crate::plan::{Link, State, Unwanted, difference};
 use crate::sysctl::Purpose;
 use crate::wanted::{Attachment, Lan, TaskNetwork};
 use skep_failpoint::failpoint;
-use skep_types::TaskId;
+use skep_types::{NetworkId, TaskId};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tracing::{debug, warn};
@@ -112,10 +112,33 @@ impl Owner {
                 }
             },
         };
+        let has_left = self.leave_networks(&network)?;
         let mut mended = 0;
         self.connect(&network, &mut namespace, Found::Something(&mut mended))?;
         self.tasks.insert(network.task.clone(), network);
+        if has_left {
+            NetlbError::all(self.remove_unused_sandboxes())?;
+        }
         Ok(mended)
+    }
+
+    /// Takes a task that goes on off the networks that it is to leave. Whether there were any.
+    fn leave_networks(&mut self, network: &TaskNetwork) -> Result<bool, NetlbError> {
+        let Some(known) = self.tasks.get(&network.task) else { return Ok(false) };
+        let link = names::task_link(&network.task);
+        let is_wanted = |id: &NetworkId| network.attachments.iter().any(|attachment| attachment.network.id == *id);
+        let ids = known.attachments.iter().map(|attachment| &attachment.network.id);
+        let left: Vec<NetworkId> = ids.filter(|id| !is_wanted(id)).cloned().collect();
+        for id in &left {
+            let Some(sandbox) = self.sandboxes.get_mut(id) else { continue };
+            let failed = |source| NetlbError::Netlink { place: format!("the sandbox of network {}", sandbox.network.name), source };
+            // Its other end goes with it.
+            if sandbox.namespace.route.link_index(&link).map_err(failed)?.is_some() {
+                sandbox.namespace.route.delete_link(&link).map_err(failed)?;
+            }
+            failpoint!("netlb.task.unlinked");
+        }
+        Ok(!left.is_empty())
     }
 
     /// Gives the namespace its links and addresses, and the sandboxes their side of it.

@@ -167,12 +167,26 @@ pub(crate) fn lan_mac(lan: &Lan) -> Option<Mac> {
 
 /// The name of the link to one of the hosts' own networks inside the task's namespace.
 pub(crate) fn lan_link(task: &TaskNetwork, index: usize) -> String {
-    format!("eth{}", task.attachments.len() + index)
+    format!("eth{}", first_lan(task) + place_number(index))
+}
+
+fn place_number(index: usize) -> u32 {
+    u32::try_from(index).expect("a task has few networks")
+}
+
+/// The number of the link to one of a task's networks.
+fn link_number(task: &TaskNetwork, index: usize) -> u32 {
+    task.attachments.get(index).and_then(|attachment| attachment.link).unwrap_or_else(|| place_number(index))
+}
+
+/// Behind all of the attachments.
+fn first_lan(task: &TaskNetwork) -> u32 {
+    (0..task.attachments.len()).map(|index| link_number(task, index) + 1).max().unwrap_or_default()
 }
 
 /// The name of a task's link inside its namespace. Nobody else's namespace has one like ours.
 pub(crate) fn inside_link(task: &TaskNetwork, index: usize) -> String {
-    if task.foreign.is_some() { names::task_link(&task.task) } else { format!("eth{index}") }
+    if task.foreign.is_some() { names::task_link(&task.task) } else { format!("eth{}", link_number(task, index)) }
 }
 
 /// Of somebody else's namespace what is ours: its link, and by it the network's range. The way out stays as it is.
@@ -204,7 +218,7 @@ pub(crate) fn task_side(task: &TaskNetwork, ipv6: bool) -> State {
     state.links.insert("lo".into(), Link { up: true, ..Link::default() });
     for (index, attachment) in task.attachments.iter().enumerate() {
         let network = &attachment.network;
-        let link = format!("eth{index}");
+        let link = inside_link(task, index);
         let addresses: BTreeSet<IpNet> = usable(&attachment.addresses, ipv6).collect();
         for address in &addresses {
             let Some((range, gateway)) = gateway(network, address.addr()) else { continue };
@@ -216,7 +230,7 @@ pub(crate) fn task_side(task: &TaskNetwork, ipv6: bool) -> State {
             }
             state.routes.insert(Route::new(range.trunc(), through.clone()));
             if !network.internal {
-                let table = FIRST_SOURCE_TABLE + u32::try_from(index).expect("a task has few networks");
+                let table = FIRST_SOURCE_TABLE + link_number(task, index);
                 state.routes.insert(Route { table, ..Route::new(everywhere(gateway), through) });
                 state.rules.insert(Rule { which: Which::From(single(address.addr())), table, priority: SOURCE_RULE_PRIORITY });
             }
@@ -244,7 +258,7 @@ fn lan_side(task: &TaskNetwork, index: usize, lan: &Lan, ipv6: bool) -> State {
             continue;
         }
         // What answers from this address goes back the way it came, neighbours directly.
-        let table = FIRST_SOURCE_TABLE + u32::try_from(task.attachments.len() + index).expect("a task has few networks");
+        let table = FIRST_SOURCE_TABLE + first_lan(task) + place_number(index);
         let direct = RouteKind::Through { link: link.clone(), gateway: None };
         state.routes.insert(Route { table, ..Route::new(subnet.range.trunc(), direct) });
         state.routes.insert(Route { table, ..Route::new(everywhere(like), through) });
@@ -344,7 +358,7 @@ mod tests {
     fn attach(network: Network) -> Attachment {
         let number = network.vni - 4096;
         let addresses = [format!("10.0.{number}.5/24"), format!("fd00:{number}::5/64")].map(|text| text.parse().unwrap()).to_vec();
-        Attachment { network, addresses, mac: None }
+        Attachment { network, addresses, mac: None, link: None }
     }
 
     fn task(attachments: Vec<Attachment>) -> TaskNetwork {
@@ -402,6 +416,19 @@ mod tests {
     fn who_takes_over_an_address_of_the_hosts_network_takes_over_its_hardware_address() {
         assert_eq!(lan_mac(&lan(false)), Some(Mac([0x02, 0x53, 192, 0, 2, 9])));
         assert_eq!(lan_mac(&Lan { mode: LanMode::Passthru, ..lan(false) }), None);
+    }
+
+    #[test]
+    fn links_keep_their_numbers_when_others_go() {
+        let numbered = |number, attachment| Attachment { link: Some(number), ..attachment };
+        let both = vec![numbered(1, attach(network(1, false, false))), numbered(3, attach(network(2, false, false)))];
+        let all = TaskNetwork { lans: vec![lan(false)], ..task(both) };
+        let links = |task: &TaskNetwork| task_side(task, true).links.into_keys().collect::<Vec<_>>();
+        assert_eq!(links(&all), ["eth1", "eth3", "eth4", "lo"]);
+        let mut less = TaskNetwork { lans: vec![], ..all };
+        less.attachments.remove(0);
+        assert_eq!(links(&less), ["eth3", "lo"]);
+        assert_eq!(default_links(&task_side(&less, true)), [(254, "eth3".into())], "the way out is the next one's");
     }
 
     #[test]

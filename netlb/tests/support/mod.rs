@@ -282,7 +282,7 @@ pub fn network(number: u8, ingress: bool) -> Network {
 pub fn attach(network: &Network, last: u8) -> Attachment {
     let number = network.vni - 4096;
     let addresses = [format!("10.0.{number}.{last}/24"), format!("fd00:0:0:{number}::{last:x}/64")];
-    Attachment { network: network.clone(), addresses: addresses.map(|text| text.parse().unwrap()).to_vec(), mac: None }
+    Attachment { network: network.clone(), addresses: addresses.map(|text| text.parse().unwrap()).to_vec(), mac: None, link: None }
 }
 
 pub fn task(number: u8, attachments: Vec<Attachment>) -> TaskNetwork {

@@ -10,12 +10,12 @@ use describe::{describe, exec, usage};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt as _, StreamExt as _};
-use make::{changed, local_wish};
+use make::{changed, local_wish, place_wish};
 pub(super) use refuse::refusal;
 use skep_agent::{ChangeKind as Kind, ExecWish as Wish, FileFacts as Facts, LogQuery, LogStream, Program, Tail, Until};
 use skep_docker_api::{
     ApiError, AttachWish, Attached, ChangeKind, Chunk, Connection, Container, ContainerLine, ContainerUpdate, Containers, Ending, Exec,
-    ExecWish, FileChange, FileFacts, LinesWanted, NewContainer, Patience, Processes, StdStream, Tar, Usage, WaitFor, WindowSize,
+    ExecWish, FileChange, FileFacts, LinesWanted, NewContainer, Patience, PlaceWish, Processes, StdStream, Tar, Usage, WaitFor, WindowSize,
     container_id, task_of_container,
 };
 use skep_types::TaskId;
@@ -117,6 +117,16 @@ impl Containers for NodeContainers {
 
     fn is_made_by_hand(&self, id: &str) -> bool {
         self.of(id).is_ok_and(|(agent, task)| agent.is_local(&task))
+    }
+
+    async fn connect(&self, id: &str, wish: PlaceWish) -> Result<(), ApiError> {
+        let (agent, task) = self.of(id)?;
+        agent.connect(&task, place_wish(wish)).await.map_err(refusal)
+    }
+
+    async fn disconnect(&self, id: &str, network: &str) -> Result<(), ApiError> {
+        let (agent, task) = self.of(id)?;
+        agent.disconnect(&task, network).await.map_err(refusal)
     }
 
     async fn logs(&self, id: &str, wanted: LinesWanted) -> Result<BoxStream<'static, Vec<ContainerLine>>, ApiError> {

@@ -24,6 +24,8 @@ mod likeness; // the same specs to us and to a genuine dockerd
 mod nodes; // docker swarm …, docker node … of several hosts
 #[path = "e2e_docker/objects.rs"]
 mod objects; // docker secret …, docker config …, docker network …
+#[path = "e2e_docker/places.rs"]
+mod places; // docker run --network, docker network connect …
 #[path = "e2e_docker/plain.rs"]
 mod plain; // docker run -p with ranges, docker cp of what does not run
 #[path = "e2e_docker/run.rs"]

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use skep_types::{ContainerSpec, Driver, Labels, PortConfig, ResourceRequirements, Timestamp};
+use std::net::IpAddr;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -90,6 +91,14 @@ pub struct Endpoint {
     pub address_v6: String,
     pub gateway_v6: String,
     pub aliases: Vec<String>,
+    /// All that it is called there.
+    pub dns_names: Vec<String>,
+    /// 64 hexadecimal digits; empty = none.
+    pub id: String,
+    /// Empty = not known.
+    pub mac: String,
+    /// That were wished for, at most one per family.
+    pub wished: Vec<IpAddr>,
 }
 
 /// The final process, where it is known.
@@ -171,6 +180,18 @@ pub enum NetworkWish {
     Own,
     Host,
     None,
+    /// Those of [`NewContainer::places`].
+    Places,
+}
+
+/// A place on a network that somebody wishes for a container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PlaceWish {
+    /// Name or id; `bridge` is this node's own.
+    pub network: String,
+    pub aliases: Vec<String>,
+    /// At most one per family.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// A port that this node publishes for a container.
@@ -189,6 +210,8 @@ pub struct NewContainer {
     pub spec: ContainerSpec,
     pub resources: ResourceRequirements,
     pub network: NetworkWish,
+    /// In their order; empty unless `network` says so.
+    pub places: Vec<PlaceWish>,
     pub ports: Vec<HostPort>,
     pub log_driver: Option<Driver>,
     /// A name of the image on this node: what the user wrote may be an id.
@@ -417,6 +440,12 @@ pub trait Containers: Send + Sync + 'static {
 
     /// Ids of those that people made by hand and of those that tasks have look the same.
     fn is_made_by_hand(&self, id: &str) -> bool;
+
+    /// Puts one that people made by hand on one more network: now if it runs, else from its next start on.
+    async fn connect(&self, id: &str, wish: PlaceWish) -> Result<(), ApiError>;
+
+    /// Takes one that people made by hand off a network.
+    async fn disconnect(&self, id: &str, network: &str) -> Result<(), ApiError>;
 
     /// Lines until there are no more.
     async fn logs(&self, id: &str, wanted: LinesWanted) -> Result<BoxStream<'static, Vec<ContainerLine>>, ApiError>;

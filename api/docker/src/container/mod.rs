@@ -14,6 +14,7 @@ mod logs; // their output so far
 mod stats; // what they use
 mod summary; // one in a list
 
+pub(crate) use create::place;
 pub(crate) use exec::window;
 pub(crate) use find::find;
 pub(crate) use list::Wanted;

@@ -4,6 +4,7 @@ use crate::types::common::Time;
 use crate::{Container, Endpoint, HealthWord, Life, MountPoint, Phase};
 use serde_json::{Map, Value, json};
 use skep_types::{PortConfig, Protocol, Timestamp};
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// As Go's `units.HumanDuration`, in whose words clients show ages.
@@ -82,25 +83,32 @@ pub(super) fn cidr(text: &str) -> (&str, u8) {
     (address, length.parse().unwrap_or(0))
 }
 
+/// Addresses that somebody wished for, as they were said.
+fn wished(addresses: &[IpAddr]) -> Value {
+    let field = |address: &IpAddr| if address.is_ipv4() { "IPv4Address" } else { "IPv6Address" };
+    Value::Object(addresses.iter().map(|address| (field(address).to_owned(), json!(address))).collect())
+}
+
 pub(super) fn networks(endpoints: &[Endpoint]) -> Map<String, Value> {
     let one = |endpoint: &Endpoint| {
         let ((address, length), (address_v6, length_v6)) = (cidr(&endpoint.address), cidr(&endpoint.address_v6));
+        let names = if endpoint.dns_names.is_empty() { &endpoint.aliases } else { &endpoint.dns_names };
         let value = json!({
-            "IPAMConfig": {},
+            "IPAMConfig": wished(&endpoint.wished),
             "Links": null,
             "Aliases": if endpoint.aliases.is_empty() { Value::Null } else { json!(endpoint.aliases) },
-            "MacAddress": "",
+            "MacAddress": endpoint.mac,
             "DriverOpts": null,
             "GwPriority": 0,
             "NetworkID": endpoint.network_id,
-            "EndpointID": "",
+            "EndpointID": endpoint.id,
             "Gateway": endpoint.gateway,
             "IPAddress": address,
             "IPPrefixLen": length,
             "IPv6Gateway": endpoint.gateway_v6,
             "GlobalIPv6Address": address_v6,
             "GlobalIPv6PrefixLen": length_v6,
-            "DNSNames": if endpoint.aliases.is_empty() { Value::Null } else { json!(endpoint.aliases) },
+            "DNSNames": if names.is_empty() { Value::Null } else { json!(names) },
         });
         (endpoint.network.clone(), value)
     };

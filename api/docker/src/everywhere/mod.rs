@@ -43,6 +43,12 @@ pub(crate) fn routes(everywhere: Everywhere) -> Router<Backend> {
 pub(crate) fn refusal(method: &Method, uri: &Uri) -> Option<ApiError> {
     let is_of_a_node = ["/images/", "/volumes/", "/build", "/commit"].iter().any(|start| uri.path().starts_with(start));
     let is_read = matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+    let of_network = uri.path().strip_prefix("/networks/").and_then(|rest| rest.split_once('/')).map(|(_, act)| act);
+    if matches!(of_network, Some("connect" | "disconnect")) && !is_read {
+        return Some(ApiError::unimplemented(
+            "containers that no service made are each node's own: ask that node's Docker API, docker.sock beside this socket",
+        ));
+    }
     (is_of_a_node && !is_read).then(|| {
         ApiError::unimplemented("images and volumes are each node's own: ask that node's Docker API, docker.sock beside this socket")
     })

@@ -124,6 +124,8 @@ fn a_path_goes_on_as_it_came() {
 #[test]
 fn what_is_a_node_s_own_is_not_changed_through_the_cluster() {
     let refused = |method: Method, path: &str| refusal(&method, &path.parse().unwrap()).is_some();
+    assert!(refused(Method::POST, "/networks/net/connect") && refused(Method::POST, "/networks/net/disconnect"));
+    assert!(!refused(Method::DELETE, "/networks/connect") && !refused(Method::POST, "/networks/create"));
     for path in ["/images/create?fromImage=x", "/images/prune", "/volumes/create", "/volumes/x", "/build", "/commit"] {
         assert!(refused(Method::POST, path) || refused(Method::DELETE, path), "{path}");
     }

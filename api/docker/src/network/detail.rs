@@ -1,8 +1,8 @@
 //! Who is on a network: containers of this node, nodes, services.
 
 use crate::types::network::{Endpoint, Network, Peer, ServiceInfo, TaskInfo, is_ingress};
-use crate::{ApiError, Backend, Select, TaskSelect};
-use skep_types::{Network as ClusterNetwork, NodeId, PublishMode, Service, Task, TaskState};
+use crate::{ApiError, Backend, Select, TaskSelect, container_id};
+use skep_types::{Network as ClusterNetwork, NodeId, PublishMode, Service, Task, TaskId, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 
 fn is_live(task: &Task) -> bool {
@@ -29,7 +29,7 @@ pub(super) async fn fill(backend: &Backend, object: &ClusterNetwork, network: &m
     let here: BTreeMap<String, Endpoint> = tasks
         .iter()
         .filter(|task| task.node_id.as_ref().is_some_and(|node| node.as_str() == state.node_id))
-        .filter_map(|task| Some((task.status.container.as_ref()?.container_id.clone(), endpoint(task, object))))
+        .filter_map(|task| Some((container_of(task)?, endpoint(task, object))))
         .filter(|(container, _)| !container.is_empty())
         .collect();
     // Null on a node that has no task on it, as dockerd.
@@ -50,6 +50,13 @@ pub(super) async fn fill(backend: &Backend, object: &ClusterNetwork, network: &m
     Ok(())
 }
 
+/// The container that has the place. What an attachment stands for is called by its task, or as whoever attached it did.
+fn container_of(task: &Task) -> Option<String> {
+    let named = &task.status.container.as_ref()?.container_id;
+    let plain = named.strip_prefix("container:").and_then(|id| id.parse::<TaskId>().ok());
+    Some(plain.map_or_else(|| named.clone(), |id| container_id(&id)))
+}
+
 /// CIDR.
 fn address<'a>(task: &'a Task, object: &ClusterNetwork) -> Option<&'a str> {
     let attachment = task.networks.iter().find(|attachment| attachment.network.id == object.id)?;
@@ -61,7 +68,8 @@ fn endpoint(task: &Task, object: &ClusterNetwork) -> Endpoint {
         task.networks.iter().filter(|attachment| attachment.network.id == object.id).flat_map(|attachment| &attachment.addresses);
     let (v6, v4): (Vec<&String>, Vec<&String>) = addresses.partition(|address| address.contains(':'));
     let first = |addresses: Vec<&String>| addresses.first().map(|address| (*address).clone()).unwrap_or_default();
-    Endpoint { name: task.name(), ipv4_address: first(v4), ipv6_address: first(v6), ..Endpoint::default() }
+    let endpoint_id = container_id(&task.id);
+    Endpoint { name: task.name(), endpoint_id, ipv4_address: first(v4), ipv6_address: first(v6), ..Endpoint::default() }
 }
 
 fn bare(cidr: &str) -> String {

@@ -1,12 +1,13 @@
 //! The agent's facts in the API's words.
 
-use skep_agent::{ContainerFacts, ExecPhase, ExecView, HealthView, Story, StoryMount};
+use skep_agent::{ContainerFacts, ExecPhase, ExecView, HealthView, Local, Place, Story, StoryMount, task_mac};
 use skep_docker_api::task_labels as labels;
 use skep_docker_api::{
     BlockUsage, Container, Endpoint, Exec, ExecWish, Health, HealthResult, HealthWord, HostFiles, Life, MountPoint, NetworkUsage, Phase,
     Plain, Program, Usage, container_id,
 };
 use skep_types::{NetworkAttachment, NetworkDriver, Task, TaskState};
+use std::net::IpAddr;
 
 fn life(facts: &ContainerFacts) -> Life {
     let status = &facts.status;
@@ -86,17 +87,42 @@ fn endpoint(attachment: &NetworkAttachment) -> Endpoint {
         address_v6: address(true),
         gateway_v6: gateway(true),
         aliases: attachment.aliases.clone(),
+        ..Endpoint::default()
     }
 }
 
+/// The place of a container that somebody made by hand; `rest`: its addresses that are not the cluster's.
+fn place(task: &Task, place: &Place, rest: &[IpAddr]) -> Endpoint {
+    let wished =
+        Endpoint { network: place.network.clone(), aliases: place.aliases.clone(), wished: place.addresses.clone(), ..Endpoint::default() };
+    let Some(held) = &place.held else { return wished };
+    let network = &held.place.network;
+    let shown = match &held.attachment {
+        Some(attachment) => Endpoint { id: container_id(attachment), dns_names: held.place.aliases.clone(), ..endpoint(&held.place) },
+        None => own(rest),
+    };
+    let mac = task_mac(&task.id, &network.id).to_string();
+    Endpoint { aliases: wished.aliases, wished: wished.wished, mac, ..shown }
+}
+
+/// On the node's own network.
+fn own(addresses: &[IpAddr]) -> Endpoint {
+    let address = |v6: bool| addresses.iter().find(|address| address.is_ipv6() == v6).map(ToString::to_string).unwrap_or_default();
+    Endpoint { network: "bridge".into(), address: address(false), address_v6: address(true), ..Endpoint::default() }
+}
+
 /// Those of the cluster, and the node's own for a task that is on no other.
-fn endpoints(task: &Task, story: &Story) -> Vec<Endpoint> {
+fn endpoints(task: &Task, story: &Story, local: Option<&Local>) -> Vec<Endpoint> {
+    if let Some(places) = local.and_then(|local| local.places.as_ref()) {
+        let texts = task.networks.iter().flat_map(|attachment| &attachment.addresses);
+        let known: Vec<IpAddr> = texts.filter_map(|text| text.split('/').next()?.parse().ok()).collect();
+        let rest: Vec<IpAddr> = story.addresses.iter().copied().filter(|address| !known.contains(address)).collect();
+        return places.iter().map(|one| place(task, one, &rest)).collect();
+    }
     let mut list: Vec<Endpoint> = task.networks.iter().map(endpoint).collect();
     let has_own = !task.networks.iter().any(|attachment| attachment.network.driver() == NetworkDriver::Host);
     if list.is_empty() && has_own {
-        let address =
-            |v6: bool| story.addresses.iter().find(|address| address.is_ipv6() == v6).map(ToString::to_string).unwrap_or_default();
-        list.push(Endpoint { network: "bridge".into(), address: address(false), address_v6: address(true), ..Endpoint::default() });
+        list.push(own(&story.addresses));
     }
     list
 }
@@ -104,6 +130,7 @@ fn endpoints(task: &Task, story: &Story) -> Vec<Endpoint> {
 pub fn describe(facts: ContainerFacts) -> Container {
     let (life, health) = (life(&facts), health(&facts));
     let ContainerFacts { task, mut spec, status, story, healthcheck, execs, etc, cgroup_parent, local, .. } = facts;
+    let networks = endpoints(&task, &story.clone().unwrap_or_default(), local.as_ref());
     let plain = local.map(|local| Plain { asked: local.asked, restart_count: local.restarts.count });
     let story = story.unwrap_or_default();
     spec.healthcheck = healthcheck;
@@ -120,7 +147,7 @@ pub fn describe(facts: ContainerFacts) -> Container {
         spec,
         is_task: plain.is_none(),
         plain,
-        networks: endpoints(&task, &story),
+        networks,
         program: Program { arguments: story.args, env: story.env, dir: story.dir, hostname: story.hostname },
         life,
         health,

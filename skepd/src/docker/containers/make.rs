@@ -1,7 +1,7 @@
 //! A container that somebody asks for, in the agent's words.
 
 use skep_agent::{ContainersError, Local, LocalWish, NO_NETWORK, RestartWish};
-use skep_docker_api::{ContainerUpdate, NetworkWish, NewContainer, RestartWish as Asked, container_id};
+use skep_docker_api::{ContainerUpdate, NetworkWish, NewContainer, PlaceWish, RestartWish as Asked, container_id};
 use skep_types::{Annotations, Driver, Network, NetworkAttachment, NetworkSpec, PREDEFINED_LABEL, ResourceRequirements, Runtime, TaskId};
 use std::sync::Arc;
 
@@ -27,12 +27,18 @@ fn predefined(name: &str, driver: &str) -> NetworkAttachment {
     NetworkAttachment { network: Arc::new(network), addresses: Vec::new(), aliases: Vec::new(), driver_attachment_opts: Default::default() }
 }
 
+pub fn place_wish(wish: PlaceWish) -> skep_agent::PlaceWish {
+    let PlaceWish { network, aliases, addresses } = wish;
+    skep_agent::PlaceWish { network, aliases, addresses }
+}
+
 pub fn local_wish(wish: NewContainer) -> LocalWish {
     let NewContainer {
         name,
         mut spec,
         resources,
         network,
+        places,
         ports,
         log_driver,
         reference,
@@ -42,8 +48,9 @@ pub fn local_wish(wish: NewContainer) -> LocalWish {
         asked,
     } = wish;
     let id = TaskId::from_random(rand::random());
+    let short_id = container_id(&id)[..SHORT].to_owned();
     if spec.hostname.is_empty() && network != NetworkWish::Host {
-        spec.hostname = container_id(&id)[..SHORT].to_owned();
+        spec.hostname.clone_from(&short_id);
     }
     LocalWish {
         id,
@@ -53,10 +60,12 @@ pub fn local_wish(wish: NewContainer) -> LocalWish {
         ranges: ports.iter().enumerate().filter_map(|(index, port)| Some((index, port.last?.into()))).collect(),
         ports: ports.into_iter().map(|port| port.port).collect(),
         networks: match network {
-            NetworkWish::Own => Vec::new(),
+            NetworkWish::Own | NetworkWish::Places => Vec::new(),
             NetworkWish::Host => vec![predefined("host", "host")],
             NetworkWish::None => vec![predefined("none", NO_NETWORK)],
         },
+        places: (network == NetworkWish::Places).then(|| places.into_iter().map(place_wish).collect()),
+        short_id,
         log_driver,
         reference,
         restart: restart(asked_restart),

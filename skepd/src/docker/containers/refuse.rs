@@ -1,6 +1,6 @@
 //! The agent's refusals in the API's words.
 
-use skep_agent::{ContainersError as E, ExecError};
+use skep_agent::{ContainersError as E, ExecError, PlaceError};
 use skep_docker_api::{ApiError, container_id};
 use skep_types::TaskId;
 
@@ -35,6 +35,16 @@ pub fn refusal(error: E) -> ApiError {
         E::NoCommand | E::BadSignal { .. } | E::BadFile { .. } | E::BadVolumeName { .. } | E::BadVolumeOptions { .. } => {
             ApiError::invalid(words)
         }
+        E::NamedOnNetworks { container } => ApiError::unimplemented(E::NamedOnNetworks { container: called(&container) }.to_string()),
+        E::NotOnNetwork { container, network } => {
+            ApiError::forbidden(E::NotOnNetwork { container: called(&container), network }.to_string())
+        }
+        E::OnNetwork { .. } | E::HostNetwork | E::NoNetwork | E::Executor(ExecError::Place(PlaceError::NotAttachable { .. })) => {
+            ApiError::forbidden(words)
+        }
+        E::HostsOwnNetwork { .. } => ApiError::unimplemented(words),
+        E::Executor(ExecError::Place(PlaceError::NoNetwork { .. })) => ApiError::not_found(words),
+        E::Executor(ExecError::Place(PlaceError::Refused { .. })) => ApiError::invalid(words),
         E::NoLogs => ApiError::unimplemented(words),
         E::Executor(
             ExecError::CommandNotFound { .. }

@@ -12,10 +12,11 @@ pub(super) fn network(mode: &str) -> Result<NetworkWish, ApiError> {
         "" | "default" | "bridge" => Ok(NetworkWish::Own),
         "host" => Ok(NetworkWish::Host),
         "none" => Ok(NetworkWish::None),
-        other => Err(ApiError::unimplemented(format!(
-            "HostConfig.NetworkMode {other:?} is not supported by this node; use bridge, host or none, and `swarmctl network attach` for \
-             a network of the cluster"
+        other if other.starts_with("container:") => Err(ApiError::unimplemented(format!(
+            "HostConfig.NetworkMode {other:?} is not supported by this node: containers share no namespaces; use bridge, host, none or a \
+             network of the cluster"
         ))),
+        _ => Ok(NetworkWish::Places),
     }
 }
 

@@ -3,16 +3,18 @@
 mod host; // limits, security, networks, restarts
 mod mounts; // volumes, binds, tmpfs
 mod names; // of containers
+mod places; // on networks
 mod ports; // published by the node
 
 pub(super) use host::{restart_wish, swap_above};
 pub(super) use names::check_name;
+pub(crate) use places::place;
 
 use crate::body::{Json, with_status};
 use crate::image::find as find_image;
 use crate::query::Query;
 use crate::types::container_spec::host_name;
-use crate::types::create::{CreateBody, EndpointConfig, Words, is_unsaid};
+use crate::types::create::{CreateBody, Words};
 use crate::{ApiError, Backend, Image, NetworkWish, NewContainer};
 use axum::extract::State;
 use axum::response::Response;
@@ -33,7 +35,7 @@ pub(super) async fn create(State(backend): State<Backend>, query: Query, Json(bo
     let image = find_image(&backend, &body.image).await?;
     let wants_ports = !body.host_config.port_bindings.is_empty();
     let wish = wish(body, &image, name)?;
-    let warnings: &[&str] = match wants_ports && wish.network != NetworkWish::Own {
+    let warnings: &[&str] = match wants_ports && matches!(wish.network, NetworkWish::Host | NetworkWish::None) {
         true => &["Published ports are discarded when using host network mode, and there are none without a network"],
         false => &[],
     };
@@ -60,37 +62,6 @@ fn labels(body: &CreateBody, image: &Image) -> Labels {
     image.config.labels.clone().into_iter().chain(body.labels.clone()).collect()
 }
 
-/// A network that is not the cluster's gives no place to wish for.
-fn check_endpoints(body: &CreateBody) -> Result<(), ApiError> {
-    for (network, place) in &body.networking_config.endpoints_config {
-        let same = |a: &str, b: &str| a == b || [a, b].iter().all(|name| matches!(*name, "" | "default" | "bridge"));
-        if !same(network, &body.host_config.network_mode) {
-            return Err(ApiError::unimplemented(format!(
-                "NetworkingConfig: a container of this node is on one network; leave {network} out, or HostConfig.NetworkMode"
-            )));
-        }
-        let EndpointConfig { ipam_config, links, aliases, mac_address, driver_opts, gw_priority } = place;
-        let asked = [
-            ("IPAMConfig", ipam_config),
-            ("Links", links),
-            ("MacAddress", mac_address),
-            ("DriverOpts", driver_opts),
-            ("GwPriority", gw_priority),
-        ];
-        if let Some((field, _)) = asked.into_iter().find(|(_, value)| !is_unsaid(value)) {
-            return Err(ApiError::unimplemented(format!(
-                "NetworkingConfig.EndpointsConfig.{network}.{field} is not supported: addresses and the like are this node's to choose"
-            )));
-        }
-        if !aliases.is_empty() {
-            return Err(ApiError::invalid(
-                "network-scoped alias is supported only for containers in user defined networks (NetworkingConfig.EndpointsConfig.Aliases)",
-            ));
-        }
-    }
-    Ok(())
-}
-
 fn wish(body: CreateBody, image: &Image, name: String) -> Result<NewContainer, ApiError> {
     if let Some((field, value)) = body.unsupported().first() {
         return Err(ApiError::unimplemented(format!("{field} is not supported by this node (asked for: {value}); leave it out")));
@@ -98,11 +69,10 @@ fn wish(body: CreateBody, image: &Image, name: String) -> Result<NewContainer, A
     if !body.domainname.is_empty() {
         return Err(ApiError::unimplemented("Domainname is not supported by this node; give a whole name as Hostname"));
     }
-    check_endpoints(&body)?;
     let asked = serde_json::to_string(&body).map_err(|error| ApiError::internal(format!("the request cannot be kept: {error}")))?;
     let invalid = |error: skep_types::FieldError| ApiError::invalid(error.to_string());
     let host = &body.host_config;
-    let network = host::network(&host.network_mode)?;
+    let (network, places) = places::places(&host.network_mode, &body.networking_config)?;
     let (command, args) = command(&body, image);
     let has_command = !command.is_empty() || !args.is_empty() || !image.config.entrypoint.is_empty() || !image.config.command.is_empty();
     if !has_command || body.entrypoint.is_some() && command.is_empty() {
@@ -145,6 +115,7 @@ fn wish(body: CreateBody, image: &Image, name: String) -> Result<NewContainer, A
         resources: host::resources(host)?,
         ports: ports::ports(&host.port_bindings, network)?,
         network,
+        places,
         log_driver: host::log_driver(&host.log_config),
         reference: reference.cloned().ok_or_else(|| ApiError::conflict(format!("image {} has no name; give it one", body.image)))?,
         restart: restart_wish(&host.restart_policy, host.auto_remove)?,

@@ -37,7 +37,7 @@ fn one(key: &str, binding: &Binding) -> Result<HostPort, ApiError> {
 }
 
 pub(super) fn ports(bindings: &BTreeMap<String, Vec<Binding>>, network: NetworkWish) -> Result<Vec<HostPort>, ApiError> {
-    if network != NetworkWish::Own {
+    if matches!(network, NetworkWish::Host | NetworkWish::None) {
         // As dockerd, which says so in a warning: with the host's network each port is the host's, with none there is no way in.
         return Ok(Vec::new());
     }
@@ -80,5 +80,8 @@ mod tests {
         for (key, binding) in [("0/tcp", binding("", "")), ("80/x", binding("", "")), ("80", binding("", "x")), ("80", binding("x", ""))] {
             assert_eq!(of(key, vec![binding]).unwrap_err().status(), 400, "{key}");
         }
+        let all = BTreeMap::from([("80/tcp".to_owned(), Vec::new())]);
+        let count = |network| ports(&all, network).unwrap().len();
+        assert_eq!((count(NetworkWish::Places), count(NetworkWish::Host), count(NetworkWish::None)), (1, 0, 0));
     }
 }
