@@ -246,6 +246,7 @@ mod tests {
     use super::*;
     use crate::locals::{LocalWish, RestartWish};
     use skep_types::{ContainerSpec, Network, NetworkAttachment, NetworkId, NetworkSpec, Timestamp};
+    use std::collections::BTreeMap;
 
     fn local(name: &str, places: Option<Vec<PlaceWish>>) -> Local {
         let wish = LocalWish {
@@ -254,6 +255,7 @@ mod tests {
             spec: ContainerSpec::default(),
             resources: None,
             ports: Vec::new(),
+            ranges: BTreeMap::new(),
             networks: Vec::new(),
             places,
             short_id: "0123456789ab".into(),

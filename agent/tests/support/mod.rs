@@ -389,7 +389,7 @@ pub async fn output(containerd: &Containerd, task: &Task) -> String {
     skep_agent::read_logs(dir, query, sender, CancellationToken::new()).await.unwrap();
     let mut text = String::new();
     while let Some(lines) = receiver.recv().await {
-        text.extend(lines.iter().map(|line| String::from_utf8(line.data.clone()).unwrap()));
+        text.extend(lines.iter().map(|line| String::from_utf8(line.data.to_vec()).unwrap()));
     }
     text
 }

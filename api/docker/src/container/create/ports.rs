@@ -65,9 +65,9 @@ mod tests {
     fn bindings_are_ports_of_this_node() {
         let binding = |ip: &str, port: &str| Binding { host_ip: ip.into(), host_port: port.into() };
         let of = |key: &str, list: Vec<Binding>| ports(&BTreeMap::from([(key.to_owned(), list)]), NetworkWish::Own);
-        let ports = &of("80/tcp", vec![binding("", "8080"), binding("::", "8080")]).unwrap()[..];
-        let port = &ports[0].port;
-        assert_eq!((ports.len(), port.target_port, port.published_port, port.publish_mode), (1, 80, 8080, PublishMode::Host));
+        let both = of("80/tcp", vec![binding("", "8080"), binding("::", "8080")]).unwrap();
+        let port = &both[0].port;
+        assert_eq!((both.len(), port.target_port, port.published_port, port.publish_mode), (1, 80, 8080, PublishMode::Host));
         assert_eq!(of("53/udp", Vec::new()).unwrap()[0].port.protocol, Protocol::Udp);
         assert_eq!(of("80", vec![binding("192.0.2.1", "")]).unwrap()[0].port.place, PublishPlace::Address([192, 0, 2, 1].into()));
         for (text, range) in [("8000-8010", (8000, Some(8010))), ("8000-8000", (8000, None)), ("8000", (8000, None))] {
