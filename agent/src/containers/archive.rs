@@ -121,13 +121,14 @@ impl Containers {
     async fn files(&self, id: &TaskId) -> Result<Files, ContainersError> {
         let facts = self.facts(id)?;
         let not_running = || ContainersError::NotRunning { container: id.to_string() };
-        if !facts.is_running && facts.local.is_some() {
-            if let Some(held) = self.0.locals.hold(id).await? {
-                let layers = self.0.executor.root_mounts(id).await?;
-                let mounts = facts.story.map(|story| story.mounts).unwrap_or_default();
-                let place = self.0.executor.config().run_dir.join("files");
-                return Ok(Files::Asleep(Asleep { layers, mounts, place }, held));
-            }
+        if !facts.is_running
+            && facts.local.is_some()
+            && let Some(held) = self.0.locals.hold(id).await?
+        {
+            let layers = self.0.executor.root_mounts(id).await?;
+            let mounts = facts.story.map(|story| story.mounts).unwrap_or_default();
+            let place = self.0.executor.config().run_dir.join("files");
+            return Ok(Files::Asleep(Asleep { layers, mounts, place }, held));
         }
         let pid = self.running(id)?.status.container.map_or(0, |container| container.pid);
         Root::of(pid, id).map(Files::Running).ok_or_else(not_running)

@@ -62,7 +62,7 @@ fn written(batch: &[ContainerLine], look: Look, until: Option<Timestamp>) -> (By
         if until.is_some_and(|until| line.time > until) {
             return (out.freeze(), true);
         }
-        let time = look.timestamps.then(|| stamp(line.time) + " ").unwrap_or_default();
+        let time = if look.timestamps { stamp(line.time) + " " } else { String::new() };
         if !look.is_tty {
             let length = time.len() + usize::from(look.details) + line.data.len();
             stream::put_frame_head(&mut out, frame_kind(line.stream), length);
