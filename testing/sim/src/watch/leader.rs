@@ -30,6 +30,8 @@ const BRAKE: Duration = Duration::from_secs(2);
 #[derive(Default)]
 pub struct Patience {
     silent: BTreeMap<NodeId, u32>,
+    /// What nodes were called a second ago.
+    called: BTreeMap<NodeId, NodeState>,
     drained: BTreeMap<NodeId, u32>,
     ripe: BTreeMap<TaskId, u32>,
     stuck: BTreeMap<TaskId, u32>,
@@ -63,7 +65,10 @@ impl World {
         patience.term = self.raft.term;
         let mut found = None;
         for node in view.nodes() {
-            // Whoever was down and is not any more has been heard in between.
+            // Whoever is called otherwise than a second ago may have been heard in between, and cut off again at once.
+            if patience.called.insert(node.id.clone(), node.status.state) != Some(node.status.state) {
+                patience.silent.remove(&node.id);
+            }
             let is_silent = !heard[&node.id] && node.status.state != NodeState::Down;
             let silent = Patience::count(&mut patience.silent, &node.id, is_silent).min(patience.led);
             if silent > SILENT {
