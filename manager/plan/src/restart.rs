@@ -88,7 +88,10 @@ pub(crate) fn replaced(runs: &[Run], index: usize) -> Option<&Run> {
         let ended_since = !run.fresh && !run.made.is_zero() && other.task.meta.version > run.made;
         other.task.spec != run.task.spec && other.ended_by_itself() && ended_since
     };
-    older(runs, index).iter().rfind(|other| !other.is_live() && !stood_beside(other))
+    let gone = || older(runs, index).iter().filter(|other| !other.is_live() && !stood_beside(other));
+    let last = gone().next_back()?;
+    // Of two that one write made, it is the one that ended by itself.
+    gone().rfind(|other| other.made == last.made && other.ended_by_itself()).or(Some(last))
 }
 
 /// A delay of zero must not let a task that cannot start spin: after three attempts in a row without any run worth the name, the next

@@ -364,3 +364,35 @@ fn of_two_that_one_write_made_for_a_slot_neither_replaces_the_other() {
     world.converge(&id);
     assert_eq!(world.running().iter().map(|task| &task.id).collect::<Vec<_>>(), [&again]);
 }
+
+#[test]
+fn of_two_that_one_write_made_the_one_that_failed_says_how_long_its_replacement_waits() {
+    let mut world = cluster(1);
+    let id = world.add_service(1, |_| {});
+    world.converge(&id);
+    let failed = kill(&mut world, 1);
+    world.commit(vec![Action::SetTaskDesired { task: failed, desired: TaskState::Shutdown }]);
+    let made = |world: &World, number: u64| {
+        let service = Arc::new(world.service(&ServiceId::for_test(1)).clone());
+        let mut task = Task::of_service(TaskId::for_test(number), &service, 1, None, world.now);
+        task.desired_state = TaskState::Running;
+        Arc::new(task)
+    };
+    // By their ids the one that goes is the newer one.
+    let (fails, goes) = (made(&world, u64::MAX - 1), made(&world, u64::MAX));
+    world.commit([&fails, &goes].map(|task| Action::Create(Object::Task(Arc::clone(task)))).into());
+    world.place_all();
+    world.obey();
+    world.pass(secs(1));
+    world.commit(vec![Action::SetTaskDesired { task: goes.id.clone(), desired: TaskState::Shutdown }]);
+    world.report(&fails.id, TaskState::Failed);
+    world.settle(&id);
+    let again = world.live().into_iter().find(|task| task.meta.created_at == world.now).expect("made just now").id.clone();
+    world.report(&goes.id, TaskState::Shutdown);
+    world.pass(secs(1));
+    world.settle(&id);
+    assert_eq!(world.task(&again).desired_state, TaskState::Ready, "what it replaces failed a second ago");
+    world.pass(secs(4));
+    world.settle(&id);
+    assert_eq!(world.task(&again).desired_state, TaskState::Running);
+}
