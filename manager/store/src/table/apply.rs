@@ -153,8 +153,9 @@ impl Applying<'_> {
 
     fn set_status(&mut self, id: &TaskId, status: &TaskStatus) {
         let Some(old) = self.tables.tasks.get(id) else { return };
-        // Who gave a task up did not know yet that it had ended: its end is heard and stays.
-        if status.state == TaskState::Orphaned && old.status.state.is_terminal() {
+        // Who gave a task up, or called it rejected, did not know yet that it had ended: its end is heard and stays. A job that completed
+        // would begin again otherwise.
+        if matches!(status.state, TaskState::Orphaned | TaskState::Rejected) && old.status.state.is_terminal() {
             return;
         }
         let mut advanced = old.status.clone();

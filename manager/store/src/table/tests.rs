@@ -165,7 +165,7 @@ impl Model {
             }
             Action::SetTaskStatus { task, status } => Ok(self.task(version, now, task, |task| {
                 let old = task.status.clone();
-                let is_given_up = status.state == TaskState::Orphaned && old.state.is_terminal();
+                let is_given_up = matches!(status.state, TaskState::Orphaned | TaskState::Rejected) && old.state.is_terminal();
                 !is_given_up && task.status.advance(status.clone()).is_ok() && task.status != old
             })),
             Action::SetTaskDesired { task, desired } => Ok(self.task(version, now, task, |task| {
@@ -332,6 +332,7 @@ fn a_task_that_ended_is_not_given_up() {
     };
     assert_eq!(report(2, TaskState::Complete), TaskState::Complete);
     assert_eq!(report(3, TaskState::Orphaned), TaskState::Complete);
+    assert_eq!(report(3, TaskState::Rejected), TaskState::Complete);
 }
 
 #[test]
