@@ -233,13 +233,16 @@ impl Places {
         }
     }
 
-    /// Waits until managers took one back that is not among `seen`; its container and itself.
-    pub(crate) async fn lost(&self, seen: &BTreeSet<TaskId>) -> (TaskId, TaskId) {
-        let new =
-            |table: &Table| table.lost.iter().find(|id| !seen.contains(*id)).and_then(|id| Some((table.held.get(id)?.clone(), id.clone())));
+    /// Waits until managers took one back; its container and itself. Each is told once.
+    pub(crate) async fn lost(&self) -> (TaskId, TaskId) {
+        let take = |table: &mut Table| {
+            let id = table.lost.pop_first()?;
+            Some((table.held.get(&id)?.clone(), id))
+        };
         let mut following = self.0.subscribe();
         loop {
-            if let Some(found) = new(&following.borrow_and_update()) {
+            let any = !following.borrow_and_update().lost.is_empty();
+            if any && let Some(found) = self.change(take) {
                 return found;
             }
             // The sender lives in self.
@@ -319,8 +322,8 @@ mod tests {
             let places = places.clone();
             tokio::spawn(async move { places.lose(&id(8)).await })
         };
-        assert_eq!(places.lost(&BTreeSet::new()).await, (id(1), id(8)));
-        assert!(timeout(Duration::from_millis(10), places.lost(&[id(8)].into())).await.is_err());
+        assert_eq!(places.lost().await, (id(1), id(8)));
+        assert!(timeout(Duration::from_millis(10), places.lost()).await.is_err());
         places.release(&id(1), Some(&id(8)));
         losing.await.unwrap();
         assert!(!places.is_held(&id(8)) && places.is_held(&id(9)));

@@ -217,10 +217,8 @@ impl Locals {
 
     /// Takes containers off networks that managers took them off. For ever.
     pub(super) async fn follow_losses(&self) {
-        let mut seen = BTreeSet::new();
         loop {
-            let (container, attachment) = self.0.places.lost(&seen).await;
-            seen.insert(attachment.clone());
+            let (container, attachment) = self.0.places.lost().await;
             let this = self.clone();
             self.0.work.spawn(async move { this.lost(&container, &attachment).await });
         }
