@@ -173,6 +173,9 @@ impl Sandbox {
 
     /// The same where only those virtual addresses and ports may differ, of a sandbox of which is known what the kernel has.
     pub(super) fn balance_some(&mut self, wanted: &Spread, vips: &BTreeSet<IpAddr>, some: &SomePorts) -> Result<Told, NetlbError> {
+        if self.balancing.is_none() {
+            return Ok(Told::default());
+        }
         let (place, entries) = (self.place(), self.entries());
         let failed = |source| NetlbError::Ipvs { place: place.clone(), source };
         let both = self.tables.len() > 1;
@@ -255,8 +258,10 @@ impl Owner {
         let networks: Vec<Network> = of_ingress.map(|sandbox| sandbox.network.clone()).collect();
         let mut errors = Vec::new();
         for network in networks {
-            let spread = wanted.networks.get(&network.id).cloned().unwrap_or_else(|| Spread::alone(network));
-            self.apply_members(&spread, &Members::default(), &dirty.published, &mut errors);
+            match wanted.networks.get(&network.id) {
+                Some(spread) => self.apply_members(spread, &Members::default(), &dirty.published, &mut errors),
+                None => self.apply_members(&Spread::alone(network), &Members::default(), &dirty.published, &mut errors),
+            }
         }
         NetlbError::all(errors)
     }
