@@ -49,7 +49,7 @@ pub use containers::{
 pub use engine::Engine;
 pub use error::{AgentError, ExecError, ImageError, NetworkError};
 pub use executor::{Executor, Found, ImageConfig, ImageReady, Images, Network, Probe, Sandbox, Started};
-pub use locals::{Local, LocalWish, Place, RestartWish, Restarts};
+pub use locals::{Local, LocalWish, Place, RestartWish, Restarts, predefined};
 pub use logs::{LogLine, LogOptions, LogQuery, LogStream, LogWriter, LogWriterCommand, LogWriterError, Tail, read_logs, run_log_writer};
 pub use network::{Changes as NetworkChanges, Following, NO_NETWORK, NetlbNetwork, OWN_NETWORK, TunnelEnds};
 pub use node_images::NodeImages;

@@ -14,7 +14,7 @@ mod ports; // one of a range
 mod record; // what is remembered
 
 pub use policy::{RestartWish, Restarts};
-pub use record::{Local, LocalWish, Place};
+pub use record::{Local, LocalWish, Place, predefined};
 
 use crate::board::{Board, What};
 use crate::containerd::ContainerdExecutor;

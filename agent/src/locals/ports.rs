@@ -1,7 +1,7 @@
 //! Which port of a range a container gets. Pure.
 
 use crate::error::NetworkError;
-use skep_types::{PortConfig, Protocol};
+use skep_types::PortConfig;
 use std::collections::BTreeMap;
 
 /// What was found taken, by number and protocol, with who has it.
@@ -13,7 +13,7 @@ impl Taken {
     pub fn note(&mut self, error: &NetworkError, wish: &[PortConfig], ranges: &BTreeMap<usize, u32>) -> bool {
         let NetworkError::PortTaken { port, protocol, holder } = error else { return false };
         let is_of = |(index, last): (&usize, &u32)| {
-            wish.get(*index).is_some_and(|config| name(config.protocol) == *protocol && (config.published_port..=*last).contains(port))
+            wish.get(*index).is_some_and(|config| config.protocol.name() == *protocol && (config.published_port..=*last).contains(port))
         };
         ranges.iter().any(is_of) && self.0.insert((*port, protocol), holder.clone()).is_none()
     }
@@ -30,7 +30,7 @@ pub fn choose(wish: &[PortConfig], ranges: &BTreeMap<usize, u32>, taken: &Taken)
     let mut all = wish.to_vec();
     for (index, last) in ranges {
         let Some(config) = all.get_mut(*index) else { continue };
-        let (first, protocol) = (config.published_port, name(config.protocol));
+        let (first, protocol) = (config.published_port, config.protocol.name());
         let free = (first..=*last).map(|number| PortConfig { published_port: number, ..config.clone() }).find(|candidate| {
             !taken.0.contains_key(&(candidate.published_port, protocol)) && !chosen.iter().any(|other| other.meets(candidate))
         });
@@ -45,17 +45,10 @@ pub fn choose(wish: &[PortConfig], ranges: &BTreeMap<usize, u32>, taken: &Taken)
     Ok(all)
 }
 
-fn name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use skep_types::Protocol;
 
     fn port(published: u32, target: u32, protocol: Protocol) -> PortConfig {
         PortConfig { published_port: published, target_port: target, protocol, ..PortConfig::default() }

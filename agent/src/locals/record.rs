@@ -68,8 +68,9 @@ pub struct HeldPlace {
     pub place: NetworkAttachment,
 }
 
-/// One of the networks that every node has.
-fn predefined(name: &str, driver: &str) -> NetworkAttachment {
+/// One of the networks that every node has, for [`LocalWish::networks`].
+#[must_use]
+pub fn predefined(name: &str, driver: &str) -> NetworkAttachment {
     let labels = [(PREDEFINED_LABEL.to_owned(), "true".to_owned())].into();
     let annotations = Annotations { name: name.to_owned(), labels, ..Annotations::default() };
     let driver = Some(Driver { name: driver.to_owned(), ..Driver::default() });

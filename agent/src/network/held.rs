@@ -73,25 +73,17 @@ pub fn host_ports(
         let kind = protocol(config.protocol);
         if config.published_port == 0 {
             let free = CHOICE.clone().find(|number| holder(config, u32::from(*number)).is_none() && !taken(kind, *number, &config.place));
-            let none = || NetworkError::PortTaken { port: 0, protocol: name(kind), holder: "others, as all are".into() };
+            let none = || NetworkError::PortTaken { port: 0, protocol: config.protocol.name(), holder: "others, as all are".into() };
             config.published_port = u32::from(free.ok_or_else(none)?);
             continue;
         }
         let number = config.published_port;
         let other = port(number).is_some_and(|number| taken(kind, number, &config.place)).then(|| "another program".to_owned());
         if let Some(holder) = holder(config, number).or(other) {
-            return Err(NetworkError::PortTaken { port: number, protocol: name(kind), holder });
+            return Err(NetworkError::PortTaken { port: number, protocol: config.protocol.name(), holder });
         }
     }
     Ok(ports)
-}
-
-fn name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
-    }
 }
 
 #[cfg(test)]

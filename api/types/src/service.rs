@@ -125,6 +125,18 @@ pub enum Protocol {
     Sctp,
 }
 
+impl Protocol {
+    /// As users write it: `tcp`, `udp`, `sctp`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
 /// `Ingress`: every node answers; `Host`: only the node that runs the task.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum PublishMode {

@@ -9,8 +9,8 @@ use crate::output::{self, Table};
 use crate::{progress, resolve};
 use skep_proto::{FromWire, ToWire, v1};
 use skep_types::{
-    Affinity, Config, ConfigReference, ConfigTarget, FileTarget, NetworkAttachmentConfig, PortConfig, Protocol, PublishMode, PublishPlace,
-    Runtime, Secret, SecretReference, Sensitive, Service, ServiceMode, ServiceSpec,
+    Affinity, Config, ConfigReference, ConfigTarget, FileTarget, NetworkAttachmentConfig, PortConfig, PublishMode, PublishPlace, Runtime,
+    Secret, SecretReference, Sensitive, Service, ServiceMode, ServiceSpec,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -387,14 +387,6 @@ fn replicas(service: &Service, status: Option<&v1::list_service_statuses_respons
     }
 }
 
-fn protocol_name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
-    }
-}
-
 /// `*:8080->80/tcp`, with the place, whether clients keep their task and who may come, where that is not the usual.
 pub fn port_text(port: &PortConfig) -> String {
     let place = match &port.place {
@@ -409,7 +401,7 @@ pub fn port_text(port: &PortConfig) -> String {
         [only] => format!(" from {only}"),
         [first, rest @ ..] => format!(" from {first} and {} more", rest.len()),
     };
-    format!("{place}:{}->{}/{}{sticky}{from}", port.published_port, port.target_port, protocol_name(port.protocol))
+    format!("{place}:{}->{}/{}{sticky}{from}", port.published_port, port.target_port, port.protocol.name())
 }
 
 /// Of ports that every node answers; host ports are shown with the tasks that hold them.

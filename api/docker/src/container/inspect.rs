@@ -1,7 +1,7 @@
 //! `/containers/{id}/json`: everything about one.
 
 use super::find;
-use super::summary::{cidr, health, mounts, network_mode, networks, protocol, state, time};
+use super::summary::{cidr, health, mounts, network_mode, networks, state, time};
 use crate::body::Json;
 use crate::query::Query;
 use crate::types::container_spec::Healthcheck;
@@ -192,7 +192,7 @@ fn list(values: &[String]) -> Value {
 fn port_bindings(one: &Container) -> Map<String, Value> {
     let mut bindings = Map::new();
     for port in &one.ports {
-        let key = format!("{}/{}", port.target_port, protocol(port));
+        let key = format!("{}/{}", port.target_port, port.protocol.name());
         let binding = json!({ "HostIp": "", "HostPort": port.published_port.to_string() });
         match bindings.get_mut(&key).and_then(Value::as_array_mut) {
             Some(list) => list.push(binding),

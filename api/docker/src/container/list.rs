@@ -141,7 +141,7 @@ fn is_wanted(filters: &Filters, one: &Container) -> bool {
         let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) else { return false };
         one.ports.iter().any(|port| {
             let number = if public { port.published_port } else { port.target_port };
-            super::summary::protocol(port) == protocol && (first..=last).contains(&number)
+            port.protocol.name() == protocol && (first..=last).contains(&number)
         })
     };
     filters.begins("id", &one.id)

@@ -3,7 +3,7 @@
 use crate::types::common::Time;
 use crate::{Container, Endpoint, HealthWord, Life, MountPoint, Phase};
 use serde_json::{Map, Value, json};
-use skep_types::{PortConfig, Protocol, Timestamp};
+use skep_types::Timestamp;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -66,14 +66,6 @@ pub(super) fn status(container: &Container, now: Timestamp) -> String {
             Some(HealthWord::Starting) => format!("Up {} (health: starting)", ago(*started_at, now)),
             Some(word) => format!("Up {} ({})", ago(*started_at, now), health(word)),
         },
-    }
-}
-
-pub(super) fn protocol(port: &PortConfig) -> &'static str {
-    match port.protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
     }
 }
 
@@ -150,10 +142,9 @@ fn command(container: &Container) -> String {
 }
 
 pub(crate) fn summary(container: &Container, now: Timestamp) -> Value {
-    let ports = container
-        .ports
-        .iter()
-        .map(|port| json!({ "IP": "0.0.0.0", "PrivatePort": port.target_port, "PublicPort": port.published_port, "Type": protocol(port) }));
+    let ports = container.ports.iter().map(
+        |port| json!({ "IP": "0.0.0.0", "PrivatePort": port.target_port, "PublicPort": port.published_port, "Type": port.protocol.name() }),
+    );
     json!({
         "Id": container.id,
         "Names": [format!("/{}", container.name)],

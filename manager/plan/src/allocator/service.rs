@@ -6,8 +6,7 @@ use super::subnet::{Family, address_of};
 use super::{Allocator, Lease, publishes_on_ingress, resolve_network};
 use crate::Plan;
 use skep_types::{
-    Action, ClusterView, Endpoint, Network, NetworkId, Object, PortConfig, Protocol, PublishMode, ResolutionMode, Service, ServiceId,
-    VirtualIp,
+    Action, ClusterView, Endpoint, Network, NetworkId, Object, PortConfig, PublishMode, ResolutionMode, Service, ServiceId, VirtualIp,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -25,14 +24,6 @@ fn ingress_ports(service: &Service) -> Vec<Held> {
 
 fn held(port: &PortConfig, number: u16) -> Held {
     Held { protocol: port.protocol, number, place: port.place.clone() }
-}
-
-fn protocol_name(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
-    }
 }
 
 /// Whether the virtual IP is the network's of that family.
@@ -174,11 +165,11 @@ impl Allocator {
             let number = u16::try_from(port.published_port).map_err(|_| format!("port {} does not exist", port.published_port))?;
             let wanted = held(port, number);
             if kept.iter().any(|other| other.meets(&wanted)) {
-                return Err(format!("port {number}/{} is published twice by the service itself", protocol_name(port.protocol)));
+                return Err(format!("port {number}/{} is published twice by the service itself", port.protocol.name()));
             }
             if let Some(holder) = self.ports.other_holder(&wanted, &service.id) {
                 let name = view.service(holder).map_or(holder.as_str(), |holder| holder.name());
-                let protocol = protocol_name(port.protocol);
+                let protocol = port.protocol.name();
                 return Err(format!("port {number}/{protocol} is already published by service {name}; choose another one or leave it out"));
             }
             if !before.contains(&wanted) {

@@ -3,7 +3,7 @@
 use super::{NAMED, NodeGroup, count};
 use crate::constraint::{Constraint, Key, Operator};
 use crate::resources::{Bytes, Cpus, Lack};
-use crate::scheduler::{Misfit, NodeVerdict, normal_architecture, protocol};
+use crate::scheduler::{Misfit, NodeVerdict, normal_architecture};
 use skep_types::{ClusterView, GenericResource, Node, Platform, PublishMode, Task};
 use std::collections::BTreeMap;
 
@@ -62,7 +62,7 @@ fn reason(task: &Task, node: &Node, misfit: &Misfit) -> String {
         },
         Misfit::Platform => format!("the image is for {}, it is {}", image_platforms(task), node_platform(node)),
         Misfit::CannotEncrypt(why) => format!("it cannot encrypt networks: {why}"),
-        Misfit::HostPort(kind, port) => format!("host port {port}/{} is taken", protocol(*kind)),
+        Misfit::HostPort(kind, port) => format!("host port {port}/{} is taken", kind.name()),
         Misfit::MaxReplicas(limit) => format!("it has {limit} of the service, as many as are allowed on a node"),
         Misfit::SameSlot => "another task of the same slot still stops there".into(),
     }
@@ -202,7 +202,7 @@ fn single(view: &dyn ClusterView, task: &Task, node: &Node, misfit: &Misfit) -> 
         Misfit::Drained => (25, "drained".into(), active),
         Misfit::Constraints => constraint(task, node),
         Misfit::HostPort(kind, port) => {
-            let (kind, holder) = (protocol(*kind), holder(view, node, task, *port));
+            let (kind, holder) = (kind.name(), holder(view, node, task, *port));
             match holder {
                 Some(holder) if holder.service_id == task.service_id => {
                     let words = format!(

@@ -5,7 +5,7 @@ use super::need::{Misfit, Need};
 use super::node::Place;
 use crate::constraint::Constraints;
 use crate::resources::{Bytes, Cpus, Lack};
-use skep_types::{GenericResource, Node, Placement, Protocol, Task};
+use skep_types::{GenericResource, Node, Placement, Task};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -26,14 +26,6 @@ pub struct Refusal {
     nodes: usize,
 }
 
-pub(crate) fn protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => "sctp",
-    }
-}
-
 impl Refusal {
     fn add(&mut self, misfit: &Misfit) {
         let (order, name, free) = match misfit {
@@ -43,7 +35,7 @@ impl Refusal {
             Misfit::Plugin { kind, name } => (3, format!("missing {} plugin {name}", kind.to_lowercase()), None),
             Misfit::Constraints => (4, "constraints not satisfied".to_owned(), None),
             Misfit::Platform => (5, "unsupported platform".to_owned(), None),
-            Misfit::HostPort(kind, port) => (6, format!("host port {port}/{} in use", protocol(*kind)), None),
+            Misfit::HostPort(kind, port) => (6, format!("host port {port}/{} in use", kind.name()), None),
             Misfit::MaxReplicas(limit) => (7, format!("maximum of {limit} replicas reached"), None),
             Misfit::SameSlot => (12, "another task of the slot still stops".to_owned(), None),
             Misfit::CannotEncrypt(why) => (13, format!("encrypted networks not possible ({why})"), None),

@@ -17,7 +17,6 @@ mod observe; // taking changes into account
 mod order; // sorted keys that ask for no memory
 mod pass; // placing one group
 
-pub(crate) use explain::protocol;
 pub use explain::{NodeVerdict, Refusal};
 pub use need::Misfit;
 pub(crate) use need::normal_architecture;

@@ -1,8 +1,8 @@
 //! A container that somebody asks for, in the agent's words.
 
-use skep_agent::{ContainersError, Local, LocalWish, NO_NETWORK, RestartWish};
+use skep_agent::{ContainersError, Local, LocalWish, NO_NETWORK, RestartWish, predefined};
 use skep_docker_api::{ContainerUpdate, NetworkWish, NewContainer, PlaceWish, RestartWish as Asked, container_id};
-use skep_types::{Annotations, Driver, Network, NetworkAttachment, NetworkSpec, PREDEFINED_LABEL, ResourceRequirements, Runtime, TaskId};
+use skep_types::{ResourceRequirements, Runtime, TaskId};
 use std::sync::Arc;
 
 /// Of the id, as a host name (as dockerd).
@@ -15,16 +15,6 @@ fn restart(asked: Asked) -> RestartWish {
         Asked::Always => RestartWish::Always,
         Asked::UnlessStopped => RestartWish::UnlessStopped,
     }
-}
-
-/// One of the networks that every node has.
-fn predefined(name: &str, driver: &str) -> NetworkAttachment {
-    let labels = [(PREDEFINED_LABEL.to_owned(), "true".to_owned())].into();
-    let annotations = Annotations { name: name.to_owned(), labels, ..Annotations::default() };
-    let driver = Some(Driver { name: driver.to_owned(), ..Driver::default() });
-    let id = format!("node-{name}").parse().expect("letters and a dash make an id");
-    let network = Network::new(id, NetworkSpec { annotations, driver, ..NetworkSpec::default() });
-    NetworkAttachment { network: Arc::new(network), addresses: Vec::new(), aliases: Vec::new(), driver_attachment_opts: Default::default() }
 }
 
 pub fn place_wish(wish: PlaceWish) -> skep_agent::PlaceWish {
