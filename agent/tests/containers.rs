@@ -400,9 +400,13 @@ async fn an_init_process_reaps_orphans_and_passes_the_stop_signal_on() {
     }
     let pid = node.wait(&with, TaskState::Running).await.container.unwrap().pid;
     let bare = node.wait(&without, TaskState::Running).await.container.unwrap().pid;
-    let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
-    assert!(line.starts_with(b"/sbin/docker-init\0--\0sh\0-c\0"), "{}", String::from_utf8_lossy(&line));
     let begin = Instant::now();
+    let line = || std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    // For a moment after its start it is still runc's.
+    while !line().starts_with(b"/sbin/docker-init\0--\0sh\0-c\0") {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{}", String::from_utf8_lossy(&line()));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let counts = |pid| (children(pid).0.len(), children(pid).1.len());
     while counts(bare) != (0, 1) || counts(pid) != (1, 0) {
         assert!(begin.elapsed() < Duration::from_secs(60), "with {:?}, without {:?}", children(pid), children(bare));

@@ -254,7 +254,8 @@ async fn readers_of_logs_that_stand_still_do_not_cost_the_session() {
     }
     let containerd = Containerd::new();
     let manager = Manager::default();
-    let task = shell(1, "exec yes a line that is long enough to fill windows soon");
+    // Far more than windows and buffers hold, and an end: without one, writing it takes the processor from the session.
+    let task = shell(1, "yes a line that is long enough to fill windows soon | head -c 20000000; exec sleep 1000");
     {
         let mut state = manager.0.lock().unwrap();
         state.tasks.push(task.clone());

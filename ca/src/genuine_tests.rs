@@ -34,7 +34,7 @@ const OF_2024: Recording = Recording {
 };
 const RECORDINGS: [Recording; 2] = [OF_2026, OF_2024];
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn bytes(recording: &str) -> Vec<u8> {
     hex::decode(recording.split_whitespace().collect::<String>()).unwrap()

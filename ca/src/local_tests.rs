@@ -44,7 +44,7 @@ async fn openssl(target: &[&str], name: &str) -> (Vec<u8>, String) {
     let wait = async {
         let _ = tokio::join!(output.read_to_end(&mut read), complaints.read_to_string(&mut said));
     };
-    tokio::time::timeout(std::time::Duration::from_secs(20), wait).await.expect("openssl ends when the server closes");
+    tokio::time::timeout(std::time::Duration::from_secs(60), wait).await.expect("openssl ends when the server closes");
     (read, said)
 }
 

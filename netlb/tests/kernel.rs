@@ -180,7 +180,7 @@ fn a_restart_takes_over_running_tasks_without_a_gap() {
         let inodes = sh("ls -i /run/skep/netns");
         let mut held = within(&World::client(), || connect(HOST, 8080)).unwrap();
         let mut line = [0; 100];
-        let _ = held.read(&mut line).unwrap();
+        let _ = patiently(|| held.read(&mut line)).unwrap();
         drop(netlb);
 
         all_three_answer(CLIENT, || within(&World::client(), || tcp(HOST, 8080)));
@@ -198,7 +198,7 @@ fn a_restart_takes_over_running_tasks_without_a_gap() {
         assert_eq!(netlb.audit().await.unwrap(), Audit::default());
         assert_eq!(sh("ls -i /run/skep/netns"), inodes);
         held.write_all(b"still").unwrap();
-        let length = held.read(&mut line).unwrap();
+        let length = patiently(|| held.read(&mut line)).unwrap();
         assert_eq!(&line[..length], b"still");
     });
 }

@@ -62,7 +62,7 @@ fn a_host_port_resets_what_it_had_when_its_task_is_gone() {
         let open = |to: &str, port| {
             let mut stream = within(&client, || connect(to, port).unwrap());
             stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
-            assert!(stream.read(&mut [0; 200]).unwrap() > 0, "who answers greets");
+            assert!(patiently(|| stream.read(&mut [0; 200])).unwrap() > 0, "who answers greets");
             stream
         };
         let stays = [HOST, HOST6].map(|to| open(to, 83));
@@ -329,7 +329,7 @@ fn a_task_cannot_speak_for_another() {
                     socket.expect("the address can be bound").send_to(b"hello", (to, 99)).unwrap()
                 });
             }
-            let heard = listener.recv_from(&mut [0; 9]).unwrap().1;
+            let heard = patiently(|| listener.recv_from(&mut [0; 9])).unwrap().1;
             assert_eq!(heard.ip().to_string(), own, "what it said as another was not heard before");
         }
     });
@@ -360,7 +360,7 @@ impl Udp {
         self.0.set_read_timeout(Some(patience)).unwrap();
         let _ = self.0.send(b"hello");
         let mut buffer = [0; 99];
-        let length = self.0.recv(&mut buffer).ok()?;
+        let length = patiently(|| self.0.recv(&mut buffer)).ok()?;
         String::from_utf8_lossy(&buffer[..length]).split(' ').next().map(str::to_owned)
     }
 }

@@ -111,7 +111,7 @@ pub(crate) mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("notify");
             let socket = UnixDatagram::bind(&path).unwrap();
-            socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
             let notifier = Notifier::to(path.as_os_str()).unwrap();
             (Self(socket, dir), notifier)
         }

@@ -155,7 +155,7 @@ mod tests {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let until = Instant::now() + Duration::from_secs(10);
+        let until = Instant::now() + Duration::from_secs(60);
         let mut client = loop {
             match UnixStream::connect(&path) {
                 Ok(client) => break client,
@@ -163,7 +163,7 @@ mod tests {
                 Err(_) => std::thread::sleep(Duration::from_millis(5)),
             }
         };
-        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut answer = String::new();
         let heard = io::Read::read_to_string(&mut client, &mut answer);
         let _ = child.kill();

@@ -238,7 +238,7 @@ mod tests {
     use super::super::options::LogOptions;
     use super::*;
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_writer_that_hangs_costs_every_task_a_bounded_time_and_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("logs.sock");

@@ -244,7 +244,7 @@ mod tests {
         // Both are still here, as they are where they run together.
         let reading = async { lines.closed().await };
         let both = async { tokio::join!(reading, forward(source, batches, messages)) };
-        tokio::time::timeout(Duration::from_secs(5), both).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), both).await.unwrap();
     }
 
     #[test]

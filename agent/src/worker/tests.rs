@@ -160,7 +160,7 @@ async fn bench_with(dir: &std::path::Path, fake: Arc<Fake>, grace: Duration) -> 
 
 impl Bench {
     async fn wait(&self, id: &TaskId, state: TaskState) -> TaskStatus {
-        for _ in 0..1000 {
+        for _ in 0..30_000 {
             if let Some(status) = self.reports.newest(id).filter(|status| status.state == state) {
                 return status;
             }
@@ -212,8 +212,8 @@ async fn a_complete_assignment_removes_tasks_it_does_not_name() {
     bench.wait(&one.id, TaskState::Running).await;
     bench.wait(&two.id, TaskState::Running).await;
     bench.inbox.send(Assign::Complete(vec![two.clone()])).await.unwrap();
+    until(|| bench.fake.calls().contains(&"forget 1".to_owned())).await;
     bench.quiet().await;
-    assert!(bench.fake.calls().contains(&"forget 1".to_owned()));
     assert!(!bench.fake.calls().contains(&"stop 2".to_owned()));
 }
 
@@ -246,6 +246,7 @@ async fn stopping_the_agent_leaves_tasks_and_the_next_one_adopts_them() {
     fake.found.lock().unwrap().insert(TaskId::for_test(9), Found::Remains);
     let second = bench(dir.path(), fake).await;
     second.inbox.send(Assign::Complete(vec![one.clone()])).await.unwrap();
+    until(|| second.fake.calls().len() >= 3).await;
     second.quiet().await;
     assert_eq!(second.fake.calls(), ["serve 1", "release 9", "forget 9"]);
     // The end is seen as if the agent had never been away.
@@ -279,7 +280,7 @@ impl Bench {
 
     /// Until the process was started so often.
     async fn started(&self, times: usize) {
-        for _ in 0..5_000 {
+        for _ in 0..30_000 {
             if self.fake.calls().iter().filter(|call| call.starts_with("serve")).count() == times {
                 return self.quiet().await;
             }
@@ -348,6 +349,7 @@ async fn attempts_without_a_manager_are_limited_also_over_a_restart_of_the_agent
     second.started(1).await;
     assert!(second.reports.newest(&one.id).unwrap().message.contains("restarted 2 times"));
     second.fake.end(&one.id, 3);
+    second.wait(&one.id, TaskState::Failed).await;
     tokio::time::sleep(5 * GRACE).await;
     let status = second.reports.newest(&one.id).unwrap();
     assert_eq!((status.state, status.err.as_str()), (TaskState::Failed, "task: non-zero exit (3)"), "both attempts are used up");
@@ -387,7 +389,7 @@ async fn what_was_applied_outlives_the_agent_only_with_its_records() {
     first.inbox.send(Assign::Complete(vec![one.clone()])).await.unwrap();
     first.inbox.send(Assign::Applied { name: "1@7".into(), bare: true }).await.unwrap();
     first.wait(&one.id, TaskState::Running).await;
-    first.quiet().await;
+    until(|| first.applied.offer().is_some()).await;
     assert_eq!(first.applied.offer().as_deref(), Some("1@7"));
     first.stop.cancel();
     first.running.await.unwrap();

@@ -156,6 +156,7 @@ async fn an_image_without_its_blobs_says_so_and_is_mended_by_a_pull() {
 }
 
 #[tokio::test]
+#[ignore = "a measurement for a quiet machine"]
 async fn the_fast_path_is_fast() {
     if !ready() {
         return;
@@ -178,6 +179,6 @@ async fn the_fast_path_is_fast() {
     times.iter_mut().for_each(|list| list.sort());
     let [find, prepare, remove] = times.map(|list| list[list.len() / 2]);
     println!("median of 50: find {find:?}, prepare {prepare:?}, remove {remove:?}");
-    // The machine is shared: only an order of magnitude would be wrong.
+    // Only an order of magnitude would be wrong.
     assert!(find < Duration::from_millis(500) && prepare < Duration::from_secs(2));
 }

@@ -5,37 +5,23 @@ mod support;
 use skep_store::{Alone, MemberStatus, ProposeError, Store};
 use skep_types::{ClusterView, NodeId};
 use std::sync::Arc;
-use std::time::Duration;
-use support::{Cluster, config, create, member};
+use support::{Cluster, PATIENT, config, create, member, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn managers_join_by_snapshot_and_lose_a_leader_without_losing_a_write() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::with(1, PATIENT).await;
     for number in 0..200 {
         cluster.write(number).await;
     }
     let leader = cluster.leader().await;
-    for _ in 0..500 {
-        if leader.status().purged_index > Some(0) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert!(leader.status().purged_index > Some(0), "so that joining needs a snapshot: {:?}", leader.status());
+    until("joining needs a snapshot", || leader.status().purged_index > Some(0)).await;
     cluster.join(2).await;
     cluster.join(3).await;
     cluster.same_everywhere().await;
     assert_eq!(cluster.store(3).view().nodes().count(), 200);
     // The last change of membership reaches a follower a moment after its data.
     let all_vote = |members: &[MemberStatus]| members.len() == 3 && members.iter().all(|member| member.voter);
-    for _ in 0..500 {
-        if all_vote(&cluster.store(3).status().members) {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let members = cluster.store(3).status().members;
-    assert!(all_vote(&members), "{members:?}");
+    until("all vote", || all_vote(&cluster.store(3).status().members)).await;
     let follower = cluster.store(2).propose(create(999)).await;
     assert!(matches!(&follower, Err(ProposeError::NotLeader { leader: Some(leader) }) if *leader == member(1)), "{follower:?}");
 

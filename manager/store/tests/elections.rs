@@ -7,7 +7,7 @@ use skep_types::{ClusterView, NodeId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use support::{BEAT, Cluster, LONGEST, create, until};
+use support::{BEAT, Cluster, LONGEST, PATIENCE, PATIENT, create, until};
 
 fn term(cluster: &Cluster) -> u64 {
     cluster.all().iter().map(|store| store.status().term).max().unwrap()
@@ -28,7 +28,6 @@ async fn writes_go_on_when_leaders_die_one_after_the_other() {
         cluster.stop(leader).await;
         let outage = cluster.outage(100 + round).await;
         println!("leader {leader} gone: written again after {outage:?}");
-        assert!(outage < Duration::from_secs(20), "{outage:?}");
         for number in 0..20 {
             cluster.write(200 + 100 * round + number).await;
         }
@@ -45,16 +44,14 @@ async fn writes_go_on_when_leaders_die_one_after_the_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_was_cut_off_comes_back_without_raising_the_term() {
-    let cluster = Cluster::of(3).await;
+    let cluster = Cluster::with(3, PATIENT).await;
     cluster.write(1).await;
     let (leader, term_before) = (cluster.leader().await.raft_id(), term(&cluster));
     let follower = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
     cluster.isolate(follower);
-    // Time for several elections, if it held any.
-    sleep(4 * LONGEST).await;
-    let asked = cluster.net.calls.lock().unwrap().clone();
-    assert!(asked.get(&(follower, "pre-vote")).is_some_and(|count| *count > 1), "{asked:?}");
-    assert!(cluster.store(follower).status().leader_heard.unwrap() > 3 * LONGEST);
+    // Both others, and again: each time is one at which it might have held an election.
+    until("it misses its leader", || cluster.calls(follower, "pre-vote") > 3).await;
+    assert!(cluster.store(follower).status().leader_heard.unwrap() > PATIENT.election_min);
     cluster.write(2).await;
     cluster.net.heal();
     cluster.same_everywhere().await;
@@ -69,20 +66,25 @@ async fn a_follower_that_was_cut_off_comes_back_without_raising_the_term() {
     cluster.same_everywhere().await;
     sleep(2 * LONGEST).await;
     assert_eq!((term(&cluster), cluster.leader().await.raft_id()), (term_before, leader));
+    assert_eq!(cluster.calls(follower, "vote"), 0);
     cluster.end_all().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_cannot_hear_its_leader_does_not_depose_it() {
-    let cluster = Cluster::of(3).await;
+    let cluster = Cluster::with(3, PATIENT).await;
     cluster.write(1).await;
     let (leader, term_before) = (cluster.leader().await.raft_id(), term(&cluster));
     let deaf = cluster.ids().into_iter().find(|id| *id != leader).unwrap();
     // It hears the third manager, and everybody hears it.
     cluster.net.cut(leader, deaf);
-    for number in 2..30 {
+    for number in 2.. {
         cluster.write(number).await;
         sleep(BEAT).await;
+        if cluster.calls(deaf, "pre-vote") > 3 {
+            break;
+        }
+        assert!(number < 600, "it never misses its leader");
     }
     assert_eq!((term(&cluster), cluster.leader().await.raft_id()), (term_before, leader));
     cluster.net.heal();
@@ -128,10 +130,13 @@ async fn a_leader_without_a_majority_stops_leading_and_goes_on_when_it_is_back()
     cluster.end_all().await;
 }
 
+/// For the next leader to be there: it comes at once, unless the machine stands still.
+const LIMIT: Duration = Duration::from_secs(30);
+
 #[tokio::test(flavor = "multi_thread")]
 async fn leadership_is_handed_over_with_everything_in_it() {
     for count in [3, 5] {
-        let cluster = Cluster::of(count).await;
+        let cluster = Cluster::with(count, PATIENT).await;
         let stop = Arc::new(AtomicBool::new(false));
         let mut writers = tokio::task::JoinSet::new();
         let cluster = Arc::new(cluster);
@@ -152,7 +157,7 @@ async fn leadership_is_handed_over_with_everything_in_it() {
             sleep(Duration::from_millis(300)).await;
             let leader = cluster.leader().await;
             let begin = Instant::now();
-            let next = leader.hand_over(Duration::from_secs(3)).await.unwrap();
+            let next = leader.hand_over(LIMIT).await.unwrap();
             assert_ne!(next, leader.raft_id());
             println!("{count} managers: handed from {} to {next} within {:?}", leader.raft_id(), begin.elapsed());
             until("the next one leads", || cluster.store(next).leadership().borrow().is_leader).await;
@@ -174,7 +179,7 @@ async fn leadership_is_handed_over_with_everything_in_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_finds_no_successor_goes_on() {
-    let cluster = Cluster::new().await;
+    let cluster = Cluster::with(1, PATIENT).await;
     assert!(matches!(cluster.store(1).hand_over(Duration::from_secs(1)).await, Err(StoreError::NoSuccessor)));
     cluster.write(1).await;
     cluster.join(2).await;
@@ -195,15 +200,15 @@ async fn a_leader_that_finds_no_successor_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dead_follower_is_passed_over_when_leadership_is_handed_over() {
-    let cluster = Cluster::of(3).await;
+    let cluster = Cluster::with(3, PATIENT).await;
     cluster.write(1).await;
     for _ in 0..2 {
         let leader = cluster.leader().await;
         let dead = cluster.ids().into_iter().find(|id| *id != leader.raft_id()).unwrap();
         cluster.stop(dead).await;
         // All have the same log: only its silence tells that it is dead.
-        sleep(2 * LONGEST).await;
-        let next = leader.hand_over(Duration::from_secs(3)).await.unwrap();
+        sleep(PATIENCE + 2 * BEAT).await;
+        let next = leader.hand_over(LIMIT).await.unwrap();
         assert_ne!(next, dead);
         until("the next one leads", || cluster.store(next).leadership().borrow().is_leader).await;
         cluster.start(dead).await;
@@ -215,7 +220,7 @@ async fn a_dead_follower_is_passed_over_when_leadership_is_handed_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removed_manager_disturbs_nobody_and_learns_that_it_was_removed() {
-    let cluster = Cluster::of(3).await;
+    let cluster = Cluster::with(3, PATIENT).await;
     cluster.write(1).await;
     let leader = cluster.leader().await;
     let gone = cluster.ids().into_iter().find(|id| *id != leader.raft_id()).unwrap();
@@ -224,18 +229,18 @@ async fn a_removed_manager_disturbs_nobody_and_learns_that_it_was_removed() {
     leader.remove_member(gone).await.unwrap();
     let term_before = term(&cluster);
     let mut removed = cluster.store(gone).removed();
-    tokio::time::timeout(Duration::from_secs(10), removed.wait_for(|removed| *removed)).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), removed.wait_for(|removed| *removed)).await.unwrap().unwrap();
     assert!(cluster.store(gone).status().removed && !leader.status().removed);
     assert!(members.has_changed().unwrap() && members.borrow().iter().all(|member| member.raft_id != gone));
-    sleep(3 * LONGEST).await;
+    sleep(PATIENCE + LONGEST).await;
     cluster.write(2).await;
     assert_eq!((leader.status().term, cluster.leader().await.raft_id()), (term_before, leader.raft_id()));
     assert!(!cluster.net.calls.lock().unwrap().contains_key(&(gone, "vote")));
     // It stays quiet after a restart, and takes part again when it is added anew.
     cluster.stop(gone).await;
     cluster.start(gone).await;
-    sleep(3 * LONGEST).await;
-    assert_eq!(leader.status().term, term_before);
+    sleep(PATIENCE + LONGEST).await;
+    assert_eq!((leader.status().term, cluster.calls(gone, "vote")), (term_before, 0));
     leader.add_learner(gone, support::member(gone)).await.unwrap();
     leader.add_voter(gone).await.unwrap();
     cluster.same_everywhere().await;
@@ -290,17 +295,17 @@ async fn two_halves_do_not_both_write() {
     cluster.end_all().await;
 }
 
-/// A disk that takes a second for each write slows writes down and costs nobody the leadership.
+/// A disk that takes longer for each write than anybody waits for a leader slows writes down and costs nobody the leadership.
 #[cfg(feature = "failpoints")]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_disk_costs_nobody_the_leadership() {
-    let cluster = Cluster::of(3).await;
+    let cluster = Cluster::with(3, PATIENT).await;
     cluster.write(1).await;
     let leader = cluster.leader().await;
     let term_before = term(&cluster);
     for slow in cluster.ids() {
-        cluster.store(slow).slow_down(LONGEST + LONGEST / 4);
-        for number in 0..3 {
+        cluster.store(slow).slow_down(PATIENCE + PATIENCE / 4);
+        for number in 0..2 {
             cluster.write(slow * 100 + number).await;
         }
         cluster.store(slow).slow_down(Duration::ZERO);
@@ -321,7 +326,6 @@ async fn a_leader_whose_disk_hangs_is_followed_by_another() {
     let begin = Instant::now();
     cluster.write(2).await;
     println!("written again after {:?}", begin.elapsed());
-    assert!(begin.elapsed() < Duration::from_secs(25));
     assert_ne!(cluster.leader().await.raft_id(), old.raft_id());
     old.slow_down(Duration::ZERO);
     cluster.write(3).await;

@@ -53,7 +53,7 @@ async fn a_locked_store_opens_with_its_unlock_key_only() {
     let wrong = open(Some(key(2))).await.unwrap_err();
     assert!(matches!(wrong, StoreError::Disk(DiskError::WrongUnlockKey { .. })), "{wrong}");
     let store = open(Some(key(1))).await.unwrap();
-    store.wait_leader(Duration::from_secs(10)).await.unwrap();
+    store.wait_leader(Duration::from_secs(60)).await.unwrap();
     assert_eq!(store.state_hash(), hash);
     store.rewrap(Some(&key(2))).await.unwrap();
     store.rewrap(None).await.unwrap();
@@ -98,14 +98,14 @@ async fn a_key_that_was_there_in_clear_opens_nothing_that_is_written_later() {
     store.shutdown().await;
     drop(store);
     let store = Store::open(locked(), Arc::new(Alone)).await.unwrap();
-    store.wait_leader(Duration::from_secs(10)).await.unwrap();
+    store.wait_leader(Duration::from_secs(60)).await.unwrap();
     assert_eq!((store.state_hash(), sealed_keys(&dek)), (hash, 1), "no file needs the former key any more");
     store.shutdown().await;
     drop(store);
     let stolen = Store::open(StoreConfig { key: Some(clear), ..config(dir.path()) }, Arc::new(Alone)).await;
     assert!(matches!(stolen, Err(StoreError::Disk(DiskError::Corrupt { .. }))), "{stolen:?}");
     let store = Store::open(locked(), Arc::new(Alone)).await.unwrap();
-    store.wait_leader(Duration::from_secs(10)).await.unwrap();
+    store.wait_leader(Duration::from_secs(60)).await.unwrap();
     assert_eq!(store.state_hash(), hash);
     store.shutdown().await;
 }
@@ -152,7 +152,7 @@ async fn a_backup_becomes_a_store_with_the_same_state() {
     restored.shutdown().await;
     drop(restored);
     let again = Store::open(StoreConfig { unlock: Some(key(7)), ..config(other.path()) }, Arc::new(Alone)).await.unwrap();
-    again.wait_leader(Duration::from_secs(10)).await.unwrap();
+    again.wait_leader(Duration::from_secs(60)).await.unwrap();
     assert_eq!((again.state_hash(), again.raft_id()), (hash, 99));
     again.shutdown().await;
 }

@@ -19,7 +19,7 @@ async fn open_or_bootstrap(dir: &Path) -> Store {
     let dir = &dir.join("raft");
     match Store::open(config(dir), Arc::new(Alone)).await {
         Ok(store) => {
-            store.wait_leader(Duration::from_secs(20)).await.unwrap();
+            store.wait_leader(Duration::from_secs(60)).await.unwrap();
             store
         }
         Err(skep_store::StoreError::Empty { .. }) => Store::bootstrap(config(dir), 1, Member::default(), Arc::new(Alone)).await.unwrap(),
@@ -181,7 +181,7 @@ mod changes {
 
     async fn open(dir: &Path, unlock: Option<UnlockKey>) -> Result<Store, StoreError> {
         let store = Store::open(StoreConfig { unlock, ..config(&raft(dir)) }, Arc::new(Alone)).await?;
-        store.wait_leader(Duration::from_secs(20)).await?;
+        store.wait_leader(Duration::from_secs(60)).await?;
         Ok(store)
     }
 

@@ -40,7 +40,7 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
     drop(store);
 
     let store = Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap();
-    store.wait_leader(std::time::Duration::from_secs(10)).await.unwrap();
+    store.wait_leader(std::time::Duration::from_secs(60)).await.unwrap();
     assert_eq!(store.state_hash(), hash);
     assert_eq!(store.view().version(), version);
     store.trigger_snapshot().await.unwrap();
@@ -53,7 +53,7 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
     drop(store);
 
     let store = Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap();
-    store.wait_leader(std::time::Duration::from_secs(10)).await.unwrap();
+    store.wait_leader(std::time::Duration::from_secs(60)).await.unwrap();
     assert_eq!(store.state_hash(), hash);
     store.shutdown().await;
 }
@@ -167,7 +167,7 @@ async fn a_snapshot_that_is_gone_is_missed_once_the_log_was_cut_for_it() {
     store.shutdown().await;
     drop(store);
     let store = Store::open(config(), Arc::new(Alone)).await.unwrap();
-    store.wait_leader(std::time::Duration::from_secs(10)).await.unwrap();
+    store.wait_leader(std::time::Duration::from_secs(60)).await.unwrap();
     assert_eq!(store.state_hash(), hash);
     store.shutdown().await;
     drop(store);
@@ -199,7 +199,7 @@ async fn a_store_that_is_put_back_as_a_whole_is_refused_with_its_place_and_a_cur
     drop(store);
     copy(&raft, &early);
     let store = Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap();
-    store.wait_leader(std::time::Duration::from_secs(10)).await.unwrap();
+    store.wait_leader(std::time::Duration::from_secs(60)).await.unwrap();
     store.propose(vec![Action::Create(node(2))]).await.unwrap();
     let hash = store.state_hash();
     store.shutdown().await;
@@ -218,7 +218,7 @@ async fn a_store_that_is_put_back_as_a_whole_is_refused_with_its_place_and_a_cur
     std::fs::remove_dir_all(&raft).unwrap();
     copy(&late, &raft);
     let store = Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap();
-    store.wait_leader(std::time::Duration::from_secs(10)).await.unwrap();
+    store.wait_leader(std::time::Duration::from_secs(60)).await.unwrap();
     assert_eq!(store.state_hash(), hash);
     store.shutdown().await;
     drop(store);
@@ -227,7 +227,7 @@ async fn a_store_that_is_put_back_as_a_whole_is_refused_with_its_place_and_a_cur
     copy(&early, &raft);
     std::fs::remove_file(dir.path().join("raft.mark")).unwrap();
     let store = Store::open(config(dir.path()), Arc::new(Alone)).await.unwrap();
-    store.wait_leader(std::time::Duration::from_secs(10)).await.unwrap();
+    store.wait_leader(std::time::Duration::from_secs(60)).await.unwrap();
     assert_eq!(store.view().nodes().count(), 1);
     store.shutdown().await;
     drop(store);

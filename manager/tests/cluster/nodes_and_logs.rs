@@ -9,8 +9,8 @@ use tonic::Code;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tasks_of_a_silent_node_move_and_heartbeats_write_nothing() {
     let cluster = Cluster::start().await;
-    cluster.heartbeat_period(Duration::from_millis(300)).await;
-    let _stays = cluster.agent().await;
+    cluster.heartbeat_period(Duration::from_secs(2)).await;
+    let stays = cluster.agent().await;
     let (lost, goes) = cluster.another_agent().await;
     let mut control = cluster.control().await;
     let created =
@@ -19,7 +19,11 @@ async fn tasks_of_a_silent_node_move_and_heartbeats_write_nothing() {
     assert_eq!(spread.iter().filter(|task| task.node_id == lost.as_str()).count(), 2, "evenly spread");
 
     let before = cluster.store.view().version();
-    tokio::time::sleep(Duration::from_millis(1_000)).await;
+    for agent in [&stays, &goes] {
+        for _ in 0..5 {
+            agent.client.clone().heartbeat(v1::HeartbeatRequest { session_id: agent.session_id.clone() }).await.unwrap();
+        }
+    }
     assert_eq!(cluster.store.view().version(), before, "beats are not written");
 
     drop(goes);
@@ -46,7 +50,8 @@ async fn a_session_ends_when_the_node_registers_anew() {
     assert_eq!(session.managers.len(), 1);
     assert_eq!(session.managers[0].peer.as_ref().unwrap().addr, cluster.addr.to_string());
     assert_eq!(session.root_ca, cluster.root().bundle().pem().as_bytes());
-    for _ in 0..4 {
+    // Slowly, a node may.
+    for _ in 0..40 {
         let request = v1::SessionRequest { description: Some(crate::support::description("host-1")), session_id: String::new() };
         if let Err(limited) = client.session(request).await {
             assert_eq!(limited.code(), Code::Unavailable);

@@ -6,11 +6,11 @@ mod common;
 #[allow(unused_imports, reason = "other crates' tests take a part of it")]
 pub use self::common::{Dice, PATIENCE, dial as channel_to, eventually};
 
-use self::common::{Authority, Place, Serving, dial_local, enrol, prepare};
+use self::common::{Authority, Place, Serving, dial_local, enrol, prepare, steady};
 use skep_ca::{Connector, RootCa, SecurityConfig};
 use skep_manager::PeerTransport;
 use skep_proto::v1::{self, control_client::ControlClient, dispatcher_client::DispatcherClient};
-use skep_store::{Alone, Member, Store, StoreConfig};
+use skep_store::{Alone, Member, Store};
 use skep_types::{ClusterId, NodeId, NodeRole};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -45,7 +45,7 @@ impl Cluster {
         let dir = tempfile::tempdir().unwrap();
         let (authority, node_id, security) = Authority::found();
         let member = Member { node_id: node_id.to_string(), addr: String::new() };
-        let store = Store::bootstrap(StoreConfig::new(dir.path().join("raft")), 1, member, Arc::new(Alone)).await.unwrap();
+        let store = Store::bootstrap(steady(dir.path().join("raft")), 1, member, Arc::new(Alone)).await.unwrap();
         authority.populate(&store, &security).await;
         let listener = TcpListener::bind(listen).await.unwrap();
         let addr = SocketAddr::from(([127, 0, 0, 1], listener.local_addr().unwrap().port()));

@@ -104,7 +104,7 @@ async fn one_hop_and_no_more() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_others_go_on_when_the_leader_is_killed() {
-    let mut lab = Lab::of(3).await;
+    let mut lab = Lab::nervous(3).await;
     let leader = lab.leader().await;
     let followers = lab.followers().await;
     let worker = lab.certify(NodeRole::Worker).await;
@@ -116,14 +116,8 @@ async fn the_others_go_on_when_the_leader_is_killed() {
     lab.hosts[leader].kill().await;
     let killed = Instant::now();
     // The follower waits for the next leader on behalf of its callers. What it had sent already when the connection broke is lost, and
-    // may have been done.
-    let after = create(&mut control, "after").await;
-    if after.as_ref().is_err_and(|lost| lost.message().contains("look what was done")) {
-        let after = create(&mut control, "after").await;
-        assert!(matches!(after.map_err(|known| known.code()), Ok(_) | Err(Code::AlreadyExists)));
-    } else {
-        after.unwrap();
-    }
+    // may have been done: `create` looks.
+    create(&mut control, "after").await.unwrap();
     println!("a write through a follower took {:?} after the leader was killed", killed.elapsed());
     let ended = async {
         loop {
@@ -189,16 +183,16 @@ async fn without_a_majority_calls_end_with_a_reason() {
     let followers = lab.followers().await;
     lab.hosts[followers[0]].kill().await;
     lab.hosts[leader].kill().await;
-    let asked = Instant::now();
-    let refused = create(&mut lab.control(followers[1]).await, "web").await.unwrap_err();
+    let mut control = lab.control(followers[1]).await;
+    let asked = tokio::time::timeout(PATIENCE, create(&mut control, "web")).await;
+    let refused = asked.expect("the call ends").unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
-    assert!(refused.message().contains("try again") && asked.elapsed() < Duration::from_secs(20), "{refused:?}");
-    // The caller's own deadline is kept.
+    assert!(refused.message().to_lowercase().contains("try again"), "{refused:?}");
+    // The caller's own deadline is kept: it ends by that, and not by what ended the other.
     let mut request = tonic::Request::new(v1::ListNodesRequest::default());
     request.set_timeout(Duration::from_millis(300));
-    let asked = Instant::now();
-    lab.control(followers[1]).await.list_nodes(request).await.unwrap_err();
-    assert!(asked.elapsed() < Duration::from_secs(5));
+    let late = control.list_nodes(request).await.unwrap_err();
+    assert!(matches!(late.code(), Code::Cancelled | Code::DeadlineExceeded), "{late:?}");
     lab.stop_all().await;
 }
 
@@ -258,7 +252,7 @@ async fn lines_that_nobody_reads_hold_up_nothing_else() {
     for _ in 0..3 {
         let beat = v1::HeartbeatRequest { session_id: first.session_id.clone() };
         let mut dispatcher = DispatcherClient::new(channel.clone());
-        let beaten = tokio::time::timeout(Duration::from_secs(10), dispatcher.heartbeat(beat)).await;
+        let beaten = tokio::time::timeout(PATIENCE, dispatcher.heartbeat(beat)).await;
         beaten.expect("a heartbeat gets through").unwrap();
     }
     publishing.abort();

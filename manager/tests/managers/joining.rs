@@ -121,7 +121,7 @@ async fn a_manager_does_not_leave_the_rest_without_a_majority() {
     let mut lab = Lab::of(3).await;
     let followers = lab.followers().await;
     lab.hosts[followers[0]].kill().await;
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    lab.shows_unreachable(followers[0]).await;
     let refused = lab.hosts[followers[1]].manager().leave(false).await;
     assert!(matches!(&refused, Err(LeaveError::Refused(why)) if why.contains("majority")), "{refused:?}");
     lab.stop_all().await;

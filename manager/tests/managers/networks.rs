@@ -43,7 +43,7 @@ async fn follow(channel: &Channel) -> (Stream, NetworkChanges) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_follows_through_any_manager_and_keeps_its_number_under_the_next_leader() {
-    let mut lab = Lab::of(3).await;
+    let mut lab = Lab::nervous(3).await;
     let (leader, followers) = (lab.leader().await, lab.followers().await);
     let worker = lab.certify(NodeRole::Worker).await;
     let channel = lab.hosts[followers[0]].channel(&worker).await;

@@ -81,7 +81,7 @@ fn node_version(lab: &Lab, host: usize, node: &NodeId) -> (Version, NodeState) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_the_leader_is_killed_nothing_is_sent_again_and_nothing_written() {
-    let mut lab = Lab::of(3).await;
+    let mut lab = Lab::nervous(3).await;
     let leader = lab.leader().await;
     let followers = lab.followers().await;
     let worker = lab.certify(NodeRole::Worker).await;

@@ -5,7 +5,7 @@ mod common;
 
 pub use self::common::{Dice, PATIENCE, dial, eventually};
 
-use self::common::{Authority, Place, Serving, dial_local, enrol, prepare};
+use self::common::{Authority, Place, Serving, dial_local, enrol, prepare, steady};
 use skep_ca::{Connector, RootCa, SecurityConfig};
 use skep_manager::{ManagerHandle, PeerTransport, join_managers};
 use skep_proto::v1::{self, control_client::ControlClient, dispatcher_client::DispatcherClient};
@@ -25,6 +25,7 @@ pub struct Lab {
     authority: Authority,
     pub hosts: Vec<Host>,
     dir: TempDir,
+    config: fn(PathBuf) -> StoreConfig,
 }
 
 /// One manager.
@@ -34,6 +35,7 @@ pub struct Host {
     pub raft_id: u64,
     pub addr: SocketAddr,
     dir: PathBuf,
+    config: fn(PathBuf) -> StoreConfig,
     running: Option<Running>,
 }
 
@@ -43,20 +45,24 @@ struct Running {
 }
 
 impl Lab {
-    /// One manager that leads itself.
+    /// One manager that leads itself, with [`steady`] ones to come.
     pub async fn start() -> Self {
+        Self::with(steady).await
+    }
+
+    async fn with(config: fn(PathBuf) -> StoreConfig) -> Self {
         prepare();
         let dir = tempfile::tempdir().unwrap();
         let (authority, node_id, security) = Authority::found();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let mut host = Host { security, node_id: node_id.clone(), raft_id: 1, addr, dir: dir.path().join("0"), running: None };
+        let mut host = Host { security, node_id: node_id.clone(), raft_id: 1, addr, dir: dir.path().join("0"), config, running: None };
         let member = Member { node_id: node_id.to_string(), addr: addr.to_string() };
         let transport = PeerTransport::new(&host.security);
-        let store = Store::bootstrap(StoreConfig::new(host.dir.join("raft")), 1, member, transport.clone()).await.unwrap();
+        let store = Store::bootstrap(host.store_config(), 1, member, transport.clone()).await.unwrap();
         authority.populate(&store, &host.security).await;
         host.run(store, transport, listener);
-        Self { authority, hosts: vec![host], dir }
+        Self { authority, hosts: vec![host], dir, config }
     }
 
     pub fn root(&self) -> &RootCa {
@@ -67,13 +73,22 @@ impl Lab {
         &self.authority.cluster_id
     }
 
-    /// A cluster of so many managers, all with a vote.
+    /// A cluster of so many managers, all with a vote, that elect nobody unless their leader goes.
     pub async fn of(managers: usize) -> Self {
-        let mut lab = Self::start().await;
+        Self::start().await.grown(managers).await
+    }
+
+    /// The same with the times of elections of real clusters. On a busy machine it may change its leader at any moment.
+    pub async fn nervous(managers: usize) -> Self {
+        Self::with(StoreConfig::new).await.grown(managers).await
+    }
+
+    async fn grown(mut self, managers: usize) -> Self {
+        let lab = &mut self;
         for _ in 1..managers {
             lab.add().await;
         }
-        lab
+        self
     }
 
     /// One more manager, which joins by token as skepd would. Returns its place in `hosts`.
@@ -98,9 +113,10 @@ impl Lab {
         let node_id = security.identity().unwrap().node_id().clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
-        let mut host = Host { security, node_id, raft_id, addr, dir: self.dir.path().join(raft_id.to_string()), running: None };
+        let dir = self.dir.path().join(raft_id.to_string());
+        let mut host = Host { security, node_id, raft_id, addr, dir, config: self.config, running: None };
         let transport = PeerTransport::new(&host.security);
-        let store = Store::join(StoreConfig::new(host.dir.join("raft")), raft_id, transport.clone()).await.unwrap();
+        let store = Store::join(host.store_config(), raft_id, transport.clone()).await.unwrap();
         host.run(store, transport, listener);
         host
     }
@@ -159,6 +175,16 @@ impl Lab {
         (0..self.hosts.len()).filter(|index| *index != leader && self.hosts[*index].running.is_some()).collect()
     }
 
+    /// Waits until the leader says of a manager that was killed that it does not answer.
+    pub async fn shows_unreachable(&self, dead: usize) {
+        let id = &self.hosts[dead].node_id;
+        let control = self.control(self.leader().await).await;
+        let gone = |node: &v1::Node| {
+            node.manager_status.as_ref().unwrap().reachability == v1::raft_member_status::Reachability::Unreachable as i32
+        };
+        eventually("it shows as unreachable", async || node(&mut control.clone(), id).await, gone).await;
+    }
+
     /// What an operator uses on one of the managers.
     pub async fn control(&self, index: usize) -> ControlClient<Channel> {
         ControlClient::new(self.hosts[index].channel(&self.hosts[index].security).await)
@@ -172,6 +198,10 @@ impl Lab {
 }
 
 impl Host {
+    fn store_config(&self) -> StoreConfig {
+        (self.config)(self.dir.join("raft"))
+    }
+
     fn run(&mut self, store: Store, transport: Arc<PeerTransport>, listener: TcpListener) {
         let place = Place { listener, socket: self.socket() };
         let serving = Serving::start(store.clone(), &self.security, transport, place);
@@ -219,7 +249,7 @@ impl Host {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.addr = listener.local_addr().unwrap();
         let transport = PeerTransport::new(&self.security);
-        let store = Store::open(StoreConfig::new(self.dir.join("raft")), transport.clone()).await.unwrap();
+        let store = Store::open(self.store_config(), transport.clone()).await.unwrap();
         self.run(store, transport, listener);
     }
 
@@ -230,7 +260,7 @@ impl Host {
         self.addr = listener.local_addr().unwrap();
         self.raft_id = rand::random::<u64>() | 1;
         let transport = PeerTransport::new(&self.security);
-        let store = Store::join(StoreConfig::new(self.dir.join("raft")), self.raft_id, transport.clone()).await.unwrap();
+        let store = Store::join(self.store_config(), self.raft_id, transport.clone()).await.unwrap();
         self.run(store, transport, listener);
         join_managers(&self.security, managers, self.raft_id, self.addr).await.unwrap();
     }
@@ -261,17 +291,20 @@ pub fn description(hostname: &str) -> v1::NodeDescription {
 pub async fn session(channel: Channel, description: v1::NodeDescription) -> (tonic::Streaming<v1::SessionMessage>, v1::SessionMessage) {
     let mut client = DispatcherClient::new(channel);
     let deadline = Instant::now() + PATIENCE;
-    let mut stream = loop {
+    loop {
         let request = v1::SessionRequest { description: Some(description.clone()), session_id: String::new() };
-        match client.session(request).await {
-            Ok(stream) => break stream.into_inner(),
+        let opened = async {
+            let mut stream = client.session(request).await?.into_inner();
+            let first = stream.message().await?;
+            Ok::<_, tonic::Status>((stream, first))
+        };
+        match opened.await {
+            Ok((stream, first)) => return (stream, first.unwrap()),
             // A leader that has just been elected.
             Err(status) => assert!(Instant::now() < deadline, "{status:?}"),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
-    };
-    let first = stream.message().await.unwrap().unwrap();
-    (stream, first)
+    }
 }
 
 /// A small service.
@@ -285,9 +318,24 @@ pub fn service(name: &str) -> v1::ServiceSpec {
     }
 }
 
+/// Creates a service. What was on its way when the leader changed may have been done: then it is looked at, as the answer asks for.
 pub async fn create(control: &mut ControlClient<Channel>, name: &str) -> Result<String, tonic::Status> {
-    let created = control.create_service(v1::CreateServiceRequest { spec: Some(service(name)) }).await?;
-    Ok(created.into_inner().service.unwrap().id)
+    let request = v1::CreateServiceRequest { spec: Some(service(name)) };
+    let mut answer = control.create_service(request.clone()).await;
+    let deadline = Instant::now() + PATIENCE;
+    let mut lost = false;
+    while answer.as_ref().is_err_and(|status| status.message().contains("look what was done")) && Instant::now() < deadline {
+        lost = true;
+        answer = control.create_service(request.clone()).await;
+    }
+    match answer {
+        Err(status) if lost && status.code() == tonic::Code::AlreadyExists => {
+            let services = control.list_services(v1::ListServicesRequest::default()).await?.into_inner().services;
+            let named = |service: &v1::Service| service.spec.as_ref().unwrap().annotations.as_ref().unwrap().name == name;
+            Ok(services.into_iter().find(named).expect("it exists").id)
+        }
+        answer => Ok(answer?.into_inner().service.unwrap().id),
+    }
 }
 
 pub async fn node(control: &mut ControlClient<Channel>, id: &NodeId) -> v1::Node {

@@ -112,7 +112,7 @@ fn ask_udp_once(entry: &str) -> Result<String, String> {
     socket.connect((entry, 8080)).unwrap();
     socket.send(b"hello").map_err(|error| error.to_string())?;
     let mut buffer = [0; 200];
-    let length = socket.recv(&mut buffer).map_err(|error| error.to_string())?;
+    let length = patiently(|| socket.recv(&mut buffer)).map_err(|error| error.to_string())?;
     Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
 }
 

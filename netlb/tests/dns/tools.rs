@@ -1,6 +1,6 @@
 //! Questions as programs ask them, namespaces of tasks, and resolvers that do as they are told.
 
-use crate::support::{sh, within};
+use crate::support::{patiently, sh, within};
 use hickory_proto::op::{Message, MessageType, OpCode, Query, ResponseCode};
 use hickory_proto::rr::rdata::A;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
@@ -112,7 +112,7 @@ pub fn client(netns: &Path) -> UdpSocket {
 
 pub fn receive(socket: &UdpSocket) -> Message {
     let mut buffer = [0; 4096];
-    let length = socket.recv(&mut buffer).expect("an answer");
+    let length = patiently(|| socket.recv(&mut buffer)).expect("an answer");
     Message::from_vec(&buffer[..length]).unwrap()
 }
 

@@ -236,7 +236,7 @@ pub fn ask(to: &str, port: u16) -> Result<String, String> {
     let mut stream = TcpStream::connect_timeout(&address, LONG).map_err(|error| format!("{address}: {error}"))?;
     stream.set_read_timeout(Some(LONG)).unwrap();
     let mut buffer = [0; 200];
-    let length = stream.read(&mut buffer).map_err(|error| error.to_string())?;
+    let length = patiently(|| stream.read(&mut buffer)).map_err(|error| error.to_string())?;
     Ok(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
 }
 
@@ -288,7 +288,7 @@ impl Kept {
         let mut stream = connect().unwrap_or_else(|error| panic!("{error}"));
         stream.set_read_timeout(Some(LONG)).unwrap();
         let mut buffer = [0; 200];
-        let length = stream.read(&mut buffer).unwrap();
+        let length = patiently(|| stream.read(&mut buffer)).unwrap();
         assert_eq!(String::from_utf8_lossy(&buffer[..length]).trim(), greeting);
         Self(stream)
     }

@@ -238,11 +238,21 @@ pub fn answers_soon(to: &str, port: u16) -> bool {
     TcpStream::connect_timeout(&address, Duration::from_millis(500)).is_ok()
 }
 
+/// A call with a time limit that a machine which was stopped and goes on interrupts is made again.
+pub fn patiently<T>(mut call: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 /// The line a TCP port answers with.
 pub fn tcp(to: &str, port: u16) -> Result<String, String> {
     let mut stream = connect(to, port)?;
     let mut buffer = [0; 200];
-    let length = stream.read(&mut buffer).map_err(|error| error.to_string())?;
+    let length = patiently(|| stream.read(&mut buffer)).map_err(|error| error.to_string())?;
     Ok(String::from_utf8_lossy(&buffer[..length]).trim().to_owned())
 }
 
@@ -255,7 +265,7 @@ pub fn udp(to: &str, port: u16) -> Result<String, String> {
     let start = Instant::now();
     loop {
         socket.send_to(b"hello", (to, port)).map_err(|error| error.to_string())?;
-        match socket.recv(&mut buffer) {
+        match patiently(|| socket.recv(&mut buffer)) {
             Ok(length) => return Ok(String::from_utf8_lossy(&buffer[..length]).into_owned()),
             Err(error) if error.kind() != ErrorKind::WouldBlock || start.elapsed() >= PATIENCE => return Err(error.to_string()),
             Err(_) => {}

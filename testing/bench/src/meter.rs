@@ -83,10 +83,11 @@ mod tests {
         let pid = [std::process::id()];
         let (meter, before) = (Meter::start(&pid), thread_seconds(&pid));
         let begin = Instant::now();
-        while begin.elapsed().as_millis() < 60 {
+        // On a busy machine this process gets little of it for a while.
+        while begin.elapsed().as_millis() < 60 || (begin.elapsed().as_secs() < 60 && between(&before, &thread_seconds(&pid)) <= 0.02) {
             std::hint::black_box(std::fs::read("/proc/self/stat").is_ok());
         }
-        assert!(between(&before, &thread_seconds(&pid)) > 0.01);
+        assert!(between(&before, &thread_seconds(&pid)) > 0.02);
         let used = meter.stop();
         assert!(used.cpu > 0.0 && used.wall >= 0.06, "{used:?}");
     }

@@ -17,7 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Response, Status};
 
 /// A daemon that does not answer a question about itself within this is taken for dead.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Threads of their own: pings are answered while nobody calls.
 pub(crate) fn runtime() -> &'static Runtime {

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 impl Store {
-    /// Adds a manager without a vote; returns when it has caught up. One that is a member already stays as it is: for a new
-    /// address there is [`Store::set_member`].
+    /// Adds a manager without a vote; returns when it lacks no more than the entries of two snapshots, which of a short log is at
+    /// once. One that is a member already stays as it is: for a new address there is [`Store::set_member`].
     ///
     /// # Errors
     /// [`StoreError::NotLeader`] and what raft refuses.

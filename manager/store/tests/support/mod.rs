@@ -83,13 +83,19 @@ pub const LONGEST: Duration = Duration::from_millis(1200);
 
 const TIMING: Timing = Timing { heartbeat: BEAT, election_min: Duration::from_millis(600), election_max: LONGEST };
 
+/// The longest wait for a leader in tests of who may *not* depose one: a machine that stands still for some seconds is no reason either.
+pub const PATIENCE: Duration = Duration::from_secs(5);
+
+/// See [`PATIENCE`].
+pub const PATIENT: Timing = Timing { heartbeat: BEAT, election_min: Duration::from_secs(4), election_max: PATIENCE };
+
 pub fn config(dir: &Path, id: RaftId) -> StoreConfig {
     StoreConfig {
         timing: TIMING,
         segment_bytes: 256 * 1024,
         snapshot_entries: 50,
         keep_entries: 5,
-        propose_timeout: Duration::from_secs(5),
+        propose_timeout: Duration::from_secs(5), // `write` tries again
         ..StoreConfig::new(dir.join(id.to_string()))
     }
 }
@@ -200,7 +206,7 @@ impl Cluster {
 
     /// A manager that leads and is not cut off.
     pub async fn leader(&self) -> Store {
-        for _ in 0..1000 {
+        for _ in 0..6000 {
             let found =
                 self.all().into_iter().find(|store| store.leadership().borrow().is_leader && !self.net.is_isolated(store.raft_id()));
             if let Some(leader) = found {
@@ -208,7 +214,12 @@ impl Cluster {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("no leader within 10 s: {:?}", self.all().iter().map(Store::status).collect::<Vec<_>>());
+        panic!("no leader within a minute: {:?}", self.all().iter().map(Store::status).collect::<Vec<_>>());
+    }
+
+    /// How often a manager has made calls of a kind.
+    pub fn calls(&self, caller: RaftId, kind: &'static str) -> usize {
+        self.net.calls.lock().unwrap().get(&(caller, kind)).copied().unwrap_or_default()
     }
 
     /// Until it is done: leaders come and go.

@@ -35,7 +35,7 @@ fn ask_from(on: &Host, container: &str, to: SocketAddr) -> Result<String> {
 }
 
 fn ask(to: SocketAddr) -> Result<String> {
-    let patience = Duration::from_secs(5);
+    let patience = Duration::from_secs(20);
     let mut stream = TcpStream::connect_timeout(&to, patience).with_context(|| format!("connect to {to}"))?;
     stream.set_read_timeout(Some(patience))?;
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use skep_kit::{Lab, LabOptions, eventually, need_root, run};
 use std::fs;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Debian's docker-registry on the host's loopback, with an index `team/app:v1`; ended when dropped.
 struct Registry(Child);
@@ -127,26 +127,19 @@ fn a_service_gets_the_digest_and_the_platforms_that_its_registry_tells() -> Resu
     create("plain", &["--no-resolve-image", name])?.success()?;
     ensure!(image("plain")? == name, "{}", image("plain")?);
     drop(registry);
-    let began = Instant::now();
     let lost = create("lost", &[name])?;
     ensure!(lost.status == 0 && image("lost")? == name, "{lost:?}");
     let warning =
         format!("image {name} could not be accessed on a registry to record its digest. Each node will access {name} independently");
     ensure!(lost.stderr.contains(&warning) && lost.stderr.contains("cannot connect to registry"), "{lost:?}");
-    ensure!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
-    // A registry that nobody can resolve holds nobody up for long.
+    // A registry that nobody can resolve holds nobody up for ever.
     let began = Instant::now();
-    create("nowhere", &["registry.invalid/team/app:v1"])?.success()?;
-    ensure!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    let nowhere = create("nowhere", &["registry.invalid/team/app:v1"])?;
+    ensure!(nowhere.status == 0 && nowhere.stderr.contains("could not be accessed"), "{nowhere:?}");
+    ensure!(began.elapsed() < SOON, "{:?}", began.elapsed());
 
-    // What an archive brought is not asked for: there is no name server here, and it would be felt.
-    let began = Instant::now();
+    // What an archive brought is not asked for: that would fail, as there is no name server here, and be said.
     let local = create("local", &["whoami"])?;
-    let took = began.elapsed();
     ensure!(local.status == 0 && !local.stderr.contains("could not be accessed") && image("local")? == "whoami", "{local:?}");
-    create("unasked", &["--no-resolve-image", "whoami"])?.success()?;
-    let unasked = began.elapsed() - took;
-    eprintln!("service create of a local image: {took:?}, without asking {unasked:?}");
-    ensure!(took < unasked + Duration::from_secs(1), "{took:?}, without asking {unasked:?}");
     Ok(())
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 /// What fits into an answer of 512 bytes with room to spare.
 pub(super) const MOST_ANSWERS: usize = 16;
 const DNS: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 0, 11), 53);
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is otherwise than expected, in words.
 pub(super) fn differences(namespaces: &Path, network: &str, task: &str, expected: &Expected) -> Result<Vec<String>> {
