@@ -139,7 +139,7 @@ impl World {
         follower.told = Version(changes.revision);
         follower.quiet_until = quiet_after(size(&changes), base + now).duration_since(base);
         let (conn, told) = (follower.conn, follower.told);
-        self.down(conn, Down::Backends(Box::new(changes)));
+        self.down(conn, Down::Backends(Box::new(changes), now));
         if mutant == Some(Mutant::ClearsEarly) {
             self.backends_heard(manager, conn, node, Some(told));
         }

@@ -129,7 +129,7 @@ impl Watch {
             }
             if matches!(by, Proposer::Driver { .. }) && done.len() == 1 {
                 self.releases(commits, (seen, before, after), now);
-                self.update_steps(commits, (seen, before, after));
+                self.update_steps(commits, (seen, before, after), now);
                 self.limits(*by, commits, (seen, before, after), now);
             }
         }

@@ -60,8 +60,8 @@ pub enum Down {
     Networks {
         revision: Version,
     },
-    /// Which tasks connections may be led to.
-    Backends(Box<NetworkChanges>),
+    /// Which tasks connections may be led to, and when the leader said so.
+    Backends(Box<NetworkChanges>, Moment),
     Reported,
     /// The manager answered that it cannot help, or ended the session.
     Refused,
@@ -82,7 +82,7 @@ impl Message {
             Self::Up(Up::Assignments { .. }) | Self::Down(Down::Assigned(_)) => 2,
             Self::Up(Up::Report { .. }) | Self::Down(Down::Reported) => 3,
             Self::Up(Up::Networks { .. } | Up::Programmed { .. }) | Self::Down(Down::Networks { .. }) => 4,
-            Self::Up(Up::Backends { .. }) | Self::Down(Down::Backends(_)) => BACKENDS,
+            Self::Up(Up::Backends { .. }) | Self::Down(Down::Backends(..)) => BACKENDS,
         }
     }
 }

@@ -19,9 +19,10 @@ use std::time::Duration;
 const CLEARED_LIMIT: Duration = Duration::from_secs(20);
 /// After what could not be put in place.
 const RETRY: Duration = Duration::from_secs(1);
-/// The leader waits so long for a node that owes an acknowledgement, and for one that fails (`netstate/answering.rs`); messages under way are
-/// taken off the first.
-const OWING: Duration = Duration::from_secs(13);
+/// The leader waits so long for a node that owes an acknowledgement, and for one that fails (`netstate/answering.rs`). It counts the first
+/// from when it said something or heard the last acknowledgement, whichever way what it said takes: one that comes in by a manager which is
+/// cut off may come when most of that time is over. The wait of a stream that is new begins a moment before anything is said.
+const OWING: Duration = Duration::from_millis(14_900);
 const FAILING: Duration = Duration::from_secs(5);
 /// A node that comes back has so long to catch up; what it has in place then it was asked to before.
 const SETTLING: Duration = Duration::from_secs(5);
@@ -46,6 +47,7 @@ pub struct Leads {
     underway: Changed,
     changed: Changed,
     stale: bool,
+    /// Since when the leader waits for it, at the latest.
     owing: Option<Moment>,
     failing: Option<Moment>,
     fails_until: Moment,
@@ -156,9 +158,9 @@ impl Leads {
 }
 
 impl World {
-    /// A manager told of backends.
-    pub(super) fn backends_told(&mut self, node: &NodeId, conn: ConnId, changes: NetworkChanges) {
-        let (now, starting) = (self.now, self.mutant == Some(Mutant::LeadsToStarting));
+    /// A manager told of backends, at the time `said`.
+    pub(super) fn backends_told(&mut self, node: &NodeId, conn: ConnId, changes: NetworkChanges, said: Moment) {
+        let starting = self.mutant == Some(Mutant::LeadsToStarting);
         let Some(agent) = self.agents.get_mut(node) else { return };
         let (leads, tasks) = (&mut agent.leads, &agent.tasks);
         let cleared = changes.cleared_tasks.iter().filter_map(|task| task.parse().ok());
@@ -167,8 +169,12 @@ impl World {
             let words = format!("node {} is told of a change in a network that it was not told of", short(node.as_str()));
             return self.watch.fail("I13", words);
         }
+        if leads.conn != conn {
+            // It is told everything anew; what it still owed by another stream nobody waits for.
+            leads.owing = None;
+        }
         (leads.conn, leads.stale) = (conn, true);
-        leads.owing.get_or_insert(now);
+        leads.owing.get_or_insert(said);
         if leads.programming.is_none() {
             self.program(node, Duration::ZERO);
         }
@@ -218,7 +224,9 @@ impl World {
         }
         let new = leads.settle();
         leads.failing = None;
-        leads.owing = leads.stale.then_some(now);
+        if leads.conn == by {
+            leads.owing = leads.stale.then_some(now);
+        }
         let again = leads.stale;
         if let Some((_, task)) = new.iter().find(|(_, task)| !self.watch.fit.contains(task)) {
             let words = format!("node {} leads to task {task}, which is not healthy yet", short(node.as_str()));

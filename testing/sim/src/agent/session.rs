@@ -114,7 +114,7 @@ impl World {
                 }
                 self.report(node);
             }
-            Down::Backends(changes) => self.backends_told(node, conn, *changes),
+            Down::Backends(changes, said) => self.backends_told(node, conn, *changes, said),
             Down::Networks { revision } => self.networks_told(node, revision),
             Down::Assigned(message) => self.assigned(node, conn, *message),
         }

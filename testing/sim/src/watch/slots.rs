@@ -53,8 +53,8 @@ impl Watch {
     /// I7: slots that an update begins in this commit, with those it has in work, are at most as many as it may have.
     ///
     /// A task that is stopped because its node takes none is not of the update. Whether it was so, who decided says: what has come
-    /// back while this was being written was still away for it.
-    pub(super) fn update_steps(&mut self, commits: &[Commit], (seen, before, after): (&View, &View, &View)) {
+    /// back while this was being written was still away for it. Nor is one of it that was given up.
+    pub(super) fn update_steps(&mut self, commits: &[Commit], (seen, before, after): (&View, &View, &View), now: Moment) {
         let mut begun = BTreeMap::<&ServiceId, BTreeSet<(u64, Option<&NodeId>)>>::new();
         for change in commits.iter().flat_map(|commit| &commit.changes) {
             let Change::Updated { old: Object::Task(old), new: Object::Task(new) } = change else { continue };
@@ -68,7 +68,8 @@ impl Watch {
             };
             let stopped = old.desired_state <= TaskState::Running && new.desired_state == TaskState::Shutdown;
             let alive = !new.status.state.is_terminal() && new.node_id.as_ref().is_some_and(fine);
-            if stopped && alive && new.spec_version != service.spec_version && !self.has_successor(before, new, service) {
+            let of_update = |task: &Task| !self.has_successor(before, task, service) && !self.was_given_up(old, commits, seen, now);
+            if stopped && alive && new.spec_version != service.spec_version && of_update(new) {
                 begun.entry(&service.id).or_default().insert((new.slot, new.node_id.as_ref().filter(|_| new.slot == 0)));
             }
         }
@@ -96,6 +97,22 @@ impl Watch {
                 return self.fail("I7", format!("service {} stops slots for an update that is paused", service.name()));
             }
         }
+    }
+
+    /// Whether the task was never let run, because on its own node the one before it does not stop, and after a minute of that another one
+    /// was made for any node (`release_waiting` of the restarts): the one before was stopped long ago, the slot has nothing to lose, and
+    /// it is so in slots that an update has not come to, too. What an update begins by stopping waits at first; this one runs at once.
+    fn was_given_up(&self, task: &Task, commits: &[Commit], seen: &View, now: Moment) -> bool {
+        let same_slot = |other: &Task| other.service_id == task.service_id && other.slot == task.slot && other.id != task.id;
+        let stops = |other: &Task| other.desired_state >= TaskState::Shutdown && may_run(other.status.state);
+        let stops_here = |other: &&Arc<Task>| same_slot(other) && stops(other) && other.node_id == task.node_id;
+        let runs_at_once =
+            |change: &Change| matches!(change, Change::Created(Object::Task(other)) if same_slot(other) && other.desired_state == TaskState::Running);
+        task.slot != 0
+            && task.desired_state == TaskState::Ready
+            && now + SLACK >= self.memory.born(&task.id).0 + MAX_STOP_WAIT
+            && task.service_id.as_ref().is_some_and(|service| seen.tasks_of_service(service).any(|other| stops_here(&other)))
+            && commits.iter().flat_map(|commit| &commit.changes).any(runs_at_once)
     }
 
     /// Whether the slot has a task of the present spec already: then the old one is only cleared away. Where a user once had new tasks
