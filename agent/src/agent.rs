@@ -2,7 +2,7 @@
 
 use crate::attachment::Attachments;
 use crate::board::Board;
-use crate::containerd::{ContainerdConfig, ContainerdExecutor};
+use crate::containerd::{ContainerdConfig, ContainerdExecutor, Story};
 use crate::containers::Containers;
 use crate::engine::Engine;
 use crate::error::AgentError;
@@ -66,6 +66,8 @@ impl Agent {
         let logs_dir = config.containerd.logs_dir();
         let node_id = config.containerd.node.id.clone();
         let logs = LogWriter::new(config.containerd.run_dir.join("logs.sock"), config.log_writer);
+        let stories = config.containerd.clone();
+        let board = Board::new(move |task| Story::load(&stories, task).map(|story| story.mounts).unwrap_or_default());
         let executor = ContainerdExecutor::new(config.containerd, deps.images, Arc::clone(&deps.network), logs.clone());
         let executor = executor.map_err(AgentError::Survey)?;
         let mut work = JoinSet::new();
@@ -89,7 +91,6 @@ impl Agent {
             network.keep(token).await;
             "network"
         });
-        let board = Board::default();
         let (places, allocator) = (Places::default(), Arc::new(ManagerAllocator::new(Arc::clone(&deps.dial))));
         let asking: Arc<dyn Allocator> = Arc::clone(&allocator) as _;
         let locals =

@@ -2,10 +2,12 @@
 //!
 //! In memory only, and bounded: the last [`REMEMBERED`] happenings, the last [`RESULTS`] health checks of each task.
 
+use crate::containerd::StoryMount;
 use crate::executor::Probe;
+use crate::network::OWN_NETWORK;
 use crate::task::drive::now;
 use crate::task::{Event, Outcome};
-use skep_types::{Task, TaskId, Timestamp};
+use skep_types::{Network, Task, TaskId, Timestamp};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use tokio::sync::broadcast;
@@ -45,6 +47,17 @@ pub enum What {
     Destroy,
     Attach,
     Update,
+    Restart,
+    /// Its terminal, in characters.
+    Resize {
+        width: u32,
+        height: u32,
+    },
+    /// Somebody looked at its processes.
+    Top,
+    /// Somebody took files out of it.
+    ReadFiles,
+    WriteFiles,
     Rename {
         old: String,
     },
@@ -60,6 +73,39 @@ pub enum What {
         exec: String,
         exit_code: i32,
     },
+    /// It is on a network from now on.
+    Connect(NetworkName),
+    Disconnect(NetworkName),
+    /// A volume is in it from now on.
+    Mount(StoryMount),
+    Unmount {
+        volume: String,
+    },
+}
+
+/// A network, for whoever hears of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkName {
+    /// [`OWN_NETWORK`](crate::OWN_NETWORK): this node's own.
+    pub id: String,
+    pub name: String,
+    pub driver: String,
+}
+
+impl From<&Network> for NetworkName {
+    fn from(network: &Network) -> Self {
+        let name = network.spec.annotations.name.clone();
+        Self { id: network.id.to_string(), name, driver: network.driver_name().to_owned() }
+    }
+}
+
+/// All networks of a container; who is on none by name is on the node's own.
+fn networks(task: &Task) -> Vec<NetworkName> {
+    let named: Vec<NetworkName> = task.networks.iter().map(|place| NetworkName::from(&*place.network)).collect();
+    match named.is_empty() {
+        true => vec![NetworkName { id: OWN_NETWORK.into(), name: "bridge".into(), driver: "bridge".into() }],
+        false => named,
+    }
 }
 
 /// The health of a container with a check.
@@ -88,7 +134,11 @@ pub struct Board(Arc<Shared>);
 struct Shared {
     table: Mutex<Table>,
     live: broadcast::Sender<Arc<Happened>>,
+    mounts: Box<Mounts>,
 }
+
+/// What is mounted in a task's container, as it was made.
+type Mounts = dyn Fn(&TaskId) -> Vec<StoryMount> + Send + Sync;
 
 #[derive(Default)]
 struct Table {
@@ -106,12 +156,20 @@ struct Seen {
 
 impl Default for Board {
     fn default() -> Self {
-        let (live, _) = broadcast::channel(REMEMBERED);
-        Self(Arc::new(Shared { table: Mutex::default(), live }))
+        Self::new(|_| Vec::new())
     }
 }
 
 impl Board {
+    pub(crate) fn new(mounts: impl Fn(&TaskId) -> Vec<StoryMount> + Send + Sync + 'static) -> Self {
+        let (live, _) = broadcast::channel(REMEMBERED);
+        Self(Arc::new(Shared { table: Mutex::default(), live, mounts: Box::new(mounts) }))
+    }
+
+    fn volumes(&self, task: &TaskId) -> impl Iterator<Item = StoryMount> + use<> {
+        (self.0.mounts)(task).into_iter().filter(|mount| mount.kind == "volume")
+    }
+
     fn with<R>(&self, act: impl FnOnce(&mut Table) -> R) -> R {
         act(&mut self.0.table.lock().expect("no panic while held"))
     }
@@ -142,6 +200,8 @@ impl Board {
                     let health = health.as_ref().map(|_| HealthView::default());
                     table.tasks.insert(task.id.clone(), Seen { started_at: Some(now()), health, ..Seen::default() });
                 });
+                networks(task).into_iter().for_each(|network| self.tell(task, What::Connect(network)));
+                self.volumes(&task.id).for_each(|mount| self.tell(task, What::Mount(mount)));
                 self.tell(task, What::Start);
             }
             Event::Healthy => self.tell(task, What::Health { is_healthy: true }),
@@ -167,6 +227,8 @@ impl Board {
             self.tell(task, What::OutOfMemory);
         }
         self.tell(task, What::Die { exit_code: outcome.exit_code, ran: started_at.map(|at| now().since(at)) });
+        networks(task).into_iter().for_each(|network| self.tell(task, What::Disconnect(network)));
+        self.volumes(&task.id).for_each(|mount| self.tell(task, What::Unmount { volume: mount.name }));
     }
 
     pub(crate) fn forget(&self, task: &Arc<Task>) {
@@ -236,7 +298,9 @@ mod tests {
 
     #[test]
     fn an_end_is_told_once_of_each_life() {
-        let (board, task) = (Board::default(), Arc::new(task(1, "busybox")));
+        let mount = |kind: &str| StoryMount { kind: kind.into(), name: "data".into(), ..StoryMount::default() };
+        let board = Board::new(move |_| vec![mount("volume"), mount("bind")]);
+        let task = Arc::new(task(1, "busybox"));
         let started = || Event::Started { container: Default::default(), health: None };
         let outcome = Outcome { exit_code: 3, words: None };
         for event in [Event::Prepared, started(), Event::Ended(outcome.clone()), Event::Stopped(Some(outcome.clone())), started()] {
@@ -246,8 +310,14 @@ mod tests {
         board.forget(&task);
         board.forget(&task);
         let told: Vec<String> =
-            board.listen().0.iter().map(|one| format!("{:?}", one.what).split(' ').next().unwrap().to_owned()).collect();
-        assert_eq!(told, ["Create", "Start", "Die", "Stop", "Start", "Die", "Destroy"]);
+            board.listen().0.iter().map(|one| format!("{:?}", one.what).split([' ', '(']).next().unwrap().to_owned()).collect();
+        let life = |end: &[&'static str]| [&["Connect", "Mount", "Start", "Die", "Disconnect", "Unmount"], end].concat();
+        assert_eq!(told, [vec!["Create"], life(&["Stop"]), life(&["Destroy"])].concat());
+        let place = board.listen().0.iter().find_map(|one| match &one.what {
+            What::Connect(network) => Some(network.clone()),
+            _ => None,
+        });
+        assert_eq!(place.map(|network| (network.id, network.name)), Some((OWN_NETWORK.to_owned(), "bridge".to_owned())));
     }
 
     #[test]

@@ -40,7 +40,7 @@ mod testing;
 mod worker; // the set of tasks
 
 pub use agent::{Agent, AgentConfig, AgentDeps};
-pub use board::{Board, Happened, HealthResult, HealthView, What};
+pub use board::{Board, Happened, HealthResult, HealthView, NetworkName, What};
 pub use containerd::{ContainerdConfig, ContainerdExecutor, Program, Story, StoryMount};
 pub use containers::{
     AttachWish, Attached, BlockUsage, Change, ChangeKind, Chunk, ContainerFacts, Containers, ContainersError, ExecPhase, ExecView,

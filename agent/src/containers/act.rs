@@ -71,6 +71,20 @@ impl Containers {
         Ok(had_one)
     }
 
+    /// Ends a container's process and starts another. A task's is not started: its service puts another task in its place.
+    ///
+    /// # Errors
+    /// See [`stop`](Self::stop) and [`start`](Self::start).
+    pub async fn restart(&self, id: &TaskId, signal: Option<&str>, patience: Patience) -> Result<(), ContainersError> {
+        let had_one = self.stop(id, signal, patience).await?;
+        if had_one && !self.is_local(id) {
+            return Ok(());
+        }
+        self.start(id).await?;
+        self.0.engine.board.tell(&self.facts(id)?.task, What::Restart);
+        Ok(())
+    }
+
     /// Freezes all its processes.
     ///
     /// # Errors
@@ -102,8 +116,10 @@ impl Containers {
     /// # Errors
     /// If it does not run.
     pub async fn resize(&self, id: &TaskId, width: u32, height: u32) -> Result<(), ContainersError> {
-        self.running(id)?;
-        Ok(self.0.executor.resize(id, "", width, height).await?)
+        let facts = self.running(id)?;
+        self.0.executor.resize(id, "", width, height).await?;
+        self.0.engine.board.tell(&facts.task, What::Resize { width, height });
+        Ok(())
     }
 
     /// Kills what runs and shows the container to nobody any more. What its task leaves is cleaned away by the task itself; one that is no

@@ -9,6 +9,7 @@ mod pack; // files to an archive
 mod unpack; // an archive to files
 
 use super::{Containers, ContainersError};
+use crate::board::What;
 use asleep::Asleep;
 use bytes::Bytes;
 use inside::Root;
@@ -165,6 +166,7 @@ impl Containers {
                 let _ = failed.send(Err(io::Error::other(error.words()))).await;
             }
         });
+        self.0.engine.board.tell(&self.facts(id)?.task, What::ReadFiles);
         Ok((facts, outgoing))
     }
 
@@ -184,7 +186,9 @@ impl Containers {
             unpack::unpack(root, &to, keep_kind, Arriving { receiver: archive, rest: Bytes::new() })
         }));
         let unpacked = work.await.map_err(|_| ContainersError::Ending)??;
-        unpacked.map_err(|error| ContainersError::BadFile { path: path.to_owned(), problem: error.to_string() })
+        unpacked.map_err(|error| ContainersError::BadFile { path: path.to_owned(), problem: error.to_string() })?;
+        self.0.engine.board.tell(&self.facts(id)?.task, What::WriteFiles);
+        Ok(())
     }
 }
 

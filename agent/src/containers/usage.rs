@@ -2,6 +2,7 @@
 
 use super::facts::{cgroup, is_unified};
 use super::{Containers, ContainersError};
+use crate::board::What;
 use crate::containerd::ContainerdConfig;
 use crate::task::drive::now;
 use skep_types::{TaskId, Timestamp};
@@ -225,7 +226,7 @@ impl Containers {
     /// # Errors
     /// If it does not run, or `ps` does not like the arguments.
     pub async fn processes(&self, id: &TaskId, arguments: &str) -> Result<(Vec<String>, Vec<Vec<String>>), ContainersError> {
-        self.running(id)?;
+        let facts = self.running(id)?;
         let mut wanted = Vec::new();
         pids(&cgroup(self.0.executor.config(), "pids", id), &mut wanted);
         let arguments = if arguments.trim().is_empty() { "-ef" } else { arguments };
@@ -239,7 +240,9 @@ impl Containers {
             return Err(ContainersError::Ps { words: String::from_utf8_lossy(&output.stderr).trim().to_owned() });
         }
         let no_pid = || ContainersError::Ps { words: "Couldn't find PID field in ps output".into() };
-        rows_of(&String::from_utf8_lossy(&output.stdout), &wanted).ok_or_else(no_pid)
+        let rows = rows_of(&String::from_utf8_lossy(&output.stdout), &wanted).ok_or_else(no_pid)?;
+        self.0.engine.board.tell(&facts.task, What::Top);
+        Ok(rows)
     }
 }
 

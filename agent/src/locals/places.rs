@@ -3,6 +3,7 @@
 
 use super::record::{HeldPlace, Place};
 use super::{Entry, Local, Locals};
+use crate::board::{NetworkName, What};
 use crate::containers::ContainersError;
 use crate::error::ExecError;
 use crate::network::{is_lan, uses_host_network};
@@ -154,7 +155,7 @@ impl Locals {
             if let Some(other) = places.iter().find(|other| other.is_on(held.place.network.id.as_str())) {
                 return Err(ContainersError::OnNetwork { name: before.task.annotations.name.clone(), network: other.network.clone() });
             }
-            let attachment = held.attachment.clone();
+            let (attachment, network) = (held.attachment.clone(), NetworkName::from(&*held.place.network));
             place.held = Some(held);
             places.push(place);
             // Remembered first: what comes after a crash has the link made, and knows whose the address is.
@@ -170,6 +171,8 @@ impl Locals {
                 if let Some(attachment) = &attachment {
                     this.0.places.release(&before.task.id, Some(attachment));
                 }
+            } else {
+                this.0.board.tell(&after.task, What::Connect(network));
             }
             rewired
         })
@@ -212,6 +215,7 @@ impl Locals {
         if let Some(attachment) = &held.attachment {
             self.0.places.release(&before.task.id, Some(attachment));
         }
+        self.0.board.tell(&before.task, What::Disconnect(NetworkName::from(&*held.place.network)));
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! JSON as dockerd reads and writes it.
 //!
-//! Go's decoder takes field names in any case, ignores fields it does not know, and leaves a field alone that is `null`. [`Json`]
-//! reads so: types need `#[serde(default)]` and must not use `flatten`, which would see the names before they are put right.
+//! Go's decoder takes field names in any case, ignores fields it does not know, and leaves a field alone that is `null`; under a key
+//! of a map or in a list `null` stands for what is empty: `""`, 0, an object without fields. [`Json`] reads so: types need `#[serde(default)]` and must not use `flatten`, which would see the names before they are put right.
 
 use crate::ApiError;
 use axum::body::Body;
@@ -145,18 +145,49 @@ impl<'de> IntoDeserializer<'de, serde_json::Error> for Loose {
     }
 }
 
+/// Numbers of all kinds, of which `null` is 0.
+macro_rules! numbers {
+    ($($name:ident)*) => {$(
+        fn $name<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+            if self.0.is_null() { visitor.visit_u8(0) } else { self.deserialize_any(visitor) }
+        }
+    )*};
+}
+
 impl<'de> Deserializer<'de> for Loose {
     type Error = serde_json::Error;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
         match self.0 {
             Value::Array(items) => visitor.visit_seq(SeqDeserializer::new(items.into_iter().map(Loose))),
-            Value::Object(fields) => {
-                let fields = fields.into_iter().filter(|(_, value)| !value.is_null());
-                visitor.visit_map(MapDeserializer::new(fields.map(|(name, value)| (name, Loose(value)))))
-            }
+            Value::Object(fields) => visitor.visit_map(MapDeserializer::new(fields.into_iter().map(|(name, value)| (name, Loose(value))))),
             plain => plain.deserialize_any(visitor),
         }
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        if self.0.is_null() { visitor.visit_bool(false) } else { self.deserialize_any(visitor) }
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        if self.0.is_null() { visitor.visit_str("") } else { self.deserialize_any(visitor) }
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        self.deserialize_string(visitor)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        if self.0.is_null() { Self(Value::Array(Vec::new())).deserialize_any(visitor) } else { self.deserialize_any(visitor) }
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
+        if self.0.is_null() { Self(Value::Object(serde_json::Map::new())).deserialize_any(visitor) } else { self.deserialize_any(visitor) }
+    }
+
+    numbers! {
+        deserialize_i8 deserialize_i16 deserialize_i32 deserialize_i64 deserialize_u8 deserialize_u16 deserialize_u32 deserialize_u64
+        deserialize_f32 deserialize_f64
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Self::Error> {
@@ -201,8 +232,7 @@ impl<'de> Deserializer<'de> for Loose {
     }
 
     serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct map
-        identifier ignored_any
+        i128 u128 char bytes byte_buf unit unit_struct tuple tuple_struct identifier ignored_any
     }
 }
 
@@ -276,6 +306,18 @@ mod tests {
         assert_eq!((outer.data.0.as_slice(), outer.ratio), (&b"hi"[..], 1.0));
         assert_eq!(read(r#"{"Name":null,"Labels":null,"CAConfig":null,"List":null,"Maybe":null,"Data":null}"#).unwrap(), Outer::default());
         assert_eq!(read(r#"{"name":"a","Name":"b"}"#).unwrap().name.len(), 1);
+    }
+
+    #[test]
+    fn null_under_a_key_of_a_map_or_in_a_list_is_what_is_empty() {
+        let outer = read(r#"{"Labels":{"a":null,"b":"c"},"List":[null,{"NodeCertExpiry":1}]}"#).unwrap();
+        assert_eq!((outer.labels.len(), outer.labels["a"].as_str(), outer.labels["b"].as_str()), (2, "", "c"));
+        assert_eq!((&outer.list[0], outer.list[1].node_cert_expiry), (&Inner::default(), 1));
+        let loose = |text: &str| Loose(serde_json::from_str(text).unwrap());
+        assert_eq!(Vec::<i64>::deserialize(loose("[null, 7]")).unwrap(), [0, 7]);
+        assert_eq!(BTreeMap::<String, Vec<bool>>::deserialize(loose(r#"{"a": null, "b": [null]}"#)).unwrap()["b"], [false]);
+        assert_eq!(BTreeMap::<String, Option<i64>>::deserialize(loose(r#"{"a": null}"#)).unwrap()["a"], None);
+        assert_eq!(BTreeMap::<String, Value>::deserialize(loose(r#"{"a": null}"#)).unwrap()["a"], Value::Null);
     }
 
     #[test]

@@ -50,4 +50,5 @@ pub use everywhere::task_labels;
 pub use front::Front;
 pub use outside::Gate;
 pub use server::{Incoming, Listener, answer, serve};
+pub use types::network::predefined_network_id;
 pub use version::ApiVersion;

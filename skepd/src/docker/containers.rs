@@ -167,8 +167,7 @@ impl Containers for NodeContainers {
     /// As with dockerd: a task ends, and its service puts another one in its place.
     async fn restart(&self, id: &str, ending: Ending) -> Result<(), ApiError> {
         let (agent, task) = self.of(id)?;
-        let had_one = agent.stop(&task, ending.signal.as_deref(), patience(ending.patience)).await.map_err(refusal)?;
-        if had_one && !agent.is_local(&task) { Ok(()) } else { agent.start(&task).await.map_err(refusal) }
+        agent.restart(&task, ending.signal.as_deref(), patience(ending.patience)).await.map_err(refusal)
     }
 
     async fn create(&self, wish: NewContainer) -> Result<String, ApiError> {

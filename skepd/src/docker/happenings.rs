@@ -7,8 +7,8 @@ use crate::status::Board;
 use async_trait::async_trait;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
-use skep_agent::{Happened, What};
-use skep_docker_api::{ApiError, Happening, Happenings, container_id};
+use skep_agent::{Happened, NetworkName, What};
+use skep_docker_api::{ApiError, Happening, Happenings, container_id, predefined_network_id};
 use skep_store::{Feed, FeedEvent};
 use skep_types::{ClusterView as _, Labels, Timestamp};
 use std::collections::VecDeque;
@@ -66,6 +66,29 @@ impl Local {
     }
 }
 
+/// What happens to something that a container has.
+fn of_other<const N: usize>(
+    happened: &Happened,
+    (kind, action, id): (&'static str, &str, String),
+    facts: [(&str, String); N],
+) -> Happening {
+    let own = ("container", container_id(&happened.task.id));
+    let attributes = facts.into_iter().chain([own]).map(|(name, value)| (name.to_owned(), value)).collect();
+    Happening { kind, action: action.to_owned(), id, attributes, time: happened.time, is_local: true }
+}
+
+fn of_network(happened: &Happened, action: &str, network: &NetworkName) -> Happening {
+    let id = predefined_network_id(&network.name).filter(|_| network.id.starts_with("node-"));
+    let facts = [("name", network.name.clone()), ("type", network.driver.clone())];
+    of_other(happened, ("network", action, id.unwrap_or_else(|| network.id.clone())), facts)
+}
+
+fn of_volume<const N: usize>(happened: &Happened, action: &str, name: &str, facts: [(&str, String); N]) -> Happening {
+    let mut told = of_other(happened, ("volume", action, name.to_owned()), facts);
+    told.attributes.insert("driver".into(), "local".into());
+    told
+}
+
 fn of_container(happened: &Happened) -> Happening {
     let task = &happened.task;
     let spec = task.spec.container();
@@ -87,6 +110,15 @@ fn of_container(happened: &Happened) -> Happening {
     let action = match &happened.what {
         What::Create => "create".to_owned(),
         What::Attach => "attach".into(),
+        What::Restart => "restart".into(),
+        What::Resize { width, height } => {
+            add("height", height.to_string());
+            add("width", width.to_string());
+            "resize".into()
+        }
+        What::Top => "top".into(),
+        What::ReadFiles => "archive-path".into(),
+        What::WriteFiles => "extract-to-dir".into(),
         What::Update => "update".into(),
         What::Rename { old } => {
             add("oldName", format!("/{old}"));
@@ -123,6 +155,17 @@ fn of_container(happened: &Happened) -> Happening {
             add("exitCode", exit_code.to_string());
             "exec_die".into()
         }
+        What::Connect(network) => return of_network(happened, "connect", network),
+        What::Disconnect(network) => return of_network(happened, "disconnect", network),
+        What::Mount(mount) => {
+            let facts = [
+                ("destination", mount.target.clone()),
+                ("propagation", mount.propagation.clone()),
+                ("read/write", mount.is_writable.to_string()),
+            ];
+            return of_volume(happened, "mount", &mount.name, facts);
+        }
+        What::Unmount { volume } => return of_volume(happened, "unmount", volume, []),
     };
     Happening { kind: "container", action, id: container_id(&task.id), attributes, time: happened.time, is_local: true }
 }

@@ -278,6 +278,12 @@ pub(crate) fn predefined() -> [Network; 3] {
     })
 }
 
+/// The id in this API of the network of that name that every node has for itself.
+#[must_use]
+pub fn predefined_network_id(name: &str) -> Option<String> {
+    predefined().into_iter().find(|network| network.name == name).map(|network| network.id)
+}
+
 /// Whether the name is one of [`predefined`] or means one.
 pub(crate) fn is_predefined_name(name: &str) -> bool {
     matches!(name, "bridge" | "host" | "none" | "default")

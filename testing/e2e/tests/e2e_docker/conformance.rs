@@ -80,6 +80,7 @@ impl Side {
             ("DOCKER_CONFIG", dir.join(format!("config-{name}")).to_string_lossy().into_owned()),
             ("PATH", path),
             ("F", dir.to_string_lossy().into_owned()),
+            ("T", dir.join(format!("time-{name}")).to_string_lossy().into_owned()),
             ("S", CREATE.into()),
             ("R", format!("{CREATE} --replicas 0")),
             ("U", "service update -d --no-resolve-image".into()),
@@ -266,7 +267,11 @@ fn the_whole_list_is_answered_as_by_a_genuine_dockerd() -> Result<()> {
         exchange(host, &peer)?;
         let dir = host.dir().join("list");
         files(&dir)?;
-        let cases = list::read(include_str!("conformance.txt"))?;
+        let mut cases = list::read(include_str!("conformance.txt"))?;
+        if let Ok(part) = std::env::var("SKEP_CASES") {
+            cases.retain(|case| case.name.contains(&part));
+            ensure!(!cases.is_empty(), "SKEP_CASES={part}: no case is called so");
+        }
         let machine = programs(&dir, "machine", &client().context("there is no docker command line")?)?;
         let old = programs(&dir, "old", &peer.client()?.to_string_lossy())?;
         let mut failed = Vec::new();

@@ -110,6 +110,10 @@ mod tests {
         assert_eq!(places, [net, PlaceWish { network: "a".into(), ..PlaceWish::default() }]);
         let (_, both) = wished("bridge", json!({ "net": {} })).unwrap();
         assert_eq!(both.iter().map(|place| place.network.as_str()).collect::<Vec<_>>(), ["bridge", "net"]);
+        // Nothing said of a place is a place with defaults.
+        let (_, both) = wished("bridge", json!({ "net": null })).unwrap();
+        assert_eq!(both[1], PlaceWish { network: "net".into(), ..PlaceWish::default() });
+        assert_eq!(wished("bridge", json!({ "bridge": null })).unwrap(), (NetworkWish::Own, vec![]));
     }
 
     #[test]

@@ -21,9 +21,11 @@ impl Answer {
         Self { status: output.status, stdout: plain(&output.stdout), stderr: plain(&output.stderr) }
     }
 
-    /// The refusal, which the last line of the client is; what it warns of before is not.
+    /// The refusal, which the last line of the client is; what it warns of before is not, and what it logs is not the same each time.
     fn refusal(&self) -> &str {
-        self.stderr.lines().find(|line| line.contains("Error")).or(self.stderr.lines().next()).unwrap_or_default()
+        let mut lines = self.stderr.lines().filter(|line| !line.starts_with("time="));
+        let first = lines.clone().next();
+        lines.find(|line| line.contains("Error")).or(first).unwrap_or_default()
     }
 
     fn is_of_daemon(&self) -> bool {
@@ -116,6 +118,15 @@ fn plain(text: &str) -> String {
         rest = &behind[next..];
     }
     out
+}
+
+#[test]
+fn what_the_client_logs_is_no_refusal() {
+    let said = |stderr: &str| Answer { status: 1, stdout: String::new(), stderr: stderr.into() };
+    let (plain, logged) = (said("no such directory\n"), said("time=\"TIME\" level=error msg=\"Can't close tar writer\"\nno such directory\n"));
+    assert_eq!(logged.refusal(), "no such directory");
+    assert!(matches!(logged.compare_refusals(&plain, false), Comparison::Same));
+    assert!(matches!(said("no such file\n").compare_refusals(&plain, false), Comparison::Different(_)));
 }
 
 #[test]
