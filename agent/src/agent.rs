@@ -68,7 +68,7 @@ impl Agent {
         let logs = LogWriter::new(config.containerd.run_dir.join("logs.sock"), config.log_writer);
         let stories = config.containerd.clone();
         let board = Board::new(move |task| Story::load(&stories, task).map(|story| story.mounts).unwrap_or_default());
-        let executor = ContainerdExecutor::new(config.containerd, deps.images, Arc::clone(&deps.network), logs.clone());
+        let executor = ContainerdExecutor::new(config.containerd, deps.images, Arc::clone(&deps.network), logs.clone(), board.clone());
         let executor = executor.map_err(AgentError::Survey)?;
         let mut work = JoinSet::new();
         let (listener, token) = (executor.clone(), stop.clone());

@@ -8,7 +8,7 @@ use crate::network::OWN_NETWORK;
 use crate::task::drive::now;
 use crate::task::{Event, Outcome};
 use skep_types::{Network, Task, TaskId, Timestamp};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use tokio::sync::broadcast;
 
@@ -76,9 +76,20 @@ pub enum What {
     /// It is on a network from now on.
     Connect(NetworkName),
     Disconnect(NetworkName),
+    /// A network of the cluster came to this node with its first container there.
+    CreateNetwork(NetworkName),
+    DestroyNetwork(NetworkName),
     /// A volume is in it from now on.
     Mount(StoryMount),
     Unmount {
+        volume: String,
+    },
+    /// A volume was made for it.
+    CreateVolume {
+        volume: String,
+    },
+    /// One that nobody gave a name went with it.
+    DestroyVolume {
         volume: String,
     },
 }
@@ -90,12 +101,15 @@ pub struct NetworkName {
     pub id: String,
     pub name: String,
     pub driver: String,
+    /// It is on a node only while a container there is on it.
+    pub comes_and_goes: bool,
 }
 
 impl From<&Network> for NetworkName {
     fn from(network: &Network) -> Self {
         let name = network.spec.annotations.name.clone();
-        Self { id: network.id.to_string(), name, driver: network.driver_name().to_owned() }
+        let comes_and_goes = !network.is_predefined() && !network.spec.ingress;
+        Self { id: network.id.to_string(), name, driver: network.driver_name().to_owned(), comes_and_goes }
     }
 }
 
@@ -103,7 +117,7 @@ impl From<&Network> for NetworkName {
 fn networks(task: &Task) -> Vec<NetworkName> {
     let named: Vec<NetworkName> = task.networks.iter().map(|place| NetworkName::from(&*place.network)).collect();
     match named.is_empty() {
-        true => vec![NetworkName { id: OWN_NETWORK.into(), name: "bridge".into(), driver: "bridge".into() }],
+        true => vec![NetworkName { id: OWN_NETWORK.into(), name: "bridge".into(), driver: "bridge".into(), comes_and_goes: false }],
         false => named,
     }
 }
@@ -144,6 +158,8 @@ type Mounts = dyn Fn(&TaskId) -> Vec<StoryMount> + Send + Sync;
 struct Table {
     tasks: BTreeMap<TaskId, Seen>,
     past: VecDeque<Arc<Happened>>,
+    /// Who is on the networks of the cluster, by their ids.
+    networks: BTreeMap<String, BTreeSet<TaskId>>,
 }
 
 #[derive(Default)]
@@ -186,8 +202,35 @@ impl Board {
         });
     }
 
-    /// What a task's driver was told.
+    pub(crate) fn connected(&self, task: &Arc<Task>, network: NetworkName) {
+        let is_first = network.comes_and_goes
+            && self.with(|table| {
+                let users = table.networks.entry(network.id.clone()).or_default();
+                users.insert(task.id.clone()) && users.len() == 1
+            });
+        if is_first {
+            self.tell(task, What::CreateNetwork(network.clone()));
+        }
+        self.tell(task, What::Connect(network));
+    }
+
+    pub(crate) fn disconnected(&self, task: &Arc<Task>, network: NetworkName) {
+        self.tell(task, What::Disconnect(network.clone()));
+        let is_last = self.with(|table| {
+            let users = table.networks.get_mut(&network.id);
+            let is_last = users.is_some_and(|users| users.remove(&task.id) && users.is_empty());
+            is_last && table.networks.remove(&network.id).is_some()
+        });
+        if is_last {
+            self.tell(task, What::DestroyNetwork(network));
+        }
+    }
+
+    /// What a task's driver was told. Of tasks that have no container nothing is.
     pub(crate) fn saw(&self, task: &Arc<Task>, event: &Event) {
+        if task.spec.container().is_none() {
+            return;
+        }
         match event {
             Event::Prepared => {
                 self.with(|table| {
@@ -200,7 +243,7 @@ impl Board {
                     let health = health.as_ref().map(|_| HealthView::default());
                     table.tasks.insert(task.id.clone(), Seen { started_at: Some(now()), health, ..Seen::default() });
                 });
-                networks(task).into_iter().for_each(|network| self.tell(task, What::Connect(network)));
+                networks(task).into_iter().for_each(|network| self.connected(task, network));
                 self.volumes(&task.id).for_each(|mount| self.tell(task, What::Mount(mount)));
                 self.tell(task, What::Start);
             }
@@ -227,7 +270,7 @@ impl Board {
             self.tell(task, What::OutOfMemory);
         }
         self.tell(task, What::Die { exit_code: outcome.exit_code, ran: started_at.map(|at| now().since(at)) });
-        networks(task).into_iter().for_each(|network| self.tell(task, What::Disconnect(network)));
+        networks(task).into_iter().for_each(|network| self.disconnected(task, network));
         self.volumes(&task.id).for_each(|mount| self.tell(task, What::Unmount { volume: mount.name }));
     }
 
@@ -318,6 +361,28 @@ mod tests {
             _ => None,
         });
         assert_eq!(place.map(|network| (network.id, network.name)), Some((OWN_NETWORK.to_owned(), "bridge".to_owned())));
+    }
+
+    #[test]
+    fn a_network_of_the_cluster_comes_with_its_first_container_and_goes_with_its_last() {
+        let board = Board::default();
+        let mut network = Network::new(skep_types::NetworkId::for_test(5), skep_types::NetworkSpec::default());
+        network.spec.annotations.name = "net".into();
+        let name = NetworkName::from(&network);
+        assert!(name.comes_and_goes);
+        let (one, other) = (Arc::new(task(1, "busybox")), Arc::new(task(2, "busybox")));
+        board.connected(&one, name.clone());
+        board.connected(&other, name.clone());
+        board.disconnected(&one, name.clone());
+        board.disconnected(&other, name.clone());
+        // Nobody was seen to come.
+        board.disconnected(&other, name);
+        let told: Vec<String> =
+            board.listen().0.iter().map(|one| format!("{:?}", one.what).split('(').next().unwrap().to_owned()).collect();
+        let expected = ["CreateNetwork", "Connect", "Connect", "Disconnect", "Disconnect", "DestroyNetwork", "Disconnect"];
+        assert_eq!(told, expected);
+        network.spec.ingress = true;
+        assert!(!NetworkName::from(&network).comes_and_goes);
     }
 
     #[test]

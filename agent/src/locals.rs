@@ -214,7 +214,9 @@ impl Locals {
     /// Removes everything there is of one that does not run, and its record last.
     async fn clear(&self, entry: &Entry, with_volumes: bool) -> Result<(), ContainersError> {
         let task = Arc::clone(&entry.state.borrow().task);
-        self.0.executor.remove_local(&task.id, with_volumes).await?;
+        for volume in self.0.executor.remove_local(&task.id, with_volumes).await? {
+            self.0.board.tell(&task, What::DestroyVolume { volume });
+        }
         self.0.executor.forget(&task.id).await?;
         failpoint!("agent.local.cleared");
         self.0.places.release(&task.id, None);

@@ -71,10 +71,10 @@ pub async fn run(config: Config) -> Result<()> {
     let mut servers = JoinSet::new();
     servers.spawn(skep_manager::serve(skep_ca::serve_local(listener, &security), local, stop.clone()));
     let told = Local::default();
-    let backend = docker_backend(&parts, &routes, &board, node, told.clone())?;
+    let outside = Outside::new(&config, &security, &routes, &board);
+    let backend = docker_backend(&parts, &routes, &board, (node, outside.clone()), told.clone())?;
     parts.tunnels = Some(Arc::new(Visits::new(backend.clone(), &stop)));
     let reach = Arc::new(ClusterCalls::new(&routes, board.clone()));
-    let outside = Outside::new(&config, &security, &routes, &board);
     let mut docker = DockerApi::start(&config, (backend, reach), &outside, passed, &stop)?;
     docker.spawn(remember_cluster(board.clone(), told, stop.clone()));
     let pulse = Arc::new(AtomicBool::new(true));
@@ -103,11 +103,17 @@ pub async fn run(config: Config) -> Result<()> {
 }
 
 /// What the Docker API is answered from.
-fn docker_backend(parts: &NodeParts, routes: &Routes, board: &Board, node: LocalNodeService, told: Local) -> Result<Backend> {
+fn docker_backend(
+    parts: &NodeParts,
+    routes: &Routes,
+    board: &Board,
+    (node, outside): (LocalNodeService, Outside),
+    told: Local,
+) -> Result<Backend> {
     let config = &parts.config;
     Ok(Backend {
         cluster: Arc::new(ClusterCalls::new(routes, board.clone())),
-        node: Arc::new(ThisNode::new(Arc::clone(config), board.clone(), node)?),
+        node: Arc::new(ThisNode::new(Arc::clone(config), board.clone(), node, outside)?),
         containers: Arc::new(NodeContainers::new(board.clone())),
         images: Arc::new(NodeImages::new(parts.image_store().clone(), told.clone())),
         volumes: Arc::new(NodeVolumes::new(&config.data_dir, board.clone(), told.clone())),

@@ -8,6 +8,7 @@ use super::files::TaskDir;
 use super::run::{ContainerdExecutor, Shared};
 use super::stop::KILL_LIMIT;
 use super::{rootfs, spec};
+use crate::board::What;
 use crate::error::ExecError;
 use containerd_client::services::v1::snapshots::MountsRequest;
 use containerd_client::services::v1::{
@@ -19,11 +20,12 @@ use containerd_client::types::v1::Status as ProcessStatus;
 use oci_spec::runtime::Process;
 use prost_types::Any;
 use skep_failpoint::failpoint;
-use skep_types::TaskId;
+use skep_types::{Task, TaskId};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::unix::pipe;
 use tokio::sync::oneshot;
@@ -254,14 +256,18 @@ impl ContainerdExecutor {
 
     /// Asks the container's process to end, and kills it if it does not within `patience`; `None` waits for as long as it takes. False
     /// if there is none.
-    pub(crate) async fn end(&self, task: &TaskId, signal: i32, patience: Option<Duration>) -> Result<bool, ExecError> {
-        let this = &self.0;
-        let mut ended = this.exits.ended(task.as_str());
-        if !this.kill(task.as_str(), "", signal).await? {
+    pub(crate) async fn end(&self, task: &Arc<Task>, signal: i32, patience: Option<Duration>) -> Result<bool, ExecError> {
+        let (this, id) = (&self.0, task.id.as_str());
+        let mut ended = this.exits.ended(id);
+        if !this.kill(id, "", signal).await? {
             return Ok(false);
         }
+        this.board.tell(task, What::Kill { signal });
         let Some(patience) = patience else { return Ok(ended.await.is_ok()) };
-        if tokio::time::timeout(patience, &mut ended).await.is_err() && this.kill(task.as_str(), "", libc::SIGKILL).await? {
+        if tokio::time::timeout(patience, &mut ended).await.is_err() && this.kill(id, "", libc::SIGKILL).await? {
+            if signal != libc::SIGKILL {
+                this.board.tell(task, What::Kill { signal: libc::SIGKILL });
+            }
             let _ = tokio::time::timeout(KILL_LIMIT, ended).await; // whoever looks sees that it is still there
         }
         Ok(true)

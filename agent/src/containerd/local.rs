@@ -68,9 +68,11 @@ impl ContainerdExecutor {
         // As it will be, but for its addresses.
         let namespace = (!uses_host_network(task)).then(|| this.config.run_dir.join("netns").join(task.id.as_str()));
         let sandbox = Sandbox { namespace, ..Sandbox::default() };
+        let volumes = this.volume_names();
         this.mount_volumes(&task.id, spec(task)?).await?;
         let made = this.make_anew(task, &image, &sandbox, &mounts)?;
         let story = this.story_of(task, &image, &sandbox, &made);
+        this.tell_new_volumes(task, &story, &volumes);
         story.save(&this.config, &task.id).map_err(ExecError::io("note the parts of", task.id.as_str()))?;
         Ok(image)
     }
@@ -117,20 +119,21 @@ impl ContainerdExecutor {
     }
 
     /// Removes all there is of it, also what only containerd or the disk knows of; with the volumes that nobody gave a name if wanted.
-    pub(crate) async fn remove_local(&self, task: &TaskId, with_volumes: bool) -> Result<(), ExecError> {
+    /// Returns the names of these.
+    pub(crate) async fn remove_local(&self, task: &TaskId, with_volumes: bool) -> Result<Vec<String>, ExecError> {
         let this = &self.0;
+        let mut removed = Vec::new();
         this.touch(task);
         this.release(task).await?;
         if with_volumes {
-            let dir = &this.config.volumes_dir();
             let prefix = format!("{task}-");
-            let names = std::fs::read_dir(dir).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
-            let own: Vec<String> = names.filter(|name| name.starts_with(&prefix)).collect();
-            volumes::remove_own(dir, &own)?;
+            let own: Vec<String> = this.volume_names().into_iter().filter(|name| name.starts_with(&prefix)).collect();
+            volumes::remove_own(&this.config.volumes_dir(), &own)?;
+            removed = own;
         }
         failpoint!("agent.local.removed");
         this.locals.lock().expect("no panic while held").remove(task);
-        Ok(())
+        Ok(removed)
     }
 
     /// The output as it comes, of this life or the next.

@@ -7,6 +7,7 @@ use super::run::Shared;
 use super::signal::stop_signal;
 use super::story::{self, Story};
 use super::{init, rootfs, spec, volumes};
+use crate::board::What;
 use crate::error::ExecError;
 use crate::executor::{ImageReady, Sandbox};
 use crate::health::HealthCheck;
@@ -23,8 +24,9 @@ use prost_types::Any;
 use skep_failpoint::failpoint;
 use skep_types::template;
 use skep_types::{ContainerSpec, HealthConfig, MountType, Task, TaskId};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -113,6 +115,7 @@ impl Shared {
         mounts: Vec<RootMount>,
     ) -> Result<(), ExecError> {
         let log = LogOptions::of(task.log_driver.as_ref())?;
+        let volumes = self.volume_names();
         self.mount_volumes(&task.id, spec).await?;
         failpoint!("agent.prepare.volumes");
         let (made, health) = self.make(task, spec, image, sandbox, payloads, &mounts)?;
@@ -120,6 +123,7 @@ impl Shared {
         self.logs.open(self.output_of(&task.id, spec.tty, log)).await?;
         failpoint!("agent.prepare.logs");
         let story = self.story_of(task, image, sandbox, &made);
+        self.tell_new_volumes(task, &story, &volumes);
         self.create_container(task, spec, image, made.spec).await?;
         failpoint!("agent.prepare.container");
         // Only for those who look at the container: a full disk must not keep it from running.
@@ -129,6 +133,19 @@ impl Shared {
         let stdin = made.stdin;
         self.prepared.lock().expect("no panic while held").insert(task.id.clone(), Prepared { mounts, terminal: spec.tty, stdin, health });
         Ok(())
+    }
+
+    /// Of all that this node has.
+    pub(super) fn volume_names(&self) -> BTreeSet<String> {
+        let entries = std::fs::read_dir(self.config.volumes_dir()).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    }
+
+    /// Tells of those that were not there `before`.
+    pub(super) fn tell_new_volumes(&self, task: &Task, story: &Story, before: &BTreeSet<String>) {
+        for mount in story.mounts.iter().filter(|mount| mount.kind == "volume" && !before.contains(&mount.name)) {
+            self.board.tell(&Arc::new(task.clone()), What::CreateVolume { volume: mount.name.clone() });
+        }
     }
 
     /// Those that are mounts, by their driver's options. Their servers may be slow: nobody else waits for them.

@@ -11,6 +11,7 @@ use super::host::host_facts;
 use super::prepare::Prepared;
 use super::recover;
 use super::spec::HostFacts;
+use crate::board::Board;
 use crate::error::ExecError;
 use crate::executor::{Executor, Found, Images, Network, Probe, Started};
 use crate::logs::LogWriter;
@@ -47,6 +48,8 @@ pub(super) struct Shared {
     pub probes: AtomicU64,
     /// Containers that are no tasks, and what the last survey found of them.
     pub locals: Mutex<BTreeMap<TaskId, (Task, Option<Found>)>>,
+    /// Signals sent to tasks that are stopped, and volumes made and removed, are told there.
+    pub board: Board,
 }
 
 /// Runs tasks as containers of containerd. Cheap to clone.
@@ -56,7 +59,13 @@ pub struct ContainerdExecutor(pub(super) Arc<Shared>);
 impl ContainerdExecutor {
     /// # Errors
     /// If the configuration is wrong; containerd is not spoken to yet.
-    pub fn new(config: ContainerdConfig, images: Arc<dyn Images>, network: Arc<dyn Network>, logs: LogWriter) -> Result<Self, ExecError> {
+    pub fn new(
+        config: ContainerdConfig,
+        images: Arc<dyn Images>,
+        network: Arc<dyn Network>,
+        logs: LogWriter,
+        board: Board,
+    ) -> Result<Self, ExecError> {
         let client = Client::new(&config.socket, &config.namespace)?;
         let shared = Shared {
             client,
@@ -71,6 +80,7 @@ impl ContainerdExecutor {
             touched: Mutex::default(),
             probes: AtomicU64::new(0),
             locals: Mutex::default(),
+            board,
             config,
         };
         Ok(Self(Arc::new(shared)))

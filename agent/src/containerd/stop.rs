@@ -3,12 +3,14 @@
 use super::client::{CALL_LIMIT, CallError, PROCESS_LIMIT};
 use super::run::Shared;
 use super::volumes;
+use crate::board::What;
 use crate::error::ExecError;
 use crate::task::Outcome;
 use containerd_client::services::v1::snapshots::RemoveSnapshotRequest;
 use containerd_client::services::v1::{DeleteContainerRequest, DeleteTaskRequest, KillRequest};
 use skep_failpoint::failpoint;
 use skep_types::{Task, TaskId};
+use std::sync::Arc;
 use std::time::Duration;
 use tonic::Code;
 
@@ -40,9 +42,11 @@ impl Shared {
         let mut ended = self.exits.ended(id);
         let mut outcome = ended.try_recv().ok();
         if outcome.is_none() && self.kill(id, "", signal).await? {
+            self.board.tell(&Arc::new(task.clone()), What::Kill { signal });
             failpoint!("agent.stop.signalled");
             outcome = tokio::time::timeout(grace, &mut ended).await.ok().and_then(Result::ok);
             if outcome.is_none() && self.kill(id, "", libc::SIGKILL).await? {
+                self.board.tell(&Arc::new(task.clone()), What::Kill { signal: libc::SIGKILL });
                 failpoint!("agent.stop.killed");
                 outcome = tokio::time::timeout(KILL_LIMIT, &mut ended).await.ok().and_then(Result::ok);
             }

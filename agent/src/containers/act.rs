@@ -3,7 +3,8 @@
 use super::{Containers, ContainersError};
 use crate::board::What;
 use crate::containerd::signal_number;
-use skep_types::TaskId;
+use skep_types::{Task, TaskId};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// As Docker's.
@@ -47,11 +48,20 @@ impl Containers {
     /// # Errors
     /// If there is no such container or signal.
     pub async fn stop(&self, id: &TaskId, signal: Option<&str>, patience: Patience) -> Result<bool, ContainersError> {
+        let ended = self.end(id, signal, patience).await?;
+        Ok(ended.is_some_and(|(task, had_one)| {
+            self.0.engine.board.tell(&task, What::Stop);
+            had_one
+        }))
+    }
+
+    /// Whose process it was, and whether there was one. `None`: it did not run.
+    async fn end(&self, id: &TaskId, signal: Option<&str>, patience: Patience) -> Result<Option<(Arc<Task>, bool)>, ContainersError> {
         let signal = signal.map(number).transpose()?;
         let facts = self.facts(id)?;
         let is_local = self.0.locals.ends_by_hand(id).is_some();
         if !facts.is_running {
-            return Ok(false);
+            return Ok(None);
         }
         let signal = signal.unwrap_or_else(|| self.0.executor.stop_signal(id));
         let patience = match patience {
@@ -62,13 +72,11 @@ impl Containers {
         if facts.is_paused {
             self.0.executor.unpause(id).await?;
         }
-        self.0.engine.board.tell(&facts.task, What::Kill { signal });
-        let had_one = self.0.executor.end(id, signal, patience).await?;
+        let had_one = self.0.executor.end(&facts.task, signal, patience).await?;
         if is_local {
             self.0.locals.rest(id).await;
         }
-        self.0.engine.board.tell(&facts.task, What::Stop);
-        Ok(had_one)
+        Ok(Some((facts.task, had_one)))
     }
 
     /// Ends a container's process and starts another. A task's is not started: its service puts another task in its place.
@@ -128,7 +136,7 @@ impl Containers {
     /// # Errors
     /// If there is none, or its process cannot be killed.
     pub async fn remove(&self, id: &TaskId, with_volumes: bool) -> Result<(), ContainersError> {
-        self.stop(id, Some("KILL"), Patience::For(Duration::ZERO)).await?;
+        self.end(id, Some("KILL"), Patience::For(Duration::ZERO)).await?;
         if self.0.locals.get(id).is_some() {
             return self.0.locals.remove(id, with_volumes).await;
         }

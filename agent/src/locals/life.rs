@@ -378,10 +378,11 @@ impl Locals {
     /// Ends and removes all: of a node that leaves.
     pub async fn remove_all(&self) {
         for entry in self.entries() {
-            let id = entry.state.borrow().task.id.clone();
+            let task = Arc::clone(&entry.state.borrow().task);
+            let id = task.id.clone();
             self.ends_by_hand(&id);
             if entry.local().is_running() {
-                let _ = self.0.executor.end(&id, libc::SIGKILL, Some(Duration::ZERO)).await; // if it is still there, removing says so
+                let _ = self.0.executor.end(&task, libc::SIGKILL, Some(Duration::ZERO)).await; // if it is still there, removing says so
                 self.rest(&id).await;
             }
             match self.remove(&id, false).await {

@@ -3,7 +3,7 @@
 
 use super::record::{HeldPlace, Place};
 use super::{Entry, Local, Locals};
-use crate::board::{NetworkName, What};
+use crate::board::NetworkName;
 use crate::containers::ContainersError;
 use crate::error::ExecError;
 use crate::network::{is_lan, uses_host_network};
@@ -172,7 +172,7 @@ impl Locals {
                     this.0.places.release(&before.task.id, Some(attachment));
                 }
             } else {
-                this.0.board.tell(&after.task, What::Connect(network));
+                this.0.board.connected(&after.task, network);
             }
             rewired
         })
@@ -215,7 +215,7 @@ impl Locals {
         if let Some(attachment) = &held.attachment {
             self.0.places.release(&before.task.id, Some(attachment));
         }
-        self.0.board.tell(&before.task, What::Disconnect(NetworkName::from(&*held.place.network)));
+        self.0.board.disconnected(&before.task, NetworkName::from(&*held.place.network));
         Ok(())
     }
 

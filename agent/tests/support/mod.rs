@@ -3,7 +3,7 @@
 
 use async_trait::async_trait;
 use skep_agent::{
-    Assign, ContainerdConfig, ContainerdExecutor, Engine, Executor, ImageConfig, ImageError, ImageReady, Images, LogWriter,
+    Assign, Board, ContainerdConfig, ContainerdExecutor, Engine, Executor, ImageConfig, ImageError, ImageReady, Images, LogWriter,
     LogWriterCommand, Network, NetworkError, NodeFacts, Sandbox,
 };
 use skep_types::{
@@ -277,7 +277,7 @@ impl Node {
         let images = Arc::new(OneImage { chain_id, config: image });
         let network = Arc::new(HostNetwork);
         let data_dir = config.data_dir.clone();
-        let executor = ContainerdExecutor::new(config, images, network.clone(), logs.clone()).unwrap();
+        let executor = ContainerdExecutor::new(config, images, network.clone(), logs.clone(), Board::default()).unwrap();
         let mut work = tokio::task::JoinSet::new();
         let (listener, token) = (executor.clone(), stop.clone());
         work.spawn(async move { listener.listen(token).await });

@@ -91,6 +91,7 @@ fn of_facts(facts: &NodeFacts, engine: &str) -> Info {
     if !facts.ipv4_forwarding {
         warnings.push("WARNING: IPv4 forwarding is disabled".into());
     }
+    warnings.extend(facts.problems.iter().map(|problem| format!("WARNING: {problem}")));
     let mut security: Vec<String> = Vec::new();
     security.extend(facts.apparmor.then(|| "name=apparmor".into()));
     security.extend(facts.seccomp.then(|| "name=seccomp,profile=builtin".into()));
@@ -157,5 +158,16 @@ fn of_facts(facts: &NodeFacts, engine: &str) -> Info {
         }),
         warnings: (!warnings.is_empty()).then_some(warnings),
         ..Info::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_work_is_a_warning() {
+        let facts = NodeFacts { problems: vec!["no certificate".into()], ..NodeFacts::default() };
+        assert!(of_facts(&facts, "1").warnings.unwrap_or_default().contains(&"WARNING: no certificate".to_owned()));
     }
 }

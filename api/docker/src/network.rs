@@ -41,11 +41,11 @@ impl lookup::Named for Network {
     }
 }
 
-/// Those of the cluster, none where this node is no manager: the local ones are listed all the same.
+/// Those of the cluster. Where this node is no manager, those that its containers are on, as with dockerd's workers.
 async fn of_cluster(backend: &Backend) -> Result<Vec<ClusterNetwork>, ApiError> {
     let networks = match backend.node.swarm().await.is_manager {
         true => backend.cluster.list_networks(&Select::default()).await?,
-        false => Vec::new(),
+        false => backend.containers.networks().await?.iter().map(|here| (*here.network).clone()).collect(),
     };
     Ok(networks.into_iter().filter(|network| !network.is_predefined()).collect())
 }
@@ -183,9 +183,11 @@ async fn prune(State(backend): State<Backend>, query: Query) -> Result<Json<Prun
         [text] => Some(when::moment(text, when::now())?),
         _ => return Err(ApiError::invalid("more than one until filter specified")),
     };
+    let is_manager = backend.node.swarm().await.is_manager;
     let used = detail::used(&backend).await?;
     let mut deleted = Vec::new();
-    for network in of_cluster(&backend).await? {
+    // Those of the cluster are not a worker's to remove.
+    for network in if is_manager { of_cluster(&backend).await? } else { Vec::new() } {
         let labels = &network.spec.annotations.labels;
         let is_unwanted = filters.labels("label", labels)
             && (!filters.has("label!") || !filters.labels("label!", labels))

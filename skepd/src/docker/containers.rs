@@ -2,6 +2,7 @@
 
 mod describe; // the agent's facts in the API's words
 mod make; // containers that somebody asks for
+mod networks; // that they are on
 mod refuse; // the agent's refusals in the API's words
 
 use crate::status::Board;
@@ -15,8 +16,8 @@ pub(super) use refuse::refusal;
 use skep_agent::{ChangeKind as Kind, ExecWish as Wish, FileFacts as Facts, LogQuery, LogStream, Program, Tail, Until};
 use skep_docker_api::{
     ApiError, AttachWish, Attached, ChangeKind, Chunk, Connection, Container, ContainerLine, ContainerUpdate, Containers, Ending, Exec,
-    ExecWish, FileChange, FileFacts, LinesWanted, NewContainer, Patience, PlaceWish, Processes, StdStream, Tar, Usage, WaitFor, WindowSize,
-    container_id, task_of_container,
+    ExecWish, FileChange, FileFacts, LinesWanted, NetworkHere, NewContainer, Patience, PlaceWish, Processes, StdStream, Tar, Usage,
+    WaitFor, WindowSize, container_id, task_of_container,
 };
 use skep_types::TaskId;
 use tokio::sync::mpsc;
@@ -112,6 +113,12 @@ impl Containers for NodeContainers {
         let Some(agent) = self.agent()? else { return Ok(Vec::new()) };
         // It reads a small file of each.
         let listed = tokio::task::spawn_blocking(move || agent.list().into_iter().map(describe).collect()).await;
+        listed.map_err(|error| ApiError::internal(format!("the containers could not be listed: {error}")))
+    }
+
+    async fn networks(&self) -> Result<Vec<NetworkHere>, ApiError> {
+        let Some(agent) = self.agent()? else { return Ok(Vec::new()) };
+        let listed = tokio::task::spawn_blocking(move || networks::of(&agent.list())).await;
         listed.map_err(|error| ApiError::internal(format!("the containers could not be listed: {error}")))
     }
 

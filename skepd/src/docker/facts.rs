@@ -77,6 +77,7 @@ pub(super) fn gather(config: &Config, board: &Board) -> NodeFacts {
         driver: "overlayfs".into(),
         containerd: containerd(config, board),
         runc: None,
+        problems: Vec::new(),
     }
 }
 

@@ -77,6 +77,19 @@ fn of_other<const N: usize>(
     Happening { kind, action: action.to_owned(), id, attributes, time: happened.time, is_local: true }
 }
 
+fn without_container(mut told: Happening) -> Happening {
+    told.attributes.remove("container");
+    told
+}
+
+/// A command as dockerd writes it: the program, a space, the arguments.
+fn words(command: &[String]) -> String {
+    match command.split_first() {
+        Some((program, arguments)) => format!("{program} {}", arguments.join(" ")),
+        None => String::new(),
+    }
+}
+
 fn of_network(happened: &Happened, action: &str, network: &NetworkName) -> Happening {
     let id = predefined_network_id(&network.name).filter(|_| network.id.starts_with("node-"));
     let facts = [("name", network.name.clone()), ("type", network.driver.clone())];
@@ -144,11 +157,11 @@ fn of_container(happened: &Happened) -> Happening {
         What::Health { is_healthy } => format!("health_status: {}", if *is_healthy { "healthy" } else { "unhealthy" }),
         What::ExecCreate { exec, command } => {
             add("execID", exec.clone());
-            format!("exec_create: {}", command.join(" "))
+            format!("exec_create: {}", words(command))
         }
         What::ExecStart { exec, command } => {
             add("execID", exec.clone());
-            format!("exec_start: {}", command.join(" "))
+            format!("exec_start: {}", words(command))
         }
         What::ExecDie { exec, exit_code } => {
             add("execID", exec.clone());
@@ -160,12 +173,17 @@ fn of_container(happened: &Happened) -> Happening {
         What::Mount(mount) => {
             let facts = [
                 ("destination", mount.target.clone()),
-                ("propagation", mount.propagation.clone()),
+                // Of binds only, as dockerd.
+                ("propagation", String::new()),
                 ("read/write", mount.is_writable.to_string()),
             ];
             return of_volume(happened, "mount", &mount.name, facts);
         }
         What::Unmount { volume } => return of_volume(happened, "unmount", volume, []),
+        What::CreateVolume { volume } => return without_container(of_volume(happened, "create", volume, [])),
+        What::DestroyVolume { volume } => return without_container(of_volume(happened, "destroy", volume, [])),
+        What::CreateNetwork(network) => return without_container(of_network(happened, "create", network)),
+        What::DestroyNetwork(network) => return without_container(of_network(happened, "destroy", network)),
     };
     Happening { kind: "container", action, id: container_id(&task.id), attributes, time: happened.time, is_local: true }
 }

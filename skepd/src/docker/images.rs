@@ -211,7 +211,9 @@ impl Images for NodeImages {
         let images = self.store.load(StreamReader::new(archive)).await.map_err(|error| refusal(&error, "archive"))?;
         let names: Vec<String> = images.iter().map(|image| image.reference().to_string()).collect();
         for (image, name) in images.iter().zip(&names) {
-            self.told.tell("image", "load", &image.id().to_string(), [("name", name.as_str())]);
+            let id = image.id().to_string();
+            tracing::debug!(image = id, name, "loaded");
+            self.told.tell("image", "load", &id, [("name", id.as_str())]);
         }
         Ok(names)
     }
@@ -221,7 +223,7 @@ impl Images for NodeImages {
         for saved in images {
             let found = self.store.find(&parse(&saved.known_as)?).await.map_err(|error| refusal(&error, &saved.known_as))?;
             let image = found.ok_or_else(|| ApiError::not_found(format!("No such image: {}", saved.known_as)))?;
-            self.told.tell("image", "save", &saved.id, [("name", saved.known_as.as_str())]);
+            self.told.tell("image", "save", &saved.id, [("name", saved.id.as_str())]);
             let names = saved.names.iter().map(|name| parse(name)).collect::<Result<_, _>>()?;
             wanted.push(skep_images::SavedImage { image, names });
         }
@@ -258,9 +260,15 @@ impl Images for NodeImages {
     }
 
     async fn untag(&self, name: &str) -> Result<(), ApiError> {
-        match self.store.remove(&parse(name)?).await {
+        let reference = parse(name)?;
+        let id = self.store.find(&reference).await.ok().flatten().map(|image| image.id().to_string());
+        match self.store.remove(&reference).await {
             Ok(true) => {
-                self.told.tell("image", "untag", name, [("name", name)]);
+                let id = id.unwrap_or_else(|| name.to_owned());
+                self.told.tell("image", "untag", &id, [("name", id.as_str())]);
+                if !self.list().await?.iter().any(|image| image.id == id) {
+                    self.told.tell("image", "delete", &id, [("name", id.as_str())]);
+                }
                 Ok(())
             }
             Ok(false) => Err(ApiError::not_found(format!("No such image: {name}"))),

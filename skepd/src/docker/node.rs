@@ -1,5 +1,6 @@
 //! This node: its facts, and its way into a cluster and out again.
 
+use super::outside::Outside;
 use super::state::swarm_state;
 use super::{facts, failure, login, place};
 use crate::config::Config;
@@ -22,15 +23,16 @@ pub struct ThisNode {
     board: Board,
     local: LocalNodeService,
     engine_id: String,
+    outside: Outside,
     runc: OnceCell<Option<String>>,
 }
 
 impl ThisNode {
     /// # Errors
     /// If the installation's id cannot be kept.
-    pub fn new(config: Arc<Config>, board: Board, local: LocalNodeService) -> anyhow::Result<Self> {
+    pub fn new(config: Arc<Config>, board: Board, local: LocalNodeService, outside: Outside) -> anyhow::Result<Self> {
         let engine_id = facts::engine_id(&config.data_dir)?;
-        Ok(Self { config, board, local, engine_id, runc: OnceCell::new() })
+        Ok(Self { config, board, local, engine_id, outside, runc: OnceCell::new() })
     }
 }
 
@@ -50,7 +52,8 @@ impl NodeLife for ThisNode {
     async fn facts(&self) -> Result<NodeFacts, ApiError> {
         let runc = self.runc.get_or_init(facts::runc_version).await.clone();
         let (config, board, engine_id) = (Arc::clone(&self.config), self.board.clone(), self.engine_id.clone());
-        let gathered = tokio::task::spawn_blocking(move || NodeFacts { engine_id, runc, ..facts::gather(&config, &board) });
+        let problems = self.outside.problem().into_iter().collect();
+        let gathered = tokio::task::spawn_blocking(move || NodeFacts { engine_id, runc, problems, ..facts::gather(&config, &board) });
         gathered.await.map_err(|error| ApiError::internal(format!("the facts of this machine could not be gathered: {error}")))
     }
 

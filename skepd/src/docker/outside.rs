@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::router::Routes;
 use crate::status::Board;
 use anyhow::{Context, Result};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use async_trait::async_trait;
 use skep_ca::{Era, GuestIdentity, NodeKey, NodeRole, PeerIdentity, SecurityConfig, TlsConnection, TlsIncoming, renewal_moment};
 use skep_docker_api::{ApiError, Gate, Incoming};
@@ -42,6 +42,8 @@ struct Shared {
     listen: Option<SocketAddr>,
     /// What the certificate of this moment says.
     names: ArcSwap<Vec<String>>,
+    /// Why there is none.
+    problem: ArcSwapOption<String>,
 }
 
 impl Outside {
@@ -53,7 +55,14 @@ impl Outside {
             configured: config.docker_tls_names.clone(),
             listen: config.docker_tls_listen,
             names: ArcSwap::default(),
+            problem: ArcSwapOption::empty(),
         }))
+    }
+
+    /// Why nobody can connect, if nobody can; for people, with the cure.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        self.0.problem.load().as_ref().map(|why| format!("the Docker API on TCP has no certificate: {why}"))
     }
 
     /// The connections of a listener, each behind its gate.
@@ -63,7 +72,7 @@ impl Outside {
 
     /// Keeps the certificate right until `stop`.
     pub async fn keep(self, stop: CancellationToken) {
-        let keeper = Keeper { outside: self, held: None, pause: FIRST_PAUSE, said: None };
+        let keeper = Keeper { outside: self, held: None, pause: FIRST_PAUSE };
         tokio::select! {
             () = stop.cancelled() => {}
             () = keeper.run() => {}
@@ -182,8 +191,6 @@ struct Keeper {
     outside: Outside,
     held: Option<Held>,
     pause: Duration,
-    /// Why there is none, as it was logged.
-    said: Option<String>,
 }
 
 impl Keeper {
@@ -224,14 +231,15 @@ impl Keeper {
             Ok(renew_at) => {
                 tracing::info!(names = names.join(" "), "the Docker API on TCP has a certificate");
                 self.held = Some(Held { names, renew_at });
-                (self.pause, self.said) = (FIRST_PAUSE, None);
+                self.pause = FIRST_PAUSE;
+                shared.problem.store(None);
                 Duration::ZERO
             }
             Err(error) => {
                 let why = format!("{error:#}");
-                if self.said.as_ref() != Some(&why) {
-                    tracing::warn!(why, "the Docker API on TCP gets no certificate; trying again");
-                    self.said = Some(why);
+                if shared.problem.load().as_deref() != Some(&why) {
+                    tracing::error!(why, "the Docker API on TCP has no certificate, so nobody can connect to it; trying again");
+                    shared.problem.store(Some(Arc::new(why)));
                 }
                 let pause = self.pause;
                 self.pause = (pause * 2).min(LONGEST_PAUSE);

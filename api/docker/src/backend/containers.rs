@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use skep_types::{ContainerSpec, Driver, Labels, PortConfig, ResourceRequirements, Timestamp};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -429,6 +430,25 @@ pub enum ChangeKind {
     Deleted = 2,
 }
 
+/// A network of the cluster that containers of this node are on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NetworkHere {
+    pub network: Arc<skep_types::Network>,
+    pub places: Vec<PlaceHere>,
+}
+
+/// What a container has there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PlaceHere {
+    /// Its id in this API.
+    pub container: String,
+    pub name: String,
+    /// Of its place; in this API, too.
+    pub endpoint: String,
+    /// With the length of their prefix.
+    pub addresses: Vec<String>,
+}
+
 /// A tar stream.
 pub type Tar = BoxStream<'static, std::io::Result<Bytes>>;
 
@@ -437,6 +457,9 @@ pub type Tar = BoxStream<'static, std::io::Result<Bytes>>;
 pub trait Containers: Send + Sync + 'static {
     /// All, whatever their state.
     async fn list(&self) -> Result<Vec<Container>, ApiError>;
+
+    /// Networks of the cluster as this node knows them, a manager or not: those that containers are on which have not ended.
+    async fn networks(&self) -> Result<Vec<NetworkHere>, ApiError>;
 
     /// Ids of those that people made by hand and of those that tasks have look the same.
     fn is_made_by_hand(&self, id: &str) -> bool;

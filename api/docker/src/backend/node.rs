@@ -132,6 +132,8 @@ pub struct NodeFacts {
     /// 1 or 2.
     pub cgroup_version: u8,
     pub seccomp: bool,
+    /// What does not work though it was asked for, in words.
+    pub problems: Vec<String>,
     pub apparmor: bool,
     /// Snapshotter.
     pub driver: String,

@@ -1,7 +1,7 @@
 //! Who is on a network: containers of this node, nodes, services.
 
 use crate::types::network::{Endpoint, Network, Peer, ServiceInfo, TaskInfo, is_ingress};
-use crate::{ApiError, Backend, Select, TaskSelect, container_id};
+use crate::{ApiError, Backend, PlaceHere, Select, TaskSelect, container_id};
 use skep_types::{Network as ClusterNetwork, NodeId, PublishMode, Service, Task, TaskId, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,10 +9,10 @@ fn is_live(task: &Task) -> bool {
     task.status.state <= TaskState::Running && task.desired_state <= TaskState::Running
 }
 
-/// Ids of the cluster's networks that a service is to be on or a live task is on; empty where this node is no manager.
+/// Ids of the cluster's networks that a service is to be on or a live task is on; where this node is no manager, of those it knows.
 pub(super) async fn used(backend: &Backend) -> Result<BTreeSet<String>, ApiError> {
     if !backend.node.swarm().await.is_manager {
-        return Ok(BTreeSet::new());
+        return Ok(backend.containers.networks().await?.iter().map(|here| here.network.id.to_string()).collect());
     }
     let services = backend.cluster.list_services(&Select::default()).await?;
     let tasks = backend.cluster.list_tasks(&TaskSelect::default()).await?;
@@ -24,6 +24,12 @@ pub(super) async fn used(backend: &Backend) -> Result<BTreeSet<String>, ApiError
 /// Adds containers of this node and the nodes with tasks; `verbose` also services with all their tasks.
 pub(super) async fn fill(backend: &Backend, object: &ClusterNetwork, network: &mut Network, verbose: bool) -> Result<(), ApiError> {
     let state = backend.node.swarm().await;
+    if !state.is_manager {
+        // What other nodes have on it managers know.
+        let here = backend.containers.networks().await?.into_iter().find(|here| here.network.id == object.id);
+        network.containers = here.map(|here| here.places.into_iter().map(|place| (place.container.clone(), endpoint_of(place))).collect());
+        return Ok(());
+    }
     let tasks = backend.cluster.list_tasks(&TaskSelect::default()).await?;
     let tasks: Vec<&Task> = tasks.iter().filter(|task| is_live(task) && address(task, object).is_some()).collect();
     let here: BTreeMap<String, Endpoint> = tasks
@@ -64,12 +70,15 @@ fn address<'a>(task: &'a Task, object: &ClusterNetwork) -> Option<&'a str> {
 }
 
 fn endpoint(task: &Task, object: &ClusterNetwork) -> Endpoint {
-    let addresses =
-        task.networks.iter().filter(|attachment| attachment.network.id == object.id).flat_map(|attachment| &attachment.addresses);
-    let (v6, v4): (Vec<&String>, Vec<&String>) = addresses.partition(|address| address.contains(':'));
-    let first = |addresses: Vec<&String>| addresses.first().map(|address| (*address).clone()).unwrap_or_default();
-    let endpoint_id = container_id(&task.id);
-    Endpoint { name: task.name(), endpoint_id, ipv4_address: first(v4), ipv6_address: first(v6), ..Endpoint::default() }
+    let own = task.networks.iter().filter(|attachment| attachment.network.id == object.id);
+    let addresses = own.flat_map(|attachment| attachment.addresses.clone()).collect();
+    endpoint_of(PlaceHere { name: task.name(), endpoint: container_id(&task.id), addresses, ..PlaceHere::default() })
+}
+
+fn endpoint_of(place: PlaceHere) -> Endpoint {
+    let (v6, v4): (Vec<String>, Vec<String>) = place.addresses.into_iter().partition(|address| address.contains(':'));
+    let first = |addresses: Vec<String>| addresses.into_iter().next().unwrap_or_default();
+    Endpoint { name: place.name, endpoint_id: place.endpoint, ipv4_address: first(v4), ipv6_address: first(v6), ..Endpoint::default() }
 }
 
 fn bare(cidr: &str) -> String {

@@ -78,7 +78,8 @@ fn is_news(old: &Object, new: &Object) -> bool {
     let same_spec = match (old, new) {
         (Object::Service(old), Object::Service(new)) => Arc::ptr_eq(old, new) || old.spec == new.spec,
         (Object::Node(old), Object::Node(new)) => old.spec == new.spec,
-        (Object::Network(old), Object::Network(new)) => old.spec == new.spec,
+        // Who waits for its addresses hears when it has them.
+        (Object::Network(old), Object::Network(new)) => (&old.spec, &old.ipam) == (&new.spec, &new.ipam),
         _ => false,
     };
     !same_spec || !differences(old, new).is_empty()

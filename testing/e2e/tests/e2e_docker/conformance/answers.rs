@@ -123,7 +123,8 @@ fn plain(text: &str) -> String {
 #[test]
 fn what_the_client_logs_is_no_refusal() {
     let said = |stderr: &str| Answer { status: 1, stdout: String::new(), stderr: stderr.into() };
-    let (plain, logged) = (said("no such directory\n"), said("time=\"TIME\" level=error msg=\"Can't close tar writer\"\nno such directory\n"));
+    let (plain, logged) =
+        (said("no such directory\n"), said("time=\"TIME\" level=error msg=\"Can't close tar writer\"\nno such directory\n"));
     assert_eq!(logged.refusal(), "no such directory");
     assert!(matches!(logged.compare_refusals(&plain, false), Comparison::Same));
     assert!(matches!(said("no such file\n").compare_refusals(&plain, false), Comparison::Different(_)));
