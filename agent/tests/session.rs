@@ -254,8 +254,8 @@ async fn readers_of_logs_that_stand_still_do_not_cost_the_session() {
     }
     let containerd = Containerd::new();
     let manager = Manager::default();
-    // Far more than windows and buffers hold, and an end: without one, writing it takes the processor from the session.
-    let task = shell(1, "yes a line that is long enough to fill windows soon | head -c 20000000; exec sleep 1000");
+    // Several times what windows hold, in long lines, and an end: twenty readers of more take the processor from the session.
+    let task = shell(1, "yes $(printf %01000d 0) | head -c 4000000; exec sleep 1000");
     {
         let mut state = manager.0.lock().unwrap();
         state.tasks.push(task.clone());
@@ -280,8 +280,17 @@ async fn readers_of_logs_that_stand_still_do_not_cost_the_session() {
     }
     // Longer than a call may take.
     let begin = manager.0.lock().unwrap().heartbeats;
-    until("heartbeats go on", || manager.0.lock().unwrap().heartbeats > begin + 30).await;
-    assert_eq!(manager.0.lock().unwrap().sessions.len(), 1, "the session was lost");
+    let problem = std::cell::RefCell::new(String::new());
+    let beaten = || {
+        let state = agent.session().borrow().clone();
+        if !state.connected {
+            problem.replace(state.problem);
+        }
+        manager.0.lock().unwrap().heartbeats > begin + 30
+    };
+    until("heartbeats go on", beaten).await;
+    let sessions = manager.0.lock().unwrap().sessions.len();
+    assert_eq!(sessions, 1, "the session was lost: {:?}", problem.borrow());
     agent.leave().await.unwrap();
     assert_eq!(containerd.audit(), Vec::<String>::new());
     serving.cancel();

@@ -248,6 +248,22 @@ async fn a_removed_manager_disturbs_nobody_and_learns_that_it_was_removed() {
     cluster.end_all().await;
 }
 
+/// Who does not know of it asks for votes, and is refused by a majority before the leader, which alone knows, has answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manager_that_was_removed_while_it_was_away_learns_it_from_a_leader_that_answers_last() {
+    let cluster = Cluster::with(5, PATIENT).await;
+    cluster.write(1).await;
+    let leader = cluster.leader().await;
+    let gone = cluster.ids().into_iter().find(|id| *id != leader.raft_id()).unwrap();
+    cluster.stop(gone).await;
+    leader.remove_member(gone).await.unwrap();
+    *cluster.net.late.lock().unwrap() = Some(leader.raft_id());
+    cluster.start(gone).await;
+    until("it knows", || cluster.store(gone).status().removed).await;
+    assert_eq!(cluster.calls(gone, "vote"), 0);
+    cluster.end_all().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_removed_is_followed_by_another() {
     let cluster = Cluster::of(3).await;

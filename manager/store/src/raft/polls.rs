@@ -165,7 +165,7 @@ impl Polls {
         }
     }
 
-    async fn hold_elections(&self, raft: &Raft, transport: &Arc<dyn RaftTransport>) {
+    async fn hold_elections(self: &Arc<Self>, raft: &Raft, transport: &Arc<dyn RaftTransport>) {
         let mut server = raft.server_metrics();
         let mut patience = self.draw();
         let mut failed = 0;
@@ -259,7 +259,7 @@ impl Polls {
     }
 
     /// Asks all other voters; whether a majority has promised.
-    async fn ask(&self, raft: &Raft, transport: &Arc<dyn RaftTransport>, membership: &Membership, for_votes: bool) -> bool {
+    async fn ask(self: &Arc<Self>, raft: &Raft, transport: &Arc<dyn RaftTransport>, membership: &Membership, for_votes: bool) -> bool {
         let request = PreVoteRequest { candidate: self.me, last: raft.data_metrics().borrow().last_log };
         let Ok(request) = codec::encode("raft request", &request) else { return false };
         let group = membership.membership();
@@ -274,13 +274,32 @@ impl Polls {
         {
             let Ok((voter, answer)) = answered else { continue };
             tally.count(voter, answer.as_ref().is_some_and(|answer| answer.promised));
-            if answer.is_some_and(|answer| answer.leads && !answer.member && answer.membership >= *membership.log_id()) {
-                tracing::warn!(leader = voter, "this manager was removed from the raft group");
-                self.removed.send_replace(true);
+            if self.learns_of_removal(voter, answer.as_ref(), membership) {
                 return false;
             }
         }
+        if !tally.won() && !calls.is_empty() {
+            // The next try need not wait for the others, but the leader may be the last to answer, each time, and only it knows.
+            let (this, membership) = (Arc::clone(self), membership.clone());
+            tokio::spawn(async move {
+                while let Some(answered) = calls.join_next().await {
+                    if answered.is_ok_and(|(voter, answer)| this.learns_of_removal(voter, answer.as_ref(), &membership)) {
+                        this.wake.notify_one();
+                    }
+                }
+            });
+        }
         tally.won()
+    }
+
+    /// Whether the answer is a leader's that knows a later group without this manager.
+    fn learns_of_removal(&self, voter: RaftId, answer: Option<&PreVoteAnswer>, membership: &Membership) -> bool {
+        let removed = answer.is_some_and(|answer| answer.leads && !answer.member && answer.membership >= *membership.log_id());
+        if removed {
+            tracing::warn!(leader = voter, "this manager was removed from the raft group");
+            self.removed.send_replace(true);
+        }
+        removed
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Net {
     pub stores: Mutex<BTreeMap<RaftId, Store>>,
     /// Nothing gets from the first to the second: neither its requests nor its answers.
     cut: Mutex<BTreeSet<(RaftId, RaftId)>>,
+    /// Who is later with its answers than all others.
+    pub late: Mutex<Option<RaftId>>,
     /// Requests by caller and kind.
     pub calls: Mutex<BTreeMap<(RaftId, &'static str), usize>>,
 }
@@ -58,6 +60,9 @@ impl RaftTransport for End {
         if self.net.is_cut(self.me, target) {
             tokio::time::sleep(limit).await;
             return Err(lost());
+        }
+        if *self.net.late.lock().unwrap() == Some(target) {
+            tokio::time::sleep(limit / 4).await;
         }
         let store = self.net.stores.lock().unwrap().get(&target).cloned();
         let store = store.ok_or(TransportError::Unreachable { target, source: None })?;
@@ -186,9 +191,20 @@ impl Cluster {
     pub async fn join(&self, id: RaftId) {
         let store = Store::join(self.config(id), id, self.end(id)).await.unwrap();
         self.net.stores.lock().unwrap().insert(id, store);
-        let leader = self.leader().await;
-        leader.add_learner(id, member(id)).await.unwrap();
-        leader.add_voter(id).await.unwrap();
+        // As a manager that joins does: it comes again while leaders change or another change of the group is under way.
+        let begin = Instant::now();
+        loop {
+            let leader = self.leader().await;
+            let admitted = async {
+                leader.add_learner(id, member(id)).await?;
+                leader.add_voter(id).await
+            };
+            match admitted.await {
+                Ok(()) => return,
+                Err(error) => assert!(begin.elapsed() < Duration::from_secs(60), "{error:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Takes a manager away at once; it ends afterwards, unheard.
