@@ -5,6 +5,7 @@ use crate::support::{SOON, hosts, lab, ok, request};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use skep_kit::{Host, Size, eventually, run};
+use std::net::IpAddr;
 
 /// A GET as of a version, with filters as Docker's client encodes them.
 fn get(on: &Host, path: &str, filters: Option<&Value>) -> Result<Value> {
@@ -30,14 +31,14 @@ fn list(value: &Value) -> &[Value] {
 }
 
 /// The part before the `/` of a CIDR, which must be an address with a length: newer clients refuse whole answers otherwise.
-fn address(cidr: &Value) -> Result<std::net::IpAddr> {
+fn address(cidr: &Value) -> Result<IpAddr> {
     let (ip, length) = text(cidr).split_once('/').with_context(|| format!("{cidr} is no CIDR"))?;
     let _: u8 = length.parse()?;
     Ok(ip.parse()?)
 }
 
 /// Where Traefik would send requests for a service: by the names of networks, of the service itself or of each task.
-fn backends(on: &Host, service: &Value, networks: &[Value], by_tasks: bool) -> Result<Vec<(String, std::net::IpAddr)>> {
+fn backends(on: &Host, service: &Value, networks: &[Value], by_tasks: bool) -> Result<Vec<(String, IpAddr)>> {
     let name_of = |id: &Value| networks.iter().find(|network| network["Id"] == *id).map(|network| text(&network["Name"]).to_owned());
     let mut found = Vec::new();
     if !by_tasks {
@@ -51,7 +52,7 @@ fn backends(on: &Host, service: &Value, networks: &[Value], by_tasks: bool) -> R
     let wanted = json!({"service": {text(&service["ID"]): true}, "desired-state": {"running": true}});
     for task in list(&get(on, "/tasks", Some(&wanted))?).iter().filter(|task| task["Status"]["State"] == json!("running")) {
         let node = get(on, &format!("/nodes/{}", text(&task["NodeID"])), None)?;
-        ensure!(text(&node["Status"]["Addr"]).parse::<std::net::IpAddr>().is_ok(), "{node}");
+        ensure!(text(&node["Status"]["Addr"]).parse::<IpAddr>().is_ok(), "{node}");
         ensure!(service["Spec"]["Mode"].get("Global").is_some() || task["Slot"].as_u64() > Some(0), "{task}");
         for attachment in list(&task["NetworksAttachments"]) {
             let name = name_of(&attachment["Network"]["ID"]).context("a network that is not listed")?;
@@ -92,14 +93,18 @@ fn what_traefik_asks_tells_it_where_services_are() -> Result<()> {
         let of = |name: &str| list(&services).iter().find(|one| one["Spec"]["Name"] == json!(name)).context("a service is missing");
         let shop = of("shop")?;
         ensure!(shop["Spec"]["Labels"]["traefik.http.routers.shop.rule"] == json!("Host(`shop.example`)"), "{shop}");
-        let count = |found: &[(String, std::net::IpAddr)], name: &str| found.iter().filter(|(network, _)| network == name).count();
+        // The network of published ports has IPv6 here, too: each name has one address of either family.
+        let count = |found: &[(String, IpAddr)], name: &str| found.iter().filter(|(network, ip)| network == name && ip.is_ipv4()).count();
         let vips = backends(&lab, shop, list(&networks), false)?;
         ensure!((count(&vips, "web"), count(&vips, "ingress")) == (1, 1), "{vips:?}");
         let tasks = backends(&lab, shop, list(&networks), true)?;
         ensure!((count(&tasks, "web"), count(&tasks, "ingress")) == (2, 2), "{tasks:?}");
         ensure!(tasks.iter().all(|one| !vips.contains(one)));
         let each = of("each")?;
-        ensure!(each["Spec"]["EndpointSpec"]["Mode"] == json!("dnsrr") && backends(&lab, each, list(&networks), false)?.is_empty(), "{each}");
+        ensure!(
+            each["Spec"]["EndpointSpec"]["Mode"] == json!("dnsrr") && backends(&lab, each, list(&networks), false)?.is_empty(),
+            "{each}"
+        );
         ensure!(count(&backends(&lab, each, list(&networks), true)?, "web") == 1);
         ensure!(of("all")?["Spec"]["Mode"] == json!({"Global": {}}) && backends(&lab, of("all")?, list(&networks), true)?.len() == 1);
         Ok(())
@@ -167,7 +172,7 @@ fn what_terraform_makes_it_reads_back_and_has_nothing_to_change() -> Result<()> 
                 "Configs": [{"File": file("/config"), "ConfigID": config_id, "ConfigName": "tf"}],
                 "Isolation": "default", "Sysctls": {}
             },
-            "Resources": {"Limits": {"NanoCPUs": 500_000_000, "MemoryBytes": 67_108_864}, "Reservations": {}},
+            "Resources": {"Limits": {"NanoCPUs": 500_000_000, "MemoryBytes": 67_108_864}},
             "RestartPolicy": {"Condition": "on-failure", "Delay": 3_000_000_000_u64, "MaxAttempts": 4, "Window": 10_000_000_000_u64},
             "Placement": {"Constraints": ["node.role==manager"], "Preferences": [{"Spread": {"SpreadDescriptor": "spread=node.role.manager"}}]},
             "Networks": [{"Target": network_id}], "LogDriver": {"Name": "json-file", "Options": {"max-size": "10m"}}, "ForceUpdate": 0,
@@ -184,7 +189,11 @@ fn what_terraform_makes_it_reads_back_and_has_nothing_to_change() -> Result<()> 
     eventually(SOON, "it runs", || {
         let tasks = tasks()?;
         ensure!(list(&tasks).len() == 1 && tasks[0]["Status"]["State"] == json!("running"), "{tasks}");
-        ensure!(list(&get(&lab, "/nodes", None)?).iter().any(|node| node["ID"] == tasks[0]["NodeID"] && node["Status"]["State"] == json!("ready")));
+        ensure!(
+            list(&get(&lab, "/nodes", None)?)
+                .iter()
+                .any(|node| node["ID"] == tasks[0]["NodeID"] && node["Status"]["State"] == json!("ready"))
+        );
         // It waits for this before it believes that all is there.
         ensure!(service()?["Endpoint"]["Spec"]["Mode"] == json!("vip"));
         Ok(())
@@ -271,8 +280,21 @@ fn a_worker_shows_the_networks_that_its_containers_are_on() -> Result<()> {
     ok(
         &hosts[0],
         &[
-            "service", "create", "-d", "--no-resolve-image", "--name", "web", "--network", "net", "--constraint", "node.role==worker",
-            "--stop-grace-period", "0s", "box:1", "sleep", "100000",
+            "service",
+            "create",
+            "-d",
+            "--no-resolve-image",
+            "--name",
+            "web",
+            "--network",
+            "net",
+            "--constraint",
+            "node.role==worker",
+            "--stop-grace-period",
+            "0s",
+            "box:1",
+            "sleep",
+            "100000",
         ],
     )?;
     eventually(SOON, "the network came with the task", || {
