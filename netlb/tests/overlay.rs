@@ -65,6 +65,56 @@ fn the_way_between_hosts_may_be_ipv6() {
     });
 }
 
+/// Each flow has a source port of its own and no answer: a host that tracked them would have four entries for one of a client's.
+#[test]
+fn hosts_keep_no_account_of_packets_between_nodes() {
+    overlay_test("hosts_keep_no_account_of_packets_between_nodes", async |mut world| {
+        let (hosts, mut cluster, tasks) = spread(&mut world, 2, network(2, false)).await;
+        let count = "udp dport 4789 ct state untracked counter; udp dport 4789 ct state != untracked counter;";
+        for host in &hosts {
+            host.sh(&format!(
+                "nft 'table inet others {{ chain in {{ type filter hook input priority 0; {count} }}; chain out {{ type filter hook output priority 0; {count} }}; }}'"
+            ));
+        }
+        let counted = |host: &Host, chain: &str| -> Vec<u64> {
+            let text = host.sh(&format!("nft list chain inet others {chain}"));
+            let after = |line: &str| line.split("packets ").nth(1)?.split(' ').next()?.parse().ok();
+            text.lines().filter_map(after).collect()
+        };
+        for underlay in [Underlay::V4, Underlay::V6] {
+            cluster.underlay = underlay;
+            cluster.tell(&hosts).await;
+            let before: Vec<_> = hosts.iter().map(|host| (counted(host, "in"), counted(host, "out"))).collect();
+            for (from, to, seen) in [(&tasks[0], "10.0.2.12", "T2 saw 10.0.2.11"), (&tasks[1], "10.0.2.11", "T1 saw 10.0.2.12")] {
+                assert_eq!(within(from, || ask(to, 80)).unwrap(), seen);
+            }
+            for (host, (came, left)) in hosts.iter().zip(before) {
+                for (before, after) in [(came, counted(host, "in")), (left, counted(host, "out"))] {
+                    assert!(after[0] >= before[0] + 6, "host {}: {before:?} {after:?}", host.index);
+                    assert_eq!(after[1], before[1], "host {}: tracked all the same", host.index);
+                }
+            }
+            all_are_as_wanted(&hosts).await;
+        }
+        // What is no packet of ours is tracked as ever, also on that port.
+        let state = "nft 'add chain inet others raw { type filter hook output priority 0; }; add rule inet others raw udp dport 4789 ip daddr 127.0.0.1 ct state new counter'";
+        hosts[0].sh(state);
+        hosts[0].sh("bash -c 'echo x > /dev/udp/127.0.0.1/4789'");
+        assert_eq!(counted(&hosts[0], "raw"), [1]);
+        // The network goes, and with it the host's knowledge of where its packets come.
+        let ends = |host: &Host| -> u32 {
+            let count = "nft list ruleset | tr -d '\\n\\t' | grep -o 'set overlays [^}]*}' | grep -c elements || true";
+            host.sh(count).trim().parse().unwrap()
+        };
+        assert_eq!(ends(&hosts[0]), 1, "of the family in use");
+        for host in &hosts {
+            host.netlb.set_wanted(Wanted::default());
+            host.applied().await;
+            assert_eq!(ends(host), 0);
+        }
+    });
+}
+
 #[test]
 fn a_virtual_address_leads_to_tasks_on_every_host() {
     overlay_test("a_virtual_address_leads_to_tasks_on_every_host", async |mut world| {

@@ -268,6 +268,7 @@ fn encode_step(out: &mut Writer, expr: &Expr) {
             // direction 0: the connection's first packet's
             out.big_u32(2, 17).big_u32(4, from.number()).attribute(3, &[0]);
         }),
+        Expr::Untracked => step(out, "notrack", |_| {}),
         Expr::SetMark { from } => step(out, "meta", |out| {
             out.big_u32(2, 3).big_u32(3, from.number());
         }),

@@ -121,6 +121,8 @@ pub(crate) enum Expr {
     SetCtZone {
         from: Register,
     },
+    /// Before connections are tracked: of this packet none is.
+    Untracked,
     /// Marks the packet.
     SetMark {
         from: Register,

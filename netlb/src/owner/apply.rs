@@ -53,7 +53,9 @@ impl Owner {
             errors.extend(self.route_to_sandboxes().err());
         }
         failpoint!("netlb.apply.routed");
-        errors.extend(self.set_ports(&wanted, if dirty.everything { None } else { Some(&dirty.published) }).err());
+        if dirty.everything || dirty.whole_networks() || !dirty.published.is_empty() {
+            errors.extend(self.set_ports(&wanted, if dirty.everything { None } else { Some(&dirty.published) }).err());
+        }
         failpoint!("netlb.apply.ports");
         if self.gone.note(dirty, &wanted) {
             errors.extend(self.route_to_sandboxes().err());
@@ -124,12 +126,9 @@ impl Owner {
         task
     }
 
-    /// Those ports, or all. Whether anything of it differed from what the tables were told.
+    /// Those ports, or all, and where other nodes' packets come. Whether anything of it differed from what the tables were told.
     pub(super) fn set_ports(&mut self, wanted: &Desired, which: Option<&BTreeSet<(Protocol, u16)>>) -> Result<bool, NetlbError> {
         let mut changed = false;
-        if which.is_some_and(BTreeSet::is_empty) {
-            return Ok(changed);
-        }
         let name = self.tag.table();
         // A node without networks and ports has no tables.
         let needed = !self.sandboxes.is_empty() || !wanted.published.is_empty();
@@ -139,11 +138,13 @@ impl Owner {
         }
         let led = self.led_by_host(&wanted.published, which);
         let published = led.as_ref().unwrap_or(&wanted.published);
+        let overlays: BTreeSet<(IpAddr, u16)> = self.sandboxes.values().filter_map(Sandbox::receives_at).collect();
         for (family, table, known) in &mut self.tables {
             if !needed && *known == Known::No {
                 continue;
             }
-            let update = table.lead(published, which);
+            let mut update = table.lead(published, which);
+            table.receive(&overlays, &mut update);
             changed |= update != Update::default();
             // A whole table may take the place of an earlier run's, of which we do not know where it led.
             let flows_change = update.flows_change || *known != Known::Yes;

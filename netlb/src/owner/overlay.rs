@@ -157,6 +157,12 @@ impl Owner {
 }
 
 impl Sandbox {
+    /// The underlay address and port at which its VXLAN device receives.
+    pub(super) fn receives_at(&self) -> Option<(IpAddr, u16)> {
+        let overlay = self.told.as_ref()?.overlay.as_ref()?;
+        Some((overlay.this.underlay, overlay.port))
+    }
+
     fn take(&mut self, steps: &[Change]) -> Result<(), NetlbError> {
         let failed = self.namespace.route.apply(steps);
         NetlbError::all(refused(&self.place(), failed))

@@ -1,11 +1,15 @@
 //! The host's tables: published ports to tasks, tasks to the outside, nothing else to tasks.
+//!
+//! What goes between nodes passes the host as VXLAN packets, which are one connection to nobody: each flow within has a source port of its own,
+//! and answers come from another one. They are not tracked, or each connection of a client would take four entries more.
 
 use super::super::layout::{LINK_RANGE_V4, LINK_RANGE_V6};
 use super::published::{Entries, Kind};
 use super::*;
 use crate::names::Tag;
 use crate::nft::flows::Flow;
-use crate::nft::{Elements, Table};
+use crate::nft::model::Holds;
+use crate::nft::{Elements, Set, Table, Value};
 use crate::wanted::{Protocol, PublishedPort};
 use std::collections::BTreeMap;
 
@@ -18,13 +22,15 @@ pub(crate) struct HostTable {
     family: Family,
     tag: Tag,
     ports: Entries,
+    /// Where this host's VXLAN devices receive.
+    overlays: BTreeSet<(IpAddr, u16)>,
     /// UDP backends that the latest update took away.
     left: BTreeSet<(IpAddr, u16)>,
 }
 
 impl HostTable {
     pub(crate) fn new(family: Family, tag: Tag) -> Self {
-        Self { family, tag, ports: Entries::new(family), left: BTreeSet::new() }
+        Self { family, tag, ports: Entries::new(family), overlays: BTreeSet::new(), left: BTreeSet::new() }
     }
 
     /// Takes over what is published, of the ports in `which` only if there are any named, and says what that changes.
@@ -39,6 +45,17 @@ impl HostTable {
             }
         }
         update
+    }
+
+    /// Takes over where this host's VXLAN devices receive, and adds what that changes.
+    pub(crate) fn receive(&mut self, overlays: &BTreeSet<(IpAddr, u16)>, update: &mut Update) {
+        let ours = overlays.iter().copied().filter(|(address, _)| Family::of(*address) == self.family).collect();
+        let element = |end: &(IpAddr, u16)| (OVERLAYS, end_key(*end), Value::Nothing);
+        let gone = self.overlays.difference(&ours).map(element);
+        update.changes.extend(gone.map(|(set, key, value)| ElementChange::Remove { set, key, value }));
+        let came = ours.difference(&self.overlays).map(element);
+        update.changes.extend(came.map(|(set, key, value)| ElementChange::Add { set, key, value }));
+        self.overlays = ours;
     }
 
     fn lead_one(&mut self, key: (Protocol, u16), published: &Published, update: &mut Update) {
@@ -69,8 +86,13 @@ impl HostTable {
         let family = self.family;
         let mut elements = Elements::new();
         self.ports.fill(&mut elements);
+        for end in &self.overlays {
+            elements.entry(OVERLAYS).or_default().insert(end_key(*end), Value::Nothing);
+        }
         let chains = self.ports.chains().chain(host_chains(family, &self.tag.link_prefix())).collect();
-        let sets = Kind::ALL.into_iter().flat_map(|kind| kind.sets(family)).collect();
+        let key_kind = kind::joined(&[address_kind(family), kind::PORT]);
+        let overlays = Set { name: OVERLAYS, key_kind, key_length: family.width() + 4, holds: Holds::Nothing };
+        let sets = Kind::ALL.into_iter().flat_map(|kind| kind.sets(family)).chain([overlays]).collect();
         Table { family, name: self.tag.table(), sets, chains, elements }
     }
 }
@@ -82,7 +104,8 @@ fn host_chains(family: Family, prefix: &str) -> Vec<Chain> {
         base("from-here", "nat", OUTPUT, DSTNAT, to_tasks(family, &[Kind::Address, Kind::Everywhere])),
         base("leave", "nat", POSTROUTING, SRCNAT, leave(family, prefix)),
         base("closed", "filter", FORWARD, FILTER, closed(family, prefix)),
-        base("guard", "filter", PREROUTING, RAW, vec![guard(family, prefix)]),
+        base("guard", "filter", PREROUTING, RAW, vec![guard(family, prefix), between_nodes(destination(family, R0), family)]),
+        base("to-nodes", "filter", OUTPUT, RAW, vec![between_nodes(source(family), family)]),
     ]
 }
 
@@ -128,6 +151,31 @@ fn guard(family: Family, prefix: &str) -> Rule {
     rule("loopback is not for tasks", from_sandbox(prefix).into_iter().chain(loopback).chain([Expr::Drop]))
 }
 
+/// The set of addresses and ports at which this host's VXLAN devices receive, and from which they send.
+const OVERLAYS: &str = "overlays";
+
+fn end_key((address, port): (IpAddr, u16)) -> Vec<u8> {
+    [address_bytes(address).as_slice(), &port.to_be_bytes(), &[0, 0]].concat()
+}
+
+fn source(family: Family) -> Expr {
+    Expr::Network { offset: family.source_offset(), length: family.width(), to: R0 }
+}
+
+/// VXLAN packets, known by this host's address and the port, which is the same on all nodes.
+fn between_nodes(address: Expr, family: Family) -> Rule {
+    const UDP: u8 = 17;
+    let steps = [
+        Expr::L4Protocol { to: R0 },
+        Expr::Equal { register: R0, value: vec![UDP] },
+        address,
+        Expr::DestinationPort { to: after(R0, family.width()) },
+        Expr::Contains { set: OVERLAYS, key: R0 },
+        Expr::Untracked,
+    ];
+    rule("between nodes", steps)
+}
+
 /// The address at that offset is a loopback one.
 fn loopback(family: Family, offset: u32) -> [Expr; 2] {
     let value = match family {
@@ -161,7 +209,6 @@ fn from_links(family: Family, so: bool) -> Vec<Expr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nft::Value;
     use crate::wanted::{Backend, PublishMode};
     use skep_types::{Affinity, PublishPlace};
 
@@ -220,6 +267,23 @@ mod tests {
         let update = table.update(&[ingress(80, &[])]);
         assert_eq!(counted(&update), (0, 3, 0));
         assert!(table.table().elements.values().all(BTreeMap::is_empty));
+    }
+
+    #[test]
+    fn where_vxlan_devices_receive_is_an_element_each_of_its_family() {
+        let mut table = host();
+        let end = |last: u8, port| (IpAddr::from([198, 18, 0, last]), port);
+        let mut told = |ends: &[(IpAddr, u16)]| {
+            let mut update = Update::default();
+            table.receive(&ends.iter().copied().collect(), &mut update);
+            assert_eq!(update.changes.len(), counted(&update).1 + counted(&update).2);
+            (counted(&update), table.table().elements.get(OVERLAYS).map_or(0, BTreeMap::len), update.flows_change)
+        };
+        assert_eq!(told(&[end(1, 4789), ("2001:db8::1".parse().unwrap(), 4789)]), ((0, 0, 1), 1, false));
+        assert_eq!(told(&[end(1, 4789), end(1, 4790)]), ((0, 0, 1), 2, false));
+        assert_eq!(told(&[end(2, 4789), end(1, 4790)]), ((0, 1, 1), 2, false));
+        assert_eq!(told(&[]), ((0, 2, 0), 0, false));
+        assert_eq!(end_key(end(1, 4789)), [198, 18, 0, 1, 0x12, 0xb5, 0, 0]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::nft::flows::Flow;
 use crate::nft::model::Holds;
 use crate::nft::{Elements, Reject, Set, Table, Value};
 use crate::wanted::{Location, Mac, Network};
+use ipnet::IpNet;
 use std::collections::BTreeMap;
 
 /// A sandbox's table of one family.
@@ -18,6 +19,8 @@ use std::collections::BTreeMap;
 pub(crate) struct SandboxTable {
     family: Family,
     gateway: Option<IpAddr>,
+    /// The network's ranges of addresses.
+    ranges: Vec<IpNet>,
     vips: Vips,
     /// Local tasks that are backends: one that reaches itself must not see its own address as the client's.
     hairpin: BTreeSet<IpAddr>,
@@ -59,6 +62,7 @@ impl SandboxTable {
         Self {
             family,
             gateway: gateways.find(|gateway| Family::of(*gateway) == family),
+            ranges: network.subnets.iter().map(|s| s.range.trunc()).filter(|range| Family::of(range.addr()) == family).collect(),
             vips: if marks { Vips::marked() } else { Vips::Balanced(balanced()) },
             hairpin: BTreeSet::new(),
             uses: BTreeMap::new(),
@@ -233,7 +237,8 @@ impl SandboxTable {
             chains.extend(way_back());
         }
         if self.resets {
-            chains.push(base("gone", "filter", PREROUTING, BEHIND_DSTNAT, vec![reset(family)]));
+            let rules = self.ranges.iter().map(|range| reset(family, range)).collect();
+            chains.push(base("gone", "filter", PREROUTING, BEHIND_DSTNAT, rules));
             sets.push(Set { name: HERE, key_kind: address, key_length: family.width(), holds: Holds::Nothing });
             for address in &self.here {
                 elements.entry(HERE).or_default().insert(address_bytes(*address), Value::Nothing);
@@ -457,13 +462,19 @@ fn clamp(family: Family, mtu: u32) -> Rule {
 /// The set of addresses that tasks have.
 const HERE: &str = "here";
 
-/// A connection to an address to which no way leads, and which no task has, has lost its other end for good: its client need not find out
+/// A connection to an address of the network to which no way leads, and which no task has, has lost its other end for good: its client need not find out
 /// by waiting. What begins one is told so by the route, with better words. Behind the translation, so it holds for virtual addresses as
 /// well. A task to which there is no way for a moment, for its node has no key yet or somebody took routes away, keeps its connections.
-fn reset(family: Family) -> Rule {
+/// Asks for the way last: every packet comes by here, and most are for a task or for somebody outside.
+fn reset(family: Family, range: &IpNet) -> Rule {
     const TCP: u8 = 6;
     const SYN: u8 = 2;
     let steps = [
+        destination(family, R0),
+        Expr::And { register: R0, mask: address_bytes(range.netmask()) },
+        Expr::Equal { register: R0, value: address_bytes(range.network()) },
+        destination(family, R0),
+        Expr::Lacks { set: HERE, key: R0 },
         Expr::L4Protocol { to: R0 },
         Expr::Equal { register: R0, value: vec![TCP] },
         Expr::TcpFlags { to: R0 },
@@ -473,8 +484,6 @@ fn reset(family: Family) -> Rule {
         Expr::Equal { register: R0, value: vec![0; 4] },
         Expr::DestinationType { to: R0 },
         Expr::NotEqual { register: R0, value: LOCAL_ADDRESS.to_ne_bytes().to_vec() },
-        destination(family, R0),
-        Expr::Lacks { set: HERE, key: R0 },
         Expr::Reject(Reject::Reset),
     ];
     rule("to who is gone", steps)
