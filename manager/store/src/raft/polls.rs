@@ -170,7 +170,10 @@ impl Polls {
         let mut patience = self.draw();
         let mut failed = 0;
         let mut not_before = Instant::now();
+        // Answers that a poll did not wait for.
+        let mut late = JoinSet::new();
         loop {
+            while late.try_join_next().is_some() {}
             let order = self.ordered.lock().unwrap_or_else(PoisonError::into_inner).take();
             if let Some(order) = order {
                 if self.obey(raft, &order).await.is_err() {
@@ -200,7 +203,7 @@ impl Polls {
                     continue;
                 }
                 step @ (Step::Ask | Step::Inquire) => {
-                    let promised = self.ask(raft, transport, &membership, step == Step::Ask).await;
+                    let promised = self.ask(raft, transport, &membership, step == Step::Ask, &mut late).await;
                     if step == Step::Ask && promised {
                         tracing::info!(quiet_ms = quiet.as_millis(), "no leader; a majority would vote for this manager");
                         if self.elect(raft).await.is_err() {
@@ -259,7 +262,14 @@ impl Polls {
     }
 
     /// Asks all other voters; whether a majority has promised.
-    async fn ask(self: &Arc<Self>, raft: &Raft, transport: &Arc<dyn RaftTransport>, membership: &Membership, for_votes: bool) -> bool {
+    async fn ask(
+        self: &Arc<Self>,
+        raft: &Raft,
+        transport: &Arc<dyn RaftTransport>,
+        membership: &Membership,
+        for_votes: bool,
+        late: &mut JoinSet<()>,
+    ) -> bool {
         let request = PreVoteRequest { candidate: self.me, last: raft.data_metrics().borrow().last_log };
         let Ok(request) = codec::encode("raft request", &request) else { return false };
         let group = membership.membership();
@@ -281,7 +291,7 @@ impl Polls {
         if !tally.won() && !calls.is_empty() {
             // The next try need not wait for the others, but the leader may be the last to answer, each time, and only it knows.
             let (this, membership) = (Arc::clone(self), membership.clone());
-            tokio::spawn(async move {
+            late.spawn(async move {
                 while let Some(answered) = calls.join_next().await {
                     if answered.is_ok_and(|(voter, answer)| this.learns_of_removal(voter, answer.as_ref(), &membership)) {
                         this.wake.notify_one();
