@@ -13,6 +13,9 @@ const SOON: Duration = Duration::from_secs(60);
 /// The promise: the state is right this soon after a start.
 const RIGHT_AFTER: Duration = Duration::from_secs(5);
 
+/// Of the fail-points in the life of a service.
+const ENOUGH: usize = 60;
+
 /// How long it took each time until the state was right.
 #[derive(Default)]
 struct Healing(Vec<Duration>);
@@ -166,42 +169,33 @@ fn live(lab: &mut Lab) {
     if let Ok(image) = skep_kit::whoami_image() {
         let _ = lab.ctl(&["image", "load", "-q", "-i", &image.to_string_lossy()]);
     }
-    // After each step, how many tasks are to run before the next.
-    let mut steps: Vec<(Vec<&str>, usize)> = vec![
-        (
-            vec![
-                "service",
-                "create",
-                "-d",
-                "--name",
-                "short",
-                "--replicas",
-                "2",
-                "--publish",
-                "9090:8080",
-                "--restart-delay",
-                "0s",
-                "--mount",
-                "source=data,target=/data",
-                "whoami",
-            ],
-            2,
-        ),
-        (vec!["service", "update", "-d", "--env-add", "A=1", "short"], 2),
-        (vec!["service", "scale", "-d", "short=1"], 1),
-        (vec!["service", "rm", "short"], 0),
+    let mut steps: Vec<Vec<&str>> = vec![
+        vec![
+            "service",
+            "create",
+            "-d",
+            "--name",
+            "short",
+            "--replicas",
+            "2",
+            "--publish",
+            "9090:8080",
+            "--restart-delay",
+            "0s",
+            "--mount",
+            "source=data,target=/data",
+            "whoami",
+        ],
+        vec!["service", "update", "-d", "--env-add", "A=1", "short"],
+        vec!["service", "scale", "-d", "short=1"],
+        vec!["service", "rm", "short"],
     ];
-    for (step, tasks) in steps.drain(..) {
+    for step in steps.drain(..) {
         if !lab.runs() {
             return;
         }
         let _ = lab.ctl(&step);
         std::thread::sleep(Duration::from_millis(350));
-        // On a machine that is slow the step has not got far by then.
-        let begun = Instant::now();
-        while lab.runs() && begun.elapsed() < SOON / 4 && !pids(lab, "short").is_ok_and(|pids| pids.len() == tasks) && tasks > 0 {
-            std::thread::sleep(Duration::from_millis(50));
-        }
     }
 }
 
@@ -231,7 +225,7 @@ fn a_kill_at_any_fail_point_heals_within_five_seconds_and_leaks_nothing() -> Res
     // Those on other ways are for the tests that go them: of nodes, keys and backups in e2e_cluster_crashes and e2e_cluster_membership,
     // of images, networks and the store in the crates.
     let points = passed(&mut lab)?;
-    ensure!(points.is_subset(&fail_points(&[""])?) && points.len() >= 60, "passed {points:?}");
+    ensure!(points.is_subset(&fail_points(&[""])?) && points.len() >= ENOUGH, "passed {points:?}");
     // A service that must not be touched by anything that follows.
     lab.ctl(&["service", "create", "-q", "--name", "steady", "--replicas", "2", "--publish", "8080:8080", "whoami"])?.success()?;
     let steady = pids(&lab, "steady")?;
@@ -261,20 +255,21 @@ fn a_kill_at_any_fail_point_heals_within_five_seconds_and_leaks_nothing() -> Res
         })();
         problems.extend(healed.err().map(|error| format!("{what}: {error:#}")));
     };
-    for point in points.iter().filter(|point| only.as_ref().is_none_or(|only| only == *point)) {
-        // It may die before it is ready: that is a kill during the start, and wanted.
-        if lab.arm(Some(point))? {
-            live(&mut lab);
+    let mut turn: BTreeSet<String> = points.into_iter().filter(|point| only.as_ref().is_none_or(|only| only == point)).collect();
+    while !turn.is_empty() {
+        for point in &turn {
+            // It may die before it is ready: that is a kill during the start, and wanted.
+            if lab.arm(Some(point))? {
+                live(&mut lab);
+            }
+            let died = lab.skepd_died(Duration::from_millis(200));
+            eprintln!("{point}: {}", if died { "died" } else { "not reached" });
+            if died { &mut died_at } else { &mut not_reached }.insert(point.clone());
+            heal(&mut lab, point);
         }
-        // What the removal begins is done by the time that only the steady service's containers are left.
-        let begun = Instant::now();
-        while lab.runs() && begun.elapsed() < SOON / 4 && !Inventory::take(&lab).is_ok_and(|taken| taken.count("container ") == 2) {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let died = lab.skepd_died(Duration::from_millis(200));
-        eprintln!("{point}: {}", if died { "died" } else { "not reached" });
-        if died { &mut died_at } else { &mut not_reached }.insert(point.clone());
-        heal(&mut lab, point);
+        // On a busy machine a life does not get as far in its time: another one for those, as long as that helps.
+        let enough = only.is_some() || died_at.len() >= ENOUGH || not_reached.len() == turn.len();
+        turn = if enough { BTreeSet::new() } else { std::mem::take(&mut not_reached) };
     }
     if std::env::var("SKEP_E2E").is_ok_and(|which| which == "all") {
         let mut dice = Dice::cast("kills at any moment");
@@ -294,7 +289,7 @@ fn a_kill_at_any_fail_point_heals_within_five_seconds_and_leaks_nothing() -> Res
     eprintln!("killed at {} fail-points; not reached this time: {not_reached:?}", died_at.len());
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     healing.was_in_time()?;
-    ensure!(only.is_some() || died_at.len() >= 60, "died at only {} fail-points; not reached: {not_reached:?}", died_at.len());
+    ensure!(only.is_some() || died_at.len() >= ENOUGH, "died at only {} fail-points; not reached: {not_reached:?}", died_at.len());
     ensure!(failed == 0, "{answered} requests answered, {failed} failed");
     Ok(())
 }
