@@ -1,7 +1,9 @@
-//! What the network costs, beside what it is made of: `unshare -n -m net_bench churn|connect|overlay|ingress ROUNDS`.
+//! What the network costs, beside what it is made of: `unshare -n -m net_bench churn|connect|overlay|ingress|web ROUNDS`.
 //!
 //! Prints a line of JSON for each figure: of which round, what, in what unit, whose. `skep-bench` (B8 to B11) makes ratios of them.
 //! Hosts are namespaces joined by a veth pair; both ends of all traffic are threads of this process, so its CPU time is all there is.
+
+mod web; // B11 with nginx and haproxy
 
 use nix::sched::{CloneFlags, setns};
 use skep_netlb::*;
@@ -367,10 +369,9 @@ fn throughput(rounds: usize) {
     }
 }
 
-/// B11: a client's requests to a port of one host, the task on the other one; directly to a program of that other host.
+/// B11, the way alone: a client's requests of a line to a port of one host, the task on the other one; directly to a program of that other host.
 fn ingress(rounds: usize) {
-    let network = network(true);
-    let (_netlbs, tasks) = cluster(&network, Wanted::default());
+    let (netlbs, tasks) = cluster(&network(true), Wanted::default());
     serve(&tasks[1], 80);
     serve(&at("h2"), 8081);
     let way = |who, to: [u8; 4], port| Way { who, from: at("cl"), to: SocketAddr::new(to.into(), port) };
@@ -385,6 +386,13 @@ fn ingress(rounds: usize) {
             say("B11", round, "new connection, p50", "us", way.who, connects(way, 1_000).0);
         }
     }
+    netlbs.iter().for_each(|netlb| runtime().block_on(netlb.remove_everything()).expect("nothing is left"));
+}
+
+/// B11 with a web server.
+fn web_ingress(rounds: usize) {
+    let (netlbs, tasks) = cluster(&network(true), Wanted::default());
+    web::bench(rounds, &netlbs, &tasks);
 }
 
 fn main() {
@@ -396,7 +404,11 @@ fn main() {
         "churn" => churn(rounds),
         "connect" => vip_connect(rounds),
         "overlay" => throughput(rounds),
-        "ingress" => ingress(rounds),
-        other => panic!("{other:?}: churn, connect, overlay or ingress"),
+        "ingress" => {
+            ingress(rounds);
+            web_ingress(rounds);
+        }
+        "web" => web_ingress(rounds),
+        other => panic!("{other:?}: churn, connect, overlay, ingress or web"),
     }
 }
