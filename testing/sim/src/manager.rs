@@ -8,6 +8,7 @@ use skep_manager::pure::Trail;
 use skep_plan::FreedAddresses;
 use skep_store::{Commit, Tables, View};
 use skep_types::{NodeId, Timestamp, Version};
+use std::cell::OnceCell;
 use std::sync::Arc;
 
 /// When a run begins by clocks that are right.
@@ -24,6 +25,8 @@ pub struct Manager {
     pub id: NodeId,
     pub up: bool,
     pub tables: Tables,
+    /// What somebody was shown of them: gone when they change.
+    shown: OnceCell<View>,
     /// Entries applied.
     pub applied: usize,
     /// It applies nothing before.
@@ -49,6 +52,7 @@ impl Manager {
             id,
             up: true,
             tables: Tables::new(),
+            shown: OnceCell::new(),
             applied: 0,
             lags_until: Moment::ZERO,
             skew: 0,
@@ -68,11 +72,12 @@ impl Manager {
 
     #[must_use]
     pub fn view(&self) -> View {
-        View::from(self.tables.clone())
+        self.shown.get_or_init(|| View::from(self.tables.clone())).clone()
     }
 
     /// Applies one entry; its router sees the commits at once.
     pub fn apply(&mut self, entry: &Entry, forget_in_trail: bool, now: Moment) -> Applied {
+        self.shown.take();
         let mut applied = Applied { commits: Vec::new(), answers: Vec::new() };
         for proposal in &entry.proposals {
             let (commits, answer) = apply(&mut self.tables, &proposal.transaction);

@@ -128,7 +128,8 @@ impl Raft {
     /// What the log says now.
     #[must_use]
     pub fn view(&self) -> View {
-        View::from(self.truth.clone())
+        let last = self.views.last_key_value().filter(|(revision, _)| **revision == self.truth.revision());
+        last.map_or_else(|| View::from(self.truth.clone()), |(_, view)| view.clone())
     }
 }
 

@@ -40,6 +40,7 @@ use skep_types::{
     UpdateState, Version,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A node that was in touch for so long, in seconds, is not called down.
 const HEARD_OF: u32 = 17;
@@ -61,6 +62,8 @@ pub struct Watch {
     /// Tasks that were sent SIGTERM when nobody led to them, and where.
     pub signalled: BTreeMap<TaskId, NodeId>,
     in_touch: ByNode<u32>,
+    /// Tasks as agents were told of them and as they were stored: found to be the same.
+    compared: BTreeMap<TaskId, (Arc<Task>, Arc<Task>)>,
     owners: Owners,
     pub memory: Memory,
     pub patience: Patience,
@@ -80,6 +83,7 @@ impl Watch {
             fit: BTreeSet::new(),
             signalled: BTreeMap::new(),
             in_touch: ByNode::default(),
+            compared: BTreeMap::new(),
             owners: Owners::default(),
             memory: Memory::default(),
             patience: Patience::default(),

@@ -137,7 +137,9 @@ impl Leads {
                 self.known.insert(id.clone(), Known::default());
             }
             let Some(known) = self.known.get_mut(&id) else { return false };
-            known.peers.retain(|peer| !delta.removed_peers.contains(peer));
+            for peer in &delta.removed_peers {
+                known.peers.remove(peer);
+            }
             known.peers.extend(delta.peers.iter().map(|peer| peer.node_index));
             for task in delta.removed_endpoints.iter().filter_map(|task| task.parse::<TaskId>().ok()) {
                 if known.tasks.remove(&task).is_some() {

@@ -2,7 +2,9 @@
 
 use crate::transitions::may_run;
 use skep_store::View;
-use skep_types::{Change, ClusterView as _, NetworkId, NodeId, Object, PortConfig, PublishMode, ServiceId, TaskId, TaskState};
+use skep_types::{
+    Change, ClusterView as _, NetworkAttachment, NetworkId, NodeId, Object, PortConfig, PublishMode, ServiceId, Task, TaskId, TaskState,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -50,6 +52,9 @@ impl Owners {
             Change::Updated { old, new } => (Some(old), Some(new)),
             Change::Removed(old) => (Some(old), None),
         };
+        if matches!((old, new), (Some(Object::Task(old)), Some(Object::Task(new))) if has_the_same(old, new)) {
+            return;
+        }
         let Some(owner) = owner(change.object()) else { return };
         let (before, now) = (old.map(things).unwrap_or_default(), new.map(things).unwrap_or_default());
         if before == now {
@@ -113,6 +118,19 @@ fn owner(object: &Object) -> Option<Owner> {
         Object::Task(task) => Some(Owner::Task(task.id.clone())),
         _ => None,
     }
+}
+
+/// Whether two states of a task surely have the same things; most changes are such.
+fn has_the_same(old: &Task, new: &Task) -> bool {
+    let phase = |task: &Task| (task.status.state <= TaskState::Running, may_run(task.status.state));
+    let attached = |task: &Task| task.networks.len();
+    let same_network =
+        |(one, two): (&NetworkAttachment, &NetworkAttachment)| one.network.id == two.network.id && one.addresses == two.addresses;
+    phase(old) == phase(new)
+        && old.node_id == new.node_id
+        && old.endpoint == new.endpoint
+        && attached(old) == attached(new)
+        && old.networks.iter().zip(&new.networks).all(same_network)
 }
 
 /// What an object has: a task until it has ended, ports of its node while it may run there.

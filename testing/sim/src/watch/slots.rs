@@ -106,8 +106,7 @@ impl Watch {
         let same_slot = |other: &Task| other.service_id == task.service_id && other.slot == task.slot && other.id != task.id;
         let stops = |other: &Task| other.desired_state >= TaskState::Shutdown && may_run(other.status.state);
         let stops_here = |other: &&Arc<Task>| same_slot(other) && stops(other) && other.node_id == task.node_id;
-        let runs_at_once =
-            |change: &Change| matches!(change, Change::Created(Object::Task(other)) if same_slot(other) && other.desired_state == TaskState::Running);
+        let runs_at_once = |change: &Change| matches!(change, Change::Created(Object::Task(other)) if same_slot(other) && other.desired_state == TaskState::Running);
         task.slot != 0
             && task.desired_state == TaskState::Ready
             && now + SLACK >= self.memory.born(&task.id).0 + MAX_STOP_WAIT

@@ -23,8 +23,16 @@ impl Watch {
         let mut count = 0;
         for task in wanted {
             count += 1;
-            let words = match told.get(&task.id) {
-                Some(known) if same_but_status(known, &as_heard(task)) => continue,
+            let known = told.get(&task.id);
+            let same = |(known, (one, two)): (&Arc<Task>, &(Arc<Task>, Arc<Task>))| Arc::ptr_eq(known, one) && Arc::ptr_eq(task, two);
+            if known.zip(self.compared.get(&task.id)).is_some_and(same) {
+                continue;
+            }
+            let words = match known {
+                Some(known) if same_but_status(known, &as_heard(task)) => {
+                    self.compared.insert(task.id.clone(), (Arc::clone(known), Arc::clone(task)));
+                    continue;
+                }
                 Some(known) => format!("has task {} to be {} and not {}", task.id, known.desired_state, task.desired_state),
                 None => format!("was not told of task {}", task.id),
             };
