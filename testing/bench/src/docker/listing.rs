@@ -45,6 +45,8 @@ struct Costs {
     bytes: f64,
     grown: f64,
     foreign: f64,
+    /// Of a core, used without any call: more than [`CALM_SHARE`] if it never rested.
+    idle: f64,
 }
 
 /// # Errors
@@ -90,6 +92,14 @@ pub fn listing(size: Size, with_ours: bool, with_dockerd: bool) -> Result<Report
          the client's own CPU is the same for both and not in it",
         size.services, size.replicas, size.agents, size.calls
     ));
+    for (name, costs) in [("ours", &ours), ("dockerd", &theirs)] {
+        if let Some(costs) = costs.as_ref().filter(|costs| costs.idle >= CALM_SHARE) {
+            report.remarks.push(format!(
+                "{name} did not come to rest: {:.0} % of a core were used without any call and are taken off, so its CPU figure says little",
+                costs.idle * 100.0
+            ));
+        }
+    }
     Ok(report)
 }
 
@@ -154,5 +164,6 @@ async fn run(side: &Side, fleet: &Fleet, socket: PathBuf, size: Size) -> Result<
         bytes: body.len() as f64,
         grown: peak.saturating_sub(memory) as f64,
         foreign: used.foreign,
+        idle,
     })
 }
