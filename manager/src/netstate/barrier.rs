@@ -75,7 +75,7 @@ impl Barrier {
         silent
     }
 
-    /// Every node with an interest in the network has everything up to this revision in place.
+    /// Every node that uses or may come to use what it knows of the network has everything up to this revision in place.
     #[must_use]
     pub fn acknowledged(&self, network: &NetworkId) -> Version {
         self.index.acknowledged(network)

@@ -38,6 +38,9 @@ pub(super) struct Index {
     pub(super) networks: HashMap<NetworkId, Net>,
     pub(super) ingress: BTreeSet<NetworkId>,
     pub(super) leaving: HashMap<TaskId, Leaving>,
+    /// Nodes that were there before this index was, with its revision then: until they acknowledge that, they may have anything in place,
+    /// of networks too that they have no task on any more.
+    pub(super) unheard: HashMap<NodeId, Version>,
 }
 
 /// A node.
@@ -55,6 +58,9 @@ pub(super) struct Seat {
     pub(super) programmed: Version,
     /// Networks that tasks of it are on.
     pub(super) networks: BTreeSet<NetworkId>,
+    /// Networks that it had its last task on, and since when, until it acknowledged that: it has old places of their addresses, and a
+    /// new task of it would use them.
+    pub(super) left: BTreeMap<NetworkId, Version>,
     /// Tasks of it that may be stopped.
     pub(super) cleared: BTreeSet<TaskId>,
 }
@@ -155,8 +161,14 @@ impl Index {
     pub(super) fn acknowledge(&mut self, node: &NodeId, programmed: Version, out: Out) {
         let Some(seat) = self.nodes.get_mut(node).filter(|seat| seat.programmed < programmed) else { return };
         seat.programmed = programmed;
+        let left: Vec<NetworkId> = seat.left.keys().cloned().collect();
+        seat.left.retain(|_, since| *since > programmed);
+        if self.unheard.get(node).is_some_and(|since| *since <= programmed) {
+            self.unheard.remove(node);
+        }
         let networks: Vec<NetworkId> = self.interests(node).map(|(id, _)| id.clone()).collect();
-        networks.iter().for_each(|id| self.expect(node, id, out));
+        networks.iter().chain(&left).for_each(|id| self.expect(node, id, out));
+        left.iter().for_each(|id| self.drop_if_void(id));
     }
 
     /// Nodes that tasks wait for now and of which that holds.
@@ -176,11 +188,13 @@ impl Index {
         networks.iter().for_each(|id| self.expect(node, id, out));
     }
 
-    /// Sets anew whether the network's changes wait for this node.
+    /// Sets anew whether the network's changes wait for this node: with an interest in it tasks and addresses do, and addresses alone
+    /// after it, until it is acknowledged that it ended.
     pub(super) fn expect(&mut self, node: &NodeId, id: &NetworkId, out: Out) {
         let seat = self.nodes.get(node).filter(|seat| seat.place.is_some() && !seat.down);
         let counts = self.networks.get(id).is_some_and(|net| self.has_interest(node, net));
-        let stand = seat.filter(|_| counts).map(|seat| Stand { programmed: seat.programmed, answers: !seat.silent });
+        let seat = seat.filter(|seat| counts || seat.left.contains_key(id));
+        let stand = seat.map(|seat| Stand { programmed: seat.programmed, answers: counts && !seat.silent });
         let Some(net) = self.networks.get_mut(id) else { return };
         net.acks.set(node, stand);
         self.clear(id, out);
@@ -222,9 +236,12 @@ impl Index {
         }
     }
 
-    /// Every node with an interest in the network has its changes up to here; for the allocator, which waits for that before it
-    /// gives an address again.
+    /// Every node with an interest in the network, or with what it had in place when its interest ended, has its changes up to here; for
+    /// the allocator, which waits for that before it gives an address again.
     pub(super) fn acknowledged(&self, id: &NetworkId) -> Version {
+        if !self.unheard.is_empty() {
+            return Version::default();
+        }
         self.networks.get(id).and_then(|net| net.acks.lowest()).unwrap_or(self.version)
     }
 }

@@ -230,7 +230,7 @@ impl NetworkStates {
         }
     }
 
-    /// Every node with an interest in the network has everything up to this revision in place; `None` while this manager cannot say.
+    /// Every node that uses or may come to use what it knows of the network has everything up to this revision in place; `None` while this manager cannot say.
     pub(crate) fn acknowledged(&self, network: &NetworkId) -> Option<Version> {
         self.lock().as_ref().map(|leading| leading.barrier.acknowledged(network))
     }

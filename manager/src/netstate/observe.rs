@@ -2,7 +2,7 @@
 
 use super::dirty::Touch;
 use super::facts::{self, DEFAULT_VXLAN_PORT, endpoint, host, readiness, service_entry};
-use super::index::{Index, Member, Net, Out};
+use super::index::{Index, Member, Net, Out, Seat};
 use skep_proto::skep::network_endpoint::Readiness;
 use skep_types::template::NodeFacts;
 use skep_types::{Change, Cluster, Network, NetworkId, Node, NodeId, Object, Service, ServiceId, Task, TaskId};
@@ -97,6 +97,9 @@ impl Index {
             net.hosts.remove(node);
             if let Some(seat) = self.nodes.get_mut(node) {
                 seat.networks.remove(network);
+                if seat.place.is_some() {
+                    seat.left.insert(network.clone(), self.version);
+                }
             }
             self.host_changed(node, network, out);
             self.drop_seat_if_void(node);
@@ -116,12 +119,17 @@ impl Index {
     fn put_node(&mut self, id: &NodeId, new: Option<&Arc<Node>>, out: Out) {
         let seat = self.nodes.entry(id.clone()).or_default();
         let place = new.and_then(|node| facts::place(node));
-        seat.exists = new.is_some();
+        let was_known = std::mem::replace(&mut seat.exists, new.is_some());
         // A task's host name is made when it begins: another name of the node later changes none.
         seat.facts = new.map(|node| NodeFacts::of(node)).unwrap_or_default();
         let down = new.is_none_or(|node| facts::is_down(node));
         let was_down = std::mem::replace(&mut seat.down, down);
         let before = std::mem::replace(&mut seat.place, place.clone());
+        if down || place.is_none() {
+            self.unheard.remove(id);
+        } else if !was_known {
+            self.unheard.insert(id.clone(), self.version);
+        }
         if let (Some(before), Some(now)) = (&before, &place)
             && facts::is_change_of_keys(before, now)
         {
@@ -130,8 +138,12 @@ impl Index {
             self.place_changed(id, before.as_ref().map(|place| place.index), place.as_ref().map(|place| place.index), out);
         }
         if before != place || was_down != down {
-            let networks: BTreeSet<NetworkId> = self.nodes.get(id).into_iter().flat_map(|seat| &seat.networks).cloned().collect();
-            networks.union(&self.ingress.clone()).for_each(|network| self.expect(id, network, out));
+            let of_seat = |seat: &Seat| seat.networks.iter().chain(seat.left.keys()).cloned().collect();
+            let networks: BTreeSet<NetworkId> = self.nodes.get(id).map(of_seat).unwrap_or_default();
+            networks.union(&self.ingress.clone()).for_each(|network| {
+                self.expect(id, network, out);
+                self.drop_if_void(network);
+            });
         }
         self.drop_seat_if_void(id);
     }
@@ -276,7 +288,7 @@ impl Index {
         self.drop_if_void(id);
     }
 
-    fn drop_if_void(&mut self, id: &NetworkId) {
+    pub(super) fn drop_if_void(&mut self, id: &NetworkId) {
         if self.networks.get(id).is_some_and(|net| net.is_void()) {
             self.networks.remove(id);
         }

@@ -1,7 +1,7 @@
 //! Addresses that were freed and that some node may still take for what they were.
 //!
-//! An address goes back to the others when every node with an interest in its network has acknowledged a revision at which it was
-//! free, or after [`LONGEST`]: a node that hears nothing for so long is cut off, and nobody reaches it either.
+//! An address goes back to the others when every node with an interest in its network, or that had one and may still have it in place, has
+//! acknowledged a revision at which it was free, or after [`LONGEST`]: a node that hears nothing for so long is cut off, and nobody reaches it either.
 
 use skep_types::{NetworkId, Timestamp, Version};
 use std::collections::{BTreeMap, HashMap, VecDeque};

@@ -161,7 +161,7 @@ impl Cluster {
         }
         for number in 1..=NODES {
             let is_on_it = self.world.index.networks.get(&network(2)).is_some_and(|net| net.hosts.contains_key(&node(number)));
-            let known = self.world.known(number).get(network(2).as_str()).filter(|_| is_on_it && self.has_stayed(number));
+            let known = self.world.known(number).get(network(2).as_str()).filter(|_| is_on_it);
             for endpoint in known.into_iter().flat_map(|known| known.endpoints.values()) {
                 for address in &endpoint.addresses {
                     holders.entry(address.clone()).or_default().insert(endpoint.task_id.clone());
@@ -170,13 +170,81 @@ impl Cluster {
         }
         holders
     }
+}
 
-    /// Whether the node has a task on the network that it knows of. Who left and came back is told the network as a whole.
-    fn has_stayed(&self, number: u64) -> bool {
-        let known = self.world.known(number).get(network(2).as_str());
-        let live = |id: &str| self.world.index.tasks.keys().any(|task| task.as_str() == id);
-        known.is_some_and(|known| known.endpoints.values().any(|end| end.node_index == number as u32 && live(&end.task_id)))
-    }
+/// Two nodes with a task each on network 2, of which the second ends. Returns the revision at which its address was free.
+fn one_left() -> (World, Version) {
+    let mut world = World::of_two();
+    world.put_task(1, 1, &[2], TaskState::Running);
+    world.put_task(2, 2, &[2], TaskState::Running);
+    world.take_all();
+    [1, 2].into_iter().for_each(|number| world.acknowledge(number));
+    world.report(2, TaskState::Failed);
+    let freed = world.index.version;
+    (world, freed)
+}
+
+#[test]
+fn a_node_that_left_a_network_is_waited_for_until_it_has_taken_it_out() {
+    let (mut world, freed) = one_left();
+    world.take_all();
+    world.acknowledge(1);
+    assert!(world.index.acknowledged(&network(2)) < freed, "the node has the network in place yet");
+    // A task that stops does not wait for it: no connection comes from there.
+    world.want(1, TaskState::Shutdown);
+    world.take(1);
+    world.acknowledge(1);
+    world.take(1);
+    assert_eq!(world.cleared(1), [task(1).to_string()]);
+    // It comes back, and goes again.
+    world.put_task(3, 2, &[2], TaskState::Running);
+    assert!(world.index.acknowledged(&network(2)) < freed);
+    world.report(3, TaskState::Failed);
+    assert!(world.index.acknowledged(&network(2)) < freed);
+    world.acknowledge(2);
+    assert_eq!(world.index.acknowledged(&network(2)), freed);
+    world.take_all();
+    [1, 2].into_iter().for_each(|number| world.acknowledge(number));
+    assert_eq!(world.index.acknowledged(&network(2)), world.index.version);
+    assert!(world.index.networks[&network(2)].acks.nodes().eq([&node(1)]), "the other one is not waited for any more");
+}
+
+#[test]
+fn a_node_that_is_down_is_not_waited_for_after_it_left() {
+    let (mut world, freed) = one_left();
+    world.take_all();
+    world.acknowledge(1);
+    world.put_node(2, Some((2, "192.0.2.1")), NodeState::Down);
+    assert!(world.index.acknowledged(&network(2)) >= freed);
+    world.put_node(2, Some((2, "192.0.2.1")), NodeState::Ready);
+    assert!(world.index.acknowledged(&network(2)) < freed);
+    world.remove(Kind::Node, node(2).as_str());
+    assert!(world.index.acknowledged(&network(2)) >= freed);
+}
+
+#[test]
+fn a_new_leader_does_not_know_who_left_and_waits_for_all_that_are_up() {
+    let (mut world, freed) = one_left();
+    world.put_node(3, Some((3, "192.0.2.3")), NodeState::Down);
+    world.index = Index::new(&world.view());
+    [1, 2].into_iter().for_each(|number| world.connect(number));
+    world.take_all();
+    world.acknowledge(1);
+    assert!(world.index.acknowledged(&network(2)) < freed, "nothing was heard of node 2");
+    world.put_task(3, 2, &[2], TaskState::Running);
+    assert!(world.index.acknowledged(&network(2)) < freed);
+    world.acknowledge(2);
+    assert!(world.index.acknowledged(&network(2)) >= freed, "who is down is not waited for");
+    // The same when everything is looked at anew.
+    world.report(3, TaskState::Failed);
+    let freed = world.index.version;
+    world.index = world.index.renewed(&world.view());
+    world.take(1);
+    world.acknowledge(1);
+    assert!(world.index.acknowledged(&network(2)) < freed);
+    world.take(2);
+    world.acknowledge(2);
+    assert!(world.index.acknowledged(&network(2)) >= freed);
 }
 
 proptest! {
