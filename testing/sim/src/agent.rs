@@ -11,7 +11,6 @@ pub use task::Done;
 
 use crate::container::Container;
 use crate::mutant::Mutant;
-use crate::networks::Picture;
 use crate::queue::Moment;
 use crate::wire::{ConnId, Up};
 use crate::world::{Event, World};
@@ -20,7 +19,7 @@ use session::Link;
 use skep_agent::pure::Event as Step;
 use skep_agent::{Backoff, Reports};
 use skep_manager::pure::same_but_status;
-use skep_types::{EngineDescription, NodeDescription, NodeId, Platform, Resources, Task, TaskId, TaskState, Timestamp, Version};
+use skep_types::{EngineDescription, NodeDescription, NodeId, Platform, Resources, Task, TaskId, TaskState, Timestamp};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,10 +37,6 @@ pub enum Timer {
         task: TaskId,
         op: Option<u64>,
         done: Done,
-    },
-    /// A revision of the networks' state is in place.
-    Programmed {
-        revision: Version,
     },
     /// What was said of backends is in place, or could not be put there.
     Backends,
@@ -72,9 +67,6 @@ pub struct Agent {
     tasks: BTreeMap<TaskId, Driven>,
     /// What managers said it should have, by the message applied last.
     pub told: BTreeMap<TaskId, Arc<Task>>,
-    /// Where it sends packets for addresses, by the revision it acknowledged; the disk has it.
-    pub picture: Arc<Picture>,
-    pub programmed: Version,
     pub leads: Leads,
     pub applied: Option<String>,
     reports: Reports,
@@ -102,8 +94,6 @@ impl Agent {
             kept: None,
             tasks: BTreeMap::new(),
             told: BTreeMap::new(),
-            picture: Arc::default(),
-            programmed: Version::default(),
             leads: Leads::default(),
             applied: None,
             reports: Reports::default(),
@@ -252,7 +242,7 @@ impl World {
         if let Some(agent) = self.agents.get_mut(node) {
             // A container's mount and its namespaces are gone with the kernel.
             agent.containers.clear();
-            agent.leads = Leads::default();
+            agent.leads.host_dies();
         }
     }
 
@@ -276,7 +266,6 @@ impl World {
                     self.task_done(node, &task, done);
                 }
             }
-            Timer::Programmed { revision } => self.networks_in_place(node, revision),
             Timer::Backends => self.backends_done(node),
             Timer::StopLimit { task, op } => self.stop_limit(node, &task, op),
             Timer::Restart { task } => self.restart_alone(node, &task),

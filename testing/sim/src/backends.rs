@@ -1,5 +1,5 @@
-//! Who is told which tasks connections may be led to: the leader's side. What it says to whom, and whom a task that is to stop waits
-//! for, is the manager's own code ([`Barrier`]); who calls it when (`netstate/` of the manager) is told again here.
+//! Who is told where tasks are and which of them connections may be led to: the leader's side. What it says to whom, and whom a task that
+//! is to stop, or an address that was freed, waits for, is the manager's own code ([`Barrier`]); who calls it when (`netstate/` of the manager) is told again here.
 //!
 //! That nodes span hosts is not in the store of this world: the barrier alone sees it, so that networks cost the other deciders nothing.
 
@@ -12,7 +12,7 @@ use crate::world::{Event, World};
 use skep_manager::pure::{Barrier, Dirty, Touch, quiet_after};
 use skep_proto::skep::{NetworkChanges, NetworkDelta};
 use skep_store::{Commit, Tables, View};
-use skep_types::{Change, ClusterView as _, Node, NodeId, NodeOverlay, Object, Version};
+use skep_types::{Change, ClusterView as _, NetworkId, Node, NodeId, NodeOverlay, Object, Version};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -44,6 +44,11 @@ impl Backends {
         let all: Vec<Change> = networks.chain(nodes).chain(services).chain(tasks).map(|object| Change::Created(spanning(object))).collect();
         barrier.observe(view.version(), &all, &mut |_, _| {});
         Self { barrier, followers: ByNode::default() }
+    }
+
+    /// Every node with an interest in the network has everything up to this revision in place.
+    pub fn acknowledged(&self, network: &NetworkId) -> Version {
+        self.barrier.acknowledged(network)
     }
 
     /// Something that puts into dirty sets; who has to be looked at is returned.

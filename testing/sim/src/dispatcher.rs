@@ -5,7 +5,6 @@
 
 use crate::backends::Backends;
 use crate::mutant::Mutant;
-use crate::networks::Networks;
 use crate::numbered::ByNode;
 use crate::queue::Moment;
 use crate::raft::{Answer, Proposer, Refused};
@@ -57,7 +56,6 @@ pub struct Dispatcher {
     registering: Vec<Registering>,
     /// Being written, with what has not been proposed yet.
     in_flight: Option<(Batch, Vec<Action>)>,
-    pub networks: Networks,
     pub backends: Backends,
 }
 
@@ -72,7 +70,6 @@ impl Dispatcher {
             unknown_at: Some(now + PERIOD),
             registering: Vec::new(),
             in_flight: None,
-            networks: Networks::default(),
             backends: Backends::new(view, base + now),
         };
         for node in view.nodes().filter(|node| node.status.state != NodeState::Down) {
@@ -99,17 +96,11 @@ impl World {
             Up::Register { last, description } => self.register(leader, conn, &node, &last, description),
             Up::Beat { session } => self.beat(leader, conn, &node, &session),
             Up::Assignments { session, applied } => self.open_assignments(leader, conn, &node, &session, applied),
-            Up::Networks { session } | Up::Programmed { session, .. } | Up::Backends { session, .. }
-                if !self.has_session(leader, &node, &session) =>
-            {
+            Up::Follow { session } | Up::Backends { session, .. } if !self.has_session(leader, &node, &session) => {
                 self.down(conn, Down::Refused);
             }
-            Up::Networks { .. } => {
-                self.follow_networks(leader, conn, &node);
-                self.follow_backends(leader, conn, &node);
-            }
+            Up::Follow { .. } => self.follow_backends(leader, conn, &node),
             Up::Backends { programmed, .. } => self.backends_heard(leader, conn, &node, programmed),
-            Up::Programmed { revision, .. } => self.networks_acknowledged(leader, &node, revision),
             Up::Report { session, batch } => {
                 let view = self.managers[leader].view();
                 let (by, now) = (self.managers[leader].id.clone(), self.managers[leader].wall(self.now));

@@ -90,11 +90,8 @@ impl World {
             }
         }
         driver.mind.look_at_clock(&view, wall, now);
-        let acknowledged = match self.mutant {
-            Some(Mutant::ForgedAcknowledgements) => view.version(),
-            _ => lead.dispatcher.networks.acknowledged(&view),
-        };
-        driver.mind.acknowledge(&|_| Some(acknowledged));
+        let (backends, forged) = (&lead.dispatcher.backends, self.mutant == Some(Mutant::ForgedAcknowledgements));
+        driver.mind.acknowledge(&|network| Some(if forged { view.version() } else { backends.acknowledged(network) }));
         // What cancels itself out is not worth a write: the loop decides again.
         for _ in 0..100 {
             let mut draft = Draft::new(view.clone());

@@ -19,7 +19,6 @@ pub mod group; // managers on real raft, and their disks
 pub mod limits; // how many at once, and how soon
 pub mod manager; // one manager: tables, trail, clock
 pub mod mutant; // faults put in on purpose
-pub mod networks; // where addresses are, as nodes know it
 pub mod numbered; // something of each node
 pub mod queue; // virtual time
 pub mod raft; // one log for all managers

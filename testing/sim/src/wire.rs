@@ -32,12 +32,9 @@ pub enum Up {
         session: String,
         batch: Vec<(TaskId, TaskStatus)>,
     },
-    Networks {
+    /// It wants to be told of networks.
+    Follow {
         session: String,
-    },
-    Programmed {
-        session: String,
-        revision: Version,
     },
     /// What was said of backends is in place up to there; `None`: it could not be put there.
     Backends {
@@ -56,11 +53,7 @@ pub enum Down {
         period: Duration,
     },
     Assigned(Box<v1::AssignmentsMessage>),
-    /// The state of networks at a revision.
-    Networks {
-        revision: Version,
-    },
-    /// Which tasks connections may be led to, and when the leader said so.
+    /// Where tasks are and which of them connections may be led to, and when the leader said so.
     Backends(Box<NetworkChanges>, Moment),
     Reported,
     /// The manager answered that it cannot help, or ended the session.
@@ -81,13 +74,12 @@ impl Message {
             Self::Up(Up::Beat { .. }) | Self::Down(Down::Beaten { .. }) => 1,
             Self::Up(Up::Assignments { .. }) | Self::Down(Down::Assigned(_)) => 2,
             Self::Up(Up::Report { .. }) | Self::Down(Down::Reported) => 3,
-            Self::Up(Up::Networks { .. } | Up::Programmed { .. }) | Self::Down(Down::Networks { .. }) => 4,
-            Self::Up(Up::Backends { .. }) | Self::Down(Down::Backends(..)) => BACKENDS,
+            Self::Up(Up::Follow { .. } | Up::Backends { .. }) | Self::Down(Down::Backends(..)) => BACKENDS,
         }
     }
 }
 
-const BACKENDS: u8 = 5;
+const BACKENDS: u8 = 4;
 
 /// One direction of one stream.
 type Lane = (bool, u8);

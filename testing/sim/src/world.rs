@@ -5,7 +5,6 @@ use crate::dispatcher::Dispatcher;
 use crate::driver::Driver;
 use crate::manager::{Lead, Manager};
 use crate::mutant::Mutant;
-use crate::networks::Picture;
 use crate::numbered::ByNode;
 use crate::queue::{Moment, Queue};
 use crate::raft::{Entry, Proposal, Proposer, Raft, Refused, brief};
@@ -68,11 +67,6 @@ pub enum Event {
         term: u64,
         node: NodeId,
     },
-    TellNetworks {
-        manager: usize,
-        term: u64,
-        node: NodeId,
-    },
     TellBackends {
         manager: usize,
         term: u64,
@@ -115,7 +109,6 @@ pub struct World {
     /// How often a node of a number was removed.
     pub generations: BTreeMap<u8, u64>,
     pub watch: Watch,
-    pub pictures: BTreeMap<Version, Arc<Picture>>,
     pub mutant: Option<Mutant>,
     /// So many of a hundred operations on containers fail, until then.
     pub flaky: (u8, Moment),
@@ -150,7 +143,6 @@ impl World {
             users: Vec::new(),
             generations: BTreeMap::new(),
             watch: Watch::new(scenario.is_calm()),
-            pictures: BTreeMap::new(),
             mutant,
             flaky: (0, Moment::ZERO),
             healed: false,
@@ -204,9 +196,8 @@ impl World {
             Event::Drive { manager, term, sleep } if self.leads(manager, term) => self.drive(manager, sleep),
             Event::Expire { manager, term } if self.leads(manager, term) => self.expire(manager),
             Event::Tell { manager, term, node } if self.leads(manager, term) => self.tell(manager, &node),
-            Event::TellNetworks { manager, term, node } if self.leads(manager, term) => self.tell_networks(manager, &node),
             Event::TellBackends { manager, term, node } if self.leads(manager, term) => self.tell_backends(manager, &node),
-            Event::Drive { .. } | Event::Expire { .. } | Event::Tell { .. } | Event::TellNetworks { .. } | Event::TellBackends { .. } => {}
+            Event::Drive { .. } | Event::Expire { .. } | Event::Tell { .. } | Event::TellBackends { .. } => {}
             Event::Wire { conn, lane } => self.arrive(conn, lane),
             Event::Agent { node, life, timer } => self.agent_due(&node, life, timer),
             Event::AgentUp { node } => {
@@ -315,7 +306,6 @@ impl World {
                     lead.driver.note(commit);
                 }
                 self.route(manager, commit);
-                self.route_networks(manager, commit);
                 self.route_backends(manager, commit);
             }
             if let Some(term) = self.managers[manager].lead.as_ref().map(|lead| lead.term)

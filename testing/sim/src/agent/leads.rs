@@ -1,4 +1,4 @@
-//! Where a node leads connections, and the wait before a task is stopped. A model of `network/` of the agent: `Picture::change`,
+//! Where a node sends packets and leads connections, and the wait before a task is stopped. A model of `network/` of the agent: `Picture::change`,
 //! `acknowledge` of `session/networks.rs`, `others_cleared` of `network/spanning.rs`.
 
 use super::session::Link;
@@ -27,11 +27,18 @@ const FAILING: Duration = Duration::from_secs(5);
 /// A node that comes back has so long to catch up; what it has in place then it was asked to before.
 const SETTLING: Duration = Duration::from_secs(5);
 
-/// Tasks that connections are led to, by network.
-type Serving = BTreeSet<(NetworkId, TaskId)>;
+/// A task on a network.
+type Place = (NetworkId, TaskId);
 
-/// Whether connections are to be led there from now on.
-type Changed = BTreeMap<(NetworkId, TaskId), bool>;
+/// What is to be done about a task.
+struct Endpoint {
+    /// Connections may be led there.
+    ready: bool,
+    addresses: Vec<String>,
+}
+
+/// What is to be so from now on; `None`: the task is not there any more.
+type Changed = BTreeMap<Place, Option<Endpoint>>;
 
 /// What a node knows of others and what it has done about it.
 #[derive(Default)]
@@ -53,8 +60,11 @@ pub struct Leads {
     fails_until: Moment,
     /// It was not waited for until then.
     settles_until: Moment,
-    /// In the kernel.
-    serving: Serving,
+    /// In the kernel: tasks that connections are led to, and whose each address is.
+    serving: BTreeSet<Place>,
+    located: BTreeMap<NetworkId, BTreeMap<String, TaskId>>,
+    /// The addresses of each of those.
+    addresses: BTreeMap<Place, Vec<String>>,
 }
 
 /// One network. Tasks: whether connections may be led to them.
@@ -78,6 +88,17 @@ impl Leads {
         self.cleared.clear();
     }
 
+    /// The kernel is gone, too. What it knew of addresses counts until the node was told everything anew: its routes come back from its disk.
+    pub(super) fn host_dies(&mut self) {
+        let (located, addresses) = (std::mem::take(&mut self.located), std::mem::take(&mut self.addresses));
+        *self = Self { located, addresses, ..Self::default() };
+    }
+
+    /// Whose the address is, as far as the kernel knows.
+    pub fn owner(&self, network: &NetworkId, address: &str) -> Option<&TaskId> {
+        self.located.get(network)?.get(address)
+    }
+
     pub(super) fn forget(&mut self, task: &TaskId) {
         self.cleared.remove(task);
     }
@@ -89,9 +110,23 @@ impl Leads {
     }
 
     /// It is in the kernel now. Returns where connections are led to from now on.
-    fn settle(&mut self) -> Vec<(NetworkId, TaskId)> {
+    fn settle(&mut self) -> Vec<Place> {
         let mut new = Vec::new();
-        for (place, ready) in std::mem::take(&mut self.underway) {
+        let underway = std::mem::take(&mut self.underway);
+        // An address that goes from one task to another goes first.
+        for (place, _) in &underway {
+            self.unlocate(place);
+        }
+        for (place, endpoint) in underway {
+            let Some(Endpoint { ready, addresses }) = endpoint else {
+                self.serving.remove(&place);
+                continue;
+            };
+            if !addresses.is_empty() {
+                let located = self.located.entry(place.0.clone()).or_default();
+                located.extend(addresses.iter().map(|address| (address.clone(), place.1.clone())));
+                self.addresses.insert(place.clone(), addresses);
+            }
             if !ready {
                 self.serving.remove(&place);
             } else if !self.serving.contains(&place) {
@@ -102,10 +137,20 @@ impl Leads {
         new
     }
 
+    fn unlocate(&mut self, place: &Place) {
+        let Some(addresses) = self.addresses.remove(place) else { return };
+        let Some(located) = self.located.get_mut(&place.0) else { return };
+        for address in addresses {
+            if located.get(&address) == Some(&place.1) {
+                located.remove(&address);
+            }
+        }
+    }
+
     /// What was known of a network does not count any more.
     fn drop_network(&mut self, id: &NetworkId) {
         for task in self.known.remove(id).into_iter().flat_map(|known| known.tasks.into_keys()) {
-            self.changed.insert((id.clone(), task), false);
+            self.changed.insert((id.clone(), task), None);
         }
     }
 
@@ -125,6 +170,9 @@ impl Leads {
         if changes.complete {
             let all: Vec<NetworkId> = self.known.keys().cloned().collect();
             all.iter().for_each(|id| self.drop_network(id));
+            // What is in the kernel since before the process died, too.
+            let places = self.serving.iter().chain(self.addresses.keys());
+            self.changed.extend(places.map(|place| (place.clone(), None)));
         }
         for delta in changes.networks {
             let Ok(id) = delta.network_id.parse::<NetworkId>() else { return false };
@@ -143,7 +191,7 @@ impl Leads {
             known.peers.extend(delta.peers.iter().map(|peer| peer.node_index));
             for task in delta.removed_endpoints.iter().filter_map(|task| task.parse::<TaskId>().ok()) {
                 if known.tasks.remove(&task).is_some() {
-                    self.changed.insert((id.clone(), task), false);
+                    self.changed.insert((id.clone(), task), None);
                 }
             }
             for endpoint in &delta.endpoints {
@@ -151,7 +199,7 @@ impl Leads {
                 let readiness = endpoint.readiness();
                 let ready = readiness == Readiness::Ready || (starting && readiness == Readiness::Starting);
                 known.tasks.insert(task.clone(), ready);
-                self.changed.insert((id.clone(), task), ready);
+                self.changed.insert((id.clone(), task), Some(Endpoint { ready, addresses: endpoint.addresses.clone() }));
             }
         }
         self.revision = Version(changes.revision);
@@ -203,6 +251,13 @@ impl World {
         }
         leads.stale = false;
         leads.begin();
+        if self.mutant == Some(Mutant::AcknowledgesEarly) {
+            let (by, revision) = (leads.conn, leads.revision);
+            if let Some((conn, session)) = agent.session_up().filter(|(conn, _)| *conn == by) {
+                self.up(conn, Up::Backends { session, programmed: Some(revision) });
+            }
+            return self.agent_after(node, pause + time + Duration::from_secs(20), Timer::Backends);
+        }
         self.agent_after(node, pause + time, Timer::Backends);
     }
 
@@ -236,9 +291,8 @@ impl World {
         }
         // What it does with its own tasks nobody waits for, nor for a node from which no connection can come.
         let agent = &self.agents[node];
-        let counts = |(network, task): &&(NetworkId, TaskId)| {
-            self.watch.signalled.get(task).is_some_and(|at| at != node) && self.has_interest(agent, network)
-        };
+        let counts =
+            |(network, task): &&Place| self.watch.signalled.get(task).is_some_and(|at| at != node) && self.has_interest(agent, network);
         let late = new.iter().find(counts).filter(|_| self.is_waited_for(agent));
         if let Some((_, task)) = late {
             let words = format!("node {} begins to lead to task {task}, which was sent SIGTERM", short(node.as_str()));
@@ -312,6 +366,21 @@ impl World {
             return self.watch.fail("I13", words);
         }
         self.watch.signalled.insert(task.clone(), node.clone());
+    }
+
+    /// I11: a container takes an address that some node in touch still knows as another task's, and from which packets can come.
+    pub fn check_location(&mut self, node: &NodeId, task: &TaskId, addresses: &[(NetworkId, String)]) {
+        let in_touch = |node: &NodeId| self.watch.seconds_in_touch(node) > 5;
+        let stale = self.agents.values().filter(|agent| agent.id != *node && in_touch(&agent.id)).find_map(|agent| {
+            let owner = |(network, address): &(NetworkId, String)| {
+                agent.leads.owner(network, address).filter(|other| *other != task && self.has_interest(agent, network))
+            };
+            let other = addresses.iter().find_map(owner)?;
+            Some(format!("task {task} starts with an address that node {} knows as task {other}'s", short(agent.id.as_str())))
+        });
+        if let Some(words) = stale {
+            self.watch.fail("I11", words);
+        }
     }
 
     /// Whether a leader has to wait for the node: nothing disturbs it.

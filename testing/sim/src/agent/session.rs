@@ -88,7 +88,7 @@ impl World {
                 let offered = agent.applied.clone().unwrap_or_default();
                 agent.link = Link::Up { conn, session: session.clone(), began: now, reporting: None, reference: offered.clone() };
                 self.call(node, 0, conn, Up::Beat { session: session.clone() });
-                self.up(conn, Up::Networks { session: session.clone() });
+                self.up(conn, Up::Follow { session: session.clone() });
                 self.up(conn, Up::Assignments { session, applied: offered });
                 self.report(node);
             }
@@ -115,7 +115,6 @@ impl World {
                 self.report(node);
             }
             Down::Backends(changes, said) => self.backends_told(node, conn, *changes, said),
-            Down::Networks { revision } => self.networks_told(node, revision),
             Down::Assigned(message) => self.assigned(node, conn, *message),
         }
     }
