@@ -33,9 +33,10 @@ impl Place {
             None => StateFile::create(&path, keys, 1)?,
         };
         let mut log = Log::open(&self.raft().join("log"), keys, state, SEGMENT, 1024)?;
+        // Also of a log that is refused: the next segment would be made in the directory that takes its place.
+        log.shared().settle();
         check(&self.raft(), keys, log.votes())?;
         log.keep_mark(&self.raft());
-        log.shared().settle();
         Ok(log)
     }
 
