@@ -114,7 +114,7 @@ impl Leads {
         let mut new = Vec::new();
         let underway = std::mem::take(&mut self.underway);
         // An address that goes from one task to another goes first.
-        for (place, _) in &underway {
+        for place in underway.keys() {
             self.unlocate(place);
         }
         for (place, endpoint) in underway {
