@@ -68,7 +68,7 @@ impl ContainerdExecutor {
         // As it will be, but for its addresses.
         let namespace = (!uses_host_network(task)).then(|| this.config.run_dir.join("netns").join(task.id.as_str()));
         let sandbox = Sandbox { namespace, ..Sandbox::default() };
-        let volumes = this.volume_names();
+        let volumes = this.volumes_of(&task.id, spec(task)?, &image);
         this.mount_volumes(&task.id, spec(task)?).await?;
         let made = this.make_anew(task, &image, &sandbox, &mounts)?;
         let story = this.story_of(task, &image, &sandbox, &made);
@@ -126,9 +126,10 @@ impl ContainerdExecutor {
         this.touch(task);
         this.release(task).await?;
         if with_volumes {
-            let prefix = format!("{task}-");
-            let own: Vec<String> = this.volume_names().into_iter().filter(|name| name.starts_with(&prefix)).collect();
-            volumes::remove_own(&this.config.volumes_dir(), &own)?;
+            let (dir, prefix) = (this.config.volumes_dir(), format!("{task}-"));
+            let names = std::fs::read_dir(&dir).into_iter().flatten().flatten().filter_map(|entry| entry.file_name().into_string().ok());
+            let own: Vec<String> = names.filter(|name| name.starts_with(&prefix)).collect();
+            volumes::remove_own(&dir, &own)?;
             removed = own;
         }
         failpoint!("agent.local.removed");

@@ -115,7 +115,7 @@ impl Shared {
         mounts: Vec<RootMount>,
     ) -> Result<(), ExecError> {
         let log = LogOptions::of(task.log_driver.as_ref())?;
-        let volumes = self.volume_names();
+        let volumes = self.volumes_of(&task.id, spec, image);
         self.mount_volumes(&task.id, spec).await?;
         failpoint!("agent.prepare.volumes");
         let (made, health) = self.make(task, spec, image, sandbox, payloads, &mounts)?;
@@ -135,10 +135,10 @@ impl Shared {
         Ok(())
     }
 
-    /// Of all that this node has.
-    pub(super) fn volume_names(&self) -> BTreeSet<String> {
-        let entries = std::fs::read_dir(self.config.volumes_dir()).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    /// Volumes of a container that are there.
+    pub(super) fn volumes_of(&self, task: &TaskId, spec: &ContainerSpec, image: &ImageReady) -> BTreeSet<String> {
+        let dir = self.config.volumes_dir();
+        volumes::names(task, spec, &image.config.volumes).filter(|name| dir.join(name).exists()).collect()
     }
 
     /// Tells of those that were not there `before`.

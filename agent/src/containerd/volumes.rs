@@ -96,6 +96,13 @@ fn own_name(task: &TaskId, index: usize) -> String {
     format!("{task}-{index}")
 }
 
+/// All names that volumes of a container may have, each once or more.
+pub fn names<'a>(task: &'a TaskId, spec: &'a ContainerSpec, image_volumes: &'a [String]) -> impl Iterator<Item = String> + 'a {
+    let of_spec = || spec.mounts.iter().filter(|mount| mount.kind == MountType::Volume);
+    let given = of_spec().map(|mount| mount.source.clone()).filter(|name| !name.is_empty());
+    given.chain((0..of_spec().count() + image_volumes.len()).map(|index| own_name(task, index)))
+}
+
 /// Removes the volumes that lived as long as their task.
 pub fn remove_own(volumes: &Path, names: &[String]) -> Result<(), ExecError> {
     for name in names {
@@ -389,6 +396,12 @@ mod tests {
     fn volumes_without_a_name_live_as_long_as_the_task() {
         let made = ready(vec![of(MountType::Volume, "data", "/a"), of(MountType::Volume, "", "/b")], &["/c", "/a"]).unwrap();
         assert_eq!(made.own_volumes.len(), 2);
+        let spec = ContainerSpec {
+            mounts: vec![of(MountType::Volume, "data", "/a"), of(MountType::Volume, "", "/b"), of(MountType::Tmpfs, "", "/t")],
+            ..ContainerSpec::default()
+        };
+        let known: Vec<String> = names(&TaskId::for_test(1), &spec, &["/c".into(), "/a".into()]).collect();
+        assert!(made.own_volumes.iter().chain([&"data".to_owned()]).all(|name| known.contains(name)), "{known:?} {made:?}");
         assert!(made.mounts[0].source.ends_with("volumes/data/_data"));
         assert_eq!(made.mounts.iter().map(|mount| mount.target.as_str()).collect::<Vec<_>>(), ["/a", "/b", "/c"]);
     }

@@ -42,7 +42,7 @@ struct Shared {
     listen: Option<SocketAddr>,
     /// What the certificate of this moment says.
     names: ArcSwap<Vec<String>>,
-    /// Why there is none.
+    /// Why it cannot be made, in words.
     problem: ArcSwapOption<String>,
 }
 
@@ -59,10 +59,10 @@ impl Outside {
         }))
     }
 
-    /// Why nobody can connect, if nobody can; for people, with the cure.
+    /// What is wrong with the certificate, if anything is; for people, with the cure.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
-        self.0.problem.load().as_ref().map(|why| format!("the Docker API on TCP has no certificate: {why}"))
+        self.0.problem.load().as_ref().map(|words| words.to_string())
     }
 
     /// The connections of a listener, each behind its gate.
@@ -187,6 +187,14 @@ struct Held {
     renew_at: SystemTime,
 }
 
+/// `holds`: one that was made before is in use.
+fn trouble(why: &str, holds: bool) -> String {
+    match holds {
+        true => format!("the Docker API on TCP goes on with its certificate, for a new one cannot be made: {why}"),
+        false => format!("the Docker API on TCP has no certificate, so nobody can connect to it: {why}"),
+    }
+}
+
 struct Keeper {
     outside: Outside,
     held: Option<Held>,
@@ -216,6 +224,9 @@ impl Keeper {
             self.held = None;
         }
         let is_manager = shared.security.identity().is_some_and(|identity| identity.role() == NodeRole::Manager);
+        if !is_manager {
+            shared.problem.store(None);
+        }
         if !is_manager || shared.board.is_starting() {
             return LOOK;
         }
@@ -236,10 +247,10 @@ impl Keeper {
                 Duration::ZERO
             }
             Err(error) => {
-                let why = format!("{error:#}");
-                if shared.problem.load().as_deref() != Some(&why) {
-                    tracing::error!(why, "the Docker API on TCP has no certificate, so nobody can connect to it; trying again");
-                    shared.problem.store(Some(Arc::new(why)));
+                let problem = trouble(&format!("{error:#}"), self.held.is_some());
+                if shared.problem.load().as_deref() != Some(&problem) {
+                    tracing::error!("{problem}; trying again");
+                    shared.problem.store(Some(Arc::new(problem)));
                 }
                 let pause = self.pause;
                 self.pause = (pause * 2).min(LONGEST_PAUSE);
@@ -302,6 +313,13 @@ mod tests {
     use super::*;
     use skep_ca::{Guest, Issued, RootCa, Subject};
     use skep_types::{ClusterId, NodeId};
+
+    #[test]
+    fn nobody_is_said_to_be_shut_out_while_a_certificate_is_in_use() {
+        assert!(trouble("full", false).ends_with("nobody can connect to it: full"));
+        let held = trouble("full", true);
+        assert!(held.contains("goes on with its certificate") && held.ends_with("full") && !held.contains("nobody"), "{held}");
+    }
 
     fn node(role: NodeRole, cluster: u64) -> Who {
         let now = SystemTime::now();
