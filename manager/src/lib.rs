@@ -44,6 +44,7 @@ mod watch; // changes for clients
 
 pub use authorize::ConnectionInfo;
 pub use bootstrap::{NewCluster, initial_objects};
+pub use control::{InHand, TakesInHand};
 pub use drive::{AddressCounts, AddressTotals};
 pub use manager::{Manager, ManagerConfig, ManagerHandle};
 pub use peers::{JoinError, LeaveError, PeerTransport, join_managers};

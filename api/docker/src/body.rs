@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use futures_util::stream;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use serde::de::value::{MapDeserializer, SeqDeserializer};
@@ -132,6 +133,50 @@ pub(crate) fn with_status<T: Serialize>(status: StatusCode, value: &T) -> Respon
     };
     text.push(b'\n');
     (status, [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], Body::from(text)).into_response()
+}
+
+/// Of a list that is longer, this much is in memory at a time.
+const PIECE: usize = 64 << 10;
+
+/// A list as JSON with status 200, each item made and written when the client takes it.
+pub(crate) fn list_of<T: Serialize>(items: impl Iterator<Item = T> + Send + 'static) -> Response {
+    let mut pieces = Pieces { items, begun: false, ended: false };
+    let first = match pieces.piece() {
+        Ok(first) => first,
+        Err(error) => return ApiError::internal(format!("the answer cannot be written: {error}")).into_response(),
+    };
+    let body = match pieces.ended {
+        true => Body::from(first),
+        false => {
+            let rest = std::iter::from_fn(move || (!pieces.ended).then(|| pieces.piece()));
+            Body::from_stream(stream::iter(std::iter::once(Ok(first)).chain(rest)))
+        }
+    };
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], body).into_response()
+}
+
+struct Pieces<I> {
+    items: I,
+    begun: bool,
+    ended: bool,
+}
+
+impl<T: Serialize, I: Iterator<Item = T>> Pieces<I> {
+    /// The next one; nothing follows an error.
+    fn piece(&mut self) -> serde_json::Result<Bytes> {
+        let mut piece = Vec::with_capacity(if self.begun { PIECE + PIECE / 8 } else { 0 });
+        while piece.len() < PIECE {
+            let Some(item) = self.items.next() else {
+                self.ended = true;
+                piece.extend_from_slice(if self.begun { b"]\n" } else { b"[]\n" });
+                break;
+            };
+            piece.push(if self.begun { b',' } else { b'[' });
+            self.begun = true;
+            serde_json::to_writer(&mut piece, &item).inspect_err(|_| self.ended = true)?;
+        }
+        Ok(piece.into())
+    }
 }
 
 /// A value whose objects are read by Go's rules.
@@ -332,5 +377,36 @@ mod tests {
         assert!(read(r#"{"Data":"***"}"#).unwrap_err().message.contains("illegal base64 data"));
         let refused = parse::<Outer>(&HeaderMap::new(), b"{}").unwrap_err();
         assert!(refused.message.starts_with("unsupported Content-Type header ()"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_list_of_any_length_is_one_value_and_a_line() {
+        for length in [0, 1, 3, 5_000] {
+            let response = list_of((0..length).map(|number| format!("{number:040}")));
+            let (headers, mut body) = (response.headers().clone(), response.into_body());
+            assert_eq!(headers[header::CONTENT_TYPE], "application/json");
+            let (mut text, mut longest) = (Vec::new(), 0);
+            while let Some(frame) = body.frame().await {
+                let piece = frame.unwrap().into_data().unwrap();
+                longest = longest.max(piece.len());
+                text.extend_from_slice(&piece);
+            }
+            assert!(longest < 2 * PIECE, "{longest}");
+            assert_eq!(text.last(), Some(&b'\n'));
+            let items: Vec<String> = serde_json::from_slice(&text).unwrap();
+            assert_eq!(items, (0..length).map(|number| format!("{number:040}")).collect::<Vec<_>>());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_list_that_cannot_be_written_breaks_off() {
+        struct Bad(bool);
+        impl Serialize for Bad {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                if self.0 { Err(serde::ser::Error::custom("bad")) } else { serializer.serialize_str(&"x".repeat(PIECE)) }
+            }
+        }
+        assert_eq!(list_of([Bad(true)].into_iter()).status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(list_of([Bad(false), Bad(false), Bad(true)].into_iter()).into_body().collect().await.is_err());
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::{ApiError, Backend, ErrorKind, NodeEntry, Select};
 use skep_types::{Config, Network, Node, Secret, Service, Task};
+use std::borrow::Borrow;
 
 /// An object that clients name.
 pub(crate) trait Named: Clone {
@@ -68,13 +69,14 @@ fn is_called(object: &impl Named, wanted: &str) -> bool {
 ///
 /// # Errors
 /// 404 `service x not found`; 400 if several are meant.
-pub(crate) fn pick<T: Named>(objects: &[T], wanted: &str) -> Result<T, ApiError> {
-    if let Some(object) = objects.iter().find(|object| object.id() == wanted) {
+pub(crate) fn pick<T: Named>(objects: &[impl Borrow<T>], wanted: &str) -> Result<T, ApiError> {
+    let objects = || objects.iter().map(Borrow::borrow);
+    if let Some(object) = objects().find(|object: &&T| object.id() == wanted) {
         return Ok(object.clone());
     }
-    let named: Vec<&T> = objects.iter().filter(|object| is_called(*object, wanted)).collect();
+    let named: Vec<&T> = objects().filter(|object: &&T| is_called(*object, wanted)).collect();
     let meant = match named.is_empty() {
-        true => objects.iter().filter(|object| !wanted.is_empty() && object.id().starts_with(wanted)).collect(),
+        true => objects().filter(|object: &&T| !wanted.is_empty() && object.id().starts_with(wanted)).collect(),
         false => named,
     };
     match meant.as_slice() {

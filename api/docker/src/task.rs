@@ -1,6 +1,6 @@
 //! `/tasks`: list, inspect, logs.
 
-use crate::body::Json;
+use crate::body::{Json, list_of};
 use crate::filters::Filters;
 use crate::query::Query;
 use crate::service::is_of_runtime;
@@ -8,6 +8,7 @@ use crate::types::task::Task;
 use crate::{ApiError, Backend, TaskSelect, logs, lookup};
 use axum::Router;
 use axum::extract::{Path, State};
+use axum::response::Response;
 use axum::routing::get;
 use skep_types::TaskState;
 
@@ -17,7 +18,7 @@ pub(crate) fn routes() -> Router<Backend> {
 
 const FILTERS: [&str; 8] = ["_up-to-date", "desired-state", "id", "label", "name", "node", "runtime", "service"];
 
-async fn list(State(backend): State<Backend>, query: Query) -> Result<Json<Vec<Task>>, ApiError> {
+async fn list(State(backend): State<Backend>, query: Query) -> Result<Response, ApiError> {
     let filters = query.filters(&FILTERS)?;
     let mut select = TaskSelect {
         ids: filters.values("id").to_vec(),
@@ -34,7 +35,7 @@ async fn list(State(backend): State<Backend>, query: Query) -> Result<Json<Vec<T
         select.nodes.push(lookup::node(&backend, node).await?.node.id.to_string());
     }
     let tasks = backend.cluster.list_tasks(&select).await?;
-    Ok(Json(tasks.iter().filter(|task| is_wanted(&filters, task)).map(Into::into).collect()))
+    Ok(list_of(tasks.into_iter().filter(move |task| is_wanted(&filters, task)).map(|task| Task::from(&*task))))
 }
 
 fn desired_states(filters: &Filters) -> Result<Vec<TaskState>, ApiError> {

@@ -9,6 +9,7 @@ mod drivers;
 pub(crate) mod errors;
 mod explain;
 mod filter;
+mod in_hand;
 mod network;
 mod node;
 mod payload;
@@ -18,10 +19,11 @@ mod validate;
 
 pub(crate) use self::adjust::NetworkSettingsService;
 pub(crate) use self::explain::ExplanationsService;
+pub use self::in_hand::{InHand, TakesInHand};
 pub(crate) use self::node::certificate_start;
 pub use self::node::removal;
 use crate::shared::Shared;
-use skep_proto::v1;
+use skep_proto::{ToWire as _, v1};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -37,10 +39,12 @@ impl ControlService {
     }
 }
 
-/// Generates the methods of the service: `now` answers from a view, `may` can refuse, `write` commits, `never` is not built.
+/// Generates the methods of the service: `now` answers from a view, `list` with objects of one (see [`InHand`]), `may` can refuse,
+/// `write` commits, `never` is not built.
 macro_rules! control {
     (
         now { $($now:ident($now_request:ident) -> $now_response:ident = $now_call:path;)* }
+        list { $($list:ident($list_request:ident) -> $list_response:ident.$objects:ident = $list_call:path;)* }
         may { $($may:ident($may_request:ident) -> $may_response:ident = $may_call:path;)* }
         write { $($write:ident($write_request:ident) -> $write_response:ident = $write_call:path;)* }
         never { $($never:ident($never_request:ident) -> $never_response:ident = $what:literal;)* }
@@ -49,6 +53,17 @@ macro_rules! control {
         impl v1::control_server::Control for ControlService {
             $(async fn $now(&self, request: Request<v1::$now_request>) -> Result<Response<v1::$now_response>, Status> {
                 Ok(Response::new($now_call(&self.shared, request.into_inner())))
+            })*
+            $(async fn $list(&self, request: Request<v1::$list_request>) -> Result<Response<v1::$list_response>, Status> {
+                let takes_in_hand = request.extensions().get::<TakesInHand>().is_some();
+                let found = $list_call(&self.shared, request.into_inner());
+                let mut answer = Response::new(v1::$list_response::default());
+                if takes_in_hand {
+                    answer.extensions_mut().insert(InHand(found));
+                } else {
+                    answer.get_mut().$objects = found.iter().map(|object| object.to_wire()).collect();
+                }
+                Ok(answer)
             })*
             $(async fn $may(&self, request: Request<v1::$may_request>) -> Result<Response<v1::$may_response>, Status> {
                 $may_call(&self.shared, request.get_ref()).map(Response::new)
@@ -66,13 +81,15 @@ macro_rules! control {
 control! {
     now {
         list_nodes(ListNodesRequest) -> ListNodesResponse = node::list;
-        list_tasks(ListTasksRequest) -> ListTasksResponse = task::list;
-        list_services(ListServicesRequest) -> ListServicesResponse = service::list;
         list_service_statuses(ListServiceStatusesRequest) -> ListServiceStatusesResponse = service::list_statuses;
         list_networks(ListNetworksRequest) -> ListNetworksResponse = network::list;
         list_clusters(ListClustersRequest) -> ListClustersResponse = cluster::list;
         list_secrets(ListSecretsRequest) -> ListSecretsResponse = payload::list_secrets;
         list_configs(ListConfigsRequest) -> ListConfigsResponse = payload::list_configs;
+    }
+    list {
+        list_tasks(ListTasksRequest) -> ListTasksResponse.tasks = task::list;
+        list_services(ListServicesRequest) -> ListServicesResponse.services = service::list;
     }
     may {
         get_node(GetNodeRequest) -> GetNodeResponse = node::get;

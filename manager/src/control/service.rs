@@ -60,20 +60,15 @@ pub(super) fn get(shared: &Shared, request: &v1::GetServiceRequest) -> Result<v1
     Ok(v1::GetServiceResponse { service: Some(service) })
 }
 
-pub(super) fn list(shared: &Shared, request: v1::ListServicesRequest) -> v1::ListServicesResponse {
+pub(super) fn list(shared: &Shared, request: v1::ListServicesRequest) -> Vec<Arc<Service>> {
     let filters = request.filters.unwrap_or_default();
     let view = shared.store.view();
+    let is_wanted = |service: &&Arc<Service>| filter::services(&filters, service);
     // One name is the usual question, and has an index. Names are unique ignoring case, filters are not.
-    let services: Vec<v1::Service> = match filters.names.as_slice() {
-        [name] => view
-            .service_by_name(name)
-            .into_iter()
-            .filter(|service| filter::services(&filters, service))
-            .map(|service| service.to_wire())
-            .collect(),
-        _ => view.services().filter(|service| filter::services(&filters, service)).map(|service| service.to_wire()).collect(),
-    };
-    v1::ListServicesResponse { services }
+    match filters.names.as_slice() {
+        [name] => view.service_by_name(name).into_iter().filter(is_wanted).map(Arc::clone).collect(),
+        _ => view.services().filter(is_wanted).map(Arc::clone).collect(),
+    }
 }
 
 pub(super) async fn update(shared: &Shared, request: v1::UpdateServiceRequest) -> Result<v1::UpdateServiceResponse, Status> {

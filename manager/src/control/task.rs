@@ -16,15 +16,14 @@ pub(super) fn get(shared: &Shared, request: &v1::GetTaskRequest) -> Result<v1::G
     Ok(v1::GetTaskResponse { task: Some(task.to_wire()) })
 }
 
-pub(super) fn list(shared: &Shared, request: v1::ListTasksRequest) -> v1::ListTasksResponse {
+pub(super) fn list(shared: &Shared, request: v1::ListTasksRequest) -> Vec<Arc<Task>> {
     let view = shared.store.view();
     let filters = request.filters.unwrap_or_default();
-    let tasks = candidates(&view, &filters)
+    candidates(&view, &filters)
         .into_iter()
         .filter(|task| filter::tasks(&filters, task) && (!filters.up_to_date || is_up_to_date(&view, task)))
-        .map(|task| task.to_wire())
-        .collect();
-    v1::ListTasksResponse { tasks }
+        .map(Arc::clone)
+        .collect()
 }
 
 /// The smallest set an index gives: a list of one service's tasks costs as much as that service has.

@@ -2,11 +2,13 @@
 
 use crate::support::{Lab, PATIENCE, create, description, dial, eventually, node, session};
 use skep_ca::Connector;
+use skep_manager::{InHand, TakesInHand};
 use skep_proto::v1::{
     self, ca_client::CaClient, control_client::ControlClient, dispatcher_client::DispatcherClient, health_client::HealthClient,
     log_broker_client::LogBrokerClient, logs_client::LogsClient, watch_client::WatchClient,
 };
-use skep_types::NodeRole;
+use skep_types::{ClusterView as _, NodeRole, Service};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tonic::Code;
 
@@ -33,6 +35,30 @@ async fn followers_pass_on_both_doors() {
     let worker = lab.certify(NodeRole::Worker).await;
     let refused = ControlClient::new(follower.channel(&worker).await).list_nodes(v1::ListNodesRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
+    lab.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_in_the_process_of_the_leader_get_its_own_objects_and_others_messages() {
+    let lab = Lab::of(3).await;
+    let (leader, follower) = (lab.leader().await, lab.followers().await[0]);
+    let id = create(&mut lab.control(follower).await, "web").await.unwrap();
+    for (host, in_hand) in [(leader, true), (follower, false)] {
+        let routes = lab.hosts[host].manager().local_routes().prepare().into_axum_router();
+        let mut control = ControlClient::new(routes);
+        let mut request = tonic::Request::new(v1::ListServicesRequest::default());
+        request.extensions_mut().insert(TakesInHand);
+        let answer = control.list_services(request).await.unwrap();
+        let shared = answer.extensions().get::<InHand<Service>>().map(|InHand(services)| services.clone());
+        assert_eq!(shared.is_some(), in_hand);
+        assert_eq!(answer.get_ref().services.len(), usize::from(!in_hand));
+        for service in shared.into_iter().flatten() {
+            assert!(Arc::ptr_eq(&service, lab.hosts[host].store().view().service(&id.parse().unwrap()).unwrap()));
+        }
+        // Whoever does not know of it is told as ever.
+        let told = control.list_services(v1::ListServicesRequest::default()).await.unwrap().into_inner().services;
+        assert_eq!(told.iter().map(|service| &service.id).collect::<Vec<_>>(), [&id]);
+    }
     lab.stop_all().await;
 }
 

@@ -21,6 +21,7 @@ use skep_docker_api::{
 use skep_types::{
     ClusterSpec, Config, ConfigSpec, Network, NetworkSpec, NodeSpec, Secret, SecretSpec, Sensitive, Service, ServiceSpec, Task,
 };
+use std::sync::Arc;
 
 const NO_LEADER: &str = "The swarm does not have a leader. It's possible that too few managers are online. Make sure more than half of \
     the managers are online.";
@@ -82,7 +83,7 @@ impl Cluster for ClusterCalls {
         self.ask(node::remove(&self.manager, id, force)).await
     }
 
-    async fn list_services(&self, select: &Select) -> Result<Vec<Service>, ApiError> {
+    async fn list_services(&self, select: &Select) -> Result<Vec<Arc<Service>>, ApiError> {
         self.ask(service::list(&self.manager, select)).await
     }
 
@@ -114,7 +115,7 @@ impl Cluster for ClusterCalls {
         skep_manager::advice(spec).iter().map(ToString::to_string).collect()
     }
 
-    async fn list_tasks(&self, select: &TaskSelect) -> Result<Vec<Task>, ApiError> {
+    async fn list_tasks(&self, select: &TaskSelect) -> Result<Vec<Arc<Task>>, ApiError> {
         self.ask(task::list(&self.manager, select)).await
     }
 

@@ -8,6 +8,7 @@ use skep_types::{
     ClusterSpec, Config, ConfigSpec, ManagerStatus, Network, NetworkSpec, Node, NodeSpec, Secret, SecretSpec, Sensitive, Service,
     ServiceSpec, Task, TaskState, Timestamp, TlsInfo,
 };
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Narrows a list down at its source: objects that any of this holds for; nothing given: all.
@@ -122,7 +123,8 @@ pub trait Cluster: Send + Sync {
     async fn update_node(&self, id: &str, version: u64, spec: NodeSpec) -> Result<(), ApiError>;
     async fn remove_node(&self, id: &str, force: bool) -> Result<(), ApiError>;
 
-    async fn list_services(&self, select: &Select) -> Result<Vec<Service>, ApiError>;
+    /// Shared with whoever keeps them: a list copies nothing.
+    async fn list_services(&self, select: &Select) -> Result<Vec<Arc<Service>>, ApiError>;
     async fn get_service(&self, id: &str) -> Result<Service, ApiError>;
     /// With what its absent parts mean written out.
     async fn service_with_defaults(&self, id: &str) -> Result<Service, ApiError>;
@@ -135,7 +137,8 @@ pub trait Cluster: Send + Sync {
     /// What of a service is allowed but will not work as hoped, in words.
     fn advice(&self, spec: &ServiceSpec) -> Vec<String>;
 
-    async fn list_tasks(&self, select: &TaskSelect) -> Result<Vec<Task>, ApiError>;
+    /// Shared, as services.
+    async fn list_tasks(&self, select: &TaskSelect) -> Result<Vec<Arc<Task>>, ApiError>;
     async fn get_task(&self, id: &str) -> Result<Task, ApiError>;
 
     /// Without data.

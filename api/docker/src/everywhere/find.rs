@@ -17,7 +17,7 @@ pub(super) struct Found {
 pub(super) async fn container(backend: &Backend, wanted: &str) -> Result<Found, ApiError> {
     let none = || ApiError::not_found(format!("No such container: {wanted}"));
     if let Some(id) = task_of_container(wanted) {
-        return found(get(backend, &id).await?.ok_or_else(none)?).ok_or_else(none);
+        return found(&get(backend, &id).await?.ok_or_else(none)?).ok_or_else(none);
     }
     let name = wanted.strip_prefix('/').unwrap_or(wanted);
     // The name of a task ends with its id.
@@ -26,11 +26,11 @@ pub(super) async fn container(backend: &Backend, wanted: &str) -> Result<Found, 
         && let Some(task) = get(backend, &id).await?
         && task.name() == name
     {
-        return found(task).ok_or_else(none);
+        return found(&task).ok_or_else(none);
     }
     let beginning = beginning(wanted).ok_or_else(none)?;
     let meant = backend.cluster.list_tasks(&TaskSelect { ids: vec![beginning], ..TaskSelect::default() }).await?;
-    let mut meant = meant.into_iter().filter(|task| container_id(&task.id).starts_with(wanted)).filter_map(found);
+    let mut meant = meant.iter().filter(|task| container_id(&task.id).starts_with(wanted)).filter_map(|task| found(task));
     match (meant.next(), meant.next()) {
         (Some(one), None) => Ok(one),
         (None, _) => Err(none()),
@@ -45,11 +45,11 @@ pub(super) async fn container(backend: &Backend, wanted: &str) -> Result<Found, 
 pub(super) async fn exec(backend: &Backend, id: &str) -> Result<NodeId, ApiError> {
     let none = || ApiError::not_found(format!("No such exec instance: {id}"));
     let task = task_of_exec(id).ok_or_else(none)?;
-    found(get(backend, &task).await?.ok_or_else(none)?).map(|found| found.node).ok_or_else(none)
+    found(&get(backend, &task).await?.ok_or_else(none)?).map(|found| found.node).ok_or_else(none)
 }
 
-fn found(task: Task) -> Option<Found> {
-    Some(Found { id: container_id(&task.id), node: task.node_id? })
+fn found(task: &Task) -> Option<Found> {
+    Some(Found { id: container_id(&task.id), node: task.node_id.clone()? })
 }
 
 async fn get(backend: &Backend, id: &TaskId) -> Result<Option<Task>, ApiError> {

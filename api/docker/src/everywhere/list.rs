@@ -14,6 +14,7 @@ use http::{HeaderValue, header};
 use serde_json::{Value, json};
 use skep_types::{Labels, NodeId, Runtime, Task, TaskState};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Nodes that are asked at the same time.
@@ -53,7 +54,7 @@ pub(super) async fn list(
         return Err(ApiError::unimplemented("before and since name a container of one node; ask that node's own Docker API"));
     }
     let path = format!("/v{version}/containers/json?{}", raw.unwrap_or_default());
-    let mut nodes: BTreeMap<NodeId, Vec<Task>> = BTreeMap::new();
+    let mut nodes: BTreeMap<NodeId, Vec<Arc<Task>>> = BTreeMap::new();
     for task in everywhere.backend.cluster.list_tasks(&TaskSelect::default()).await? {
         if let (Some(node), Runtime::Container(_)) = (&task.node_id, &task.spec.runtime) {
             nodes.entry(node.clone()).or_default().push(task);
@@ -105,9 +106,9 @@ async fn ask(reach: &dyn Reach, node: &NodeId, path: &str) -> Result<Vec<Value>,
 }
 
 /// What the managers know of the containers of a node that does not answer.
-fn known(wanted: &Wanted, tasks: &[Task]) -> Result<Vec<Value>, ApiError> {
+fn known(wanted: &Wanted, tasks: &[Arc<Task>]) -> Result<Vec<Value>, ApiError> {
     let now = now();
-    let found = wanted.select(tasks.iter().filter_map(container).collect())?;
+    let found = wanted.select(tasks.iter().filter_map(|task| container(task)).collect())?;
     let unknown = |one: &Container| {
         let mut value = summary(one, now);
         // `State` stays one of dockerd's words, which clients parse: the last that was heard.

@@ -4,6 +4,7 @@ use crate::types::network::{Endpoint, Network, Peer, ServiceInfo, TaskInfo, is_i
 use crate::{ApiError, Backend, PlaceHere, Select, TaskSelect, container_id};
 use skep_types::{Network as ClusterNetwork, NodeId, PublishMode, Service, Task, TaskId, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 fn is_live(task: &Task) -> bool {
     task.status.state <= TaskState::Running && task.desired_state <= TaskState::Running
@@ -31,7 +32,7 @@ pub(super) async fn fill(backend: &Backend, object: &ClusterNetwork, network: &m
         return Ok(());
     }
     let tasks = backend.cluster.list_tasks(&TaskSelect::default()).await?;
-    let tasks: Vec<&Task> = tasks.iter().filter(|task| is_live(task) && address(task, object).is_some()).collect();
+    let tasks: Vec<&Task> = tasks.iter().map(Arc::as_ref).filter(|task| is_live(task) && address(task, object).is_some()).collect();
     let here: BTreeMap<String, Endpoint> = tasks
         .iter()
         .filter(|task| task.node_id.as_ref().is_some_and(|node| node.as_str() == state.node_id))

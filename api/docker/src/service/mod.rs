@@ -3,7 +3,7 @@
 mod names; // for the nameless
 mod wish; // from a request's body to what the cluster is asked for
 
-use crate::body::{Json, with_status};
+use crate::body::{Json, list_of, with_status};
 use crate::filters::Filters;
 use crate::query::Query;
 use crate::types::service::{CreateResponse, Service, UpdateResponse};
@@ -32,7 +32,7 @@ const FILTERS: [&str; 5] = ["id", "label", "mode", "name", "runtime"];
 /// So many made-up names are tried before their being taken is the client's problem.
 const NAME_TRIES: usize = 5;
 
-async fn list(State(backend): State<Backend>, version: ApiVersion, query: Query) -> Result<Json<Vec<Service>>, ApiError> {
+async fn list(State(backend): State<Backend>, version: ApiVersion, query: Query) -> Result<Response, ApiError> {
     let filters = query.filters(&FILTERS)?;
     // Older clients count tasks themselves.
     let with_status = query.strict("status")? && version >= ApiVersion::v1(41);
@@ -44,11 +44,10 @@ async fn list(State(backend): State<Backend>, version: ApiVersion, query: Query)
         let ids: Vec<String> = services.iter().map(|service| service.id.to_string()).collect();
         counts = backend.cluster.count_tasks(&ids).await?.into_iter().map(|counts| (counts.service_id.clone(), counts)).collect();
     }
-    let shown = services.iter().map(|service| {
+    Ok(list_of(services.into_iter().map(move |service| {
         let status = with_status.then(|| counts.get(service.id.as_str()).map(Into::into).unwrap_or_default());
-        Service { service_status: status, ..Service::from(service) }
-    });
-    Ok(Json(shown.collect()))
+        Service { service_status: status, ..Service::from(&*service) }
+    })))
 }
 
 fn is_wanted(filters: &Filters, service: &skep_types::Service) -> bool {

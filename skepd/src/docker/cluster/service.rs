@@ -1,15 +1,16 @@
 //! Services.
 
-use crate::docker::manager::{Manager, answer, read_all, read_one};
+use crate::docker::manager::{Manager, answer, in_hand, objects, read_one};
 use skep_docker_api::{ApiError, Select, TaskCounts};
 use skep_proto::{ToWire as _, v1};
 use skep_types::{Service, ServiceSpec};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use v1::list_services_request::Filters;
 use v1::update_service_request::Rollback;
 
 /// The control API joins kinds of filters by "and": for "or" it is asked twice.
-pub async fn list(manager: &Manager, select: &Select) -> Result<Vec<Service>, ApiError> {
+pub async fn list(manager: &Manager, select: &Select) -> Result<Vec<Arc<Service>>, ApiError> {
     let Select { ids, names } = select;
     let mut found = Vec::new();
     if !ids.is_empty() || names.is_empty() {
@@ -23,9 +24,9 @@ pub async fn list(manager: &Manager, select: &Select) -> Result<Vec<Service>, Ap
     Ok(found)
 }
 
-async fn ask(manager: &Manager, filters: Filters) -> Result<Vec<Service>, ApiError> {
+async fn ask(manager: &Manager, filters: Filters) -> Result<Vec<Arc<Service>>, ApiError> {
     let request = v1::ListServicesRequest { filters: Some(filters) };
-    read_all("service", answer(manager.control().list_services(request)).await?.services)
+    objects("service", manager.control().list_services(in_hand(request)), |answer| answer.services).await
 }
 
 pub async fn get(manager: &Manager, id: &str, insert_defaults: bool) -> Result<Service, ApiError> {

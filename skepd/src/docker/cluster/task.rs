@@ -1,11 +1,12 @@
 //! Tasks.
 
-use crate::docker::manager::{Manager, answer, read_all, read_one};
+use crate::docker::manager::{Manager, answer, in_hand, objects, read_one};
 use skep_docker_api::{ApiError, TaskSelect};
 use skep_proto::{ToWire as _, v1};
 use skep_types::Task;
+use std::sync::Arc;
 
-pub async fn list(manager: &Manager, select: &TaskSelect) -> Result<Vec<Task>, ApiError> {
+pub async fn list(manager: &Manager, select: &TaskSelect) -> Result<Vec<Arc<Task>>, ApiError> {
     let TaskSelect { ids, services, nodes, desired_states, up_to_date } = select;
     let filters = v1::list_tasks_request::Filters {
         id_prefixes: ids.clone(),
@@ -16,7 +17,7 @@ pub async fn list(manager: &Manager, select: &TaskSelect) -> Result<Vec<Task>, A
         ..Default::default()
     };
     let request = v1::ListTasksRequest { filters: Some(filters) };
-    read_all("task", answer(manager.control().list_tasks(request)).await?.tasks)
+    objects("task", manager.control().list_tasks(in_hand(request)), |answer| answer.tasks).await
 }
 
 pub async fn get(manager: &Manager, id: &str) -> Result<Task, ApiError> {
