@@ -45,6 +45,15 @@ use std::sync::Arc;
 /// A node that was in touch for so long, in seconds, is not called down.
 const HEARD_OF: u32 = 17;
 
+/// A task that was sent SIGTERM for the first time.
+pub struct Signalled {
+    pub node: NodeId,
+    /// Of the store then.
+    pub revision: Version,
+    /// Nodes that had not to be waited for.
+    pub without: BTreeSet<NodeId>,
+}
+
 pub struct Watch {
     /// The first thing that did not hold, and how.
     pub violation: Option<(&'static str, String)>,
@@ -59,8 +68,8 @@ pub struct Watch {
     overlaps: BTreeMap<(ServiceId, u64), u32>,
     /// Tasks that were healthy once, or run without a check: connections may be led to them.
     pub fit: BTreeSet<TaskId>,
-    /// Tasks that were sent SIGTERM when nobody led to them, and where.
-    pub signalled: BTreeMap<TaskId, NodeId>,
+    /// Tasks that were sent SIGTERM when nobody led to them who had to be waited for.
+    pub signalled: BTreeMap<TaskId, Signalled>,
     in_touch: ByNode<u32>,
     /// Tasks as agents were told of them and as they were stored: found to be the same.
     compared: BTreeMap<TaskId, (Arc<Task>, Arc<Task>)>,

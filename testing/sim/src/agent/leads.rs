@@ -7,6 +7,7 @@ use crate::backends::index_of;
 use crate::mutant::Mutant;
 use crate::queue::Moment;
 use crate::raft::short;
+use crate::watch::Signalled;
 use crate::wire::{ConnId, Up};
 use crate::world::World;
 use skep_proto::skep::NetworkChanges;
@@ -60,6 +61,8 @@ pub struct Leads {
     fails_until: Moment,
     /// It was not waited for until then.
     settles_until: Moment,
+    /// All that was said up to here is in the kernel.
+    placed: Version,
     /// In the kernel: tasks that connections are led to, and whose each address is.
     serving: BTreeSet<Place>,
     located: BTreeMap<NetworkId, BTreeMap<String, TaskId>>,
@@ -280,6 +283,7 @@ impl World {
             leads.settles_until = now + SETTLING;
         }
         let new = leads.settle();
+        leads.placed = revision;
         leads.failing = None;
         if leads.conn == by {
             leads.owing = leads.stale.then_some(now);
@@ -291,8 +295,10 @@ impl World {
         }
         // What it does with its own tasks nobody waits for, nor for a node from which no connection can come.
         let agent = &self.agents[node];
-        let counts =
-            |(network, task): &&Place| self.watch.signalled.get(task).is_some_and(|at| at != node) && self.has_interest(agent, network);
+        let counts = |(network, task): &&Place| {
+            let is_elsewhere = self.watch.signalled.get(task).is_some_and(|signalled| signalled.node != *node);
+            is_elsewhere && !self.was_given_up_for(agent, task) && self.has_interest(agent, network)
+        };
         let late = new.iter().find(counts).filter(|_| self.is_waited_for(agent));
         if let Some((_, task)) = late {
             let words = format!("node {} begins to lead to task {task}, which was sent SIGTERM", short(node.as_str()));
@@ -360,12 +366,24 @@ impl World {
             networks.iter().any(|network| agent.leads.serving.contains(&pair(network)) && self.has_interest(agent, network))
         };
         let mut others = self.agents.values().filter(|agent| agent.id != *node && self.is_waited_for(agent));
-        if let Some(other) = others.find(|agent| leads_on(agent)) {
+        if let Some(other) = others.find(|agent| leads_on(agent) && !self.was_given_up_for(agent, task)) {
             let (node, other) = (short(node.as_str()), short(other.id.as_str()));
             let words = format!("node {node} sends task {task} SIGTERM while node {other} leads to it");
             return self.watch.fail("I13", words);
         }
-        self.watch.signalled.insert(task.clone(), node.clone());
+        if self.watch.signalled.contains_key(task) {
+            return;
+        }
+        let without = self.agents.values().filter(|agent| !self.is_waited_for(agent)).map(|agent| agent.id.clone()).collect();
+        let signalled = Signalled { node: node.clone(), revision: self.raft.truth.revision(), without };
+        self.watch.signalled.insert(task.clone(), signalled);
+    }
+
+    /// Whether the task was sent `SIGTERM` without a wait for the node, which has not come to what was said since then: it may put in
+    /// place what it was told before, also when it has a new stream meanwhile and the next leader waits for it.
+    fn was_given_up_for(&self, agent: &Agent, task: &TaskId) -> bool {
+        let signalled = self.watch.signalled.get(task);
+        signalled.is_some_and(|signalled| signalled.without.contains(&agent.id) && agent.leads.placed < signalled.revision)
     }
 
     /// I11: a container takes an address that some node in touch still knows as another task's, and from which packets can come.
