@@ -29,12 +29,15 @@ const SANDBOX_V6: &[(&str, &str)] = &[
     ("ipv6/conf/default/accept_dad", "0"),
     ("ipv6/conf/default/addr_gen_mode", "1"),
 ];
-/// A task takes addresses from nobody but us, and waits for no duplicate detection.
+/// A task takes addresses from nobody but us, waits for no duplicate detection, and has no other way than its sandbox. Of redirects the
+/// sandbox sends one where a packet leaves by the link that it came by, as between two nodes of which one does not know yet where a task
+/// went, and IPv6 has no setting against that (`send_redirects` is IPv4's).
 const TASK_V6: &[(&str, &str)] = &[
     // It may have been without, and be on a network with IPv6 from now on.
     ("ipv6/conf/default/disable_ipv6", "0"),
     ("ipv6/conf/default/accept_ra", "0"),
     ("ipv6/conf/default/accept_dad", "0"),
+    ("ipv6/conf/default/accept_redirects", "0"),
     ("ipv6/conf/default/router_solicitations", "0"),
 ];
 /// Without an IPv6 address a task's links speak none; loopback was up before and keeps `::1`.
@@ -110,6 +113,15 @@ pub(crate) fn let_host_forward() -> Result<(), NetlbError> {
 pub(crate) fn let_loopback_leave_by(link: &str) -> Result<(), NetlbError> {
     let path = Path::new(ROOT).join("ipv4/conf").join(link).join("route_localnet");
     write(&path, "1")
+}
+
+/// What [`TASK_V6`] says of redirects, for one link of ours in a namespace that is not.
+pub(crate) fn refuse_redirects_on(link: &str) -> std::io::Result<()> {
+    match fs::write(Path::new(ROOT).join("ipv6/conf").join(link).join("accept_redirects"), "0") {
+        // The link has no IPv6.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
 }
 
 /// Lets a tunnel to other nodes have the address we give it, and no other, also on a host that has IPv6 switched off.

@@ -8,7 +8,7 @@ use hosts::*;
 use skep_netlb::*;
 use std::io::Read;
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use support::*;
 
@@ -42,12 +42,27 @@ async fn deal(round: u8, world: &mut World, cluster: &mut Cluster, hosts: &[Host
 
 /// Who answers within a moment, if anybody does.
 fn at_once(to: &str) -> Option<String> {
-    const MOMENT: Duration = Duration::from_millis(300);
-    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to.parse().unwrap(), 80), MOMENT).ok()?;
-    stream.set_read_timeout(Some(MOMENT)).unwrap();
+    answer_within(Duration::from_millis(300), to)
+}
+
+fn answer_within(moment: Duration, to: &str) -> Option<String> {
+    let mut stream = TcpStream::connect_timeout(&SocketAddr::new(to.parse().unwrap(), 80), moment).ok()?;
+    stream.set_read_timeout(Some(moment)).unwrap();
     let mut buffer = [0; 200];
     let length = stream.read(&mut buffer).ok().filter(|length| *length > 0)?;
     Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+}
+
+/// What is for a task that came to the host which hears late goes to and fro between that host and the one it came from, and the
+/// sandbox that passes it on where it came in tells the asking task of a better way, by a neighbour that this task cannot have. Who
+/// believed it would reach nobody for 15 s, also when all is told. On these short ways the first packet's redirect is there while the
+/// kernel still holds the socket, and is not heard; so one more packet is waited for, which goes after a second.
+fn going_round_redirects_nobody(client: &Path, round: u8, hosts: usize) {
+    for last in ADDRESSES.filter(|last| round > 0 && usize::from(last + round).is_multiple_of(hosts)) {
+        within(client, || answer_within(Duration::from_millis(1300), &format!("fd00:0:0:2::{last:x}")));
+    }
+    let known = within(client, || run_quietly("ip", &["-6", "neigh", "show", "dev", "eth0"]).unwrap());
+    assert!(!known.contains("fe80::"), "round {round}: the gateway is the only neighbour: {known}");
 }
 
 fn number(round: u8, last: u8) -> u8 {
@@ -87,6 +102,7 @@ fn moby_52661_an_address_leads_to_who_has_it_now_wherever_it_was() {
             cluster.tell(&hosts[1..]).await;
             // Who is told later may reach nobody. Never another one than has the address.
             ask_all(&at_once, &|last, answer| assert!(answer.iter().all(|text| is_its_own(last, text)), "{last}: {answer:?}"));
+            going_round_redirects_nobody(&client, round, hosts.len());
             cluster.tell(&hosts).await;
             ask_all(&|to| Some(tcp(to, 80).unwrap()), &|last, answer| {
                 assert!(is_its_own(last, answer.as_ref().unwrap()), "{last}: {answer:?}")

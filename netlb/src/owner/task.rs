@@ -8,7 +8,7 @@ use crate::netlink::VethEnd;
 use crate::netns::{self, Namespace};
 use crate::plan::layout;
 use crate::plan::{Link, State, Unwanted, difference};
-use crate::sysctl::Purpose;
+use crate::sysctl::{self, Purpose};
 use crate::wanted::{Attachment, Lan, TaskNetwork};
 use skep_failpoint::failpoint;
 use skep_types::{NetworkId, TaskId};
@@ -214,8 +214,11 @@ impl Owner {
                 made = sandbox.namespace.route.create_veth(&here, &peer, namespace.fd(), mtu);
             }
             made.map_err(failed)?;
-            is.links.insert(inside, Link { mtu: Some(mtu), mac, ..Link::default() });
+            is.links.insert(inside.clone(), Link { mtu: Some(mtu), mac, ..Link::default() });
             before.links.clone_from(&wanted.links);
+        }
+        if network.foreign.is_some() {
+            namespace.inside("refuse redirects in", || sysctl::refuse_redirects_on(&inside))?;
         }
         let changes = difference(&before, &wanted, Unwanted::Keep);
         NetlbError::all(refused(&place, sandbox.namespace.route.apply(&changes)))?;
