@@ -206,6 +206,22 @@ fn a_task_on_two_networks_answers_on_the_one_it_was_asked_on() {
     });
 }
 
+/// A sandbox sends redirects while nodes differ about where a task is (`reuse.rs`).
+#[test]
+fn no_task_takes_redirects() {
+    on_own_host("no_task_takes_redirects", async |_world| {
+        ip(&[], "netns add theirs");
+        let (netlb, network) = (World::netlb(), network(2, false));
+        let ours = netlb.ensure_task(task(1, vec![attach(&network, 11)])).await.unwrap().path;
+        let theirs = TaskNetwork { foreign: Some("/run/netns/theirs".into()), ..task(2, vec![attach(&network, 12)]) };
+        let theirs = netlb.ensure_task(theirs).await.unwrap().path;
+        for (whose, path, link) in [("ours", ours, "eth0"), ("theirs", theirs, "t0*2")] {
+            let takes = within(&path, || sh(&format!("cat /proc/sys/net/ipv6/conf/{link}/accept_redirects")));
+            assert_eq!(takes.trim(), "0", "{whose}");
+        }
+    });
+}
+
 #[test]
 fn two_instances_share_a_host_and_a_foreign_firewall() {
     on_own_host("two_instances_share_a_host_and_a_foreign_firewall", async |mut world| {
