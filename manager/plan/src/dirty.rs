@@ -1,6 +1,7 @@
 //! Whether a task still is what its service asks for.
 
 use crate::constraint::Constraints;
+use crate::defaults::task_with_defaults;
 use skep_types::{Affinity, ClusterView, EndpointSpec, PortConfig, PublishMode, Service, Task, TaskSpec};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -14,6 +15,11 @@ enum Likeness {
 }
 
 fn compare(old: &TaskSpec, new: &TaskSpec) -> Likeness {
+    if old == new {
+        return Likeness::Same;
+    }
+    // Some clients read a service with its defaults written out and send that back.
+    let (old, new) = (&task_with_defaults(old), &task_with_defaults(new));
     if old == new {
         return Likeness::Same;
     }

@@ -11,6 +11,7 @@
 mod agenda; // what is to be looked at, and when
 mod allocator; // subnets, addresses, virtual IPs, ports
 mod constraint; // the language of placement constraints
+mod defaults; // what is not said
 mod dirty; // whether a task is still what its service asks for
 mod enforce; // tasks whose node does not suit any more
 mod explain; // why things are as they are, for people
@@ -36,6 +37,7 @@ pub mod validate; // what is wrong with a spec
 pub use agenda::Agenda;
 pub use allocator::{AddressAudit, Allocator, FreedAddresses, FreedLately, SubnetError, is_ingress, is_overlay, resolve_network};
 pub use constraint::{BadConstraint, Constraint, Constraints};
+pub use defaults::with_defaults;
 pub use dirty::is_task_dirty;
 pub use enforce::plan_enforcement;
 pub use explain::{Finding, NodeGroup, Placed, Placement, Verdict, explain_node, explain_service, explain_task, plan_placement};

@@ -1,6 +1,5 @@
 //! Services: create, get, list, update, remove, statuses. What a spec may say is decided by `skep_plan::validate`.
 
-mod defaults;
 mod status;
 
 pub(super) use status::list_statuses;
@@ -56,7 +55,7 @@ pub(super) fn get(shared: &Shared, request: &v1::GetServiceRequest) -> Result<v1
     let id: ServiceId = id("service_id", &request.service_id)?;
     let view = shared.store.view();
     let service = view.service(&id).ok_or_else(|| missing(Kind::Service, id.as_str()))?;
-    let service = if request.insert_defaults { defaults::filled_in(service).to_wire() } else { service.to_wire() };
+    let service = if request.insert_defaults { skep_plan::with_defaults(service).to_wire() } else { service.to_wire() };
     Ok(v1::GetServiceResponse { service: Some(service) })
 }
 

@@ -250,6 +250,11 @@ fn only_what_changed_restarts() {
         spec.annotations.labels.insert("team".into(), "blue".into());
     });
     world.converge(&id);
+    // What clients send back that read it with defaults.
+    let told = skep_plan::with_defaults(world.service(&id)).spec;
+    assert_ne!(told.task, world.service(&id).spec.task);
+    world.update_service(&id, |spec| *spec = told);
+    world.converge(&id);
     world.update_service(&id, |spec| {
         task_spec(spec).placement = Some(Placement { constraints: vec!["node.role == worker".into()], ..Placement::default() });
     });
