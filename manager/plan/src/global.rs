@@ -7,21 +7,40 @@ use crate::{restart, update};
 use skep_types::{Node, NodeId, TaskState};
 use std::collections::BTreeMap;
 
+/// What a node is to the service.
+#[derive(Clone, Copy)]
+struct Place {
+    host: Host,
+    /// Its constraints allow the node.
+    matches: bool,
+}
+
+impl Place {
+    fn takes_tasks(self) -> bool {
+        self.host == Host::Fine && self.matches
+    }
+}
+
+/// All nodes: each is asked about several times.
+type Places<'a> = BTreeMap<&'a NodeId, Place>;
+
 pub(crate) fn plan(context: &mut Context<'_>) {
-    let mut slots = gather(context);
     let constraints = Constraints::of(context.service.spec.task.placement.as_ref());
     let view = context.view;
-    for node in view.nodes() {
-        if accepts(context, node, &constraints) {
-            slots.entry(node.id.clone()).or_default();
-        }
+    let place = |node: &Node| Place { host: Host::of(node), matches: constraints.match_node(node) };
+    let places: Places<'_> = view.nodes().map(|node| (&node.id, place(node))).collect();
+    let mut slots = gather(context, &places);
+    for (id, _) in places.iter().filter(|(_, place)| place.takes_tasks()) {
+        slots.entry((*id).clone()).or_default();
     }
     let dirt = Dirt::new(view, context.service);
     for (id, slot) in &mut slots {
-        keep_one(context, id, slot, &constraints, &dirt);
+        if let Some(place) = places.get(id) {
+            keep_one(context, id, slot, *place, &dirt);
+        }
     }
     // Tasks on paused nodes stay as they are, and what a node was asked to give up is not begun anew there.
-    let is_open = |context: &Context<'_>, id: &NodeId| view.node(id).is_some_and(|node| accepts(context, node, &constraints));
+    let is_open = |_: &Context<'_>, id: &NodeId| places.get(id).is_some_and(|place| place.takes_tasks());
     update::step(context, &mut slots, &dirt, is_open, |context, node, desired| context.create(0, Some(node.clone()), desired));
     for (id, slot) in &mut slots {
         restart::release_waiting(context, slot, 0, Some(id));
@@ -32,11 +51,11 @@ pub(crate) fn plan(context: &mut Context<'_>) {
 }
 
 /// The tasks by node. Those of a node that no longer exists are deleted.
-fn gather(context: &mut Context<'_>) -> BTreeMap<NodeId, Slot> {
+fn gather(context: &mut Context<'_>, places: &Places<'_>) -> BTreeMap<NodeId, Slot> {
     let mut slots = BTreeMap::<NodeId, Slot>::new();
     for task in context.view.tasks_of_service(&context.service.id) {
         match &task.node_id {
-            Some(node) if context.view.node(node).is_some() => {
+            Some(node) if places.contains_key(node) => {
                 if task.desired_state < TaskState::Remove {
                     slots.entry(node.clone()).or_default().runs.push(Run::stored(task));
                 }
@@ -48,14 +67,8 @@ fn gather(context: &mut Context<'_>) -> BTreeMap<NodeId, Slot> {
     slots
 }
 
-fn accepts(context: &Context<'_>, node: &Node, constraints: &Constraints) -> bool {
-    context.host(Some(&node.id)) == Host::Fine && constraints.match_node(node)
-}
-
-fn keep_one(context: &mut Context<'_>, id: &NodeId, slot: &mut Slot, constraints: &Constraints, dirt: &Dirt<'_>) {
-    let host = context.host(Some(id));
-    let matches = context.view.node(id).is_some_and(|node| constraints.match_node(node));
-    if host.gives_up_tasks() || !matches {
+fn keep_one(context: &mut Context<'_>, id: &NodeId, slot: &mut Slot, place: Place, dirt: &Dirt<'_>) {
+    if place.host.gives_up_tasks() || !place.matches {
         slot.want_all(TaskState::Shutdown);
         return;
     }
@@ -66,7 +79,7 @@ fn keep_one(context: &mut Context<'_>, id: &NodeId, slot: &mut Slot, constraints
     // Stopped because the node was away: start again. Ended by itself: as its policy says.
     let newest = slot.runs.len().checked_sub(1);
     let wanted = newest.is_none_or(|newest| !slot.runs[newest].ended_by_itself() || restart::is_allowed(context, slot, newest));
-    if wanted && host == Host::Fine {
+    if wanted && place.host == Host::Fine {
         // What the node was told to stop while it was away may run there still: the new task waits for it.
         let first = if slot.has_remains() { TaskState::Ready } else { TaskState::Running };
         slot.runs.extend(context.create(0, Some(id.clone()), first));

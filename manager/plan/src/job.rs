@@ -4,25 +4,20 @@ use crate::constraint::Constraints;
 use crate::replicated;
 use crate::restart;
 use crate::slot::{Context, Host, Run, Slot};
-use skep_types::{NodeId, TaskState};
+use skep_types::{Node, NodeId, NodeState, TaskState};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Tasks of earlier iterations go; those of this one are returned by slot.
-fn current<K: Ord>(context: &mut Context<'_>, slots: BTreeMap<K, Slot>) -> BTreeMap<K, Slot> {
+/// Tasks of earlier iterations go; those of this one stay in the slot.
+fn keep_current(context: &mut Context<'_>, slot: &mut Slot) {
     let iteration = context.service.job_status.map(|status| status.iteration);
-    let mut kept = BTreeMap::new();
-    for (key, slot) in slots {
-        let (mut now, mut before) = (Slot::default(), Slot::default());
-        for run in slot.runs {
-            if run.task.job_iteration == iteration { now.runs.push(run) } else { before.runs.push(run) }
-        }
-        before.want_all(TaskState::Remove);
-        context.settle(before);
-        if !now.runs.is_empty() {
-            kept.insert(key, now);
-        }
+    if slot.runs.iter().all(|run| run.task.job_iteration == iteration) {
+        return;
     }
-    kept
+    let (now, before) = std::mem::take(&mut slot.runs).into_iter().partition(|run| run.task.job_iteration == iteration);
+    slot.runs = now;
+    let mut before = Slot { runs: before };
+    before.want_all(TaskState::Remove);
+    context.settle(before);
 }
 
 fn is_complete(slot: &Slot) -> bool {
@@ -30,8 +25,9 @@ fn is_complete(slot: &Slot) -> bool {
 }
 
 pub(crate) fn plan_replicated(context: &mut Context<'_>, max_concurrent: u64, total: u64) {
-    let all = replicated::gather(context);
-    let mut slots = current(context, all);
+    let mut slots = replicated::gather(context);
+    slots.values_mut().for_each(|slot| keep_current(context, slot));
+    slots.retain(|_, slot| !slot.runs.is_empty());
     for (number, slot) in &mut slots {
         restart::replace_ended(context, slot, *number, None, &|_| false);
         restart::release_waiting(context, slot, *number, None);
@@ -51,24 +47,22 @@ pub(crate) fn plan_replicated(context: &mut Context<'_>, max_concurrent: u64, to
 }
 
 pub(crate) fn plan_global(context: &mut Context<'_>) {
-    let mut slots = BTreeMap::<NodeId, Slot>::new();
-    for task in context.view.tasks_of_service(&context.service.id) {
-        match &task.node_id {
-            Some(node) if context.view.node(node).is_some() => {
-                if task.desired_state < TaskState::Remove {
-                    slots.entry(node.clone()).or_default().runs.push(Run::stored(task));
-                }
-            }
-            _ => context.remove(task),
+    let view = context.view;
+    let mut slots: BTreeMap<&NodeId, (&Node, Slot)> = view.nodes().map(|node| (&node.id, (&**node, Slot::default()))).collect();
+    for task in view.tasks_of_service(&context.service.id) {
+        match task.node_id.as_ref().and_then(|node| slots.get_mut(node)) {
+            Some((_, slot)) if task.desired_state < TaskState::Remove => slot.runs.push(Run::stored(task)),
+            Some(_) => {}
+            None => context.remove(task),
         }
     }
-    slots.values_mut().for_each(Slot::sort);
-    let mut slots = current(context, slots);
+    for (_, slot) in slots.values_mut() {
+        slot.sort();
+        keep_current(context, slot);
+    }
     let constraints = Constraints::of(context.service.spec.task.placement.as_ref());
-    let view = context.view;
-    for node in view.nodes() {
-        let host = context.host(Some(&node.id));
-        let slot = slots.entry(node.id.clone()).or_default();
+    for (node, slot) in slots.values_mut() {
+        let host = Host::of(node);
         if host.gives_up_tasks() {
             if !is_complete(slot) {
                 slot.want_all(TaskState::Shutdown);
@@ -76,16 +70,12 @@ pub(crate) fn plan_global(context: &mut Context<'_>) {
         } else if slot.is_live() {
             restart::replace_ended(context, slot, 0, Some(&node.id), &|_| false);
             restart::release_waiting(context, slot, 0, Some(&node.id));
-        } else if host == Host::Fine
-            && node.status.state == skep_types::NodeState::Ready
-            && constraints.match_node(node)
-            && may_begin(context, slot)
-        {
+        } else if host == Host::Fine && node.status.state == NodeState::Ready && constraints.match_node(node) && may_begin(context, slot) {
             let first = if slot.has_remains() { TaskState::Ready } else { TaskState::Complete };
             slot.runs.extend(context.create(0, Some(node.id.clone()), first));
         }
     }
-    for slot in slots.into_values() {
+    for (_, slot) in slots.into_values() {
         context.settle(slot);
     }
 }

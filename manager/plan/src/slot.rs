@@ -3,8 +3,8 @@
 use crate::update::starts_first;
 use crate::{Ids, Plan, Time};
 use skep_types::{
-    Action, Availability, ClusterView, Driver, Kind, NodeId, NodeState, Object, Service, Task, TaskId, TaskState, Timestamp, UpdateOrder,
-    Version,
+    Action, Availability, ClusterView, Driver, Kind, Node, NodeId, NodeState, Object, Service, Task, TaskId, TaskState, Timestamp,
+    UpdateOrder, Version,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,6 +119,16 @@ pub(crate) enum Host {
 }
 
 impl Host {
+    pub fn of(node: &Node) -> Self {
+        match (node.status.state, node.spec.availability) {
+            (NodeState::Down, _) => Self::Down,
+            (_, Availability::Drain) if node.spec.drain_order == UpdateOrder::StartFirst => Self::DrainedInPlace,
+            (_, Availability::Drain) => Self::Drained,
+            (_, Availability::Pause) => Self::Paused,
+            (_, Availability::Active) => Self::Fine,
+        }
+    }
+
     /// Its tasks are to run elsewhere.
     pub fn gives_up_tasks(self) -> bool {
         matches!(self, Self::Drained | Self::DrainedInPlace | Self::Down | Self::Gone)
@@ -164,14 +174,7 @@ impl<'a> Context<'a> {
 
     pub fn host(&self, node: Option<&NodeId>) -> Host {
         let Some(id) = node else { return Host::Fine };
-        let Some(node) = self.view.node(id) else { return Host::Gone };
-        match (node.status.state, node.spec.availability) {
-            (NodeState::Down, _) => Host::Down,
-            (_, Availability::Drain) if node.spec.drain_order == UpdateOrder::StartFirst => Host::DrainedInPlace,
-            (_, Availability::Drain) => Host::Drained,
-            (_, Availability::Pause) => Host::Paused,
-            (_, Availability::Active) => Host::Fine,
-        }
+        self.view.node(id).map_or(Host::Gone, |node| Host::of(node))
     }
 
     /// It serves on a node that is drained, and goes when another one serves in its place. Only tasks of replicated services that start
