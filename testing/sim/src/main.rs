@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Runs whole clusters on virtual time, one per seed.
 #[derive(Parser)]
@@ -49,6 +49,9 @@ struct Args {
     /// The same of nodes.
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=99))]
     nodes: Option<u8>,
+    /// Operations of users and faults come so many seconds apart, and not as close behind each other as the seed says.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    every: Option<u64>,
     /// So many seeds at a time.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -56,7 +59,8 @@ struct Args {
 
 impl Args {
     fn scenario(&self, seed: u64) -> Scenario {
-        Scenario::of_size(seed, self.managers, self.nodes)
+        let scenario = Scenario::of_size(seed, self.managers, self.nodes);
+        self.every.map(Duration::from_secs).into_iter().fold(scenario, Scenario::spaced)
     }
 }
 

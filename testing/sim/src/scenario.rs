@@ -218,6 +218,16 @@ impl Scenario {
         places.values().map(|count| 2 * count + 1).sum::<u64>() + nodes + 1
     }
 
+    /// The same operations, one every so often: a cluster in ordinary use, or nearly at rest.
+    #[must_use]
+    pub fn spaced(mut self, every: Duration) -> Self {
+        let every = u64::try_from(every.as_millis()).unwrap_or(u64::MAX);
+        for (index, (at, _)) in self.ops.iter_mut().enumerate() {
+            *at = every.saturating_mul(index as u64).saturating_add(500);
+        }
+        self
+    }
+
     /// When the last operation comes.
     #[must_use]
     pub fn end(&self) -> Duration {
@@ -299,4 +309,19 @@ fn jump(dice: &mut Dice, manager: u8) -> Op {
 
 fn one_below(dice: &mut Dice, count: u8) -> u8 {
     u8::try_from(dice.roll(u64::from(count.max(1)))).expect("below a u8")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_spaced_does_the_same_things_at_other_times() {
+        let drawn = Scenario::of_size(3, Some(5), Some(50));
+        let spaced = drawn.clone().spaced(Duration::from_secs(60));
+        let ops = |scenario: &Scenario| scenario.ops.iter().map(|(_, op)| op.clone()).collect::<Vec<_>>();
+        assert_eq!((ops(&spaced), spaced.seed, spaced.managers, spaced.nodes), (ops(&drawn), 3, 5, 50));
+        assert!(spaced.ops.windows(2).all(|pair| pair[1].0 - pair[0].0 == 60_000));
+        assert_eq!(spaced.end(), Duration::from_millis(500) + Duration::from_secs(60) * u32::try_from(drawn.ops.len() - 1).unwrap());
+    }
 }

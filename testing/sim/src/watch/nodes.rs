@@ -16,27 +16,22 @@ const LONGEST_OVERLAP: u32 = 60 + 30;
 impl World {
     /// A container is started: what else runs?
     pub fn check_start(&mut self, node: &NodeId, new: &Container) {
+        let service = new.service.as_ref().and_then(|id| self.raft.truth.service(id));
+        let has_slots = service.is_some_and(|service| matches!(service.spec.mode, ServiceMode::Replicated { .. } | ServiceMode::Global));
+        let overlapping = new.service.as_ref().is_some_and(|service| self.watch.may_overlap(service));
         let mut found = None;
         for (other_node, agent) in self.agents.iter() {
             let here = other_node == node;
             for other in agent.containers.values().filter(|other| other.alive && other.task != new.task) {
-                let mode = new.service.as_ref().and_then(|id| self.raft.truth.service(id)).map(|service| &service.spec.mode);
-                let same_slot = other.service == new.service && other.slot == new.slot && new.service.is_some();
-                let overlapping = new.service.as_ref().is_some_and(|service| self.watch.may_overlap(service));
-                if here
-                    && same_slot
-                    && !overlapping
-                    && matches!(mode, Some(ServiceMode::Replicated { .. } | ServiceMode::Global))
-                    && !leaves(agent, other)
-                    && !self.is_called_rejected(&other.task)
-                {
+                let same_slot = || other.service == new.service && other.slot == new.slot && new.service.is_some();
+                if here && has_slots && !overlapping && same_slot() && !leaves(agent, other) && !self.is_called_rejected(&other.task) {
                     found = found.or(Some(("I4", format!("tasks {} and {} of one slot run on one node", other.task, new.task))));
                 }
                 if here && new.ports.iter().any(|port| port.published_port > 0 && other.ports.contains(port)) {
                     found = found.or(Some(("I11", format!("tasks {} and {} have one port of one node", other.task, new.task))));
                 }
-                let in_cluster = self.raft.truth.node(other_node).is_some();
-                if in_cluster && agent.up && new.addresses.iter().any(|address| other.addresses.contains(address)) {
+                let shares_address = || new.addresses.iter().any(|address| other.addresses.contains(address));
+                if agent.up && shares_address() && self.raft.truth.node(other_node).is_some() {
                     found = found.or(Some(("I11", format!("tasks {} and {} run with one address", other.task, new.task))));
                 }
             }
