@@ -27,8 +27,6 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
-/// How long the end of a task waits for its last output to be written.
-const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
 /// What a start, an end and a health check work with.
 pub(super) struct Shared {
@@ -159,10 +157,8 @@ impl Executor for ContainerdExecutor {
     }
 
     async fn drain(&self, task: &TaskId) {
-        match tokio::time::timeout(DRAIN_LIMIT, self.0.logs.finish(task)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%task, error = %error.words(), "the last output of a task may be missing for now"),
-            Err(_) => tracing::warn!(%task, "the last output of a task is slow to be written"),
+        if let Err(error) = self.0.logs.finish(task).await {
+            tracing::warn!(%task, error = %error.words(), "the last output of a task may be missing for now");
         }
     }
 

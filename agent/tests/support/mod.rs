@@ -394,6 +394,20 @@ pub async fn output(containerd: &Containerd, task: &Task) -> String {
     text
 }
 
+/// What a task wrote, as soon as this is in it: on a starved machine the log may be later than the end ([`skep_agent`] waits for it
+/// only so long).
+pub async fn output_with(containerd: &Containerd, task: &Task, wanted: &str) -> String {
+    let begin = Instant::now();
+    loop {
+        let text = output(containerd, task).await;
+        if text.contains(wanted) {
+            return text;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "no {wanted:?} in {text:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 pub fn pid_exists(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }

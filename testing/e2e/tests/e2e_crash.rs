@@ -5,8 +5,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use skep_kit::{Dice, Inventory, Lab, LabOptions, eventually, fail_points, need_root};
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -51,46 +51,68 @@ fn pids(lab: &Lab, service: &str) -> Result<BTreeSet<u64>> {
     Ok(found)
 }
 
-/// Asks a URL again and again from the client until told to stop; counts answers and failures.
+/// Asks a URL again and again from the client until told to stop; counts answers and remembers failures.
 struct Hammer {
+    began: Instant,
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
-    failed: Arc<AtomicUsize>,
+    failures: Arc<Mutex<Vec<String>>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
 impl Hammer {
     fn start(lab: &Lab, url: String) -> Self {
-        let (stop, answered, failed) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let (stop2, answered2, failed2) = (stop.clone(), answered.clone(), failed.clone());
+        let (began, stop, answered, failures) = (Instant::now(), Arc::default(), Arc::default(), Arc::default());
+        let mut hammer = Self { began, stop, answered, failures, thread: None };
+        let (stop, answered, failures) = (hammer.stop.clone(), hammer.answered.clone(), hammer.failures.clone());
         let net = format!("--net=/run/netns/{}", lab.client_namespace());
-        let thread = std::thread::spawn(move || {
-            while !stop2.load(Ordering::Relaxed) {
-                let outcome = skep_kit::run("nsenter", &[&net, "curl", "-sS", "--fail", "--max-time", "60", &url]);
-                let good = outcome.is_ok_and(|output| output.status == 0);
-                if good { &answered2 } else { &failed2 }.fetch_add(1, Ordering::Relaxed);
+        hammer.thread = Some(std::thread::spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let asked = began.elapsed();
+                let failure = match skep_kit::run("nsenter", &[&net, "curl", "-sS", "--fail", "--max-time", "60", &url]) {
+                    Ok(output) if output.status == 0 => {
+                        answered.fetch_add(1, Ordering::Relaxed);
+                        continue;
+                    }
+                    Ok(output) => format!("status {}, {}", output.status, output.stderr.trim()),
+                    Err(error) => format!("{error:#}"),
+                };
+                let failure = format!("asked after {asked:.3?}, {:.3?} later: {failure}", began.elapsed() - asked);
+                eprintln!("{failure}");
+                failures.lock().expect("no panic while held").push(failure);
             }
-        });
-        Self { stop, answered, failed, thread: Some(thread) }
+        }));
+        hammer
     }
 
-    /// Ends it when more than so many were answered, or one failed: (answered, failed).
-    fn end_after(self, wanted: usize) -> Result<(usize, usize)> {
+    /// How long it has been asking: what its failures are told in.
+    fn time(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Ends it when more than so many were answered, or one failed.
+    fn end_after(self, wanted: usize) -> Result<usize> {
         eventually(SOON, "requests are answered", || {
-            let (answered, failed) = (self.answered.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
+            let (answered, failed) = (self.answered.load(Ordering::Relaxed), self.failures.lock().expect("no panic while held").len());
             ensure!(answered > wanted || failed > 0, "{answered} answered, none failed");
             Ok(())
         })?;
-        Ok(self.end())
+        self.end()
     }
 
-    /// Ends it: (answered, failed).
-    fn end(mut self) -> (usize, usize) {
+    /// Ends it: how many were answered.
+    ///
+    /// # Errors
+    /// If one was not.
+    fn end(mut self) -> Result<usize> {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.join().expect("the hammer does not panic");
         }
-        (self.answered.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed))
+        let answered = self.answered.load(Ordering::Relaxed);
+        let failures = self.failures.lock().expect("no panic while held");
+        ensure!(failures.is_empty(), "{answered} requests were answered, {} failed:\n{}", failures.len(), failures.join("\n"));
+        Ok(answered)
     }
 }
 
@@ -123,8 +145,7 @@ fn tasks_do_not_notice_that_skepd_is_killed_again_and_again() -> Result<()> {
         Ok(())
     })?;
     healing.was_in_time()?;
-    let (answered, failed) = hammer.end_after(50)?;
-    ensure!(failed == 0, "{answered} answered, {failed} failed");
+    let answered = hammer.end_after(50)?;
     eventually(SOON, "nothing leaked", || Inventory::take(&lab)?.same_as(&inventory))?;
     let logs = lab.ctl(&["service", "logs", "--raw", "web"])?.success()?;
     let seen = logs.matches("GET / ").count();
@@ -147,8 +168,7 @@ fn tasks_do_not_notice_that_containerd_is_killed() -> Result<()> {
     lab.start_containerd()?;
     lab.ctl(&["service", "scale", "-q", "web=3"])?.success()?;
     ensure!(pids(&lab, "web")?.is_superset(&before), "a task was touched");
-    let (answered, failed) = hammer.end_after(10)?;
-    ensure!(failed == 0, "{answered} answered, {failed} failed");
+    hammer.end_after(10)?;
 
     // A task that ends while containerd is away is noticed when it is back.
     let victim = *before.first().context("there are tasks")?;
@@ -263,7 +283,7 @@ fn a_kill_at_any_fail_point_heals_within_five_seconds_and_leaks_nothing() -> Res
                 live(&mut lab);
             }
             let died = lab.skepd_died(Duration::from_millis(200));
-            eprintln!("{point}: {}", if died { "died" } else { "not reached" });
+            eprintln!("{:.3?} {point}: {}", hammer.time(), if died { "died" } else { "not reached" });
             if died { &mut died_at } else { &mut not_reached }.insert(point.clone());
             heal(&mut lab, point);
         }
@@ -285,13 +305,12 @@ fn a_kill_at_any_fail_point_heals_within_five_seconds_and_leaks_nothing() -> Res
             heal(&mut lab, &format!("round {round}, killed after {moment:?}"));
         }
     }
-    let (answered, failed) = hammer.end();
+    let asked = hammer.end();
     eprintln!("killed at {} fail-points; not reached this time: {not_reached:?}", died_at.len());
     ensure!(problems.is_empty(), "{}", problems.join("\n"));
     healing.was_in_time()?;
     ensure!(only.is_some() || died_at.len() >= ENOUGH, "died at only {} fail-points; not reached: {not_reached:?}", died_at.len());
-    ensure!(failed == 0, "{answered} requests answered, {failed} failed");
-    Ok(())
+    asked.map(drop)
 }
 
 #[test]
