@@ -134,6 +134,9 @@ fn an_audit_mends_what_others_broke() {
             format!("nsenter --net={sandbox} nft flush ruleset"),
             "nft delete element ip $(nft list tables ip | awk '{print $3}') ports '{ tcp . 8080 }'".to_owned(),
             "nft flush chain ip $(nft list tables ip | awk '{print $3}') leave".to_owned(),
+            "t=$(nft list tables ip | awk '{print $3}'); nft flush chain ip $t leave; nft delete chain ip $t leave; \
+             nft add chain ip $t leave '{ type filter hook input priority 5; }'"
+                .to_owned(),
             format!("ip link set {host_link} down"),
             format!("ip addr flush dev {host_link}"),
             format!("ip link del {host_link}"),
@@ -178,6 +181,16 @@ fn a_restart_takes_over_running_tasks_without_a_gap() {
         let netlb = World::netlb();
         let (ingress, tasks) = three_tasks(&mut world, &netlb).await;
         let inodes = sh("ls -i /run/skep/netns");
+        // A table that is made anew has another handle, and new hooks: between them and the old ones a packet may meet none.
+        let sandbox = sh("ls -d /run/skep/netns/sbx-*").trim().to_owned();
+        let tables = || sh(&format!("for into in '' 'nsenter --net={sandbox}'; do $into nft -a list ruleset | grep ^table; done"));
+        let handles = tables();
+        assert_eq!(handles.lines().count(), 4, "{handles}");
+        let ours = sh("nft list tables ip | awk '{print $3}'").trim().to_owned();
+        sh(&format!(
+            "nft 'add chain ip {ours} earlier; add rule ip {ours} earlier drop; add set ip {ours} old {{ type ipv4_addr; }}; \
+             add element ip {ours} old {{ 10.1.2.3 }}'"
+        ));
         let mut held = within(&World::client(), || connect(HOST, 8080)).unwrap();
         let mut line = [0; 100];
         let _ = patiently(|| held.read(&mut line)).unwrap();
@@ -197,6 +210,9 @@ fn a_restart_takes_over_running_tasks_without_a_gap() {
         all_three_answer(CLIENT, || within(&World::client(), || tcp(HOST, 8080)));
         assert_eq!(netlb.audit().await.unwrap(), Audit::default());
         assert_eq!(sh("ls -i /run/skep/netns"), inodes);
+        assert_eq!(tables(), handles);
+        let left = sh("nft list ruleset");
+        assert!(!left.contains("earlier") && !left.contains("set old"), "{left}");
         held.write_all(b"still").unwrap();
         let length = patiently(|| held.read(&mut line)).unwrap();
         assert_eq!(&line[..length], b"still");

@@ -27,7 +27,6 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
-
 /// What a start, an end and a health check work with.
 pub(super) struct Shared {
     pub client: Client,

@@ -93,6 +93,16 @@ impl Deciders {
         }
     }
 
+    /// What was decided of this object is not written: whoever looks at a node once, when something happens to it, has to look again.
+    pub(super) fn reconsider(&mut self, taken_back: &Change) {
+        if let Object::Task(task) = taken_back.object()
+            && let Some(node) = &task.node_id
+        {
+            self.enforcing.insert(node.clone());
+            self.orphaning.add(node.clone());
+        }
+    }
+
     /// A change of a draft has been written. What was tried out had a version of its own for each step, and the store gave another:
     /// who keeps objects to propose something about them later needs that one.
     pub(super) fn confirm(&mut self, change: &Change) {

@@ -182,6 +182,7 @@ impl Mind {
     pub fn take_back(&mut self, draft: Draft, now: Timestamp) {
         for change in draft.undo() {
             self.deciders.observe(&change, now);
+            self.deciders.reconsider(&change);
         }
     }
 }

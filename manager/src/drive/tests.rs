@@ -5,8 +5,8 @@ use super::draft::Draft;
 use skep_plan::Beginning;
 use skep_store::{Tables, View};
 use skep_types::{
-    Action, Annotations, ClusterView as _, ContainerSpec, Node, NodeId, NodeState, Object, Placement, RestartCondition, RestartPolicy,
-    Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskSpec, TaskState, TaskStatus, Timestamp, Version,
+    Action, Annotations, ClusterView as _, ContainerSpec, Kind, Node, NodeId, NodeState, Object, Placement, RestartCondition,
+    RestartPolicy, Service, ServiceId, ServiceMode, ServiceSpec, Task, TaskSpec, TaskState, TaskStatus, Timestamp, Version,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,6 +77,14 @@ impl Calm {
         let mut draft = Draft::new(self.view());
         decide(&mut self.deciders, &mut draft, self.now);
         draft
+    }
+
+    /// As [`super::mind::Mind::take_back`].
+    fn take_back(&mut self, draft: Draft) {
+        for change in draft.undo() {
+            self.deciders.observe(&change, self.now);
+            self.deciders.reconsider(&change);
+        }
     }
 
     /// A commit of somebody else.
@@ -169,8 +177,38 @@ fn what_was_decided_about_a_whole_service_and_taken_back_is_decided_again() {
     let draft = calm.draft();
     let first = draft.actions();
     assert_eq!(first.len(), 2, "{first:?}");
-    for change in draft.undo() {
-        calm.deciders.observe(&change, calm.now);
-    }
+    calm.take_back(draft);
     assert_eq!(calm.draft().actions(), first);
+}
+
+/// That they are lost is looked at when the node goes; a task that reported at that moment had the decision refused.
+#[test]
+fn that_tasks_of_a_removed_node_are_lost_is_decided_again_if_it_was_taken_back() {
+    let mut calm = Calm::new();
+    let node = calm.view().nodes().next().unwrap().id.clone();
+    calm.write(&[Action::Remove { kind: Kind::Node, id: node.to_string(), version: None }]);
+    let lost = |draft: &Draft| draft.view().tasks().filter(|task| task.status.state == TaskState::Orphaned).count();
+    let draft = calm.draft();
+    assert_eq!(lost(&draft), 3);
+    calm.take_back(draft);
+    let reports: Vec<Action> = calm.view().tasks().map(|task| report(task, TaskState::Running, calm.now)).collect();
+    calm.write(&reports);
+    assert_eq!(lost(&calm.draft()), 3);
+}
+
+/// The same of tasks that have to leave a node as it does not suit them any more.
+#[test]
+fn that_tasks_do_not_suit_their_node_is_decided_again_if_it_was_taken_back() {
+    let mut calm = Calm::new();
+    let mut node = Node::clone(calm.view().nodes().next().unwrap());
+    node.spec.annotations.labels.clear();
+    calm.write(&[Action::Update(Object::Node(Arc::new(node)))]);
+    let rejected = |draft: &Draft| draft.view().tasks().filter(|task| task.status.state == TaskState::Rejected).count();
+    let draft = calm.draft();
+    let decided = rejected(&draft);
+    assert_eq!(decided, 3);
+    calm.take_back(draft);
+    let reports: Vec<Action> = calm.view().tasks().map(|task| report(task, TaskState::Running, calm.now)).collect();
+    calm.write(&reports);
+    assert_eq!(rejected(&calm.draft()), decided);
 }

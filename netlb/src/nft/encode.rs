@@ -1,6 +1,6 @@
 //! Tables as nf_tables messages (`include/uapi/linux/netfilter/nf_tables.h`; the numbers below are from there).
 
-use super::model::{Chain, ElementChange, Expr, Family, Holds, Register, Reject, Rule, Set, Table, Value};
+use super::model::{Chain, ElementChange, Expr, Family, Holds, Parts, Register, Reject, Rule, Set, Table, Value};
 use crate::netlink::socket::{CREATE, REQUEST};
 use crate::netlink::wire::Writer;
 
@@ -10,8 +10,11 @@ const BATCH_END: u16 = 17;
 const NEW_TABLE: u16 = 0;
 const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
+const DELETE_CHAIN: u16 = 5;
 const NEW_RULE: u16 = 6;
+const DELETE_RULE: u16 = 8;
 const NEW_SET: u16 = 9;
+const DELETE_SET: u16 = 11;
 const NEW_ELEMENT: u16 = 12;
 const DELETE_ELEMENT: u16 = 14;
 const APPEND: u16 = 0x800;
@@ -77,12 +80,39 @@ impl Batch {
         (self.out, last)
     }
 
-    /// Puts the table in the place of whatever has its name, at one stroke.
+    /// Puts the table in the place of whatever has its name. A packet may meet the new hook before the transaction and the old one
+    /// behind it, and so no rule at all: see [`Batch::refill`].
     pub(crate) fn replace(&mut self, table: &Table) {
         self.remove(&table.name);
         self.message(NEW_TABLE, CREATE, |out| {
             out.text(1, &table.name).big_u32(2, 0);
         });
+        self.fill(table);
+    }
+
+    /// Puts other rules and elements into a table that has `found`: its hooks and maps stay the same, so that every packet meets either
+    /// what was there or what is there now. Refused by the kernel if one that stays is of another kind.
+    pub(crate) fn refill(&mut self, table: &Table, found: &Parts) {
+        let name = &table.name;
+        self.message(DELETE_RULE, 0, |out| {
+            out.text(1, name);
+        });
+        for set in &found.sets {
+            let stays = table.sets.iter().any(|wanted| wanted.name == set);
+            // Of a set that is asked to lose no element in particular all go.
+            self.message(if stays { DELETE_ELEMENT } else { DELETE_SET }, 0, |out| {
+                out.text(1, name).text(2, set);
+            });
+        }
+        for chain in found.chains.iter().filter(|chain| table.chains.iter().all(|wanted| wanted.name != **chain)) {
+            self.message(DELETE_CHAIN, 0, |out| {
+                out.text(1, name).text(3, chain);
+            });
+        }
+        self.fill(table);
+    }
+
+    fn fill(&mut self, table: &Table) {
         for (index, set) in table.sets.iter().enumerate() {
             self.set(&table.name, set, u32::try_from(index).expect("few sets") + 1);
         }

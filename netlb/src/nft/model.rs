@@ -286,6 +286,13 @@ pub(crate) struct Table {
     pub(crate) elements: Elements,
 }
 
+/// What a table in the kernel is made of, by name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Parts {
+    pub(crate) chains: Vec<String>,
+    pub(crate) sets: Vec<String>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ElementChange {
     Remove { set: &'static str, key: Vec<u8>, value: Value },

@@ -1,7 +1,7 @@
 //! Transactions and dumps over one netfilter socket.
 
 use super::encode::{Batch, comment, message_kind, read_comment};
-use super::model::{Family, Table, Value};
+use super::model::{Family, Parts, Table, Value};
 use crate::netlink::socket::{DUMP, REQUEST, Socket, outcome};
 use crate::netlink::wire::{self, Writer};
 use nix::libc;
@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::io;
 
 const GET_TABLE: u16 = 1;
+const GET_CHAIN: u16 = 4;
 const GET_RULE: u16 = 7;
+const GET_SET: u16 = 10;
 const GET_ELEMENT: u16 = 13;
 const GET_GENERATION: u16 = 16;
 
@@ -65,8 +67,18 @@ impl Nft {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Puts the table in the place of whatever has its name, at one stroke.
+    /// Puts the table in the place of whatever has its name; packets meet the one or the other.
     pub(crate) fn replace(&mut self, table: &Table) -> io::Result<()> {
+        if self.tables(table.family)?.contains(&table.name) {
+            let found = self.parts(table)?;
+            let mut batch = self.batch(table.family);
+            batch.refill(table, &found);
+            match self.commit(batch) {
+                Ok(()) => return Ok(()),
+                // Of another version, or somebody else changes it right now.
+                Err(error) => tracing::debug!(table = table.name, %error, "the table is made anew"),
+            }
+        }
         let mut batch = self.batch(table.family);
         batch.replace(table);
         self.commit(batch)
@@ -142,6 +154,20 @@ impl Nft {
             }
         })?;
         Ok(counted)
+    }
+
+    /// What the table of that name is made of now.
+    fn parts(&mut self, table: &Table) -> io::Result<Parts> {
+        let mut parts = Parts::default();
+        for (message, name_kind, names) in [(GET_CHAIN, 3, &mut parts.chains), (GET_SET, 2, &mut parts.sets)] {
+            self.dump(message, table.family.number(), &[(1, &table.name)], |message| {
+                // Not every kernel filters by table.
+                if wire::attribute(message.body, 4, 1).map(wire::text).as_ref() == Some(&table.name) {
+                    names.extend(wire::attribute(message.body, 4, name_kind).map(wire::text));
+                }
+            })?;
+        }
+        Ok(parts)
     }
 
     /// The comments of the rules, by chain and in order.

@@ -31,6 +31,8 @@ struct Update {
 #[derive(Default)]
 pub struct Memory {
     born: BTreeMap<TaskId, (Moment, u64)>,
+    /// When a task was asked for: without a majority it is made later.
+    asked: BTreeMap<TaskId, Moment>,
     count: u64,
     /// Numbers of replicas that users asked for, and until when.
     wishes: BTreeMap<ServiceId, Vec<(Moment, u64)>>,
@@ -52,12 +54,14 @@ impl Memory {
         self.count
     }
 
-    /// Takes a change in. `first`: tasks that were made before the proposal that it is of, `before`: what was there then.
-    pub fn note(&mut self, change: &Change, (first, before): (u64, &View), now: Moment) {
+    /// Takes a change in. `first`: tasks that were made before the proposal that it is of, `before`: what was there then, `asked`: when
+    /// it was proposed.
+    pub fn note(&mut self, change: &Change, (first, before): (u64, &View), (asked, now): (Moment, Moment)) {
         match change {
             Change::Created(Object::Task(task)) => {
                 self.count += 1;
                 self.born.insert(task.id.clone(), (now, self.count));
+                self.asked.insert(task.id.clone(), asked);
             }
             Change::Updated { old: Object::Task(old), new: Object::Task(new) } if has_failed(new) && !has_failed(old) => {
                 self.failed.insert(new.id.clone(), now);
@@ -166,15 +170,16 @@ impl Watch {
         if task.slot == 0 && task.job_iteration.is_some() {
             return; // jobs have a slot 0, which looks like none
         }
-        let (born, order) = self.memory.born(&task.id);
+        let order = self.memory.born(&task.id).1;
         let earlier = before.tasks_of_service(service).filter(|other| place(other) == place(task) && self.memory.born(&other.id).1 < order);
         let Some(last) = earlier.max_by_key(|other| self.memory.born(&other.id).1) else { return };
         if last.spec != task.spec || !matches!(last.status.state, TaskState::Failed | TaskState::Rejected) {
             return;
         }
         let delay = task.spec.restart.as_ref().map_or(DEFAULT_DELAY, |policy| policy.delay.unwrap_or(DEFAULT_DELAY));
-        if now - born + SLACK < delay {
-            self.fail("I6", format!("task {} may run {} s after it was made, before its delay is over", task.id, (now - born).as_secs()));
+        let waited = now - self.memory.asked.get(&task.id).copied().unwrap_or_default();
+        if waited + SLACK < delay {
+            self.fail("I6", format!("task {} may run {} s after it was asked for, before its delay is over", task.id, waited.as_secs()));
         }
     }
 

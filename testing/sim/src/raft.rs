@@ -4,6 +4,7 @@
 //! one entry that is being written, as in the store's group commit; when the leader goes, that entry is committed by its successor or
 //! lost, and nobody hears which. What entries do to the tables is the store's own code.
 
+use crate::queue::Moment;
 use skep_store::{ApplyError, Commit, Tables, Transaction, View};
 use skep_types::{Action, Change, Version};
 use std::collections::{BTreeMap, VecDeque};
@@ -24,6 +25,7 @@ pub enum Proposer {
 #[derive(Debug, Clone)]
 pub struct Proposal {
     pub by: Proposer,
+    pub at: Moment,
     /// What its proposer had applied when it decided.
     pub seen: Version,
     pub transaction: Transaction,
@@ -38,6 +40,8 @@ pub struct Entry {
 /// What became of one proposal.
 pub struct Done {
     pub by: Proposer,
+    /// When it was proposed.
+    pub at: Moment,
     /// What was there when it was decided, if the log has it still.
     pub seen: Option<View>,
     pub commits: Vec<Commit>,
@@ -88,7 +92,7 @@ impl Raft {
         for proposal in &entry.proposals {
             let (commits, _) = apply(&mut self.truth, &proposal.transaction);
             self.views.insert(self.truth.revision(), View::from(self.truth.clone()));
-            all.push(Done { by: proposal.by, seen: self.views.get(&proposal.seen).cloned(), commits });
+            all.push(Done { by: proposal.by, at: proposal.at, seen: self.views.get(&proposal.seen).cloned(), commits });
         }
         let all = Arc::new(all);
         self.log.push(Arc::new(entry));

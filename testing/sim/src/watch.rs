@@ -110,10 +110,10 @@ impl Watch {
 
     /// An entry was committed: `done` by whom, between two views of the log.
     pub fn committed(&mut self, done: &[Done], before: &View, after: &View, now: Moment) {
-        for Done { by, seen, commits } in done {
+        for Done { by, at, seen, commits } in done {
             let first = self.memory.count();
             for change in commits.iter().flat_map(|commit| &commit.changes) {
-                self.memory.note(change, (first, before), now);
+                self.memory.note(change, (first, before), (*at, now));
                 match change {
                     Change::Created(Object::Task(task)) => self.born(task, *by),
                     Change::Updated { old: Object::Task(old), new: Object::Task(new) } => {

@@ -154,7 +154,9 @@ impl World {
         let now = this.managers[0].wall(Moment::ZERO);
         let actions = first_objects(&nodes, scenario.addresses());
         let by = Proposer::User { attempt: usize::MAX };
-        this.raft.commit(Entry { proposals: vec![Proposal { by, seen: Version::default(), transaction: Transaction { now, actions } }] });
+        this.raft.commit(Entry {
+            proposals: vec![Proposal { by, at: Moment::ZERO, seen: Version::default(), transaction: Transaction { now, actions } }],
+        });
         for manager in 0..this.managers.len() {
             this.catch_up(manager);
         }
@@ -222,7 +224,7 @@ impl World {
             return;
         }
         let now = self.managers[manager].wall(self.now);
-        self.raft.waiting.push_back(Proposal { by, seen, transaction: Transaction { now, actions } });
+        self.raft.waiting.push_back(Proposal { by, at: self.now, seen, transaction: Transaction { now, actions } });
         self.write_entry();
     }
 
