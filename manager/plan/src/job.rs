@@ -63,10 +63,13 @@ pub(crate) fn plan_global(context: &mut Context<'_>) {
     let constraints = Constraints::of(context.service.spec.task.placement.as_ref());
     for (node, slot) in slots.values_mut() {
         let host = Host::of(node);
-        if host.gives_up_tasks() {
-            if !is_complete(slot) {
-                slot.want_all(TaskState::Shutdown);
-            }
+        if is_complete(slot) {
+            // It may have been lost from sight, with another one made in its place that waits for its end: that is not needed.
+            let is_idle = |run: &&mut Run| run.desired == TaskState::Ready || host.gives_up_tasks();
+            let others = slot.runs.iter_mut().filter(|run| run.observed() < TaskState::Complete);
+            others.filter(is_idle).for_each(|run| run.want(TaskState::Shutdown));
+        } else if host.gives_up_tasks() {
+            slot.want_all(TaskState::Shutdown);
         } else if slot.is_live() {
             restart::replace_ended(context, slot, 0, Some(&node.id), &|_| false);
             restart::release_waiting(context, slot, 0, Some(&node.id));

@@ -217,3 +217,25 @@ fn a_global_job_that_failed_on_a_paused_node_is_tried_again_when_the_node_is_act
     assert_eq!(world.converge(&id), None);
     assert!(world.running().is_empty());
 }
+
+#[test]
+fn a_global_job_is_not_done_again_on_a_node_that_was_away_when_it_completed() {
+    let mut world = cluster(1);
+    let (node, id) = (NodeId::for_test(1), world.add_service(1, |spec| spec.mode = ServiceMode::GlobalJob));
+    world.converge(&id);
+    let first = world.running()[0].id.clone();
+    world.change_node(&node, |node| node.status.state = NodeState::Down);
+    world.settle(&id);
+    world.change_node(&node, |node| node.status.state = NodeState::Ready);
+    world.settle(&id);
+    let second = world.live()[0].id.clone();
+    assert_eq!((world.task(&second).desired_state, second != first), (TaskState::Ready, true));
+    world.report(&first, TaskState::Complete);
+    // On a drained node nobody looked after the one that waits.
+    world.change_node(&node, |node| node.spec.availability = Availability::Drain);
+    world.settle(&id);
+    assert_eq!(world.task(&second).desired_state, TaskState::Shutdown);
+    world.change_node(&node, |node| node.spec.availability = Availability::Active);
+    assert_eq!(world.converge(&id), None);
+    assert!(world.running().is_empty());
+}
