@@ -6,7 +6,7 @@ use crate::support::*;
 use skep_netlb::*;
 use std::net::TcpListener;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 pub async fn a_connection_goes_to_any_backend_whatever_its_port_and_protocol(mut scene: Scene) {
     let client = scene.with_client().await;
@@ -184,22 +184,24 @@ pub async fn a_task_that_reaches_itself_is_answered(mut scene: Scene) {
 pub async fn no_connection_fails_while_backends_come_and_go(mut scene: Scene) {
     let client = scene.with_client().await;
     scene.lead_to(&[1]).await;
-    let stop = AtomicBool::new(false);
+    let (stop, answers) = (AtomicBool::new(false), FAMILIES.map(|_| AtomicUsize::new(0)));
     let runtime = tokio::runtime::Handle::current();
     std::thread::scope(|scope| {
-        let askers = FAMILIES.map(|(vip, ..)| {
-            let (client, stop) = (&client, &stop);
-            scope.spawn(move || {
-                let mut answers = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    within(client, || ask(vip, 80)).unwrap();
-                    answers += 1;
-                }
-                answers
+        let askers: Vec<_> = std::iter::zip(FAMILIES, &answers)
+            .map(|((vip, ..), answers)| {
+                let (client, stop) = (&client, &stop);
+                scope.spawn(move || {
+                    while !stop.load(Ordering::Relaxed) {
+                        within(client, || ask(vip, 80)).unwrap();
+                        answers.fetch_add(1, Ordering::Relaxed);
+                    }
+                })
             })
-        });
+            .collect();
+        // On a busy machine few questions are asked meanwhile: the changes go on until there were some.
+        let few = || answers.iter().any(|answers| answers.load(Ordering::Relaxed) <= 10);
         let change = async {
-            for round in 0..10 {
+            for round in (0..).take_while(|round| *round < 10 || (few() && askers.iter().all(|asker| !asker.is_finished()))) {
                 let other = [1, 2][round % 2];
                 for numbers in [&[1, 2, 3][..], &[2, 3], &[3, 1], &[other]] {
                     scene.lead_to(numbers).await;
@@ -210,9 +212,10 @@ pub async fn no_connection_fails_while_backends_come_and_go(mut scene: Scene) {
         let changed = tokio::task::block_in_place(|| runtime.block_on(tokio::time::timeout(LONG * 3, change)));
         stop.store(true, Ordering::Relaxed);
         for asker in askers {
-            assert!(asker.join().unwrap() > 10);
+            asker.join().unwrap();
         }
         changed.unwrap();
+        assert!(!few());
     });
     scene.all_are_as_wanted().await;
 }
