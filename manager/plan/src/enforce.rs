@@ -49,11 +49,6 @@ pub fn plan_enforcement(view: &dyn ClusterView, node: &NodeId, now: Timestamp) -
     plan
 }
 
-/// A manager said REJECTED of a task that had begun: its node alone knows when it ends, and a node that is cut off does not even stop it.
-pub(crate) fn is_given_up(task: &Task) -> bool {
-    task.status.state == TaskState::Rejected && task.status.container.is_some()
-}
-
 fn is_being_updated(service: &Service) -> bool {
     let state = service.update_status.as_ref().map(|status| status.state);
     let is_paused = matches!(state, Some(UpdateState::Paused | UpdateState::RollbackPaused));

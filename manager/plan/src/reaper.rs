@@ -1,11 +1,10 @@
 //! Which tasks are deleted from the store: history beyond the limit, and what was marked for removal (wire-behaviour 11.4).
 
 use crate::Plan;
-use crate::enforce::is_given_up;
 use crate::restart::replaced;
 use crate::slot::{Run, age};
 use crate::update::evidence;
-use skep_types::{Action, ClusterView, Kind, NodeId, NodeState, RestartPolicy, Service, ServiceId, ServiceMode, Task, TaskState};
+use skep_types::{Action, ClusterView, Kind, NodeId, RestartPolicy, Service, ServiceId, ServiceMode, Task, TaskState};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -44,13 +43,8 @@ pub fn plan_reaping_among<'a>(view: &dyn ClusterView, service: &ServiceId, tasks
         }
     }
     let limit = view.cluster().map_or(5, |cluster| cluster.spec.task_history_retention_limit);
-    // With a task that is deleted goes its address.
-    let may_run = |task: &Task| {
-        let node = task.node_id.as_ref().and_then(|node| view.node(node));
-        is_given_up(task) && node.is_some_and(|node| node.status.state == NodeState::Down)
-    };
     for tasks in slots.into_values() {
-        trim(tasks, limit, service, &may_run, &mut plan);
+        trim(tasks, limit, service, &mut plan);
     }
     plan
 }
@@ -65,7 +59,7 @@ fn removal(task: &Arc<Task>) -> Action {
     Action::Remove { kind: Kind::Task, id: task.id.as_str().to_owned(), version: None }
 }
 
-fn trim(mut tasks: Vec<&Arc<Task>>, limit: i64, service: Option<&Arc<Service>>, may_run: &dyn Fn(&Task) -> bool, plan: &mut Plan) {
+fn trim(mut tasks: Vec<&Arc<Task>>, limit: i64, service: Option<&Arc<Service>>, plan: &mut Plan) {
     let attempts = |task: &&Arc<Task>| task.spec.restart.as_ref().map_or(0, |RestartPolicy { max_attempts, .. }| *max_attempts);
     let limit = match tasks.iter().map(attempts).max() {
         Some(attempts) if attempts > 0 => usize::try_from(attempts.saturating_add(1)).unwrap_or(usize::MAX),
@@ -93,7 +87,7 @@ fn trim(mut tasks: Vec<&Arc<Task>>, limit: i64, service: Option<&Arc<Service>>, 
     let goes = |task: &&&Arc<Task>| {
         let never_placed = task.status.state < TaskState::Assigned && task.desired_state > TaskState::Complete;
         let over = task.desired_state > TaskState::Complete && (task.status.state.is_terminal() || never_placed);
-        over && (has_live || Some(&task.id) != last) && !kept.contains(&&task.id) && !may_run(task)
+        over && (has_live || Some(&task.id) != last) && !kept.contains(&&task.id)
     };
     plan.changes.extend(tasks.iter().filter(goes).take(surplus).map(|task| removal(task)));
 }

@@ -20,7 +20,6 @@ pub use freed::{Freed, FreedAddresses, FreedLately};
 pub use subnet::SubnetError;
 
 use crate::Plan;
-use crate::enforce::is_given_up;
 use embargo::Embargo;
 use port::{Held, Ports};
 use quarantine::Quarantine;
@@ -113,7 +112,7 @@ pub fn resolve_network<'a>(view: &'a dyn ClusterView, target: &str) -> Option<&'
 }
 
 fn holds_addresses(task: &Task) -> bool {
-    task.status.state <= TaskState::Running || is_given_up(task)
+    task.status.state <= TaskState::Running
 }
 
 impl Allocator {

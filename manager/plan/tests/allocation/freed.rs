@@ -59,35 +59,11 @@ fn narrow() -> (World, ServiceId, Allocator) {
 fn replace_task(world: &mut World, service: &ServiceId, mut tell: impl FnMut(Vec<Change>)) -> (Task, TaskId) {
     let first = Task::clone(&world.live()[0]);
     tell(world.report(&first.id, TaskState::Failed));
-    let new = make_another(world, service, tell);
-    (first, new)
-}
-
-fn make_another(world: &mut World, service: &ServiceId, mut tell: impl FnMut(Vec<Change>)) -> TaskId {
     world.pass(std::time::Duration::from_secs(10));
     let plan = world.plan_service(service);
     tell(world.commit(plan.changes));
-    world.all_tasks().into_iter().find(|task| task.status.state == TaskState::New).expect("made").id.clone()
-}
-
-/// Its node may be cut off, and then does not even know that it should stop.
-#[test]
-fn a_task_that_ran_when_managers_rejected_it_keeps_its_address_until_it_is_deleted() {
-    let (mut world, id, mut allocator) = narrow();
-    let first = world.live()[0].id.clone();
-    let status = TaskStatus { state: TaskState::Rejected, container: Some(ContainerStatus::default()), ..TaskStatus::default() };
-    let rejected = world.commit(vec![Action::SetTaskStatus { task: first.clone(), status }]);
-    feed(&mut allocator, rejected);
-    let second = make_another(&mut world, &id, |changes| feed(&mut allocator, changes));
-    for mut allocator in [Allocator::new(&world), allocator] {
-        let mut world = world.clone();
-        allocate(&mut world, &mut allocator);
-        assert_eq!(world.task(&second).status.err, "network back has no free address left");
-        let deleted = world.commit(vec![Action::Remove { kind: Kind::Task, id: first.to_string(), version: None }]);
-        feed(&mut allocator, deleted);
-        allocate(&mut world, &mut allocator);
-        assert_eq!(world.task(&second).status.state, TaskState::Pending);
-    }
+    let new = world.all_tasks().into_iter().find(|task| task.status.state == TaskState::New).expect("made");
+    (first, new.id.clone())
 }
 
 fn plan_once(world: &mut World, allocator: &mut Allocator) -> Option<Timestamp> {

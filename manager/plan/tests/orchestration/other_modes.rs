@@ -119,34 +119,6 @@ fn history_is_kept_up_to_the_limit() {
     assert!(plan_reaping(&world, &id).is_empty());
 }
 
-/// With it would go its address, which it may still use there.
-#[test]
-fn what_managers_rejected_while_it_ran_is_history_that_stays_while_its_node_is_cut_off() {
-    let mut world = cluster(2);
-    let id = world.add_service(1, |spec| restart(spec, RestartCondition::Any, Duration::ZERO, 0));
-    world.converge(&id);
-    let first = world.running()[0].clone();
-    let status = TaskStatus { state: TaskState::Rejected, container: Some(ContainerStatus::default()), ..TaskStatus::default() };
-    world.commit(vec![Action::SetTaskStatus { task: first.id.clone(), status }]);
-    world.change_node(first.node_id.as_ref().expect("placed"), |node| node.status.state = NodeState::Down);
-    for _ in 0..9 {
-        world.converge(&id);
-        world.pass(secs(1));
-        kill(&mut world, 1);
-    }
-    world.converge(&id);
-    let plan = plan_reaping(&world, &id);
-    world.commit(plan.changes);
-    let is_kept = |world: &World| world.all_tasks().iter().any(|task| task.id == first.id);
-    assert!(is_kept(&world));
-    world.change_node(first.node_id.as_ref().expect("placed"), |node| node.status.state = NodeState::Ready);
-    kill(&mut world, 1);
-    world.converge(&id);
-    let plan = plan_reaping(&world, &id);
-    world.commit(plan.changes);
-    assert!(!is_kept(&world));
-}
-
 #[test]
 fn tasks_that_a_node_may_not_run_any_more_are_rejected() {
     let mut world = cluster(1);
