@@ -1,18 +1,21 @@
-//! Rejects tasks whose node does not fulfil their constraints or reservations any more (wire-behaviour 15).
+//! Takes tasks off a node that does not fulfil their constraints or reservations any more (wire-behaviour 15).
+//!
+//! SwarmKit calls such a task REJECTED while it still runs. Its place, address and ports would then be free for another one before it has
+//! stopped, and on a node that is cut off it does not even begin to. Here it is asked to stop, and what it holds is its own until its node
+//! says that it did.
 
 use crate::Plan;
 use crate::constraint::Constraints;
-use crate::orphan::set_state;
 use crate::resources::Free;
 use crate::slot::age;
 use crate::update::is_under_way;
-use skep_types::{Availability, ClusterView, NodeId, Service, Task, TaskSpec, TaskState, Timestamp, UpdateState};
+use skep_types::{Action, Availability, ClusterView, NodeId, Service, Task, TaskSpec, TaskState, UpdateState};
 use std::sync::Arc;
 
-/// To be called when a node's labels, role, address, description or availability changed. The orchestrators then start
-/// rejected tasks elsewhere.
+/// To be called when a node's labels, role, address, description or availability changed. The orchestrators then fill
+/// their places elsewhere.
 #[must_use]
-pub fn plan_enforcement(view: &dyn ClusterView, node: &NodeId, now: Timestamp) -> Plan {
+pub fn plan_enforcement(view: &dyn ClusterView, node: &NodeId) -> Plan {
     let mut plan = Plan::default();
     let Some(node) = view.node(node).filter(|node| node.spec.availability == Availability::Active) else { return plan };
     let mut free = node.description.as_ref().map(|description| Free::of(&description.resources));
@@ -28,22 +31,10 @@ pub fn plan_enforcement(view: &dyn ClusterView, node: &NodeId, now: Timestamp) -
             Some(service) => suits(&service.spec.task),
             None => suits(&task.spec),
         };
-        if !fits {
-            plan.changes.push(set_state(
-                task,
-                TaskState::Rejected,
-                "rejected",
-                "the node does not satisfy the service's constraints any more",
-                now,
-            ));
-            continue;
-        }
-        let (Some(free), Some(wanted)) = (&mut free, task.spec.resources.as_ref().map(|resources| &resources.reservations)) else {
-            continue;
-        };
-        if let Err(lack) = free.claim(wanted) {
-            let err = format!("the node does not have the reserved resources any more: {lack}");
-            plan.changes.push(set_state(task, TaskState::Rejected, "rejected", &err, now));
+        let wanted = task.spec.resources.as_ref().map(|resources| &resources.reservations);
+        let stays = fits && free.as_mut().zip(wanted).is_none_or(|(free, wanted)| free.claim(wanted).is_ok());
+        if !stays {
+            plan.changes.push(Action::SetTaskDesired { task: task.id.clone(), desired: TaskState::Shutdown });
         }
     }
     plan

@@ -61,7 +61,7 @@ impl Leader {
         for _ in 0..200 {
             let mut busy = false;
             for node in std::mem::take(&mut self.nodes) {
-                busy |= self.carry_out(world, plan_enforcement(world, &node, world.now));
+                busy |= self.carry_out(world, plan_enforcement(world, &node));
             }
             let mut ids = world.ids();
             let plan = self.orchestrator.plan(world, &mut ids, world.now);

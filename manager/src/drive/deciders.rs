@@ -138,7 +138,7 @@ impl Deciders {
     pub(super) fn plan(&mut self, index: usize, view: &View, ids: &mut dyn Ids, now: Timestamp) -> Plan {
         match index {
             0 => self.orchestrator.plan(view, ids, Time::of_leader(now, self.begun)),
-            1 => self.plan_enforcement(view, now),
+            1 => self.plan_enforcement(view),
             2 => self.allocator.plan(view, now),
             3 => self.scheduler.schedule(now),
             4 => self.plan_orphans(view, now),
@@ -146,10 +146,10 @@ impl Deciders {
         }
     }
 
-    fn plan_enforcement(&mut self, view: &View, now: Timestamp) -> Plan {
+    fn plan_enforcement(&mut self, view: &View) -> Plan {
         let mut plan = Plan::default();
         for node in std::mem::take(&mut self.enforcing) {
-            plan.merge(skep_plan::plan_enforcement(view, &node, now));
+            plan.merge(skep_plan::plan_enforcement(view, &node));
         }
         plan
     }

@@ -203,12 +203,12 @@ fn that_tasks_do_not_suit_their_node_is_decided_again_if_it_was_taken_back() {
     let mut node = Node::clone(calm.view().nodes().next().unwrap());
     node.spec.annotations.labels.clear();
     calm.write(&[Action::Update(Object::Node(Arc::new(node)))]);
-    let rejected = |draft: &Draft| draft.view().tasks().filter(|task| task.status.state == TaskState::Rejected).count();
+    let asked = |draft: &Draft| draft.view().tasks().filter(|task| task.desired_state == TaskState::Shutdown).count();
     let draft = calm.draft();
-    let decided = rejected(&draft);
+    let decided = asked(&draft);
     assert_eq!(decided, 3);
     calm.take_back(draft);
     let reports: Vec<Action> = calm.view().tasks().map(|task| report(task, TaskState::Running, calm.now)).collect();
     calm.write(&reports);
-    assert_eq!(rejected(&calm.draft()), decided);
+    assert_eq!(asked(&calm.draft()), decided);
 }

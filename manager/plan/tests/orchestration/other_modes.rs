@@ -120,7 +120,7 @@ fn history_is_kept_up_to_the_limit() {
 }
 
 #[test]
-fn tasks_that_a_node_may_not_run_any_more_are_rejected() {
+fn tasks_that_a_node_may_not_run_any_more_are_asked_to_stop_and_said_to_run_until_they_did() {
     let mut world = cluster(1);
     let id = world.add_service(1, |spec| {
         replicas(spec, 3);
@@ -132,14 +132,19 @@ fn tasks_that_a_node_may_not_run_any_more_are_rejected() {
     });
     world.converge(&id);
     let node = NodeId::for_test(1);
-    assert!(plan_enforcement(&world, &node, world.now).is_empty());
+    assert!(plan_enforcement(&world, &node).is_empty());
     world.change_node(&node, |node| node.description.as_mut().expect("described").resources.memory_bytes = 5 << 30);
-    let plan = plan_enforcement(&world, &node, world.now);
+    let plan = plan_enforcement(&world, &node);
     assert_eq!(plan.changes.len(), 1, "two of three still fit");
     world.commit(plan.changes);
-    assert!(plan_enforcement(&world, &node, world.now).is_empty());
-    let rejected = world.all_tasks().into_iter().find(|task| task.status.state == TaskState::Rejected).expect("one");
-    assert_eq!(rejected.status.err, "the node does not have the reserved resources any more: needs 2048 MiB of memory, 1024 MiB free");
+    assert!(plan_enforcement(&world, &node).is_empty());
+    let asked = world.all_tasks().into_iter().find(|task| task.desired_state == TaskState::Shutdown).expect("one").id.clone();
+    assert_eq!(world.task(&asked).status.state, TaskState::Running);
+    // Its place is filled when it has stopped, or on another node.
+    let plan = world.plan_service(&id);
+    world.commit(plan.changes);
+    let second = world.all_tasks().into_iter().find(|task| task.slot == world.task(&asked).slot && task.id != asked).expect("made").clone();
+    assert_eq!(second.desired_state, TaskState::Ready);
 }
 
 #[test]

@@ -358,7 +358,7 @@ impl World {
 
     /// I13: a task is sent SIGTERM while some node in touch leads to it.
     fn check_signal(&mut self, node: &NodeId, task: &TaskId) {
-        // Who was called rejected while it runs is no endpoint any more for any manager.
+        // Of whom managers know that it ended, and which its node started again while it was cut off, is no endpoint any more.
         let Some(stored) = self.raft.truth.task(task).filter(|task| task.status.state <= TaskState::Running) else { return };
         let networks: Vec<NetworkId> = stored.networks.iter().map(|attached| attached.network.id.clone()).collect();
         let leads_on = |agent: &Agent| {

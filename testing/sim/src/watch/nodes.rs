@@ -24,7 +24,7 @@ impl World {
             let here = other_node == node;
             for other in agent.containers.values().filter(|other| other.alive && other.task != new.task) {
                 let same_slot = || other.service == new.service && other.slot == new.slot && new.service.is_some();
-                if here && has_slots && !overlapping && same_slot() && !leaves(agent, other) && !self.is_called_rejected(&other.task) {
+                if here && has_slots && !overlapping && same_slot() && !leaves(agent, other) {
                     found = found.or(Some(("I4", format!("tasks {} and {} of one slot run on one node", other.task, new.task))));
                 }
                 if here && new.ports.iter().any(|port| port.published_port > 0 && other.ports.contains(port)) {
@@ -39,11 +39,6 @@ impl World {
         if let Some((name, words)) = found {
             self.watch.fail(name, words);
         }
-    }
-
-    /// Who does not satisfy its constraints any more counts as ended while it still stops, as in the original: nobody waits for it.
-    fn is_called_rejected(&self, task: &TaskId) -> bool {
-        self.raft.truth.task(task).is_some_and(|task| task.status.state == TaskState::Rejected)
     }
 
     /// I3, I7, I18: an agent stops a task.

@@ -31,7 +31,6 @@ impl Watch {
             for other in before.tasks_of_service(service).filter(same_place).filter(|other| other.id != task.id) {
                 let is_down = |id: &NodeId| seen.node(id).is_none_or(|node| node.status.state == NodeState::Down);
                 let silent = other.node_id.as_ref().is_none_or(is_down);
-                // Who does not satisfy its constraints any more is called rejected while it still stops, as in the original.
                 if after.task(&other.id).is_none_or(|other| other.status.state.is_terminal()) {
                     continue;
                 }
