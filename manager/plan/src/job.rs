@@ -35,11 +35,14 @@ pub(crate) fn plan_replicated(context: &mut Context<'_>, max_concurrent: u64, to
     let complete = slots.values().filter(|slot| is_complete(slot)).count() as u64;
     let active = slots.values().filter(|slot| !is_complete(slot) && slot.is_live()).count() as u64;
     let new = max_concurrent.saturating_sub(active).min(total.saturating_sub(complete).saturating_sub(active));
-    // A slot that failed for good is tried no more; it holds its number.
-    let taken: BTreeSet<u64> = slots.keys().copied().collect();
+    // A slot that failed for good is tried no more; it holds its number. One whose task had to leave its node is filled again.
+    let is_taken = |slot: &Slot| slot.is_live() || is_complete(slot) || !may_begin(context, slot);
+    let taken: BTreeSet<u64> = slots.iter().filter(|(_, slot)| is_taken(slot)).map(|(number, _)| *number).collect();
     for number in (0..total).filter(|number| !taken.contains(number)).take(usize::try_from(new).unwrap_or(usize::MAX)) {
-        let Some(run) = context.create(number, None, TaskState::Complete) else { break };
-        slots.entry(number).or_default().runs.push(run);
+        let slot = slots.entry(number).or_default();
+        let first = if slot.has_remains() { TaskState::Ready } else { TaskState::Complete };
+        let Some(run) = context.create(number, None, first) else { break };
+        slot.runs.push(run);
     }
     for slot in slots.into_values() {
         context.settle(slot);
@@ -83,8 +86,8 @@ pub(crate) fn plan_global(context: &mut Context<'_>) {
     }
 }
 
-/// Whether a node that has no task to wait for gets one: it has had none, or was away; or its last one failed while it took no new
-/// ones, and may be tried again.
+/// Whether a place without a task to wait for gets one: it has had none, or its last one was asked to stop; or that failed while nothing
+/// new was begun there, and may be tried again.
 fn may_begin(context: &Context<'_>, slot: &Slot) -> bool {
     let newest = slot.runs.len().checked_sub(1);
     newest.is_none_or(|newest| !slot.runs[newest].ended_by_itself() || restart::is_allowed(context, slot, newest))

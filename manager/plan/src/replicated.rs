@@ -94,8 +94,11 @@ fn fill(context: &mut Context<'_>, slots: &mut BTreeMap<u64, Slot>, counted: &[u
         taken.peek() != Some(number)
     });
     for number in free.take(missing) {
-        let Some(run) = context.create(number, None, TaskState::Running) else { return };
-        slots.entry(number).or_default().runs.push(run);
+        let slot = slots.entry(number).or_default();
+        // One that its node does not suit any more was asked to stop.
+        let first = if slot.has_remains() { TaskState::Ready } else { TaskState::Running };
+        let Some(run) = context.create(number, None, first) else { return };
+        slot.runs.push(run);
     }
 }
 
