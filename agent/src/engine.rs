@@ -14,7 +14,7 @@ use skep_types::TaskId;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Assignments wait here while the worker is busy; the session waits when it is full.
@@ -78,6 +78,7 @@ impl Engine {
             reports: reports.clone(),
             reach: reach.clone(),
             board: board.clone(),
+            slots: watch::Sender::default(),
         });
         let (mut worker, tasks) = Worker::new(context, ledger, stop);
         worker.recover().await?;

@@ -69,4 +69,5 @@ pub mod pure {
     pub use crate::session::pure::*;
     pub use crate::task::isolated::{Alone, restart_after, wait};
     pub use crate::task::machine::{Action, Event, Machine, Outcome, RETRY_DELAY, Recovered};
+    pub use crate::task::slots::{Slots, waits_for};
 }

@@ -23,6 +23,9 @@ pub struct Record {
     pub status: TaskStatus,
     #[serde(default)]
     pub alone: Alone,
+    /// No assignment names it any more: it goes, and who takes its place waits for that, also after a restart.
+    #[serde(default)]
+    pub unassigned: bool,
 }
 
 /// What there is one record of.
@@ -138,7 +141,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let records = Records::open(&dir.path().join("tasks")).unwrap();
         let status = TaskStatus { state: TaskState::Running, ..TaskStatus::default() };
-        let record = Record { task: task(1, "busybox"), status, alone: Alone::default() };
+        let record = Record { task: task(1, "busybox"), status, alone: Alone::default(), unassigned: false };
         records.save(&record).unwrap();
         fs::write(dir.path().join("tasks/x.new"), "{").unwrap();
         assert_eq!(records.load().unwrap(), [record.clone()]);

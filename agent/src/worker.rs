@@ -90,9 +90,15 @@ impl Worker {
             tracing::warn!(%error, "the network of earlier tasks is not as it should be yet");
         }
         failpoint!("agent.recover.network");
+        // All before the first begins: who waits has to see for whom.
+        for record in &records {
+            self.enter(record, found.get(&record.task.id));
+        }
         for record in records {
             let found = found.remove(&record.task.id);
-            self.ledger.assigned(&record.task);
+            if !record.unassigned {
+                self.ledger.assigned(&record.task);
+            }
             self.begin(record, found);
         }
         for task in found.keys() {
@@ -159,6 +165,11 @@ impl Worker {
     async fn complete(&mut self, tasks: Vec<Task>) {
         let wanted: BTreeSet<TaskId> = tasks.iter().map(|task| task.id.clone()).collect();
         let unwanted: Vec<TaskId> = self.handles.keys().filter(|id| !wanted.contains(id)).cloned().collect();
+        // All of it before anything begins: in whichever order they are named, who takes another's place waits for it.
+        self.context.slots.send_modify(|slots| {
+            unwanted.iter().for_each(|id| slots.unassigned(id));
+            tasks.iter().for_each(|task| slots.told(task));
+        });
         for id in unwanted {
             self.unassign(&id).await;
         }
@@ -189,6 +200,7 @@ impl Worker {
             Some(handle) => {
                 self.publish(&task);
                 self.ledger.assigned(&task);
+                self.context.slots.send_modify(|slots| slots.told(&task));
                 // Waits while the task has many messages unread; it reads them between two actions, never later.
                 let _ = handle.commands.send(Command::Update(Box::new(task))).await;
             }
@@ -196,7 +208,9 @@ impl Worker {
                 let found = self.strays.remove(&task.id);
                 self.ledger.assigned(&task);
                 let status = task.status.clone();
-                self.begin(Record { task, status, alone: Alone::default() }, found);
+                let record = Record { task, status, alone: Alone::default(), unassigned: false };
+                self.enter(&record, found.as_ref());
+                self.begin(record, found);
             }
         }
     }
@@ -205,9 +219,24 @@ impl Worker {
         if let Some(handle) = self.handles.get_mut(id)
             && !std::mem::replace(&mut handle.unassigned, true)
         {
+            self.context.slots.send_modify(|slots| slots.unassigned(id));
             let _ = handle.commands.send(Command::Unassign).await;
         }
         self.ledger.unassigned(id);
+    }
+
+    /// Makes the task known to others of its slot.
+    fn enter(&self, record: &Record, found: Option<&Found>) {
+        let id = &record.task.id;
+        self.context.slots.send_modify(|slots| {
+            slots.told(&record.task);
+            if record.unassigned {
+                slots.unassigned(id);
+            }
+            if matches!(found, Some(Found::Running(_))) {
+                slots.found(id);
+            }
+        });
     }
 
     fn begin(&mut self, mut record: Record, found: Option<Found>) {
@@ -218,7 +247,7 @@ impl Worker {
         self.publish(&record.task);
         // Before the first session, which tells of all that is remembered.
         self.context.reports.remember(&id, record.status.clone());
-        self.handles.insert(id.clone(), Handle { commands, unassigned: false });
+        self.handles.insert(id.clone(), Handle { commands, unassigned: record.unassigned });
         let driver = drive(Arc::clone(&self.context), record, found, inbox, self.stop.clone());
         self.drivers.spawn(async move {
             driver.await;
@@ -234,6 +263,7 @@ impl Worker {
 
     fn ended(&mut self, id: &TaskId) {
         if self.handles.remove(id).is_some() {
+            self.context.slots.send_modify(|slots| slots.forget(id));
             self.list.send_modify(|list| {
                 Arc::make_mut(list).remove(id);
             });

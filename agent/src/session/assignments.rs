@@ -103,8 +103,10 @@ pub async fn apply(sorted: Sorted, name: Option<String>, engine: &Engine) -> boo
     if sorted.complete {
         work.push(Assign::Complete(sorted.tasks));
     } else {
-        work.extend(sorted.tasks.into_iter().map(|task| Assign::Update(Box::new(task))));
+        // Who goes comes first: who takes its place has to know that it is still there.
+        let (to_stop, others): (Vec<_>, Vec<_>) = sorted.tasks.into_iter().partition(|task| task.desired_state >= TaskState::Shutdown);
         work.extend(sorted.removed_tasks.into_iter().map(Assign::Remove));
+        work.extend(to_stop.into_iter().chain(others).map(|task| Assign::Update(Box::new(task))));
     }
     for message in work {
         if engine.assign.send(message).await.is_err() {

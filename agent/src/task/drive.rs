@@ -2,6 +2,7 @@
 
 use super::isolated::{self, Alone};
 use super::machine::{Action, Event, Machine, Recovered};
+use super::slots::{self, Slots};
 use crate::board::Board;
 use crate::error::ExecError;
 use crate::executor::{Executor, Found, Network, Started};
@@ -14,7 +15,7 @@ use skep_failpoint::failpoint;
 use skep_types::{HealthConfig, PortConfig, Task, TaskState, TaskStatus, Timestamp};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +34,8 @@ pub(crate) struct Context {
     pub reach: Reach,
     /// For those who look and listen.
     pub board: Board,
+    /// The worker writes what is wanted, the drivers what runs.
+    pub slots: watch::Sender<Slots>,
 }
 
 /// What the worker says to a task.
@@ -54,6 +57,7 @@ struct Driver {
     status: TaskStatus,
     /// What was done without a manager.
     alone: Alone,
+    unassigned: bool,
     machine: Machine,
     health: Option<HealthConfig>,
     ports: Vec<PortConfig>,
@@ -73,16 +77,19 @@ pub(crate) async fn drive(
     mut commands: mpsc::Receiver<Command>,
     stop: CancellationToken,
 ) {
-    let Record { task, status, alone } = record;
+    let Record { task, status, alone, unassigned } = record;
     let (recovered, health) = recovered(found);
     // Sized for every operation and watcher of one task to report at once.
     let (events, mut inbox) = mpsc::channel(8);
-    let (machine, actions) = Machine::new(status.state, task.desired_state, recovered);
+    // One that was being removed is not served again on the way.
+    let desired = if unassigned { task.desired_state.max(TaskState::Shutdown) } else { task.desired_state };
+    let (machine, actions) = Machine::new(status.state, desired, recovered);
     let mut driver = Driver {
         context,
         task: Arc::new(task),
         status,
         alone,
+        unassigned,
         machine,
         health,
         ports: Vec::new(),
@@ -93,6 +100,10 @@ pub(crate) async fn drive(
     };
     driver.save();
     let mut gone = driver.carry_out(actions).await;
+    if unassigned {
+        let actions = driver.machine.step(Event::Unassigned);
+        gone = driver.carry_out(actions).await;
+    }
     while !gone {
         let (shared, id, restart) = (Arc::clone(&driver.context), driver.task.id.clone(), driver.restart_after());
         let event = tokio::select! {
@@ -114,12 +125,19 @@ pub(crate) async fn drive(
                     Some(event) => event,
                     None => continue,
                 },
-                Some(Command::Unassign) => Event::Unassigned,
+                Some(Command::Unassign) => {
+                    driver.unassigned = true;
+                    driver.save();
+                    Event::Unassigned
+                }
                 None => return,
             },
         };
         if let Event::Started { health, .. } = &event {
             driver.health.clone_from(health);
+        }
+        if matches!(event, Event::Prepared | Event::Ended(_) | Event::Stopped(_) | Event::Released) {
+            driver.context.slots.send_if_modified(|slots| slots.ended(&driver.task.id));
         }
         driver.context.board.saw(&driver.task, &event);
         let actions = driver.machine.step(event);
@@ -175,6 +193,7 @@ impl Driver {
                 Action::Prepare => self.prepare(),
                 Action::Cancel => self.cancel.cancel(),
                 Action::Start => self.start(),
+                Action::Wait => self.wait(),
                 Action::Serve => self.serve().await,
                 Action::Watch => self.watch(),
                 Action::Stop => self.stop(),
@@ -239,7 +258,8 @@ impl Driver {
     }
 
     fn save(&self) {
-        let record = Record { task: (*self.task).clone(), status: self.status.clone(), alone: self.alone.clone() };
+        let (task, status, alone) = ((*self.task).clone(), self.status.clone(), self.alone.clone());
+        let record = Record { task, status, alone, unassigned: self.unassigned };
         if let Err(error) = self.context.records.save(&record) {
             // The task goes on; after a crash it would be found in its last recorded state.
             tracing::warn!(task = %self.task.id, %error, "could not record a task's state on disk");
@@ -260,6 +280,12 @@ impl Driver {
     fn start(&mut self) {
         let (context, task) = (Arc::clone(&self.context), Arc::clone(&self.task));
         self.spawn(async move {
+            // Looked at and entered in one step: nobody who is to be waited for comes between.
+            let mut entered = Ok(());
+            context.slots.send_modify(|slots| entered = slots.start(&task.id));
+            if let Err(before) = entered {
+                return Event::Held { words: slots::waits_for(&before) };
+            }
             match context.executor.start(&task).await {
                 Ok(started) => {
                     failpoint!("agent.start.done");
@@ -267,6 +293,16 @@ impl Driver {
                 }
                 Err(error) => failed(&error),
             }
+        });
+    }
+
+    /// As long as the other task takes to stop, which its grace period limits: there is no time after which two of a slot may run.
+    fn wait(&mut self) {
+        let (mut slots, id) = (self.context.slots.subscribe(), self.task.id.clone());
+        self.spawn(async move {
+            // The context, and with it the sender, lives as long as this driver.
+            let _ = slots.wait_for(|slots| slots.before(&id).is_none()).await;
+            Event::Free
         });
     }
 

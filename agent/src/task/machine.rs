@@ -51,6 +51,12 @@ pub enum Event {
         /// If there is a check, RUNNING waits for [`Event::Healthy`].
         health: Option<HealthConfig>,
     },
+    /// [`Action::Start`] did nothing: another task has to be gone first. For people, which.
+    Held {
+        words: String,
+    },
+    /// It may be started now.
+    Free,
     Healthy,
     Unhealthy(String),
     Ended(Outcome),
@@ -77,8 +83,10 @@ pub enum Action {
     Prepare,
     /// Give up what `Prepare` waits for; it will answer soon.
     Cancel,
-    /// Start; answer with `Started`.
+    /// Start; answer with `Started`, or with `Held`.
     Start,
+    /// Until nobody holds the task any more; answer with `Free`. Given up without a word when something else is to be done.
+    Wait,
     /// The process runs: watch its health and its end.
     Watch,
     /// The task answers: let traffic come.
@@ -101,6 +109,8 @@ enum Doing {
         cancelled: bool,
     },
     Starting,
+    /// Held: it is started when another task is gone.
+    Waiting,
     Stopping,
     Releasing,
     /// Waits before it tries again.
@@ -216,6 +226,15 @@ impl Machine {
                 self.doing = Doing::Nothing;
                 self.started(container, health.is_some(), &mut actions);
             }
+            Event::Held { words } if self.doing == Doing::Starting => {
+                self.doing = Doing::Waiting;
+                actions.push(Action::Report { state: self.state, message: "waiting to be started", err: words });
+                actions.push(Action::Wait);
+            }
+            Event::Free if self.doing == Doing::Waiting => {
+                self.doing = Doing::Starting;
+                actions.push(Action::Start);
+            }
             Event::Healthy if self.state == TaskState::Starting && self.alive => self.running(&mut actions),
             Event::Unhealthy(words) if self.alive && self.failing.is_none() => self.failing = Some(words),
             // While it is being stopped, the end is what we wait for; `Stopped` tells.
@@ -228,7 +247,8 @@ impl Machine {
             Event::OperationFailed { temporary, words } => self.operation_failed(temporary, words, &mut actions),
             Event::RetryDue if self.doing == Doing::Retrying => self.doing = Doing::Nothing,
             Event::Restart if self.can_restart() => self.restart(&mut actions),
-            Event::Started { .. } | Event::Healthy | Event::Unhealthy(_) | Event::Ended(_) | Event::RetryDue | Event::Restart => {}
+            Event::Started { .. } | Event::Held { .. } | Event::Free | Event::Healthy | Event::Unhealthy(_) => {}
+            Event::Ended(_) | Event::RetryDue | Event::Restart => {}
         }
         self.proceed(&mut actions);
         actions
@@ -349,6 +369,7 @@ impl Machine {
                     actions.push(Action::Cancel);
                     return;
                 }
+                Doing::Waiting if self.must_stop() => self.doing = Doing::Nothing,
                 // A wish to stop need not wait for the next attempt.
                 Doing::Retrying if self.must_stop() && (self.state < TaskState::Starting || self.restarting) && !self.alive => {
                     self.doing = Doing::Nothing;

@@ -25,6 +25,8 @@ pub(crate) struct Fake {
     refuse: Mutex<Option<ExecError>>,
     /// Opened when the task is stopped: a health check goes on until then, as a shim has it that does one thing after the other.
     probing: Option<Notify>,
+    /// Tasks end as slowly as their grace period allows: one stop is over each time this is told.
+    grace: Option<Notify>,
 }
 
 impl Fake {
@@ -66,6 +68,10 @@ impl Executor for Fake {
     async fn drain(&self, _: &TaskId) {}
     async fn stop(&self, task: &Task) -> Result<Option<Outcome>, ExecError> {
         self.note("stop", &task.id);
+        if let Some(grace) = self.grace.as_ref().filter(|_| self.ends.lock().unwrap().contains_key(&task.id)) {
+            grace.notified().await;
+            self.note("stopped", &task.id);
+        }
         if let Some(probing) = &self.probing {
             probing.notify_one();
             until(|| self.calls().iter().any(|call| call.starts_with("probed"))).await;
@@ -149,6 +155,7 @@ async fn bench_with(dir: &std::path::Path, fake: Arc<Fake>, grace: Duration) -> 
         reports: reports.clone(),
         reach: reach.clone(),
         board: Board::default(),
+        slots: watch::Sender::default(),
     });
     let stop = CancellationToken::new();
     let ledger = Ledger::new(&dir.join("applied"), "n1", applied.clone());
@@ -379,6 +386,70 @@ async fn a_task_that_is_removed_while_it_starts_again_leaves_nothing() {
     waiter.await.unwrap();
     assert_eq!(bench.fake.calls().last().map(String::as_str), Some("forget 1"));
     assert!(Records::open(dir.path()).unwrap().load().unwrap().is_empty());
+}
+
+/// A node whose task 1 takes its time to stop, and has been told that task 2 is to run in its place.
+async fn replaced(dir: &std::path::Path, set: impl FnOnce(Task, Task) -> Vec<Task>) -> (Bench, TaskId) {
+    let bench = bench(dir, Arc::new(Fake { grace: Some(Notify::new()), ..Fake::default() })).await;
+    let (one, two) = (task(1, "busybox"), task(2, "busybox"));
+    bench.inbox.send(Assign::Complete(vec![one.clone()])).await.unwrap();
+    bench.wait(&one.id, TaskState::Running).await;
+    bench.inbox.send(Assign::Complete(set(one, two.clone()))).await.unwrap();
+    until(|| bench.reports.newest(&two.id).is_some_and(|status| status.err.contains("still being stopped"))).await;
+    bench.quiet().await;
+    assert_eq!(bench.reports.newest(&two.id).unwrap().state, TaskState::Starting);
+    assert!(bench.has("stop 1") && bench.has("prepare 2") && !bench.has("start 2"), "{:?}", bench.fake.calls());
+    (bench, two.id)
+}
+
+impl Bench {
+    fn has(&self, call: &str) -> bool {
+        self.fake.calls().iter().any(|other| other == call)
+    }
+}
+
+#[tokio::test]
+async fn a_task_waits_until_the_one_it_replaces_has_stopped_on_this_node() {
+    let to_stop = |one: Task| Task { desired_state: TaskState::Shutdown, ..one };
+    let sets: [fn(Task, Task) -> Vec<Task>; 2] = [|_, two| vec![two], |one, two| vec![two, one]];
+    for (number, set) in sets.into_iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let (bench, two) = replaced(dir.path(), |one, two| set(to_stop(one), two)).await;
+        bench.fake.grace.as_ref().unwrap().notify_one();
+        let status = bench.wait(&two, TaskState::Running).await;
+        assert_eq!(status.err, "", "set {number}");
+        let calls = bench.fake.calls();
+        let position = |call: &str| calls.iter().position(|other| other == call);
+        assert!(position("stopped 1") < position("start 2"), "{calls:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_task_that_waits_for_another_to_stop_is_removed_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (bench, two) = replaced(dir.path(), |_, two| vec![two]).await;
+    bench.inbox.send(Assign::Remove(two)).await.unwrap();
+    until(|| bench.has("forget 2")).await;
+    assert!(!bench.has("stopped 1") && !bench.has("start 2"), "{:?}", bench.fake.calls());
+}
+
+#[tokio::test]
+async fn a_task_waits_for_the_one_it_replaces_also_after_a_restart_of_the_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, two) = replaced(dir.path(), |_, two| vec![two]).await;
+    first.stop.cancel();
+    first.running.await.unwrap();
+
+    let fake = Fake { grace: Some(Notify::new()), ..Fake::default() };
+    let container = ContainerStatus { container_id: "c1".into(), pid: 1, exit_code: 0 };
+    fake.found.lock().unwrap().insert(TaskId::for_test(1), Found::Running(Started { container, health: None }));
+    let second = bench(dir.path(), Arc::new(fake)).await;
+    until(|| second.has("stop 1") && second.has("prepare 2")).await;
+    second.quiet().await;
+    assert!(!second.has("start 2") && !second.has("serve 1"), "no manager has to say again that it is to go: {:?}", second.fake.calls());
+    second.fake.grace.as_ref().unwrap().notify_one();
+    second.wait(&two, TaskState::Running).await;
+    assert!(Records::open(dir.path()).unwrap().load().unwrap().iter().all(|record| record.task.id == two));
 }
 
 #[tokio::test]

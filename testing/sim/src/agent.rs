@@ -16,7 +16,7 @@ use crate::wire::{ConnId, Up};
 use crate::world::{Event, World};
 use leads::Leads;
 use session::Link;
-use skep_agent::pure::Event as Step;
+use skep_agent::pure::{Event as Step, Slots};
 use skep_agent::{Backoff, Reports};
 use skep_manager::pure::same_but_status;
 use skep_types::{EngineDescription, NodeDescription, NodeId, Platform, Resources, Task, TaskId, TaskState, Timestamp};
@@ -68,6 +68,7 @@ pub struct Agent {
     /// What managers said it should have, by the message applied last.
     pub told: BTreeMap<TaskId, Arc<Task>>,
     pub leads: Leads,
+    slots: Slots,
     pub applied: Option<String>,
     reports: Reports,
     link: Link,
@@ -95,6 +96,7 @@ impl Agent {
             tasks: BTreeMap::new(),
             told: BTreeMap::new(),
             leads: Leads::default(),
+            slots: Slots::default(),
             applied: None,
             reports: Reports::default(),
             link: Link::None,
@@ -141,7 +143,7 @@ impl Agent {
     /// The task's machine: the state observed, the wish, and whether it is to go.
     #[must_use]
     pub fn task(&self, id: &TaskId) -> Option<(TaskState, TaskState, bool)> {
-        self.tasks.get(id).map(|driven| (driven.machine.state(), driven.machine.desired(), driven.unassigned))
+        self.tasks.get(id).map(|driven| (driven.machine.state(), driven.machine.desired(), driven.record.unassigned))
     }
 
     /// The tasks it keeps a record of.
@@ -200,10 +202,12 @@ impl World {
         (agent.link, agent.session, agent.backoff, agent.lost_at) = (Link::None, String::new(), Backoff::default(), self.now);
         agent.reports = Reports::default();
         agent.tasks.clear();
+        agent.slots = Slots::default();
         if mutant == Some(Mutant::AckBeforeDisk) {
             agent.disk.pop_last();
         }
-        agent.told = agent.disk.iter().map(|(id, record)| (id.clone(), Arc::clone(&record.task))).collect();
+        let assigned = agent.disk.iter().filter(|(_, record)| !record.unassigned);
+        agent.told = assigned.map(|(id, record)| (id.clone(), Arc::clone(&record.task))).collect();
         let same = |kept: &BTreeMap<TaskId, Arc<Task>>| {
             kept.len() == agent.told.len()
                 && kept.iter().all(|(id, task)| agent.told.get(id).is_some_and(|told| same_but_status(told, task)))
@@ -212,6 +216,9 @@ impl World {
         let sound = |tasks| (no_strays && same(tasks)) || mutant == Some(Mutant::AckBeforeDisk);
         agent.applied = agent.kept.as_ref().filter(|(_, tasks)| sound(tasks)).map(|(name, _)| name.clone());
         let records: Vec<Record> = agent.disk.values().cloned().collect();
+        for record in &records {
+            agent.enter(record);
+        }
         for record in records {
             let id = record.task.id.clone();
             self.begin_task(node, record);

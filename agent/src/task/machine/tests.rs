@@ -212,6 +212,7 @@ fn no_order_of_events_moves_a_state_back_or_overlaps_operations() {
         Event::Unhealthy("u".into()),
         Event::Ended(Outcome { exit_code: 1, words: None }),
         Event::RetryDue,
+        Event::Free,
     ];
     let mut seed = 88_172_645_463_325_252_u64;
     let mut random = move |n: usize| {
@@ -236,13 +237,14 @@ fn no_order_of_events_moves_a_state_back_or_overlaps_operations() {
                         under_way = Some(action);
                     }
                     Action::Forget => assert_eq!(under_way, None),
-                    Action::Cancel | Action::Watch | Action::Serve | Action::RetryAfter(_) => {}
+                    Action::Wait | Action::Cancel | Action::Watch | Action::Serve | Action::RetryAfter(_) => {}
                 }
             }
             let event = match under_way.take() {
                 Some(action) if random(2) == 0 => match (random(3), action) {
                     (0, _) => Event::OperationFailed { temporary: random(2) == 0, words: "w".into() },
                     (_, Action::Prepare) => Event::Prepared,
+                    (1, Action::Start) => Event::Held { words: "h".into() },
                     (_, Action::Start) => Event::Started { container: container(), health: (random(2) == 0).then(HealthConfig::default) },
                     (_, Action::Stop) => Event::Stopped(None),
                     _ => Event::Released,
@@ -254,6 +256,35 @@ fn no_order_of_events_moves_a_state_back_or_overlaps_operations() {
             };
             actions = machine.step(event);
         }
+    }
+}
+
+/// Task 1 may not be started yet.
+fn held() -> Machine {
+    let (mut machine, _) = fresh(TaskState::Running);
+    machine.step(Event::Prepared);
+    let waiting = machine.step(Event::Held { words: "task 2 is being stopped".into() });
+    let told = Action::Report { state: TaskState::Starting, message: "waiting to be started", err: "task 2 is being stopped".into() };
+    assert_eq!(waiting, [told, Action::Wait]);
+    machine
+}
+
+#[test]
+fn a_task_that_is_held_is_started_when_it_is_free() {
+    let mut machine = held();
+    assert_eq!(machine.step(Event::Free), [Action::Start]);
+    assert_eq!(machine.step(Event::Free), [], "it is being started");
+    let started = machine.step(Event::Started { container: container(), health: None });
+    assert_eq!(states(&started), [TaskState::Running]);
+}
+
+#[test]
+fn a_task_that_is_held_does_not_wait_when_it_is_to_stop() {
+    for wish in [Event::Desired(TaskState::Shutdown), Event::Unassigned] {
+        let mut machine = held();
+        assert_eq!(machine.step(wish), [Action::Stop]);
+        assert_eq!(machine.step(Event::Free), [], "nobody waits any more");
+        assert_eq!(states(&machine.step(Event::Stopped(None))), [TaskState::Shutdown]);
     }
 }
 

@@ -5,7 +5,7 @@ use super::leads::Held;
 use crate::container::Container;
 use crate::mutant::Mutant;
 use crate::world::World;
-use skep_agent::pure::{Action, Alone, Event as Step, Machine, Outcome};
+use skep_agent::pure::{Action, Alone, Event as Step, Machine, Outcome, waits_for};
 use skep_types::{NodeId, Task, TaskId, TaskState, TaskStatus};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,17 +16,19 @@ pub(super) struct Record {
     pub task: Arc<Task>,
     pub status: TaskStatus,
     pub alone: Alone,
+    pub unassigned: bool,
 }
 
 /// A task in memory.
 pub(super) struct Driven {
     pub record: Record,
     pub machine: Machine,
-    pub unassigned: bool,
     /// Its container is being stopped.
     pub stops: bool,
     /// It is to be stopped when nobody leads to it any more.
     pub held: Option<Held>,
+    /// It is to be started when another one is gone.
+    pub waits: bool,
     /// The operation under way: what an earlier one brings is nobody's.
     pub op: u64,
 }
@@ -36,6 +38,7 @@ pub(super) struct Driven {
 pub enum Done {
     Prepared,
     Started,
+    Free,
     Healthy,
     Sick,
     Ended,
@@ -71,10 +74,15 @@ impl World {
                 }
                 Action::Start => {
                     self.stops(node, id, false);
+                    if let Some(Err(before)) = self.agents.get_mut(node).map(|agent| agent.slots.start(id)) {
+                        self.step(node, id, Step::Held { words: waits_for(&before) });
+                        continue;
+                    }
                     let delay = self.takes(node, 20..400);
                     let outcome = self.luck(Done::Started);
                     self.operate(node, id, delay, outcome);
                 }
+                Action::Wait => self.waits(node, id),
                 Action::Watch => self.watch_container(node, id),
                 Action::Stop => {
                     self.check_stop(node, id);
@@ -96,6 +104,7 @@ impl World {
                         agent.containers.remove(id);
                         agent.reports.forget(id);
                         agent.leads.forget(id);
+                        agent.slots.forget(id);
                     }
                 }
             }
@@ -105,6 +114,28 @@ impl World {
     fn stops(&mut self, node: &NodeId, id: &TaskId, stops: bool) {
         if let Some(driven) = self.agents.get_mut(node).and_then(|agent| agent.tasks.get_mut(id)) {
             driven.stops = stops;
+        }
+    }
+
+    fn waits(&mut self, node: &NodeId, id: &TaskId) {
+        if let Some(driven) = self.agents.get_mut(node).and_then(|agent| agent.tasks.get_mut(id)) {
+            driven.waits = true;
+        }
+    }
+
+    /// A task has no process any more: who waited for that is started.
+    fn gone(&mut self, node: &NodeId, id: &TaskId) {
+        let Some(agent) = self.agents.get_mut(node) else { return };
+        if !agent.slots.ended(id) {
+            return;
+        }
+        let mut free = Vec::new();
+        for (id, driven) in agent.tasks.iter_mut().filter(|(id, driven)| driven.waits && agent.slots.before(id).is_none()) {
+            driven.waits = false;
+            free.push(id.clone());
+        }
+        for task in free {
+            self.agent_after(node, Duration::from_millis(1), Timer::Task { task, op: None, done: Done::Free });
         }
     }
 
@@ -191,6 +222,7 @@ impl World {
                 // What is not there cannot be started, and somebody says so.
                 None => Step::OperationFailed { temporary: false, words: "no such container".into() },
             },
+            Done::Free => Step::Free,
             Done::Healthy => {
                 self.watch.fit.insert(id.clone());
                 Step::Healthy
@@ -215,6 +247,9 @@ impl World {
             Done::Failed { temporary } => Step::OperationFailed { temporary, words: "by chance".into() },
             Done::Retry => Step::RetryDue,
         };
+        if matches!(event, Step::Prepared | Step::Ended(_) | Step::Stopped(_) | Step::Released) {
+            self.gone(node, id);
+        }
         self.step(node, id, event);
     }
 }

@@ -1,5 +1,6 @@
 //! The tasks that a node should have: what a manager's message makes of them. `worker.rs` of the agent.
 
+use super::Agent;
 use super::session::Link;
 use super::task::{Driven, Record};
 use crate::container::Container;
@@ -13,17 +14,36 @@ use skep_proto::v1::assignments_message::Type;
 use skep_types::{NodeId, Task, TaskId, TaskState, Version};
 use std::sync::Arc;
 
+impl Agent {
+    /// Makes the task known to others of its slot.
+    pub(super) fn enter(&mut self, record: &Record) {
+        let id = &record.task.id;
+        self.slots.told(&record.task);
+        if record.unassigned {
+            self.slots.unassigned(id);
+        }
+        if self.containers.get(id).is_some_and(|container| container.alive) {
+            self.slots.found(id);
+        }
+    }
+}
+
 impl World {
     pub(super) fn begin_task(&mut self, node: &NodeId, mut record: Record) {
         let Some(agent) = self.agents.get_mut(node) else { return };
         record.status.state = record.status.state.max(TaskState::Assigned);
         let id = record.task.id.clone();
         let found = agent.containers.get(&id).map_or(Recovered::Nothing, Container::found);
-        let (machine, actions) = Machine::new(record.status.state, record.task.desired_state, found);
+        let (wish, unassigned) = (record.task.desired_state, record.unassigned);
+        let desired = if unassigned { wish.max(TaskState::Shutdown) } else { wish };
+        let (machine, actions) = Machine::new(record.status.state, desired, found);
         agent.reports.remember(&id, record.status.clone());
-        agent.tasks.insert(id.clone(), Driven { record, machine, unassigned: false, stops: false, held: None, op: 0 });
+        agent.tasks.insert(id.clone(), Driven { record, machine, stops: false, held: None, waits: false, op: 0 });
         agent.save(&id);
         self.carry_out(node, &id, actions);
+        if unassigned && self.mutant != Some(Mutant::KeepsRemoved) {
+            self.step(node, &id, Step::Unassigned);
+        }
     }
 
     pub(super) fn assigned(&mut self, node: &NodeId, conn: ConnId, message: AssignmentsMessage) {
@@ -47,6 +67,8 @@ impl World {
                 agent.containers.remove(&stray);
             }
         }
+        gone.iter().for_each(|id| agent.slots.unassigned(id));
+        sorted.tasks.iter().for_each(|task| agent.slots.told(task));
         for task in sorted.tasks {
             if let Some(agent) = self.agents.get_mut(node) {
                 agent.told.insert(task.id.clone(), Arc::new(task.clone()));
@@ -56,10 +78,9 @@ impl World {
         for id in gone {
             if let Some(agent) = self.agents.get_mut(node) {
                 agent.told.remove(&id);
-                if let Some(driven) = agent.tasks.get_mut(&id)
-                    && !std::mem::replace(&mut driven.unassigned, true)
-                    && self.mutant != Some(Mutant::KeepsRemoved)
-                {
+                let news = agent.tasks.get_mut(&id).is_some_and(|driven| !std::mem::replace(&mut driven.record.unassigned, true));
+                agent.save(&id);
+                if news && self.mutant != Some(Mutant::KeepsRemoved) {
                     self.step(node, &id, Step::Unassigned);
                 }
             }
@@ -98,11 +119,12 @@ impl World {
         let Some(agent) = self.agents.get_mut(node) else { return };
         let id = task.id.clone();
         let Some(driven) = agent.tasks.get_mut(&id) else {
-            let record = Record { status: task.status.clone(), task: Arc::new(task), alone: Alone::default() };
+            let record = Record { status: task.status.clone(), task: Arc::new(task), alone: Alone::default(), unassigned: false };
+            agent.enter(&record);
             return self.begin_task(node, record);
         };
         // Assigned again while it is being removed, or an older wish (`worker.rs`, `drive.rs`).
-        if driven.unassigned || task.desired_state < driven.machine.desired() {
+        if driven.record.unassigned || task.desired_state < driven.machine.desired() {
             return;
         }
         task.status = driven.record.task.status.clone();

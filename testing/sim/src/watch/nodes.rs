@@ -14,7 +14,8 @@ use std::time::Duration;
 const LONGEST_OVERLAP: u32 = 60 + 30;
 
 impl World {
-    /// A container is started: what else runs?
+    /// A container is started: what else runs? A node holds a task back until those that it replaces are gone, whatever managers call them;
+    /// what it has no record of it cannot wait for.
     pub fn check_start(&mut self, node: &NodeId, new: &Container) {
         let service = new.service.as_ref().and_then(|id| self.raft.truth.service(id));
         let has_slots = service.is_some_and(|service| matches!(service.spec.mode, ServiceMode::Replicated { .. } | ServiceMode::Global));
@@ -24,7 +25,7 @@ impl World {
             let here = other_node == node;
             for other in agent.containers.values().filter(|other| other.alive && other.task != new.task) {
                 let same_slot = || other.service == new.service && other.slot == new.slot && new.service.is_some();
-                if here && has_slots && !overlapping && same_slot() && !leaves(agent, other) {
+                if here && has_slots && !overlapping && same_slot() && agent.task(&other.task).is_some() {
                     found = found.or(Some(("I4", format!("tasks {} and {} of one slot run on one node", other.task, new.task))));
                 }
                 if here && new.ports.iter().any(|port| port.published_port > 0 && other.ports.contains(port)) {
@@ -102,9 +103,4 @@ impl World {
     pub fn since(&self, moment: Moment) -> Duration {
         self.now.saturating_sub(moment)
     }
-}
-
-/// It was taken from its agent, which stops it.
-fn leaves(agent: &crate::agent::Agent, container: &Container) -> bool {
-    agent.task(&container.task).is_none_or(|(_, _, unassigned)| unassigned)
 }
