@@ -187,6 +187,12 @@ fn as_process_1_it_does_the_same() {
     // What the program is for: the same without it keeps its zombie and does not heed SIGTERM.
     let (mut bare, _output, bare_pid) = namespace(None, &script);
     wait_for_children(bare_pid, 1);
+    // A shell reaps what ends before it has become the command.
+    let begin = Instant::now();
+    while std::fs::read_to_string(format!("/proc/{bare_pid}/comm")).unwrap() != "sleep\n" {
+        assert!(begin.elapsed() < Duration::from_secs(60), "the shell does not become the command");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     std::fs::write(&go, "").unwrap();
     wait_for_children(pid, 1);
     send(bare_pid, 15);
