@@ -3,7 +3,7 @@
 //! | name | what is looked at here |
 //! |---|---|
 //! | I1 | what a user was told to be written is in the log; nobody but users, and a rollback, changes a service's spec |
-//! | I3 | an agent stops nothing that no manager's committed wish asks it to stop |
+//! | I3 | an agent stops and starts nothing that no manager's committed wish asks it to |
 //! | I4 | no slot is let run while its last task may still run, or has two tasks that are wanted; two never run on one node, nor for long on
 //! | | two that are in touch |
 //! | I5 | once faults stop, the cluster gets as it should be ([`desired`](mod@crate::desired)); silent nodes are called down, drained ones emptied |

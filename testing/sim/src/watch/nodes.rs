@@ -15,7 +15,7 @@ const LONGEST_OVERLAP: u32 = 60 + 30;
 
 impl World {
     /// A container is started: what else runs? A node holds a task back until those that it replaces are gone, whatever managers call them;
-    /// what it has no record of it cannot wait for.
+    /// what it has no record of it cannot wait for. I3, I4, I11.
     pub fn check_start(&mut self, node: &NodeId, new: &Container) {
         let service = new.service.as_ref().and_then(|id| self.raft.truth.service(id));
         let has_slots = service.is_some_and(|service| matches!(service.spec.mode, ServiceMode::Replicated { .. } | ServiceMode::Global));
@@ -36,6 +36,11 @@ impl World {
                     found = found.or(Some(("I11", format!("tasks {} and {} run with one address", other.task, new.task))));
                 }
             }
+        }
+        let wish = self.raft.truth.task(&new.task).map(|task| task.desired_state);
+        if let Some(wish) = wish.filter(|wish| *wish < TaskState::Running) {
+            let words = format!("node {} starts task {}, which is to be {wish} only", short(node.as_str()), new.task);
+            found = found.or(Some(("I3", words)));
         }
         if let Some((name, words)) = found {
             self.watch.fail(name, words);
