@@ -91,10 +91,12 @@ impl Leads {
         self.cleared.clear();
     }
 
-    /// The kernel is gone, too. What it knew of addresses counts until the node was told everything anew: its routes come back from its disk.
+    /// The kernel is gone, too. What it knew counts until the node was told everything anew: its routes, and who else is on its networks,
+    /// come back from its disk.
     pub(super) fn host_dies(&mut self) {
         let (located, addresses) = (std::mem::take(&mut self.located), std::mem::take(&mut self.addresses));
-        *self = Self { located, addresses, ..Self::default() };
+        let known = std::mem::take(&mut self.known);
+        *self = Self { located, addresses, known, ..Self::default() };
     }
 
     /// Whose the address is, as far as the kernel knows.
