@@ -274,6 +274,11 @@ impl Board {
         self.volumes(&task.id).for_each(|mount| self.tell(task, What::Unmount { volume: mount.name }));
     }
 
+    /// Whether the end of its present life was told, or nothing is known of it.
+    pub(crate) fn told_end(&self, task: &TaskId) -> bool {
+        self.with(|table| table.tasks.get(task).is_none_or(|seen| seen.is_dead))
+    }
+
     pub(crate) fn forget(&self, task: &Arc<Task>) {
         if self.with(|table| table.tasks.remove(&task.id)).is_some() {
             self.tell(task, What::Destroy);

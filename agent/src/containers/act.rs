@@ -9,6 +9,9 @@ use std::time::Duration;
 
 /// As Docker's.
 const DEFAULT_GRACE: Duration = Duration::from_secs(10);
+/// For an end to be told, which waits for the last of the log.
+const TOLD_LIMIT: Duration = Duration::from_secs(6);
+const TOLD_LOOK: Duration = Duration::from_millis(5);
 
 /// How long a container may take to end by itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -76,6 +79,13 @@ impl Containers {
         if is_local {
             self.0.locals.rest(id).await;
         }
+        // Who listens hears that it died before that it was stopped.
+        let told = async {
+            while !self.0.engine.board.told_end(id) {
+                tokio::time::sleep(TOLD_LOOK).await;
+            }
+        };
+        let _ = tokio::time::timeout(TOLD_LIMIT, told).await;
         Ok(Some((facts.task, had_one)))
     }
 
