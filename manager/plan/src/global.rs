@@ -77,11 +77,8 @@ fn keep_one(context: &mut Context<'_>, id: &NodeId, slot: &mut Slot, place: Plac
         return;
     }
     // Stopped because the node was away: start again. Ended by itself: as its policy says.
-    let newest = slot.runs.len().checked_sub(1);
-    let wanted = newest.is_none_or(|newest| !slot.runs[newest].ended_by_itself() || restart::is_allowed(context, slot, newest));
-    if wanted && place.host == Host::Fine {
+    if place.host == Host::Fine && restart::may_begin(context, slot) {
         // What the node was told to stop while it was away may run there still: the new task waits for it.
-        let first = if slot.has_remains() { TaskState::Ready } else { TaskState::Running };
-        slot.runs.extend(context.create(0, Some(id.clone()), first));
+        slot.runs.extend(context.create(0, Some(id.clone()), slot.first_wish(TaskState::Running)));
     }
 }

@@ -36,13 +36,12 @@ pub(crate) fn plan_replicated(context: &mut Context<'_>, max_concurrent: u64, to
     let active = slots.values().filter(|slot| !is_complete(slot) && slot.is_live()).count() as u64;
     let new = max_concurrent.saturating_sub(active).min(total.saturating_sub(complete).saturating_sub(active));
     // A slot that failed for good is tried no more; it holds its number. One whose task had to leave its node is filled again.
-    let is_taken = |slot: &Slot| slot.is_live() || is_complete(slot) || !may_begin(context, slot);
+    let is_taken = |slot: &Slot| slot.is_live() || is_complete(slot) || !restart::may_begin(context, slot);
     let taken: BTreeSet<u64> = slots.iter().filter(|(_, slot)| is_taken(slot)).map(|(number, _)| *number).collect();
     for number in (0..total).filter(|number| !taken.contains(number)).take(usize::try_from(new).unwrap_or(usize::MAX)) {
-        let slot = slots.entry(number).or_default();
-        let first = if slot.has_remains() { TaskState::Ready } else { TaskState::Complete };
+        let first = slots.get(&number).map_or(TaskState::Complete, |slot| slot.first_wish(TaskState::Complete));
         let Some(run) = context.create(number, None, first) else { break };
-        slot.runs.push(run);
+        slots.entry(number).or_default().runs.push(run);
     }
     for slot in slots.into_values() {
         context.settle(slot);
@@ -76,19 +75,15 @@ pub(crate) fn plan_global(context: &mut Context<'_>) {
         } else if slot.is_live() {
             restart::replace_ended(context, slot, 0, Some(&node.id), &|_| false);
             restart::release_waiting(context, slot, 0, Some(&node.id));
-        } else if host == Host::Fine && node.status.state == NodeState::Ready && constraints.match_node(node) && may_begin(context, slot) {
-            let first = if slot.has_remains() { TaskState::Ready } else { TaskState::Complete };
-            slot.runs.extend(context.create(0, Some(node.id.clone()), first));
+        } else if host == Host::Fine
+            && node.status.state == NodeState::Ready
+            && constraints.match_node(node)
+            && restart::may_begin(context, slot)
+        {
+            slot.runs.extend(context.create(0, Some(node.id.clone()), slot.first_wish(TaskState::Complete)));
         }
     }
     for (_, slot) in slots.into_values() {
         context.settle(slot);
     }
-}
-
-/// Whether a place without a task to wait for gets one: it has had none, or its last one was asked to stop; or that failed while nothing
-/// new was begun there, and may be tried again.
-fn may_begin(context: &Context<'_>, slot: &Slot) -> bool {
-    let newest = slot.runs.len().checked_sub(1);
-    newest.is_none_or(|newest| !slot.runs[newest].ended_by_itself() || restart::is_allowed(context, slot, newest))
 }

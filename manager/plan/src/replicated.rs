@@ -94,11 +94,10 @@ fn fill(context: &mut Context<'_>, slots: &mut BTreeMap<u64, Slot>, counted: &[u
         taken.peek() != Some(number)
     });
     for number in free.take(missing) {
-        let slot = slots.entry(number).or_default();
         // One that its node does not suit any more was asked to stop.
-        let first = if slot.has_remains() { TaskState::Ready } else { TaskState::Running };
+        let first = slots.get(&number).map_or(TaskState::Running, |slot| slot.first_wish(TaskState::Running));
         let Some(run) = context.create(number, None, first) else { return };
-        slot.runs.push(run);
+        slots.entry(number).or_default().runs.push(run);
     }
 }
 

@@ -42,6 +42,13 @@ pub(crate) fn is_allowed(context: &Context<'_>, slot: &Slot, index: usize) -> bo
     restarts(&slot.runs[..=index], policy.window) < policy.max_attempts
 }
 
+/// Whether a place without a task to wait for gets one: it has had none, or its last one was asked to stop; or that failed while nothing
+/// new was begun there, and may be tried again.
+pub(crate) fn may_begin(context: &Context<'_>, slot: &Slot) -> bool {
+    let newest = slot.runs.len().checked_sub(1);
+    newest.is_none_or(|newest| !slot.runs[newest].ended_by_itself() || is_allowed(context, slot, newest))
+}
+
 /// How many of the tasks up to the last one replaced one that had ended by itself, within `window` before the last one's end.
 fn restarts(runs: &[Run], window: Option<Duration>) -> u64 {
     let Some(last) = runs.last() else { return 0 };

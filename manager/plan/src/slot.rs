@@ -90,6 +90,11 @@ impl Slot {
         self.runs.iter().any(|run| (TaskState::Assigned..=TaskState::Running).contains(&run.observed()))
     }
 
+    /// The first wish for a new task of the slot that is to come to `goal`: it waits for what may still run.
+    pub fn first_wish(&self, goal: TaskState) -> TaskState {
+        if self.has_remains() { TaskState::Ready } else { goal }
+    }
+
     pub fn want_all(&mut self, desired: TaskState) {
         for run in &mut self.runs {
             run.want(desired);
