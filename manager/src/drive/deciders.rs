@@ -2,7 +2,7 @@
 
 use skep_plan::{Agenda, Allocator, Beginning, FreedLately, Ids, Orchestrator, Plan, Scheduler, Time};
 use skep_store::View;
-use skep_types::{Change, ClusterView as _, NetworkId, Node, NodeId, NodeState, Object, Task, TaskId, Timestamp, Version};
+use skep_types::{Change, ClusterView as _, NetworkId, Node, NodeId, NodeState, Object, Task, TaskId, TaskState, Timestamp, Version};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,13 +93,18 @@ impl Deciders {
         }
     }
 
-    /// What was decided of this object is not written: whoever looks at a node once, when something happens to it, has to look again.
-    pub(super) fn reconsider(&mut self, taken_back: &Change) {
-        if let Object::Task(task) = taken_back.object()
+    /// What was decided is not written: the way back from it. Who looks at a node once, when something happens to it, has to look again.
+    pub(super) fn take_back(&mut self, change: &Change, now: Timestamp) {
+        self.observe(change, now);
+        if let Change::Updated { old: Object::Task(decided), new: Object::Task(task) } = change
             && let Some(node) = &task.node_id
         {
-            self.enforcing.insert(node.clone());
-            self.orphaning.add(node.clone());
+            if decided.desired_state > task.desired_state {
+                self.enforcing.insert(node.clone());
+            }
+            if decided.status.state == TaskState::Orphaned {
+                self.orphaning.add(node.clone());
+            }
         }
     }
 

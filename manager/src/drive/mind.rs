@@ -181,8 +181,7 @@ impl Mind {
     /// Nothing of the draft was written.
     pub fn take_back(&mut self, draft: Draft, now: Timestamp) {
         for change in draft.undo() {
-            self.deciders.observe(&change, now);
-            self.deciders.reconsider(&change);
+            self.deciders.take_back(&change, now);
         }
     }
 }

@@ -79,12 +79,8 @@ impl Calm {
         draft
     }
 
-    /// As [`super::mind::Mind::take_back`].
     fn take_back(&mut self, draft: Draft) {
-        for change in draft.undo() {
-            self.deciders.observe(&change, self.now);
-            self.deciders.reconsider(&change);
-        }
+        draft.undo().for_each(|change| self.deciders.take_back(&change, self.now));
     }
 
     /// A commit of somebody else.
