@@ -106,9 +106,8 @@ impl Index {
         let nodes = view.nodes().map(|node| Object::Node(Arc::clone(node)));
         let services = view.services().map(|service| Object::Service(Arc::clone(service)));
         let tasks = view.tasks().map(|task| Object::Task(Arc::clone(task)));
-        for object in cluster.into_iter().chain(networks).chain(nodes).chain(services).chain(tasks) {
-            this.note(&Change::Created(object), &mut |_, _| {});
-        }
+        let objects = cluster.into_iter().chain(networks).chain(nodes).chain(services).chain(tasks);
+        this.note_all(&objects.map(Change::Created).collect::<Vec<Change>>(), &mut |_, _| {});
         this
     }
 
@@ -127,9 +126,12 @@ impl Index {
             return;
         }
         self.version = version;
-        for change in changes {
-            self.note(change, out);
-        }
+        self.note_all(changes, out);
+    }
+
+    fn note_all(&mut self, changes: &[Change], out: Out) {
+        changes.iter().for_each(|change| self.note(change, out));
+        changes.iter().for_each(|change| self.note_leaving(change, out));
     }
 
     /// Networks a node has an interest in.

@@ -67,16 +67,22 @@ impl Index {
             }
             self.drop_if_void(network);
         }
-        match new.filter(|task| readiness(task) == Readiness::Leaving) {
-            Some(task) if !self.leaving.contains_key(id) => self.leave(task, out),
-            Some(_) => {}
-            None => {
-                self.forget_leaving(id);
-                if let Some(seat) = old.as_ref().and_then(|old| host(old)).and_then(|node| self.nodes.get_mut(node)) {
-                    seat.cleared.remove(id);
-                }
+        if new.is_none_or(|task| readiness(task) != Readiness::Leaving) {
+            self.forget_leaving(id);
+            if let Some(seat) = old.as_ref().and_then(|old| host(old)).and_then(|node| self.nodes.get_mut(node)) {
+                seat.cleared.remove(id);
             }
         }
+    }
+
+    /// A task that is to leave begins to wait, once all that changed with it is in: whom it waits for may be among that.
+    pub(super) fn note_leaving(&mut self, change: &Change, out: Out) {
+        let Object::Task(task) = change.object() else { return };
+        if self.leaving.contains_key(&task.id) {
+            return;
+        }
+        let known = self.tasks.get(&task.id).filter(|task| readiness(task) == Readiness::Leaving).cloned();
+        known.iter().for_each(|task| self.leave(task, out));
     }
 
     fn put_on(&mut self, node: &NodeId, network: &NetworkId, task: &TaskId, out: Out) {

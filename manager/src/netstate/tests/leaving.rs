@@ -93,6 +93,24 @@ fn a_new_leader_starts_from_the_store_and_waits_for_new_acknowledgements() {
 }
 
 #[test]
+fn a_new_leader_waits_for_nodes_whose_tasks_it_reads_after_the_one_that_leaves() {
+    let mut world = World::of_two();
+    world.put_task(1, 1, &[2], TaskState::Running);
+    world.put_task(2, 2, &[2], TaskState::Running);
+    world.want(1, TaskState::Shutdown);
+    // Nobody else is waited for when the first of them is read.
+    world.put_node(1, Some((1, "192.0.2.1")), NodeState::Down);
+    world.index = Index::new(&world.view());
+    world.put_node(1, Some((1, "192.0.2.1")), NodeState::Ready);
+    world.follow(1);
+    world.follow(2);
+    assert!(world.cleared(1).is_empty());
+    [1, 2].into_iter().for_each(|node| world.acknowledge(node));
+    world.take_all();
+    assert_eq!(world.cleared(1), [task(1).to_string()]);
+}
+
+#[test]
 fn a_node_that_does_not_answer_holds_no_task_up_until_it_does_again() {
     let mut world = World::of_two();
     world.put_task(1, 1, &[2], TaskState::Running);
