@@ -37,6 +37,7 @@ impl Barrier {
     pub fn opened(&mut self, node: &NodeId, now: Instant, out: Out) {
         self.answering.opened(node, now);
         self.index.answers(node, true, out);
+        self.index.clear_again(node, out);
     }
 
     /// Its stream ended.

@@ -228,6 +228,22 @@ impl Index {
         ids.iter().for_each(|id| self.clear(id, out));
     }
 
+    /// A node comes to hear what was cleared: nodes that did not count when that was may have come back since, and lead to its tasks as
+    /// before.
+    pub(super) fn clear_again(&mut self, node: &NodeId, out: Out) {
+        let cleared = self.nodes.get_mut(node).map(|seat| std::mem::take(&mut seat.cleared)).unwrap_or_default();
+        let mut waiting = BTreeSet::new();
+        for task in cleared {
+            let (Some(known), Some(leaving)) = (self.tasks.get(&task), self.leaving.get_mut(&task)) else { continue };
+            for id in networks(known).map(|attachment| &attachment.network.id) {
+                self.networks.entry(id.clone()).or_default().acks.wait(leaving.since, task.clone());
+                leaving.waits_for.insert(id.clone());
+                waiting.insert(id.clone());
+            }
+        }
+        waiting.iter().for_each(|id| self.clear(id, out));
+    }
+
     /// The task has ended, or is gone.
     pub(super) fn forget_leaving(&mut self, task: &TaskId) {
         let Some(leaving) = self.leaving.remove(task) else { return };

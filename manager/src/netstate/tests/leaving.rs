@@ -111,6 +111,33 @@ fn a_new_leader_waits_for_nodes_whose_tasks_it_reads_after_the_one_that_leaves()
 }
 
 #[test]
+fn what_was_cleared_for_a_node_that_was_away_is_looked_at_again_when_it_comes_to_hear_of_it() {
+    let mut world = World::of_two();
+    world.put_task(1, 1, &[2], TaskState::Running);
+    world.put_task(2, 2, &[2], TaskState::Running);
+    world.take_all();
+    [1, 2].into_iter().for_each(|node| world.acknowledge(node));
+    // Both are away when the task is to stop, so nobody is waited for; the other one comes back first.
+    world.put_node(1, Some((1, "192.0.2.1")), NodeState::Down);
+    world.want(1, TaskState::Shutdown);
+    world.put_node(2, Some((2, "192.0.2.1")), NodeState::Down);
+    world.put_node(2, Some((2, "192.0.2.1")), NodeState::Ready);
+    world.put_node(1, Some((1, "192.0.2.1")), NodeState::Ready);
+    world.clear_again(1);
+    world.follow(1);
+    world.acknowledge(1);
+    world.follow(2);
+    assert!(world.cleared(1).is_empty());
+    world.acknowledge(2);
+    world.take_all();
+    assert_eq!(world.cleared(1), [task(1).to_string()]);
+    // By the next stream, too, without a wait.
+    world.clear_again(1);
+    world.follow(1);
+    assert_eq!(world.cleared(1), [task(1).to_string()]);
+}
+
+#[test]
 fn a_node_that_does_not_answer_holds_no_task_up_until_it_does_again() {
     let mut world = World::of_two();
     world.put_task(1, 1, &[2], TaskState::Running);

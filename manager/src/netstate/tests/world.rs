@@ -322,6 +322,12 @@ impl World {
         self.index.answers(&node(number), answers, &mut |node, touch| tell(streams, node, touch));
     }
 
+    /// What a stream that is new begins with ([`Barrier::opened`](crate::netstate::Barrier::opened)).
+    pub(super) fn clear_again(&mut self, number: u64) {
+        let streams = &mut self.streams;
+        self.index.clear_again(&node(number), &mut |node, touch| tell(streams, node, touch));
+    }
+
     pub(super) fn known(&self, number: u64) -> &BTreeMap<String, Known> {
         &self.streams[&node(number)].picture.networks
     }
