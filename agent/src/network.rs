@@ -37,7 +37,7 @@ use crate::error::{NetworkError, chain};
 use crate::executor::{Network, Sandbox};
 use async_trait::async_trait;
 use bridge::{Bridge, both_families};
-use convert::{is_place, joined, task_network, uses_no_network, wants_bridge};
+use convert::{is_place, is_told_of, joined, task_network, uses_no_network, wants_bridge};
 use follow::{Follower, Tell};
 use held::{Held, Phase, host_ports};
 use ipnet::IpNet;
@@ -101,6 +101,8 @@ struct State {
     following: Following,
     /// Of the tasks held those that no node leads to any more.
     cleared: BTreeSet<TaskId>,
+    /// Those on networks of the cluster that managers have not told this node of yet; other nodes may know of them.
+    untold: BTreeSet<TaskId>,
 }
 
 /// The task's networks with the sizes that they have on this node: what a manager last said of them may be newer than the task.
@@ -279,7 +281,7 @@ impl Network for NetlbNetwork {
         }
         resolvers(task)?;
         // Held from here on: two tasks that want one port cannot both find it free.
-        let (network, bridge) = self.with(|State { held, picture, .. }| {
+        let (network, bridge) = self.with(|State { held, picture, untold, .. }| {
             let host_ports = host_ports(task, held, skep_netlb::port_is_taken)?;
             held.remove(&task.id);
             let bridge = if wants_bridge(task) { Some(self.bridge.take(&task.id, held)?) } else { None };
@@ -287,6 +289,9 @@ impl Network for NetlbNetwork {
             let hostname = wanted_hostname(task, &self.facts);
             let one = Held { task: Arc::new(task.clone()), phase: Phase::Attached, host_ports, hostname, bridge };
             held.insert(task.id.clone(), one);
+            if joined(task).any(|attachment| is_told_of(&attachment.network)) && !picture.tells_of(&task.id) {
+                untold.insert(task.id.clone());
+            }
             Ok::<_, NetworkError>((network, bridge))
         })?;
         let addresses = own_addresses(&network, bridge);
@@ -388,6 +393,7 @@ impl Network for NetlbNetwork {
         if self.with(|state| state.held.contains_key(task)) {
             self.tell_of(task, |state| {
                 state.cleared.remove(task);
+                state.untold.remove(task);
                 state.held.remove(task)
             });
         }

@@ -296,6 +296,11 @@ impl Picture {
         self.networks.values().filter_map(|network| network.tasks.get(task)).any(|task| task.readiness == Readiness::Leaving)
     }
 
+    /// Whether managers told of the task, on whatever network.
+    pub fn tells_of(&self, task: &TaskId) -> bool {
+        self.networks.values().any(|network| network.tasks.contains_key(task))
+    }
+
     /// Whether another node may lead to the task: it knows of it and is on a network of its.
     pub fn is_known_elsewhere(&self, task: &TaskId) -> bool {
         let others = |network: &NetworkPicture| network.peers.keys().any(|index| *index != self.node_index);

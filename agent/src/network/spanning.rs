@@ -35,7 +35,9 @@ impl NetlbNetwork {
             let head = |picture: &Picture| (picture.node_index, picture.vxlan_port, picture.epochs);
             let before = head(&state.picture);
             let news = self.kept.is_some().then(|| changes.clone());
+            let is_complete = changes.complete;
             let (touched, strangers) = state.picture.change(changes);
+            state.tasks_told(is_complete);
             // Before netlb is told: a network begins with the size that it is to have.
             let encrypted = state.picture.encrypted_path;
             state.ways.look(&mut state.picture, false);
@@ -99,10 +101,16 @@ impl NetlbNetwork {
 }
 
 impl State {
+    /// A message is taken in, which tells of everything or of changes.
+    fn tasks_told(&mut self, is_complete: bool) {
+        // Of whom nothing is said when everything is, managers tell nobody.
+        self.untold.retain(|task| !is_complete && !self.picture.tells_of(task));
+    }
+
     /// Whether other nodes may still lead to the task.
     fn others_may_lead_to(&self, task: &TaskId) -> bool {
         let served = self.held.get(task).is_some_and(|one| one.phase == Phase::Leaving { others_may_lead_here: true });
-        served && !self.cleared.contains(task) && self.picture.is_known_elsewhere(task)
+        served && !self.cleared.contains(task) && (self.untold.contains(task) || self.picture.is_known_elsewhere(task))
     }
 }
 
@@ -124,6 +132,7 @@ mod tests {
             let one = state.held.get_mut(&task).unwrap();
             one.phase = leaving(true);
             state.cleared.clear();
+            state.untold.clear();
             state.picture.networks = [(known.network.id.clone(), known.clone())].into();
             change(&mut state);
             state.others_may_lead_to(&task)
@@ -132,8 +141,23 @@ mod tests {
         assert!(!is_waited_for(&|state| state.cleared.extend([TaskId::for_test(1)])));
         assert!(!is_waited_for(&|state| state.held.get_mut(&TaskId::for_test(1)).unwrap().phase = leaving(false)), "it never served");
         assert!(!is_waited_for(&|state| state.picture.networks.clear()), "nobody knows of it");
+        assert!(is_waited_for(&|state| {
+            state.picture.networks.clear();
+            state.untold.insert(TaskId::for_test(1));
+        }));
         assert!(!is_waited_for(&|state| {
             state.picture.networks.values_mut().for_each(|network| network.peers.retain(|index, _| *index != 2));
         }));
+    }
+    #[test]
+    fn a_task_is_untold_until_a_message_has_it_or_would_have_had_it() {
+        let known = back(&[1, 2], &[(1, 1, Readiness::Planned)]);
+        let mut state = State::default();
+        state.picture.networks = [(known.network.id.clone(), known)].into();
+        state.untold.extend([1, 9].map(TaskId::for_test));
+        state.tasks_told(false);
+        assert_eq!(state.untold, [TaskId::for_test(9)].into());
+        state.tasks_told(true);
+        assert!(state.untold.is_empty());
     }
 }

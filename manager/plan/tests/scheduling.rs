@@ -382,6 +382,26 @@ fn a_bound_task_waits_for_its_own_node() {
 }
 
 #[test]
+fn what_its_node_gained_before_a_bound_task_was_told_why_it_waits_is_not_forgotten() {
+    let mut world = World::new();
+    let node = world.add_node(1, |node| node.description.as_mut().expect("described").resources.memory_bytes = 1 << 20);
+    let id = world.add_service(1, |spec| {
+        spec.mode = ServiceMode::Global;
+        let reservations = Resources { memory_bytes: 1 << 30, ..Resources::default() };
+        task_spec(spec).resources = Some(ResourceRequirements { reservations, ..ResourceRequirements::default() });
+    });
+    pend(&mut world, &id);
+    let mut scheduler = Scheduler::new(&world);
+    let told_why = scheduler.schedule(world.now);
+    let gained = world.change_node(&node, |node| node.description.as_mut().expect("described").resources.memory_bytes = 8 << 30);
+    gained.iter().for_each(|change| scheduler.observe(change));
+    world.commit(told_why.changes).iter().for_each(|change| scheduler.observe(change));
+    assert!(refusal(&world, &id).contains("insufficient memory"));
+    schedule(&mut world, &mut scheduler);
+    assert_eq!(scheduler.pending(), 0);
+}
+
+#[test]
 fn generic_resources_are_given_by_name_and_come_back() {
     let mut world = World::new();
     world.add_node(1, |node| {

@@ -88,6 +88,9 @@ impl World {
         let Some(container) = self.agents.get(node).and_then(|agent| agent.containers.get(id)).cloned() else { return };
         self.check_start(node, &container);
         self.check_location(node, id, &container.addresses);
+        if let Some(agent) = self.agents.get_mut(node).filter(|_| !container.addresses.is_empty()) {
+            agent.leads.attach(id);
+        }
         let since = container.since;
         let faulty = !self.healed && self.dice.roll(100) < container.bad;
         let (delay, code) = match (faulty, container.is_job) {

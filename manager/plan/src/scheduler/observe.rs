@@ -74,12 +74,14 @@ impl Scheduler {
         if let (Some(old), Some(new)) = (old, new) {
             self.note_failure(old, new);
         }
+        // What its node gained meanwhile is news for it still, when only the words change by which it waits.
+        let is_fresh = self.fresh_bound.contains(id);
         if let Some(old) = old.filter(|old| old.status.state == TaskState::Pending) {
             self.forget_pending(old);
         }
         if let Some(new) = new.filter(|new| new.status.state == TaskState::Pending) {
             let is_news = !old.is_some_and(|old| old.status.state == TaskState::Pending && old.desired_state == new.desired_state);
-            self.note_pending(new, is_news);
+            self.note_pending(new, is_news || is_fresh);
         }
     }
 

@@ -49,6 +49,8 @@ pub struct Leads {
     /// By the stream of this connection.
     conn: ConnId,
     cleared: BTreeSet<TaskId>,
+    /// Tasks of its own that managers have not told it of yet (`untold` of the agent's `network.rs`).
+    untold: BTreeSet<TaskId>,
     /// Being put in place; what was said since then is put there afterwards.
     programming: Option<(ConnId, Version)>,
     /// What that changes of what is in the kernel, and what changed since.
@@ -89,6 +91,7 @@ impl Leads {
     pub(super) fn process_dies(&mut self) {
         self.programming = None;
         self.cleared.clear();
+        self.untold.clear();
     }
 
     /// The kernel is gone, too. What it knew counts until the node was told everything anew: its routes, and who else is on its networks,
@@ -104,8 +107,16 @@ impl Leads {
         self.located.get(network)?.get(address)
     }
 
+    /// The network of a task is made.
+    pub fn attach(&mut self, task: &TaskId) {
+        if !self.known.values().any(|known| known.tasks.contains_key(task)) {
+            self.untold.insert(task.clone());
+        }
+    }
+
     pub(super) fn forget(&mut self, task: &TaskId) {
         self.cleared.remove(task);
+        self.untold.remove(task);
     }
 
     /// Begins to put what is known in place, with what could not be put there before.
@@ -159,9 +170,10 @@ impl Leads {
         }
     }
 
-    /// Whether another node may lead to the task (`Picture::is_known_elsewhere`).
-    fn is_known_elsewhere(&self, task: &TaskId, own: u32) -> bool {
-        self.known.values().any(|known| known.tasks.contains_key(task) && known.peers.iter().any(|peer| *peer != own))
+    /// Whether another node may lead to the task (`Picture::is_known_elsewhere`), or nothing is known of that yet.
+    fn may_be_known_elsewhere(&self, task: &TaskId, own: u32) -> bool {
+        self.untold.contains(task)
+            || self.known.values().any(|known| known.tasks.contains_key(task) && known.peers.iter().any(|peer| *peer != own))
     }
 
     /// The leader may have given it up, and goes on without it.
@@ -207,6 +219,8 @@ impl Leads {
                 self.changed.insert((id.clone(), task), Some(Endpoint { ready, addresses: endpoint.addresses.clone() }));
             }
         }
+        let known = &self.known;
+        self.untold.retain(|task| !changes.complete && !known.values().any(|known| known.tasks.contains_key(task)));
         self.revision = Version(changes.revision);
         true
     }
@@ -317,7 +331,7 @@ impl World {
     /// Whether the stop of a task waits for other nodes.
     fn others_may_lead_to(&self, node: &NodeId, task: &TaskId) -> bool {
         let Some(agent) = self.agents.get(node) else { return false };
-        self.watch.fit.contains(task) && !agent.leads.cleared.contains(task) && agent.leads.is_known_elsewhere(task, index_of(node))
+        self.watch.fit.contains(task) && !agent.leads.cleared.contains(task) && agent.leads.may_be_known_elsewhere(task, index_of(node))
     }
 
     /// A task is to be stopped: at once, or when nobody leads to it any more.
