@@ -35,8 +35,11 @@ impl World {
 
     pub fn do_op(&mut self, op: Op) {
         self.trace(|| format!("* {op:?}"));
+        let is_joining =
+            |user: &User| !user.done && matches!((&user.op, &op), (Op::AddNode { node: a }, Op::AddNode { node: b }) if a == b);
         if let Op::AddNode { node } = op
             && self.node(node).is_none()
+            && !self.users.iter().any(is_joining)
         {
             self.leave(node); // removed, and nobody was told
         }
